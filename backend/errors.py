@@ -1,0 +1,95 @@
+"""Every error a person may see: one root class that carries its exit code, a stable code and a hint.
+
+Light ring: standard library only. `lens_cli.app` is the one place that turns these into text and exit codes.
+"""
+
+from __future__ import annotations
+
+
+class LensError(Exception):
+    """Something a person can act on. `str(error)` says what and where; `hint` says what to do.
+
+    `exit_code` follows the table in the README (0 ok, 1 failure, 2 usage, 3 retryable, 4 timeout, 5 model missing,
+    6 out of memory, 7 refused, 8 part of a batch failed, 130 interrupted); `code` is the snake_case name in `--json`.
+    """
+
+    exit_code = 1
+    code = "failure"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(LensError):
+    """A flag, a value or a combination that cannot be honoured."""
+
+    exit_code = 2
+    code = "usage"
+
+
+class FileError(LensError):
+    """A file that cannot be read or written: no permission, no space, not what it should be."""
+
+    code = "file"
+
+
+class CheckpointError(LensError):
+    """A checkpoint that is cut short, misshapen, of another model, or no checkpoint at all."""
+
+    code = "bad_checkpoint"
+
+
+class NumericsError(LensError):
+    """A non-finite latent or feature: stopped instead of saving a black picture."""
+
+    code = "non_finite"
+
+
+class NetworkError(LensError):
+    """A server or hub that is down, busy or unreachable; trying again may help."""
+
+    exit_code = 3
+    code = "network"
+
+
+class TimeoutExpiredError(LensError):
+    """Something took longer than its limit."""
+
+    exit_code = 4
+    code = "timeout"
+
+
+class ModelMissingError(LensError):
+    """The weights are not on this disk."""
+
+    exit_code = 5
+    code = "model_missing"
+
+
+class OutOfMemoryError(LensError):
+    """The device or the machine has not enough memory."""
+
+    exit_code = 6
+    code = "out_of_memory"
+
+
+class RefusedError(LensError):
+    """The reasoner's policy refused the request."""
+
+    exit_code = 7
+    code = "refused"
+
+
+class PartialBatchError(LensError):
+    """Some pictures of a batch were made, others were not."""
+
+    exit_code = 8
+    code = "partial_batch"
+
+
+class CancelledError(LensError):
+    """The person pressed Ctrl-C; finished pictures are kept."""
+
+    exit_code = 130
+    code = "cancelled"

@@ -1,0 +1,109 @@
+"""The data that travels from the command line to the picture and back: request, events, result.
+
+Light ring: standard library only. A `GenerationRequest` is complete: nothing in it is decided later, so what is saved
+beside a picture is exactly what ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class DType(StrEnum):
+    """Arithmetic of transformer and encoder. float16 is absent on purpose: activations reach 3e7."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Phase(StrEnum):
+    """The phases of one generation, in order."""
+
+    load_encoder = "load encoder"
+    encode = "encode"
+    load_transformer = "load transformer"
+    denoise = "denoise"
+    decode = "decode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """Everything that determines the pixels. Made by `backend.requests.build_request` only."""
+
+    prompt: str  # what the text encoder reads
+    original_prompt: str | None = None  # what the person typed, where a reasoner rewrote it; None: the same
+    negative_prompt: str = ""  # blank: the unconditional branch sees no text tokens
+    model: str  # registry name or path, as resolved
+    seeds: tuple[int, ...]  # one picture each; 0 <= seed < 2**63
+    width: int  # pixels, a multiple of 16
+    height: int  # pixels, a multiple of 16
+    steps: int  # sampler steps, >= 1
+    guidance: float  # 1.0: no unconditional branch
+    dtype: DType = DType.auto  # auto: float32 on a CPU for a float32 checkpoint, bfloat16 on a GPU
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted:
+    """`total` is the number of steps to come, None where the phase has none."""
+
+    phase: Phase
+    total: int | None = None
+    image: int | None = None  # 0-based index into `request.seeds`; None: the phase serves all pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """Step `step` of `total` (1-based) of the denoising of picture `image`."""
+
+    phase: Phase
+    step: int
+    total: int
+    image: int
+    seconds: float  # wall time of this step
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseDone:
+    phase: Phase
+    seconds: float
+    peak_bytes: int  # peak memory so far: device allocator on a GPU, resident set of the process on a CPU
+    image: int | None = None
+
+
+Event = PhaseStarted | StepDone | PhaseDone
+OnEvent = Callable[[Event], None]
+Stop = Callable[[], bool]  # polled after every step; True: raise CancelledError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What made the picture, for its metadata. Base names and hashes only, never a path."""
+
+    name: str  # registry name, or the folder's or file's base name
+    revision: str | None = None  # hub commit, where the weights came from a pinned source
+    sha256: dict[str, str] = field(default_factory=dict)  # component -> SHA-256 of its weights file(s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One finished picture and the facts needed to make it again."""
+
+    image: Image.Image
+    request: GenerationRequest
+    index: int  # position in request.seeds
+    seed: int
+    model: ModelIdentity
+    sigmas: tuple[float, ...]  # the schedule that ran, steps + 1 values ending in 0
+    dtype: str  # the dtype that ran: "float32" or "bfloat16"
+    device: str  # "cpu", "cuda:0 (NVIDIA H200)", ...
+    template_date: str  # the frozen date in the conversation template
+    timings: dict[str, float]  # phase -> seconds
+    versions: dict[str, str]  # package -> version
