@@ -1,0 +1,71 @@
+"""Training state on disk: safetensors for every tensor, JSON for the rest, written atomically. No pickles.
+
+A checkpoint is a folder `step-00001234/` with one `<part>.safetensors` per part and `state.json`. It is written under
+a temporary name and renamed when complete, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def save(run_dir: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Write checkpoint `step` of a run and delete all but the newest `keep`."""
+    folder = run_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name, tensors in parts.items():
+        # .contiguous() on a copy: safetensors refuses views, and a training tensor may be one.
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
+    (temporary / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+    for file in temporary.iterdir():
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, None where there is none."""
+    found = sorted((run_dir / "checkpoints").glob("step-*"))
+    return found[-1] if found else None
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Parts and state of one checkpoint, on the CPU."""
+    parts = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
+    return parts, json.loads((folder / "state.json").read_text())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """AdamW moments and step counts under `<moment>.<parameter name>`; `names` in the order of the parameters."""
+    out: dict[str, Tensor] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        for key, value in optimizer.state[parameter].items():
+            out[f"{key}.{name}"] = value
+    return out
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        state = optimizer.state[parameter]
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors[f"{key}.{name}"]
+            state[key] = value.clone() if key == "step" else value.to(parameter.device, parameter.dtype).clone()
