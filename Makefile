@@ -1,0 +1,58 @@
+# Two commands for a person: `make demo` and `make test`. Each creates .venv from nothing.
+#
+#   PYTHON=python3.12 make demo         another interpreter (3.11 or newer)
+#   TORCH=torch make demo               the newest torch build instead of the pinned one (then CONSTRAINTS= too)
+#   make demo PROMPT="a blue fish"      another picture
+
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+TORCH ?= torch==2.13.0
+CONSTRAINTS ?= -c constraints.txt
+PROMPT ?= three red balloons over a green hill
+OUTPUT ?= outputs/
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format cold-start clean
+
+help: ## Show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Create .venv and install everything into it
+
+# torch goes first and alone: once the pinned build is there, nothing that needs "torch" fetches another one.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on PATH" >&2; \
+		echo "hint: install one, or name it: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
+		echo "error: no C compiler on PATH (llama-cpp-python is built from source)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) $(TORCH)
+	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Make a picture with the shipped model; the last line is its path
+	@picture=$$($(BIN)/lens gen "$(PROMPT)" --model nano --ar 16:9 --output "$(OUTPUT)") && echo "$$picture"
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## Lint, format check, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cold-start: $(STAMP) ## Time `lens --help`, five times
+	@for i in 1 2 3 4 5; do $(BIN)/python -c "import subprocess, time; t = time.perf_counter(); \
+		subprocess.run(['$(BIN)/lens', '--help'], capture_output=True, check=True); \
+		print(f'{(time.perf_counter() - t) * 1e3:.0f} ms')"; done
+
+clean: ## Remove .venv and caches; pictures and runs stay
+	rm -rf .venv .pytest_cache .ruff_cache build dist

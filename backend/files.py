@@ -1,0 +1,137 @@
+"""Writing files so that an interruption leaves a whole file or none.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from backend.errors import FileError, UsageError
+
+_HINTS = {
+    errno.ENOSPC: "the disk is full: free some space, or save elsewhere with -o",
+    errno.EDQUOT: "the quota is used up: free some space, or save elsewhere with -o",
+    errno.EFBIG: "the file would be larger than this system allows",
+    errno.EACCES: "no permission: save elsewhere with -o",
+    errno.EPERM: "no permission: save elsewhere with -o",
+    errno.EROFS: "the file system is read-only: save elsewhere with -o",
+    errno.ENAMETOOLONG: "the name is too long: give a shorter one with -o",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+}
+# What link() answers on file systems without hard links (FAT, some network shares, some containers).
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
+
+
+def write_error(path: Path, error: OSError) -> FileError:
+    """The one-line form of an operating system's refusal to write `path`."""
+    reason = (error.strerror or str(error)).lower()
+    return FileError(f"cannot write {path}: {reason}", hint=_HINTS.get(error.errno or 0))
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents, and prove that a file can be made in it.
+
+    Raises FileError. Called before any weights load, so that a minute of work is not lost to a read-only folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def names(path: Path) -> Iterator[Path]:
+    """`a.png`, `a-1.png`, `a-2.png`, …: the names tried in order until one is free."""
+    yield path
+    for number in range(1, 1_000_000):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def write_new(path: Path, data: bytes) -> Path:
+    """Write `data` under the first free name of `names(path)`; returns the name taken.
+
+    Never replaces a file, also when two processes write at once: the whole file is written beside its target, synced,
+    and then given its name by an operation that fails where the name exists. Raises FileError; leaves nothing behind.
+    """
+    try:
+        with _temporary(path.parent, data) as temporary:
+            for candidate in names(path):
+                if _claim(temporary, candidate):
+                    _sync_folder(path.parent)
+                    return candidate
+    except OSError as error:
+        raise write_error(path, error) from error
+    raise UsageError(f"a million files are named like {path}", hint="give another name with -o")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, replacing what is there in one step. Raises FileError; leaves nothing behind."""
+    try:
+        with _temporary(path.parent, data) as temporary:
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path, data: bytes) -> Generator[Path]:
+    """A synced temporary file with `data` in `folder`; gone at the end, however the end comes."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".lens-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)  # there is no way to read it without setting it
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 is for secrets; a picture has the usual mode
+        yield Path(name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away
+            os.unlink(name)
+
+
+def _claim(temporary: Path, target: Path) -> bool:
+    """Give `temporary` the name `target` as well; False where the name is taken."""
+    try:
+        os.link(temporary, target)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    # No hard links here: reserve the name with an empty file, then replace the reservation.
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        return False
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        target.unlink(missing_ok=True)  # an interruption here too leaves no empty picture
+        raise
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut. Windows cannot open a folder and needs no such thing."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network file systems refuse
+            raise
+    finally:
+        os.close(handle)

@@ -1,0 +1,113 @@
+"""Where everything lies. No other module builds one of these paths.
+
+`LENS_HOME` puts config, data, cache and state under one folder; otherwise platformdirs decides by platform (on Linux
+the XDG folders). Weights of registry models stay in the Hugging Face cache, which `HF_HOME` moves.
+
+Light ring: platformdirs is imported inside the functions. Nothing here creates a folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+APP = "lens"
+PACKAGE = Path(__file__).resolve().parent
+
+
+def _under_home(part: str) -> Path | None:
+    home = os.environ.get("LENS_HOME")
+    return Path(home).expanduser() / part if home else None
+
+
+def config_dir() -> Path:
+    import platformdirs
+
+    return _under_home("config") or platformdirs.user_config_path(APP, appauthor=False)
+
+
+def data_dir() -> Path:
+    import platformdirs
+
+    return _under_home("data") or platformdirs.user_data_path(APP, appauthor=False)
+
+
+def cache_dir() -> Path:
+    import platformdirs
+
+    return _under_home("cache") or platformdirs.user_cache_path(APP, appauthor=False)
+
+
+def state_dir() -> Path:
+    import platformdirs
+
+    return _under_home("state") or platformdirs.user_state_path(APP, appauthor=False)
+
+
+def config_file() -> Path:
+    """The user's settings; `LENS_CONFIG` names another file."""
+    named = os.environ.get("LENS_CONFIG")
+    return Path(named).expanduser() if named else config_dir() / "config.toml"
+
+
+def project_file() -> Path:
+    """A project's settings: `lens.toml` in the working folder, and only there."""
+    return Path.cwd() / "lens.toml"
+
+
+def history_file() -> Path:
+    return data_dir() / "history.db"
+
+
+def styles_dir() -> Path:
+    return data_dir() / "presets"
+
+
+def wildcards_dir() -> Path:
+    return data_dir() / "wildcards"
+
+
+def loras_dir() -> Path:
+    return data_dir() / "loras"
+
+
+def embeds_dir() -> Path:
+    """Encoded prompts, kept so that a known prompt does not load the encoder again."""
+    return cache_dir() / "embeds"
+
+
+def thumbs_dir() -> Path:
+    return cache_dir() / "thumbs"
+
+
+def server_file() -> Path:
+    """Process id and address of the warm backend."""
+    return state_dir() / "server.pid"
+
+
+def logs_dir() -> Path:
+    return state_dir() / "logs"
+
+
+def nano_dir() -> Path:
+    """Lens-Nano's weights, inside the installed package."""
+    return PACKAGE / "nano"
+
+
+def hub_cache() -> Path:
+    """The Hugging Face cache, by that library's own rules: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, in this order."""
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def pictures_dir() -> Path:
+    """Where the terminal app saves; `lens gen` saves in the working folder."""
+    import platformdirs
+
+    return platformdirs.user_pictures_path() / APP

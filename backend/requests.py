@@ -1,0 +1,222 @@
+"""What a person asked for -> a complete `GenerationRequest`.
+
+The only place where `None` is resolved, a size checked and a seed drawn. Precedence: flag > environment >
+settings files > the model's default (`backend.settings` has already merged the middle ones).
+
+Light ring: standard library only; the registry is imported inside, so that `lens --help` does not read it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backend.errors import UsageError
+from backend.settings import Settings
+from backend.sizes import resolve_size
+from backend.types import DType, GenerationRequest
+
+if TYPE_CHECKING:
+    from backend.presets import Preset
+
+PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tokens), far below a pasted book
+STEPS_LIMIT = 250  # keeps the schedule small enough for every format's metadata
+GUIDANCE_LIMIT = 100.0
+PICTURES_LIMIT = 10_000  # of one run
+SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
+
+Warn = Callable[[str], None]
+
+
+def build_request(
+    *,
+    prompt: str,
+    original_prompt: str | None = None,
+    negative_prompt: str | None = None,
+    model: str | None = None,
+    seeds: Sequence[str] = (),
+    num: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    ar: str | None = None,
+    base: int | None = None,
+    size: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    dtype: DType | None = None,
+    device: str | None = None,
+    settings: Settings,
+    warn: Warn,
+) -> GenerationRequest:
+    """A complete request from what was given; None and () mean "not given".
+
+    `seeds` are texts: "42", "-1" (draw one), "100..120". `warn` is called with one line for everything that was asked
+    for and cannot be honoured. Raises UsageError; for a model given as a path also what `weights.resolve_model` raises.
+    """
+    name = model or settings.model or _default_model()
+    name, preset = find_preset(name)
+    chosen = settings.generate
+
+    guidance = guidance if guidance is not None else chosen.guidance
+    negative_prompt = negative_prompt if negative_prompt is not None else chosen.negative_prompt
+    guidance, negative_prompt = _honour_guidance(preset, guidance, negative_prompt or "", warn)
+
+    explicit = size is not None or width is not None or height is not None
+    if base is None and not explicit and chosen.base is not None:
+        if chosen.base in preset.bases:
+            base = chosen.base
+        else:
+            warn(f"the setting base = {chosen.base} is ignored: {preset.name} has {_list(preset.bases)}")
+    width, height = resolve_size(
+        ar=ar if ar is not None or explicit else chosen.ar,
+        base=base,
+        size=size,
+        width=width,
+        height=height,
+        bases=preset.bases,
+        default_base=preset.default_base,
+    )
+    return GenerationRequest(
+        prompt=check_prompt(prompt, "prompt"),
+        original_prompt=check_prompt(original_prompt, "original prompt") if original_prompt is not None else None,
+        negative_prompt=check_prompt(negative_prompt, "negative prompt") if negative_prompt else "",
+        model=name,
+        seeds=draw_seeds(seeds, num),
+        width=width,
+        height=height,
+        steps=_in_range("--steps", _first(steps, chosen.steps, preset.steps), 1, STEPS_LIMIT),
+        guidance=guidance,
+        dtype=dtype or chosen.dtype,
+        device=check_device(device or chosen.device),
+    )
+
+
+def find_preset(model: str) -> tuple[str, Preset]:
+    """(registry name or absolute path, its preset). A registry name wins over a folder of the same name.
+
+    Raises UsageError listing the known names, or what `weights.resolve_model` raises for a path.
+    """
+    from backend import presets
+
+    try:
+        preset = presets.get(model)
+    except UsageError:
+        path = Path(model).expanduser()
+        if not path.exists():
+            raise
+        from backend.weights import resolve_model  # reads the files' headers; only for a path
+
+        return str(path.resolve()), resolve_model(str(path.resolve())).preset
+    return preset.name, preset
+
+
+def check_prompt(text: str, what: str) -> str:
+    """The text as it will be encoded: line ends unified, outer blanks gone. Raises UsageError.
+
+    Control tokens (`<|start|>`) and `[markup]` are plain text and pass. Control characters do not: they have no meaning
+    in a sentence, are illegal in image metadata, and would act on the terminal that prints them.
+    """
+    plain = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    if not plain:
+        raise UsageError(f"the {what} is empty", hint='write what to draw: lens gen "three red balloons"')
+    if len(plain) > PROMPT_LIMIT:
+        raise UsageError(
+            f"the {what} has {len(plain):,} characters; the limit is {PROMPT_LIMIT:,}",
+            hint="the model reads about the first 400 words",
+        )
+    for position, character in enumerate(plain):
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
+            kind = "is not valid UTF-8" if "\udc80" <= character <= "\udcff" else f"holds U+{ord(character):04X}"
+            raise UsageError(f"the {what} {kind} at character {position + 1}", hint="remove control characters")
+    return plain
+
+
+def draw_seeds(seeds: Sequence[str], num: int | None) -> tuple[int, ...]:
+    """Seeds of a run, one per picture. Raises UsageError.
+
+    One seed and a count: `-s 5 -n 3` is 5, 6, 7. No seed: the first is drawn, the rest follow it, so that a run is
+    written as one range. Several seeds: one picture each, and a count must agree.
+    """
+    if num is not None and not 1 <= num <= PICTURES_LIMIT:
+        raise UsageError(f"--num {num} is outside 1..{PICTURES_LIMIT:,}")
+    wanted = [seed for text in (seeds or ["-1"]) for seed in _parse_seed(text)]
+    if num is not None and len(wanted) == 1:
+        if wanted[0] + num > SEED_END:
+            raise UsageError(f"seeds {wanted[0]}..{wanted[0] + num - 1} pass the largest seed, {SEED_END - 1}")
+        wanted = list(range(wanted[0], wanted[0] + num))
+    if num is not None and num != len(wanted):
+        raise UsageError(f"--num {num} and {len(wanted)} seeds differ", hint="drop --num: each seed makes one picture")
+    if len(wanted) > PICTURES_LIMIT:
+        raise UsageError(f"{len(wanted):,} seeds are too many for one run; the limit is {PICTURES_LIMIT:,}")
+    return tuple(wanted)
+
+
+def _parse_seed(text: str) -> Sequence[int]:
+    """One `--seed`: a number, -1, or an inclusive range."""
+    hint = "a seed is a number from 0, -1 for a drawn one, or a range such as 100..120"
+    found = re.fullmatch(r"(-?[0-9]{1,19})(?:\.\.([0-9]{1,19}))?", text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is no seed", hint=hint)
+    first = int(found.group(1))
+    if first == -1 and found.group(2) is None:
+        return (secrets.randbelow(2**32),)  # what every other tool can read back
+    last = int(found.group(2)) if found.group(2) is not None else first
+    if not 0 <= first < SEED_END or not last < SEED_END:
+        raise UsageError(f"the seed {text} is outside 0..{SEED_END - 1}", hint=hint)
+    if last < first:
+        raise UsageError(f"the seed range {text} runs backwards", hint=f"write {last}..{first}")
+    if last - first >= PICTURES_LIMIT:
+        raise UsageError(
+            f"the seed range {text} asks for {last - first + 1:,} pictures; the limit is {PICTURES_LIMIT:,}"
+        )
+    return range(first, last + 1)
+
+
+def check_device(device: str) -> str:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whether it exists is found when it is used. Raises UsageError."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", device):
+        raise UsageError(f"unknown device {device!r}", hint="known: auto, cpu, cuda, cuda:N, mps")
+    return device
+
+
+def _honour_guidance(preset: Preset, guidance: float | None, negative_prompt: str, warn: Warn) -> tuple[float, str]:
+    """(guidance, negative prompt) that will really run; one warning for each wish that cannot be met."""
+    if guidance is not None and not (math.isfinite(guidance) and 0 <= guidance <= GUIDANCE_LIMIT):
+        raise UsageError(f"--guidance {guidance:g} is outside 0..{GUIDANCE_LIMIT:g}", hint="1 means no guidance")
+    if preset.distilled:
+        if guidance is not None and guidance != preset.guidance:
+            warn(f"guidance {guidance:g} is ignored: {preset.name} is distilled and runs at {preset.guidance:g}")
+        guidance = preset.guidance
+    elif guidance is None:
+        guidance = preset.guidance
+    if negative_prompt.strip() and guidance == 1.0:
+        why = f"{preset.name} is distilled" if preset.distilled else "guidance is 1"
+        warn(f"the negative prompt is ignored: {why}, so nothing runs that would read it")
+        negative_prompt = ""
+    return guidance, negative_prompt.strip()
+
+
+def _first(*values: int | None) -> int:
+    """The first that was given; the last always is."""
+    return next(value for value in values if value is not None)
+
+
+def _in_range(flag: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise UsageError(f"{flag} {value} is outside {low}..{high}")
+    return value
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _default_model() -> str:
+    from backend import presets
+
+    return presets.default_name()

@@ -1,0 +1,196 @@
+"""What a person set once: config.toml, lens.toml and the environment -> typed `Settings`, each value with its origin.
+
+Precedence: flag > environment > `lens.toml` in the working folder > user's config.toml > the model's default. Flags
+are applied by `backend.requests`; `None` here always means "the next one decides".
+
+Environment names derive from the fields: `model` is LENS_MODEL, `generate.steps` is LENS_GENERATE__STEPS.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin, get_type_hints
+
+from backend import paths
+from backend.errors import UsageError
+from backend.outputs import DEFAULT_TEMPLATE, ImageFormat
+from backend.types import DType
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Defaults of `lens gen`; None: the model's own."""
+
+    steps: int | None = None  # sampler steps
+    guidance: float | None = None  # 1.0: none
+    negative_prompt: str | None = None
+    ar: str | None = None  # aspect ratio W:H
+    base: int | None = None  # base resolution in pixels
+    dtype: DType = DType.auto
+    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    template: str = DEFAULT_TEMPLATE  # file name, see `backend.outputs.FIELDS`
+    format: ImageFormat = ImageFormat.png
+    quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
+    metadata: bool = True  # write the request into the picture
+    show: bool | None = None  # draw the picture in the terminal; None: where stdout is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`origins` maps a dotted key to where its value came from; a key that is absent has its default."""
+
+    model: str | None = None  # registry name or path; None: the registry's default
+    output_dir: str | None = None  # folder for pictures; None: the working folder
+    host: str = "127.0.0.1:5367"  # address of the warm backend
+    keep_alive: str = "5m"  # how long the warm backend keeps a model: 5m, 0, -1
+    api_key: str | None = None  # key the warm backend asks for
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+# A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
+USER_ONLY = ("host", "api_key")
+
+
+def load() -> Settings:
+    """Read all sources. Raises UsageError naming the file and key of a value that does not fit."""
+    known = dict(keys())
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for path, project in ((paths.config_file(), False), (paths.project_file(), True)):
+        for key, value in _read(path).items():
+            if key not in known:
+                raise UsageError(f"{path}: unknown setting {key!r}", hint=_did_you_mean(key, list(known)))
+            if project and key in USER_ONLY:
+                raise UsageError(
+                    f"{path}: {key} belongs into your own settings", hint=f"move it to {paths.config_file()}"
+                )
+            values[key], origins[key] = _check(value, known[key], f"{path}: {key}"), str(path)
+    for name, text in _environment(known):
+        key = _key(name)
+        values[key], origins[key] = _check_text(text, known[key], name), name
+    return _build(values, origins)
+
+
+def keys(owner: type = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key and its type, in the order of the dataclasses."""
+    hints = get_type_hints(owner)
+    for item in fields(owner):
+        if item.name == "origins":
+            continue
+        if is_dataclass(hints[item.name]):
+            yield from keys(hints[item.name], f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, hints[item.name]
+
+
+def env_name(key: str) -> str:
+    """`generate.steps` -> LENS_GENERATE__STEPS."""
+    return "LENS_" + key.upper().replace(".", "__")
+
+
+def _key(name: str) -> str:
+    return name.removeprefix("LENS_").lower().replace("__", ".")
+
+
+def _environment(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, text) of every setting in the environment. Raises UsageError on an unknown name within a section."""
+    sections = {env_name(key).split("__")[0] + "__" for key in known if "." in key}
+    for name, text in sorted(os.environ.items()):
+        key = _key(name)
+        if name == env_name(key) and key in known:
+            if text != "":  # an empty variable is how a shell says "not set"
+                yield name, text
+        elif any(name.startswith(section) for section in sections):
+            hint = _did_you_mean(name, [env_name(key) for key in known])
+            raise UsageError(f"the environment variable {name} is no setting", hint=hint)
+
+
+def _did_you_mean(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A TOML file as dotted keys; a missing file has none. Raises UsageError."""
+    try:
+        with path.open("rb") as file:
+            return dict(_flatten(tomllib.load(file)))
+    except FileNotFoundError:
+        if os.environ.get("LENS_CONFIG") and path == paths.config_file():
+            raise UsageError(f"the settings file {path} is missing", hint="LENS_CONFIG names it") from None
+        return {}
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(cast("dict[str, Any]", value), f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _plain(kind: Any) -> Any:
+    """`int | None` -> int: the type a written value must have."""
+    if get_origin(kind) is types.UnionType:
+        return next(part for part in get_args(kind) if part is not types.NoneType)
+    return kind
+
+
+def _check(value: Any, kind: Any, where: str) -> Any:
+    """A TOML value as the field's type. Raises UsageError."""
+    kind = _plain(kind)
+    if issubclass(kind, StrEnum):
+        return _check_text(value, kind, where) if isinstance(value, str) else _refuse(value, kind, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    return value if type(value) is kind else _refuse(value, kind, where)
+
+
+def _check_text(text: str, kind: Any, where: str) -> Any:
+    """An environment variable's text as the field's type. Raises UsageError."""
+    kind = _plain(kind)
+    if kind is bool:
+        word = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        return word[text.lower()] if text.lower() in word else _refuse(text, kind, where)
+    try:
+        return kind(text)
+    except ValueError:
+        return _refuse(text, kind, where)
+
+
+def _refuse(value: object, kind: Any, where: str) -> Any:
+    if issubclass(kind, StrEnum):
+        wanted = "one of " + ", ".join(kind)
+    else:
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}[kind]
+    raise UsageError(f"{where} = {value!r} does not fit", hint=f"it must be {wanted}")
+
+
+def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
+    hints = get_type_hints(Settings)
+    parts: dict[str, Any] = {key: value for key, value in values.items() if "." not in key}
+    for item in fields(Settings):
+        if is_dataclass(section := hints[item.name]):
+            prefix = item.name + "."
+            inside = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+            parts[item.name] = cast("Any", section)(**inside)
+    return Settings(**parts, origins=dict(origins))
