@@ -1,0 +1,185 @@
+"""From a picture to regions: what is background, and the connected pieces of each palette colour.
+
+Works on a small float array (short side `SMALL` pixels): the reduction removes noise and softness alike. Pillow and
+numpy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.evals.templates import role_colours
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int32]
+
+SIDE = 256  # pixels: every picture is brought to this short side
+SMALL = 128
+FAMILY = 46.0  # RGB distance within which a pixel belongs to a colour's m, d or l
+
+
+def normalised(picture: Image.Image) -> Image.Image:
+    """RGB at a short side of 256 pixels."""
+    picture = picture.convert("RGB")
+    w, h = picture.size
+    if min(w, h) == SIDE:
+        return picture
+    k = SIDE / min(w, h)
+    return picture.resize((round(w * k), round(h * k)), Image.Resampling.LANCZOS)
+
+
+def small(picture: Image.Image) -> Floats:
+    """(H, W, 3) float32, 0-255, at half the normalised size."""
+    return np.asarray(picture.reduce(SIDE // SMALL), np.float32)
+
+
+def distance(pixels: Floats, colour: Floats) -> Floats:
+    """Euclidean RGB distance of (..., 3) to a colour (3,) or to as many colours."""
+    d = pixels - colour
+    return np.sqrt(np.einsum("...c,...c->...", d, d))
+
+
+# ------------------------------------------------------------------------------------------------------ background
+
+
+def _split_fit(profile: Floats) -> tuple[float, Floats, Floats]:
+    """Fit one column of the picture, (H, 3), as a linear sky above a row and a constant ground below it.
+
+    Returns (residual, sky colour per row (H, 3), ground colour (3,)). With no split, ground is the sky's end.
+    """
+    h = len(profile)
+    rows = np.arange(h, dtype=np.float32)
+
+    def line(upto: int) -> Floats:
+        part, x = profile[:upto], rows[:upto]
+        keep = np.ones(upto, bool)
+        fit = np.zeros((2, 3), np.float32)
+        for _ in range(3):  # drop what an object or a cloud at the border disturbs
+            a = np.stack([x[keep], np.ones(int(keep.sum()), np.float32)], 1)
+            fit = np.linalg.lstsq(a, part[keep], rcond=None)[0].astype(np.float32)
+            off = distance(x[:, None] * fit[0] + fit[1], part)
+            keep = off <= max(6.0, float(np.median(off)) * 2)
+            if keep.sum() < upto // 3:
+                break
+        return rows[:, None] * fit[0] + fit[1]
+
+    def cost(model: Floats) -> float:
+        return float(np.minimum(distance(model, profile), 40).mean())
+
+    whole = line(h)
+    best = (cost(whole), whole, whole[-1])
+    for row in range(h // 4, h * 19 // 20, max(1, h // 32)):
+        sky, ground = line(row), np.median(profile[row + 1 :], 0).astype(np.float32)
+        model = np.where(rows[:, None] < row, sky, ground)
+        c = cost(model) + 1.0  # a split must earn its place
+        if c < best[0]:
+            best = (c, sky, ground)
+    return best
+
+
+def background_distance(pixels: Floats) -> tuple[Floats, float]:
+    """(H, W): how far each pixel is from the nearest background colour that the borders show, in RGB units; and how
+    far the borders themselves typically are (their noise).
+
+    The borders of a picture are taken to be background. Their columns give a sky (a vertical gradient) and a ground;
+    a row whose two ends agree is background in that colour too (a table's edge, planks).
+    """
+    left, right = np.median(pixels[:, :3], 1), np.median(pixels[:, -3:], 1)
+    near = np.full(pixels.shape[:2], np.inf, np.float32)
+    for profile in (left, right):
+        _, sky, ground = _split_fit(profile.astype(np.float32))
+        near = np.minimum(near, distance(pixels, sky[:, None, :]))
+        near = np.minimum(near, distance(pixels, ground))
+    agree = distance(left, right) < 12
+    ends = distance(pixels, ((left + right) / 2)[:, None, :])
+    away = np.where(agree[:, None], np.minimum(near, ends), near).astype(np.float32)
+    return away, float(np.median(np.concatenate([away[:, :3].ravel(), away[:, -3:].ravel(), away[:3].ravel()])))
+
+
+# ------------------------------------------------------------------------------------------------------ components
+
+
+def components(mask: Bools) -> tuple[Ints, list[tuple[int, int, int, int, int]]]:
+    """4-connected pieces of a mask: labels (H, W) from 1, and (x0, y0, x1, y1, area) of each, ends exclusive."""
+    h, w = mask.shape
+    edge = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    ys, starts = np.nonzero(edge == 1)
+    ends = np.nonzero(edge == -1)[1]
+    parent = list(range(len(ys)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    first = np.searchsorted(ys, np.arange(h + 1)).tolist()
+    s, e = starts.tolist(), ends.tolist()
+    for y in range(1, h):
+        i, j = first[y - 1], first[y]
+        while i < first[y] and j < first[y + 1]:
+            if s[i] < e[j] and s[j] < e[i]:
+                a, b = root(i), root(j)
+                parent[max(a, b)] = min(a, b)
+            if e[i] < e[j]:
+                i += 1
+            else:
+                j += 1
+    labels = np.zeros((h, w), np.int32)
+    number: dict[int, int] = {}
+    boxes: list[tuple[int, int, int, int, int]] = []
+    for i, y in enumerate(ys.tolist()):
+        r = root(i)
+        if r not in number:
+            number[r] = len(boxes) + 1
+            boxes.append((s[i], y, e[i], y + 1, 0))
+        k = number[r]
+        labels[y, s[i] : e[i]] = k
+        x0, y0, x1, _, area = boxes[k - 1]
+        boxes[k - 1] = (min(x0, s[i]), y0, max(x1, e[i]), y + 1, area + e[i] - s[i])
+    return labels, boxes
+
+
+def opened(mask: Bools) -> Bools:
+    """Without what is less than three pixels wide: outlines, softened edges, strings."""
+    p = np.pad(mask, 1)
+    thin = p[1:-1, 1:-1] & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
+    p = np.pad(thin, 1)
+    return p[1:-1, 1:-1] | p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
+
+
+def core_box(mask: Bools) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1), ends exclusive, of a non-empty mask without the outermost 1.5 % of its mass on each side."""
+    out: list[float] = []
+    for axis in (0, 1):
+        mass = np.cumsum(mask.sum(axis), dtype=np.float64)
+        total = mass[-1]
+        out += [float(np.searchsorted(mass, 0.015 * total)), float(np.searchsorted(mass, 0.985 * total)) + 1]
+    return out[0], out[2], out[1], out[3]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """`pixels` (H, W, 3) and, of the same size, how far each is from the background and whether it is foreground."""
+
+    pixels: Floats
+    away: Floats
+    foreground: Bools
+
+    def family(self, colour: str) -> Bools:
+        """(H, W): foreground pixels that could be a thing's `colour`, its darker or its lighter shade."""
+        m, d, l = role_colours(colour)[:3]
+        near = np.minimum(distance(self.pixels, m), np.minimum(distance(self.pixels, d), distance(self.pixels, l)))
+        return (near < FAMILY) & self.foreground
+
+
+def regions(picture: Image.Image) -> Regions:
+    """Split a normalised picture."""
+    pixels = small(picture)
+    away, noise = background_distance(pixels)
+    return Regions(pixels, away, away > max(18.0, 4 * noise))
