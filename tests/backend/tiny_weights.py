@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
+from backend.model.safetensors_write import write_vae
 from backend.model.tensor_tables import text_encoder_shapes, transformer_shapes
+from backend.model.tokenizer_files import O200K_SPLIT
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
 
-# The split expression of o200k (gpt-4o, gpt-oss), as its tokenizer.json states it.
-O200K_SPLIT = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 HARMONY = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
     "<|message|>", "<|call|>",
@@ -93,3 +96,109 @@ def small_tokenizer(vocab_size: int = 500) -> Tokenizer:
     tokenizer.train_from_iterator(CORPUS * 8, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in HARMONY])
     return tokenizer
+
+
+def random_vae(params: VAEParams = VAE, seed: int = 2) -> dict[str, torch.Tensor]:
+    """A float32 state dict of the autoencoder with diffusers' names and plausible latent statistics."""
+    from backend.model.autoencoder import build_vae
+
+    torch.manual_seed(seed)
+    vae = build_vae(params)
+    vae.bn.running_mean.uniform_(-1, 1)
+    vae.bn.running_var.uniform_(0.5, 2)
+    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+
+
+def transformer_config(params: DiTParams = DIT) -> dict[str, Any]:
+    """transformer/config.json as published, with the keys that our parameters do not hold."""
+    config = {
+        "_class_name": "LensTransformer2DModel",
+        "_diffusers_version": "0.37.1",
+        "gate_mlp": True,
+        "inner_dim": params.dim,
+        "multi_layer_encoder_feature": True,
+        "rms_norm": True,
+    }
+    for key, value in asdict(params).items():
+        if value is not None:
+            config[key] = list(value) if isinstance(value, tuple) else value
+    return config
+
+
+def text_config(params: TextEncoderParams = TEXT) -> dict[str, Any]:
+    """text_encoder/config.json in transformers 5's form."""
+    names = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "intermediate_size", "num_local_experts", "num_experts_per_tok", "sliding_window", "rms_norm_eps",
+        "swiglu_limit",
+    )  # fmt: skip
+    config: dict[str, Any] = {name: getattr(params, name) for name in names}
+    return config | {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "layer_types": [("sliding_attention", "full_attention")[i % 2] for i in range(params.num_hidden_layers)],
+        "lens_template": asdict(params.template),
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": params.rope_theta,
+            "factor": params.rope_factor,
+            "original_max_position_embeddings": params.rope_original_context,
+            "beta_fast": params.rope_beta_fast,
+            "beta_slow": params.rope_beta_slow,
+            "truncate": params.rope_truncate,
+        },
+    }
+
+
+def vae_config(params: VAEParams = VAE) -> dict[str, Any]:
+    """vae/config.json with a key that the current diffusers class no longer has."""
+    config: dict[str, Any] = {"_class_name": "AutoencoderKLFlux2", "force_upcast": True}
+    for key, value in asdict(params).items():
+        config[key] = list(value) if isinstance(value, tuple) else value
+    return config
+
+
+def write_shards(folder: Path, stem: str, state: dict[str, torch.Tensor], shards: int = 2) -> None:
+    """`state` over several safetensors files with an index, as the hub has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(state)
+    weight_map = {}
+    for number in range(shards):
+        file = f"{stem}-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {name: state[name] for name in names[number::shards]}
+        save_file(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def write_diffusers(folder: Path) -> Path:
+    """A complete tiny model in the published layout."""
+    write_shards(folder / "transformer", "diffusion_pytorch_model", random_transformer())
+    write_shards(folder / "text_encoder", "model", random_text_encoder(), shards=3)
+    (folder / "vae").mkdir()
+    save_file(random_vae(), folder / "vae" / "diffusion_pytorch_model.safetensors")
+    (folder / "tokenizer").mkdir()
+    small_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+    for part, config in (("transformer", transformer_config()), ("text_encoder", text_config()), ("vae", vae_config())):
+        (folder / part / "config.json").write_text(json.dumps(config))
+    index = {
+        "_class_name": "LensPipeline",
+        "_diffusers_version": "0.37.1",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "LensGptOssEncoder"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "LensTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_embedded(folder: Path, dtype: str = "F32", quant: str = "F32") -> Path:
+    """A complete tiny model as Lens-Nano is stored."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_transformer_gguf(folder / "transformer.gguf", random_transformer(), DIT, quant=quant)
+    tokenizer = small_tokenizer().to_str()
+    write_text_encoder_gguf(folder / "text_encoder.gguf", random_text_encoder(), TEXT, tokenizer, dtype=dtype)
+    write_vae(folder / "vae.safetensors", random_vae(), VAE, dtype=torch.float32)
+    return folder

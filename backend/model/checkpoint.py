@@ -1,0 +1,122 @@
+"""Files -> networks, strictly: a missing, extra or misshapen tensor is an error that names it.
+
+A network is built without memory (meta device), compared tensor by tensor with what the files hold, and filled in its
+own order, one tensor at a time: the peak is the finished network plus the one tensor being decoded. Plain tensors
+that need no conversion stay views of the memory-mapped file, so loading them costs no copy at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from backend.errors import CheckpointError
+from backend.model import formats
+from backend.model.formats import TensorTable
+from backend.model.tokenizer_files import load_tokenizer
+from backend.weights import ModelFiles
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+
+    from backend.model.text_encoder import LensGptOssEncoder
+    from backend.model.transformer import LensTransformer2DModel
+
+DTYPES = (torch.float32, torch.bfloat16)  # float16 overflows: activations reach 3e7
+Device = torch.device | str
+Network = TypeVar("Network", bound=nn.Module)
+SHOWN = 3  # names listed in one error
+
+__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae"]
+
+
+def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> LensTransformer2DModel:
+    """The transformer, in evaluation mode, without gradients. Raises CheckpointError."""
+    from backend.model.transformer import LensTransformer2DModel
+
+    params = files.preset.params.dit
+    table = formats.open_transformer(files.transformer)
+    if table.params is not None and table.params != params:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    with torch.device("meta"):
+        network = LensTransformer2DModel(**asdict(params))
+    return _fill(network, table, dtype, device)
+
+
+def load_text_encoder(
+    files: ModelFiles, dtype: torch.dtype, device: Device, *, with_head: bool = False
+) -> LensGptOssEncoder:
+    """The GPT-OSS network; `with_head` keeps the output head that the reasoner needs. Raises CheckpointError.
+
+    At the published size 42 GB in bfloat16 (39 GB of it experts, which are dequantised one layer at a time).
+    """
+    from backend.model.text_encoder import LensGptOssEncoder
+
+    params = files.preset.params.text
+    table = formats.open_text_encoder(files.text_encoder)
+    if table.params is not None and table.params != params:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    if with_head and "lm_head.weight" not in table.entries:
+        raise CheckpointError(
+            f"{table.origin}: has no output head (lm_head), so it can encode a prompt but not write one",
+            hint="ComfyUI's NVFP4 file is one of these; for the reasoner use gpt-oss-20b as published, or a GGUF",
+        )
+    with torch.device("meta"):
+        network = LensGptOssEncoder(params, head=with_head)
+    unused = () if with_head else ("lm_head.weight",)
+    return _fill(network, table, dtype, device, unused)
+
+
+def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> AutoencoderKLFlux2:
+    """The autoencoder, in evaluation mode, without gradients. Raises CheckpointError."""
+    from backend.model.autoencoder import build_vae
+
+    params = files.preset.params.vae
+    table = formats.open_vae(files.vae, len(params.block_out_channels))
+    with torch.device("meta"):
+        network = build_vae(params)
+    return _fill(network, table, dtype, device)
+
+
+def _fill(
+    network: Network, table: TensorTable, dtype: torch.dtype, device: Device, unused: tuple[str, ...] = ()
+) -> Network:
+    """Compare, then read every tensor and give it to `network`, which was built on the meta device."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype} is not one of {DTYPES}: float16 overflows in these networks")
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    compare(expected, {n: e.shape for n, e in table.entries.items() if n not in unused}, table.origin)
+    state = {name: table.tensor(name, dtype).to(device) for name in expected}
+    network.load_state_dict(state, strict=True, assign=True)
+    hollow = [name for name, buffer in network.named_buffers() if buffer.is_meta]
+    assert not hollow, f"buffers without memory: {hollow}"  # a table made in __init__ must not depend on the device
+    return network.eval().requires_grad_(False)
+
+
+def compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], origin: str) -> None:
+    """Raises CheckpointError naming the first missing, unexpected or misshapen tensors."""
+    problems: list[str] = []
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing:
+        problems.append(f"{_counted(missing, 'missing')}")
+    if extra:
+        problems.append(f"{_counted(extra, 'unexpected')}")
+    misshapen = [name for name in expected if name in found and found[name] != expected[name]]
+    if misshapen:
+        shown = "; ".join(f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in misshapen[:SHOWN])
+        problems.append(f"{len(misshapen)} of another shape: {shown}{_more(misshapen)}")
+    if problems:
+        raise CheckpointError(f"{origin}: {'; '.join(problems)}")
+
+
+def _counted(names: list[str], what: str) -> str:
+    plural = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {plural} {what}: {', '.join(names[:SHOWN])}{_more(names)}"
+
+
+def _more(names: list[str]) -> str:
+    return ", …" if len(names) > SHOWN else ""

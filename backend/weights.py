@@ -1,0 +1,346 @@
+"""Where a model's weights lie: a registry name or a path -> the exact files, and what is known about them.
+
+Reads names, small JSON files and weight headers, never tensor data, and never the network: `backend.downloads` fetches.
+Standard library only, so that `lens models list` and `lens gen --dry-run` stay quick.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backend import pulled
+from backend.errors import CheckpointError, ModelMissingError, UsageError
+from backend.model import layouts
+from backend.model.layouts import Parts
+from backend.paths import hub_cache, nano_dir
+from backend.presets import PRESETS, Component, Layout, Preset, Source, default_name, get, names
+
+ACCEPTED = f"""a model is one of
+  a name: {", ".join(names())}
+  a folder with model_index.json (the published diffusers layout)
+  a folder with diffusion_models/, text_encoders/ and vae/ (single files, also under split_files/)
+  a folder with transformer.gguf, text_encoder.gguf and vae.safetensors
+  one transformer file (.safetensors or .gguf); encoder and VAE are looked for beside it and among pulled models"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Everything that is needed to load one model. Paths are absolute; every file exists."""
+
+    name: str  # registry name, or the folder's or file's base name
+    preset: Preset  # defaults of the variant, with the parameters that these files have
+    layout: Layout
+    transformer: tuple[Path, ...]
+    text_encoder: tuple[Path, ...]
+    vae: tuple[Path, ...]
+    tokenizer: tuple[Path, ...]  # tokenizer.json; empty: inside the text encoder's file
+    transformer_config: Path | None = None  # None: told from the tensors or the file's header
+    text_encoder_config: Path | None = None
+    vae_config: Path | None = None
+    revision: str | None = None  # hub commit, where known
+    repo: str | None = None  # hub repository, where known
+    assumed: str | None = None  # a sentence about what had to be assumed; None: nothing
+
+    def files(self) -> list[tuple[str, Path, int]]:
+        """(component, path, bytes) of every weights and tokenizer file."""
+        parts = (
+            (Component.transformer, self.transformer),
+            (Component.text_encoder, self.text_encoder),
+            (Component.vae, self.vae),
+            (Component.tokenizer, self.tokenizer),
+        )
+        return [(str(part), path, path.stat().st_size) for part, paths in parts for path in paths]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(size for _, _, size in self.files())
+
+
+def resolve_model(
+    name_or_path: str,
+    *,
+    transformer: Path | None = None,
+    text_encoder: Path | None = None,
+    vae: Path | None = None,
+    tokenizer: Path | None = None,
+    variant: str | None = None,
+) -> ModelFiles:
+    """The files of a model. The keyword paths replace single components; `variant` says which model a path is.
+
+    Raises ModelMissingError (the weights are not on this disk, with the command that fetches them), CheckpointError
+    (a file is not what it should be) or UsageError (nothing lens understands, with the accepted forms).
+    """
+    given = Parts(
+        transformer=layouts.component_files(transformer, Component.transformer),
+        text_encoder=layouts.component_files(text_encoder, Component.text_encoder),
+        vae=layouts.component_files(vae, Component.vae),
+        tokenizer=layouts.component_files(tokenizer, Component.tokenizer),
+    )
+    path = Path(name_or_path).expanduser()
+    for _, _, applies, action in sorted(_RULES, key=lambda rule: rule[0]):
+        if applies(name_or_path, path):
+            return action(name_or_path, path, given, variant)
+    raise _not_understood(name_or_path, path)
+
+
+# Rules ---------------------------------------------------------------------------------------------------------------
+
+_Check = Callable[[str, Path], bool]
+_Action = Callable[[str, Path, Parts, str | None], ModelFiles]
+
+
+def _registry(name: str, _path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    preset = get(name)
+    if variant is not None and variant != preset.name:
+        raise UsageError(f"{preset.name} is a name of the registry, so it cannot also be {variant}")
+    return of_preset(preset, given)
+
+
+def of_preset(preset: Preset, given: Parts | None = None) -> ModelFiles:
+    """The files of a registry model. Raises ModelMissingError naming the command that fetches them."""
+    given = given or Parts()
+    if preset.embedded is not None:
+        return _embedded_preset(preset, given)
+    record = pulled.load(preset.name)
+    if record is not None and record.folder.exists():
+        return _from_record(preset, record, given)
+    for source in preset.sources:
+        for revision, folder in cached_snapshots(source):
+            parts = _source_parts(source, folder)
+            if parts is not None and parts.missing() == ():
+                return _finish(preset.name, preset, source.layout, parts.replaced_by(given), revision, source.repo)
+    raise missing(preset)
+
+
+def missing(preset: Preset) -> ModelMissingError:
+    """The error for a model that is not on this disk."""
+    if preset.embedded is not None:
+        return ModelMissingError(
+            f"the weights of {preset.name} are not in this installation ({nano_dir()})",
+            hint="reinstall the package, or make them: lens train nano",
+        )
+    size = next((source.total for source in preset.sources if source.total is not None), None)
+    about = f" (about {size / 1e9:.1f} GB)" if size is not None else ""
+    return ModelMissingError(
+        f"{preset.name} is not on this disk", hint=f"fetch it with `lens models pull {preset.name}`{about}"
+    )
+
+
+def _embedded_preset(preset: Preset, given: Parts) -> ModelFiles:
+    assert preset.embedded is not None
+    parts = layouts.embedded(nano_dir(), preset.embedded)
+    if parts.missing():
+        raise missing(preset)
+    return _finish(preset.name, preset, Layout.embedded, parts.replaced_by(given), None, None)
+
+
+def _from_record(preset: Preset, record: pulled.Record, given: Parts) -> ModelFiles:
+    """What `lens models pull` wrote down: a snapshot in the hub cache, or a folder the person named."""
+    if record.repo is None:
+        found = resolve_model(str(record.folder), variant=preset.name)
+        parts = Parts(
+            transformer=found.transformer,
+            text_encoder=found.text_encoder,
+            vae=found.vae,
+            tokenizer=found.tokenizer,
+            transformer_config=found.transformer_config,
+            text_encoder_config=found.text_encoder_config,
+            vae_config=found.vae_config,
+        )
+        return _finish(preset.name, preset, found.layout, parts.replaced_by(given), None, None)
+    source = next((s for s in preset.sources if s.repo == record.repo), None)
+    if source is not None and source.layout is record.layout:
+        parts = _source_parts(source, record.folder)
+    else:
+        parts = _any_parts(record.folder, record.layout)
+    if parts is None or parts.missing():
+        part = "" if parts is None else f": no {parts.missing()[0]}"
+        raise ModelMissingError(
+            f"the pulled files of {preset.name} are incomplete in {record.folder}{part}",
+            hint=f"fetch what is missing with `lens models pull {preset.name}`",
+        )
+    return _finish(preset.name, preset, record.layout, parts.replaced_by(given), record.revision, record.repo)
+
+
+def cached_snapshots(source: Source) -> list[tuple[str, Path]]:
+    """(commit, folder) of a source's snapshots in the hub cache: the pinned one, else the newest reference first."""
+    root = hub_cache() / f"models--{source.repo.replace('/', '--')}"
+    if source.revision is not None:
+        commits = [source.revision]
+    else:
+        main = root / "refs" / "main"
+        commits = [main.read_text(encoding="utf-8").strip()] if main.is_file() else []
+        if (root / "snapshots").is_dir():
+            commits += sorted(p.name for p in (root / "snapshots").iterdir() if p.name not in commits)
+    return [(c, root / "snapshots" / c) for c in commits if (root / "snapshots" / c).is_dir()]
+
+
+def _source_parts(source: Source, folder: Path) -> Parts | None:
+    if source.layout is Layout.diffusers:
+        return layouts.diffusers(folder) if (folder / "model_index.json").is_file() else None
+    chosen = {file.component: folder / file.path for file in source.files}
+    return layouts.chosen(chosen)
+
+
+def _any_parts(folder: Path, layout: Layout) -> Parts:
+    return layouts.diffusers(folder) if layout is Layout.diffusers else layouts.single_files(folder)
+
+
+def _diffusers(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    return _from_path(path, Layout.diffusers, layouts.diffusers(path).replaced_by(given), variant)
+
+
+def _embedded(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    return _from_path(path, Layout.embedded, layouts.embedded(path).replaced_by(given), variant)
+
+
+def _single_files(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    parts = layouts.single_files(path, need_transformer=not given.transformer)
+    return _from_path(path, Layout.single_files, parts.replaced_by(given), variant)
+
+
+def _transformer_folder(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    parts = Parts(
+        transformer=layouts.component_files(path, Component.transformer), transformer_config=path / "config.json"
+    )
+    beside = layouts.diffusers(path.parent) if (path.parent / "model_index.json").is_file() else Parts()
+    return _from_path(path, Layout.diffusers, beside.replaced_by(parts).replaced_by(given), variant)
+
+
+def _file(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+    kind = layouts.kind_of(path)
+    if kind is None:
+        raise CheckpointError(f"{path}: {layouts.identify_file(path)}, expected a Lens transformer")
+    if kind is not Component.transformer:
+        raise UsageError(
+            f"{path}: {layouts.identify_file(path)}; a model is the transformer's file or a whole folder", hint=ACCEPTED
+        )
+    parts = layouts.companions(path).replaced_by(Parts(transformer=(path.absolute(),))).replaced_by(given)
+    return _from_path(path, layouts.layout_of(path), parts, variant)
+
+
+_RULES: tuple[tuple[int, str, _Check, _Action], ...] = (
+    # priority, name, check(what was typed, as a path), action. A registry name wins over a file of that name: ./lens
+    (10, "registry name", lambda name, path: name.strip().lower() in PRESETS, _registry),
+    (20, "diffusers folder", lambda name, path: (path / "model_index.json").is_file(), _diffusers),
+    (30, "embedded folder", lambda name, path: (path / "transformer.gguf").is_file(), _embedded),
+    (40, "single files", lambda name, path: path.is_dir() and layouts.holds_single_files(path), _single_files),
+    (50, "transformer folder", lambda name, path: (path / "config.json").is_file(), _transformer_folder),
+    (60, "transformer file", lambda name, path: path.is_file(), _file),
+)
+
+
+def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | CheckpointError:
+    if path.is_dir():
+        return CheckpointError(f"{path}: no Lens model in this folder", hint=ACCEPTED)
+    if len(path.parts) > 1 or path.suffix:
+        return ModelMissingError(f"{name}: no such file or folder", hint=ACCEPTED)
+    try:
+        get(name)
+    except UsageError as error:
+        near = f"{error.hint}\n" if error.hint and error.hint.startswith("did you mean") else ""
+        return UsageError(f"no model is called {name!r}, and no file or folder is", hint=near + ACCEPTED)
+    raise AssertionError("a registry name is handled by the first rule")
+
+
+# Completion ----------------------------------------------------------------------------------------------------------
+
+
+def _from_path(path: Path, layout: Layout, parts: Parts, variant: str | None) -> ModelFiles:
+    """A model given as a path: borrow shared companions, read the parameters, name the variant."""
+    path = path.absolute()
+    parts = _borrow(path, parts)
+    params = layouts.read_params(parts)
+    small = params.dit != get("lens").params.dit
+    preset, assumed = _variant(path, parts, variant, small)
+    found = _finish(path.name, preset, layout, parts, None, None)
+    return replace(found, assumed=assumed)
+
+
+def _borrow(path: Path, parts: Parts) -> Parts:
+    """Fill what is absent from pulled models (encoder and autoencoder are stock parts) or from Lens-Nano."""
+    absent = [part for part in parts.missing() if part != Component.transformer]
+    if not parts.transformer or not absent:
+        return _complete(path, parts)
+    dit = layouts.read_transformer_params(parts)
+    for name in names():
+        preset = PRESETS[name]
+        if preset.params.dit.enc_hidden_dim != dit.enc_hidden_dim:
+            continue  # another encoder's features would not even have the right width
+        try:
+            donor = of_preset(preset)
+        except ModelMissingError:
+            continue
+        lender = Parts(
+            text_encoder=donor.text_encoder,
+            vae=donor.vae,
+            tokenizer=donor.tokenizer,
+            text_encoder_config=donor.text_encoder_config,
+            vae_config=donor.vae_config,
+        )
+        return _complete(path, lender.replaced_by(parts))
+    return _complete(path, parts)
+
+
+_PLACES = {
+    Component.transformer: "diffusion_models/",
+    Component.text_encoder: "text_encoders/",
+    Component.vae: "vae/",
+    Component.tokenizer: "tokenizer/tokenizer.json",
+}
+
+
+def _complete(path: Path, parts: Parts) -> Parts:
+    absent = parts.missing()
+    if absent:
+        folders = " and ".join(_PLACES[part] for part in absent)
+        raise ModelMissingError(
+            f"{path}: no {' and no '.join(part.value.replace('_', ' ') for part in absent)} beside it "
+            "or among the pulled models",
+            hint=f"put it beside the transformer ({folders}), or fetch a whole model: lens models pull lens",
+        )
+    return parts
+
+
+def _variant(path: Path, parts: Parts, variant: str | None, small: bool) -> tuple[Preset, str | None]:
+    """Which registry row gives the defaults, and the sentence that says so where it was only assumed."""
+    if variant is not None:
+        return get(variant), None
+    stated = layouts.stated_variant(path, parts)
+    if stated is not None:
+        return get(stated), None
+    if small:
+        preset = get(default_name())
+        return preset, f"{path.name}: not the published size, so the defaults of {preset.name} apply"
+    # A snapshot folder of the hub cache is named by its commit; the repository's name is two levels up.
+    text = (path.parent.parent.name if path.parent.name == "snapshots" else path.name).lower()
+    base = re.search(r"(^|[-_. ])base($|[-_. ])", text) is not None
+    guess = "lens-turbo" if "turbo" in text else "lens-base" if base else "lens"
+    preset = get(guess)
+    return preset, (
+        f"{path.name}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); "
+        "the tensors of Lens, Lens-Turbo and Lens-Base are alike, and `lens models pull NAME --from PATH` settles it"
+    )
+
+
+def _finish(
+    name: str, preset: Preset, layout: Layout, parts: Parts, revision: str | None, repo: str | None
+) -> ModelFiles:
+    params = layouts.read_params(parts)
+    return ModelFiles(
+        name=name,
+        preset=replace(preset, params=params),
+        layout=layout,
+        transformer=parts.transformer,
+        text_encoder=parts.text_encoder,
+        vae=parts.vae,
+        tokenizer=parts.tokenizer,
+        transformer_config=parts.transformer_config,
+        text_encoder_config=parts.text_encoder_config,
+        vae_config=parts.vae_config,
+        revision=revision,
+        repo=repo,
+    )
