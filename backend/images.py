@@ -10,6 +10,7 @@ Heavy ring: Pillow, imported inside the functions.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,9 @@ JPEG_QUALITY = 95  # of 100
 XMP_LIMIT = 65_000  # bytes in a JPEG: one segment holds 65,533 including its header
 _EXIF_SOFTWARE, _EXIF_SUBTABLE, _EXIF_USER_COMMENT = 0x0131, 0x8769, 0x9286
 _UTF16 = b"UNICODE\0"
-_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "MPO")
+_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP")
+# What Pillow raises for damaged files, found by feeding it a few thousand of them.
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ def open_image(path: Path) -> Image.Image:
         raise FileError(f"{path} is no picture that lens can read", hint="known: PNG, JPEG, WebP") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileError(f"{path} claims too many pixels to be opened safely") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways of saying "damaged"
+    except _DAMAGE as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise FileError(f"cannot read {path}: {reason}") from error
 
@@ -119,7 +122,7 @@ def load_pixels(path: Path) -> Image.Image:
     with open_image(path) as image:
         try:
             return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+        except _DAMAGE as error:
             raise FileError(f"cannot read {path}: {error}") from error
 
 
@@ -192,7 +195,14 @@ def _parameters(image: Image.Image) -> str | None:
     text = image.info.get("parameters")
     if isinstance(text, str):
         return text
-    comment = image.getexif().get_ifd(_EXIF_SUBTABLE).get(_EXIF_USER_COMMENT)
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF on stderr, and goes on
+            comment = image.getexif().get_ifd(_EXIF_SUBTABLE).get(_EXIF_USER_COMMENT)
+    except _DAMAGE:
+        return None  # a broken EXIF block says nothing; the record in XMP may still be whole
     if isinstance(comment, bytes) and comment.startswith(_UTF16):
         return comment.removeprefix(_UTF16).decode("utf-16-be", "replace")
     return None
@@ -206,7 +216,7 @@ def _foreign(image: Image.Image, parameters: str | None) -> tuple[str | None, di
 
     try:
         found = ParserManager().parse(image)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError, RecursionError):
+    except (*_DAMAGE, AttributeError, RecursionError):
         return None, {}  # metadata of a kind the reader knows but in a shape it does not: as good as none
     if found is None:
         return None, {}

@@ -108,18 +108,20 @@ def plan_output(
     default_folder: str | None,
     default_template: str,
     default_format: ImageFormat,
+    default_quality: int | None = None,
 ) -> OutputPlan:
     """What a person gave with -o, --format and --quality, checked. Raises UsageError.
 
     The `default_*` come from the settings; a relative `default_template` lies under `default_folder` (None: the working
     folder). An `output` given by flag is relative to the working folder.
     """
-    if quality is not None and not 1 <= quality <= 100:
-        raise UsageError(f"--quality {quality} is outside 1..100")
+    for value, where in ((quality, "--quality"), (default_quality, "the setting output.quality =")):
+        if value is not None and not 1 <= value <= 100:
+            raise UsageError(f"{where} {value} is outside 1..100")
     if output == "-":
         chosen = format or default_format
         return OutputPlan(
-            template=None, suffix=SUFFIX[chosen], format=chosen, quality=_quality(chosen, quality), metadata=metadata
+            template=None, suffix=SUFFIX[chosen], format=chosen, quality=_quality(chosen, quality, default_quality), metadata=metadata
         )
     if output is None:
         template = str(Path(default_folder or "").expanduser() / default_template)
@@ -138,15 +140,18 @@ def plan_output(
         template=template,
         suffix=suffix or SUFFIX[chosen],
         format=chosen,
-        quality=_quality(chosen, quality),
+        quality=_quality(chosen, quality, default_quality),
         metadata=metadata,
     )
 
 
-def _quality(format: ImageFormat, quality: int | None) -> int | None:  # noqa: A002  the flag's own name
-    if quality is not None and format is ImageFormat.png:
+def _quality(format: ImageFormat, quality: int | None, default: int | None) -> int | None:  # noqa: A002  the flag's name
+    """A flag that means nothing is refused; a setting is a wish for the formats it fits."""
+    if format is not ImageFormat.png:
+        return quality if quality is not None else default
+    if quality is not None:
         raise UsageError("--quality has no meaning for PNG, which loses nothing", hint="add --format jpeg or webp")
-    return quality
+    return None
 
 
 def _check_fields(template: str) -> None:

@@ -27,7 +27,7 @@ class Phase(StrEnum):
     """The phases of one generation, in order."""
 
     load_encoder = "load encoder"
-    encode = "encode"
+    encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a phase
     load_transformer = "load transformer"
     denoise = "denoise"
     decode = "decode"
@@ -89,7 +89,7 @@ class ModelIdentity:
 
     name: str  # registry name, or the folder's or file's base name
     revision: str | None = None  # hub commit, where the weights came from a pinned source
-    sha256: dict[str, str] = field(default_factory=dict)  # component -> SHA-256 of its weights file(s)
+    sha256: dict[str, str] = field(default_factory=dict[str, str])  # component -> SHA-256 of its weights file(s)
 
 
 @dataclass(frozen=True, kw_only=True)

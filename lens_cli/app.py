@@ -1,0 +1,106 @@
+"""The `lens` command: registers the sub-commands and is the one boundary where errors become text and exit codes.
+
+Light ring: typer and the standard library. Command modules keep the same promise, so `lens --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from backend.errors import CancelledError, LensError, OutOfMemoryError, UsageError
+from lens_cli.commands import doctor, gen, info, rerun
+from lens_cli.console import Talk
+
+app = typer.Typer(
+    name="lens",
+    help="From a sentence to a picture on your own machine.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,  # the boundary below speaks for all errors
+    rich_markup_mode="rich",
+)
+app.command("gen")(gen.gen)
+app.command("rerun")(rerun.rerun)
+app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"lens {version('lens')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[  # read by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From a sentence to a picture on your own machine."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Console entry. Every error a person can act on leaves as one line (or one JSON envelope) and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+        if sys.stdout:  # None under pythonw and some services
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # `lens … | head`: the reader is gone. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the one boundary: nothing passes it unnamed
+        known = as_lens_error(error)
+        if _wants_traceback():
+            import traceback
+
+            traceback.print_exception(error)
+        _talk().fail(known)
+        code = known.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def as_lens_error(error: BaseException) -> LensError:
+    """Any exception in the one form that is shown: what, and what to do."""
+    if isinstance(error, LensError):
+        return error
+    if isinstance(error, typer.TyperException):  # a flag or argument that Typer refused
+        return UsageError(error.format_message(), hint=_help_hint())
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return CancelledError("stopped")
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError("the machine ran out of memory", hint="make a smaller picture, or use a smaller model")
+    return LensError(
+        f"internal error: {type(error).__name__}: {error}", hint="this is a bug; LENS_DEBUG=1 shows where it happened"
+    )
+
+
+def _help_hint() -> str:
+    words = [word for word in sys.argv[1:3] if not word.startswith("-")]
+    names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    return f"lens {words[0]} --help" if words and words[0] in names else "lens --help"
+
+
+def _talk() -> Talk:
+    """How to speak when the command's own Talk does not exist yet: by the words on the command line."""
+    words = sys.argv[1:]
+    words = words[: words.index("--")] if "--" in words else words
+    command = " ".join(word for word in words[:1] if not word.startswith("-"))
+    return Talk(command=command, json="--json" in words, stream="--json-stream" in words)
+
+
+def _wants_traceback() -> bool:
+    words = sys.argv[1:]
+    verbose = sum(
+        word == "--verbose" or (word[:1] == "-" and set(word[1:]) == {"v"} and len(word) - 1) for word in words
+    )
+    return os.environ.get("LENS_DEBUG", "0") not in ("", "0") or verbose >= 2

@@ -1,0 +1,90 @@
+"""`lens info`: what a picture says about how it was made. Loads no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from backend.errors import LensError, PartialBatchError
+from lens_cli import options
+from lens_cli.console import Talk
+
+if TYPE_CHECKING:
+    from backend.images import ImageMetadata
+
+
+def info(
+    images: Annotated[list[Path], typer.Argument(metavar="IMG…", help="Pictures: PNG, JPEG or WebP.")],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show prompt, seed and settings of pictures, made by lens or by other tools."""
+    from backend.images import read_metadata
+
+    talk = options.talk_for("info", json=json, quiet=quiet)
+    rows: list[dict[str, Any]] = []
+    errors: list[LensError] = []
+    for path in images:
+        try:
+            found = read_metadata(path)
+        except LensError as error:
+            errors.append(error)
+            if len(images) > 1:
+                talk.warn(str(error))
+            continue
+        rows.append(_row(path, found))
+        _print(path, found, talk, blank=len(rows) > 1)
+    if not errors:
+        talk.result({"images": rows})
+        return
+    last = errors[0]
+    if rows:
+        last = PartialBatchError(f"{len(errors)} of {len(images)} pictures could not be read: {errors[0]}")
+    talk.fail(last, {"images": rows} if rows else None)
+    raise typer.Exit(last.exit_code)
+
+
+def _row(path: Path, found: ImageMetadata) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "format": found.format,
+        "width": found.width,
+        "height": found.height,
+        "generator": found.generator,
+        "digital_source_type": found.source_type,
+        "record": found.record,
+        "parameters": found.parameters,
+        "fields": dict(found.fields),
+    }
+
+
+def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None:
+    """`name: value` lines on stdout; the text is whatever the file says, so it is made harmless first."""
+    from lens_cli.console import printable
+
+    if blank:
+        talk.data("")
+    talk.data(path)
+    lines = [("format", f"{found.format}, {found.width}x{found.height}"), ("made by", found.generator or "unknown")]
+    if found.record is not None:
+        lines += [(key, value) for key, value in _record_lines(found.record) if value not in ("", "None")]
+    else:
+        lines += [(key, value) for key, value in found.fields.items() if value]
+    if found.source_type is not None:
+        lines.append(("source type", found.source_type.rsplit("/", 1)[-1]))
+    for key, value in lines:
+        first, *more = printable(value).split("\n")
+        talk.data(f"  {printable(key):<15} {first}".rstrip())
+        for line in more:
+            talk.data(f"  {'':<15} {line}".rstrip())
+
+
+def _record_lines(record: Any) -> list[tuple[str, str]]:
+    model: Any = record.get("model")
+    model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
+    plain = ("prompt", "original_prompt", "negative_prompt", "seed", "steps", "guidance", "sampler", "dtype", "ran_on")
+    lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
+    lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
+    return [*lines, ("software", str(record.get("software"))), ("created", str(record.get("created")))]

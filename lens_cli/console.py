@@ -1,0 +1,138 @@
+"""The two streams: stdout is data, stderr is talk.
+
+`Talk` is made once per command and passed down. User text is never read as Rich markup: lines go out as plain text, and
+Rich consoles are made with markup off.
+
+Light ring: Rich is imported inside the functions that draw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import LensError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = "envelope/1"
+
+
+@dataclass(kw_only=True)
+class Talk:
+    """How one command speaks. At most one of `json` and `stream` is set."""
+
+    command: str  # "gen", "models pull", …
+    json: bool = False  # one envelope on stdout at the end
+    stream: bool = False  # NDJSON on stdout: events, then the envelope
+    quiet: bool = False  # stderr: errors only
+    verbosity: int = 0  # 1: details; 2: tracebacks too
+    no_color: bool = False
+    warnings: list[str] = field(default_factory=list[str])
+
+    def say(self, text: str) -> None:
+        """One line on stderr."""
+        if not self.quiet:
+            _write_error(text)
+
+    def detail(self, text: str) -> None:
+        """One line on stderr with -v."""
+        if self.verbosity:
+            self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Something that was asked for and will not happen; also part of the JSON answer."""
+        self.warnings.append(text)
+        self.say(f"warning: {text}")
+
+    def data(self, line: str | Path) -> None:
+        """One line of data on stdout; nothing where JSON was asked for. File names go out as the bytes they are."""
+        if not (self.json or self.stream):
+            _write_out(os.fsencode(line) if isinstance(line, Path) else line.encode("utf-8", "backslashreplace"))
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One NDJSON line on stdout with --json-stream."""
+        if self.stream:
+            _write_out(_json({"event": name, **fields}))
+
+    def result(self, data: dict[str, Any]) -> None:
+        """The envelope of a command that worked, where JSON was asked for."""
+        if self.json or self.stream:
+            self._envelope(data, None)
+
+    def fail(self, error: LensError, data: dict[str, Any] | None = None) -> None:
+        """The one-line error, or the envelope; `data` is what was finished nevertheless."""
+        if self.json or self.stream:
+            self._envelope(data, error)
+        else:
+            _write_error(f"error: {one_line(str(error))}")
+            if error.hint:
+                _write_error(f"hint: {one_line(error.hint)}")
+
+    def _envelope(self, data: dict[str, Any] | None, error: LensError | None) -> None:
+        answer: dict[str, Any] = {
+            "schema": SCHEMA,
+            "ok": error is None,
+            "command": self.command,
+            "data": data,
+            "error": error and {"code": error.code, "message": str(error), "hint": error.hint},
+        }
+        if self.warnings:
+            answer["warnings"] = self.warnings
+        _write_out(_json({"event": "result", **answer} if self.stream else answer))
+
+    def screen(self) -> Console:
+        """A Rich console on stderr that takes every text literally."""
+        from rich.console import Console  # 40 ms, only when something is drawn
+
+        return Console(stderr=True, markup=False, highlight=False, emoji=False, no_color=self.no_color or None)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters other than line ends and tabs: a picture's metadata may come from anyone, and
+    must not move the cursor, set the title or hide itself."""
+    return "".join(
+        character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs") else "�"
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(printable(text).split())
+
+
+def human_bytes(number: float) -> str:
+    """1536 -> "1.5 kB". Decimal units, as disks and download pages count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def write_bytes(data: bytes) -> None:
+    """A whole file on stdout, for `-o -`."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    # Surrogates (a file name that is no UTF-8) have no UTF-8 form: escaped ASCII carries them and any locale prints it.
+    return json.dumps(value, allow_nan=False).encode()
+
+
+def _write_out(line: bytes) -> None:
+    write_bytes(line + b"\n")
+
+
+def _write_error(text: str) -> None:
+    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]  None under pythonw and some services
+        sys.stderr.write(printable(text) + "\n")
+        sys.stderr.flush()

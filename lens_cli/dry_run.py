@@ -1,0 +1,58 @@
+"""`--dry-run`: the resolved request, the model's files and the output names. Loads no weights and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ModelMissingError
+from backend.outputs import OutputPlan
+from backend.requests import find_preset
+from backend.types import GenerationRequest
+from lens_cli.console import Talk, human_bytes
+from lens_cli.wording import command_line, describe
+
+
+def explain(request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output: str | None) -> None:
+    """Output names on stdout, one per line; everything else on stderr, or all of it as JSON."""
+    files, total, missing = model_files(request.model)
+    outputs = [] if plan.template is None else list(plan.paths(request, datetime.now()))
+    talk.say(describe(request))
+    talk.say(f"prompt: {request.prompt}")
+    if request.negative_prompt:
+        talk.say(f"negative prompt: {request.negative_prompt}")
+    talk.say(f"arithmetic: {request.dtype}, device: {request.device}")
+    for row in files:
+        talk.say(f"reads {human_bytes(row['bytes']):>8}  {row['component']:<12}  {row['path']}")
+    if missing:
+        talk.say(f"{missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
+    else:
+        talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
+    for path in outputs:
+        talk.data(path)
+    talk.say(command_line(request, output))
+    talk.result(
+        {
+            "request": asdict(request),
+            "files": files,
+            "total_bytes": 0 if missing else total,
+            "download_bytes": total if missing else 0,
+            "outputs": [str(path) for path in outputs],
+            "again": command_line(request, output),
+        }
+    )
+
+
+def model_files(model: str) -> tuple[list[dict[str, Any]], int | None, str | None]:
+    """(one row per file, bytes, None) of a model on this disk, or ([], bytes to download or None, what is missing)."""
+    from backend.weights import resolve_model
+
+    try:
+        found = resolve_model(model)
+    except ModelMissingError as error:
+        _, preset = find_preset(model)
+        return [], preset.sources[0].total if preset.sources else None, str(error)
+    rows = [{"component": part, "path": str(Path(path)), "bytes": size} for part, path, size in found.files()]
+    return rows, found.total_bytes, None

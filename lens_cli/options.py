@@ -1,0 +1,190 @@
+"""Options that several commands share, each defined once. `None` means "left out": the request decides later.
+
+Light ring: typer and the standard library.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backend.errors import FileError, UsageError
+from backend.outputs import ImageFormat, OutputPlan, plan_output
+from backend.settings import Settings
+from backend.types import DType
+from lens_cli.console import Talk
+
+_PICTURE, _WHERE, _SPEECH = "Picture", "Output", "Speech"
+_PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
+
+NegativePrompt = Annotated[
+    str | None, typer.Option("--negative-prompt", help="What to avoid.", rich_help_panel=_PICTURE)
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name from `lens models list`, or a path.", rich_help_panel=_PICTURE),
+]
+Num = Annotated[int | None, typer.Option("--num", "-n", help="Number of pictures.", rich_help_panel=_PICTURE)]
+Seed = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seed", "-s", help="A seed, a range 100..120, or -1 to draw one. Repeatable.", rich_help_panel=_PICTURE
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", help="Sampler steps. Default: the model's.", rich_help_panel=_PICTURE)
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        "--cfg",
+        "--cfg-scale",
+        help="How strongly to follow the prompt; 1 is off.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Ratio = Annotated[
+    str | None,
+    typer.Option("--ar", help="Shape W:H from 1:2 to 2:1, or portrait, landscape, square.", rich_help_panel=_PICTURE),
+]
+Base = Annotated[
+    int | None,
+    typer.Option("--base", help="Base resolution: about base² pixels, whatever the shape.", rich_help_panel=_PICTURE),
+]
+Size = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Exact size in pixels.", rich_help_panel=_PICTURE)
+]
+Width = Annotated[int | None, typer.Option("--width", "-W", help="Exact width in pixels.", rich_help_panel=_PICTURE)]
+Height = Annotated[int | None, typer.Option("--height", "-H", help="Exact height in pixels.", rich_help_panel=_PICTURE)]
+Arithmetic = Annotated[
+    DType | None, typer.Option("--dtype", help="Arithmetic of the networks.", rich_help_panel=_PICTURE)
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_PICTURE)
+]
+
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="DIR/, a file name, a template such as '{date}/{slug}-{seed}.png', or - for bytes on stdout.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Format = Annotated[ImageFormat | None, typer.Option("--format", help="File format.", rich_help_panel=_WHERE)]
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", help="1..100 for JPEG (95) and WebP (lossless if left out).", rich_help_panel=_WHERE),
+]
+NoMetadata = Annotated[
+    bool, typer.Option("--no-metadata", help="Write pixels only: no prompt, no seed.", rich_help_panel=_WHERE)
+]
+Show = Annotated[
+    bool | None,
+    typer.Option("--show/--no-show", help="Draw the picture in the terminal.", rich_help_panel=_WHERE),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be done and stop; loads nothing.", rich_help_panel=_WHERE)
+]
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON answer on stdout.", rich_help_panel=_SPEECH)]
+JsonStream = Annotated[
+    bool,
+    typer.Option("--json-stream", help="JSON lines on stdout: progress, then the answer.", rich_help_panel=_SPEECH),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel=_SPEECH)]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        show_default=False,
+        help="More on stderr; twice: tracebacks.",
+        rich_help_panel=_SPEECH,
+    ),
+]
+NoTorch = Annotated[bool, typer.Option("--no-torch", help="Leave out torch and its devices: answers at once.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_SPEECH)]
+
+
+def talk_for(
+    command: str, *, json: bool, stream: bool = False, quiet: bool = False, verbose: int = 0, no_color: bool = False
+) -> Talk:
+    """The command's way of speaking. Raises UsageError where two ways were asked for."""
+    if json and stream:
+        raise UsageError("--json and --json-stream exclude each other")
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other")
+    return Talk(command=command, json=json, stream=stream, quiet=quiet, verbosity=verbose, no_color=no_color)
+
+
+def read_prompt(words: list[str] | None, option: str | None, file: Path | None, talk: Talk) -> str:
+    """The prompt from wherever it was given: words, -p, -f FILE (the whole file is one prompt), or stdin.
+
+    Words win over -p, as -p may come from an alias. `-` reads stdin, and so does a prompt left out where stdin is no
+    terminal. Raises UsageError or FileError.
+    """
+    if file is not None and (words or option is not None):
+        raise UsageError("-f and a prompt on the command line exclude each other", hint="drop one of them")
+    if words and option is not None:
+        talk.warn("-p is ignored: the prompt was given without a flag as well")
+    if words and words != ["-"]:
+        return " ".join(words)
+    if option is not None and not words:
+        return option
+    if file is not None:
+        try:
+            with file.open("rb") as source:
+                return _decode(source.read(_PROMPT_BYTES), str(file))
+        except OSError as error:
+            raise FileError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+    stdin = sys.stdin
+    if stdin is None or (not words and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
+        raise UsageError("no prompt", hint='lens gen "three red balloons over a green hill"')
+    return _decode(stdin.buffer.read(_PROMPT_BYTES), "stdin")
+
+
+def plan_for(
+    output: str | None,
+    format: ImageFormat | None,  # noqa: A002  the flag's own name
+    quality: int | None,
+    no_metadata: bool,
+    pictures: int,
+    settings: Settings,
+    talk: Talk,
+) -> OutputPlan:
+    """Where the pictures go, from flags and settings. Raises UsageError, also where stdout cannot take them."""
+    chosen = settings.output
+    plan = plan_output(
+        output,
+        format=format,
+        quality=quality,
+        metadata=chosen.metadata and not no_metadata,
+        default_folder=settings.output_dir,
+        default_template=chosen.template,
+        default_format=chosen.format,
+        default_quality=chosen.quality,
+    )
+    if plan.template is None:
+        if talk.json or talk.stream:
+            raise UsageError("-o - and --json both want stdout", hint="save to a file, or drop --json")
+        if pictures > 1:
+            raise UsageError(f"-o - takes one picture, not {pictures}", hint="save to a folder: -o DIR/")
+        if sys.stdout.isatty():
+            raise UsageError("-o - would write a picture's bytes to the terminal", hint="pipe it: lens gen … -o - | …")
+    return plan
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if error.start > len(data) - 4 and len(data) == _PROMPT_BYTES:
+            return data[: error.start].decode("utf-8-sig")  # cut within a character; too long anyway
+        raise UsageError(f"the prompt in {where} is not UTF-8 text", hint="save it as UTF-8") from None

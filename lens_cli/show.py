@@ -1,0 +1,68 @@
+"""A picture in the terminal: its graphics protocol where it has one, else two coloured half blocks per cell.
+
+Everything heavy is imported inside: textual-image asks the terminal what it can do the moment it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from lens_cli.console import Talk
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+    from rich.text import Text
+
+MAX_COLUMNS = 80
+
+
+def wanted(flag: bool | None, setting: bool | None, talk: Talk) -> bool:
+    """Flag, else setting, else: a person is looking at both streams."""
+    if talk.json or talk.stream or talk.quiet:
+        return False
+    if flag is not None or setting is not None:
+        return bool(flag if flag is not None else setting)
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def show(image: Image.Image, talk: Talk) -> None:
+    """Draw on stderr: stdout is data."""
+    console = talk.screen()
+    if console.is_terminal and not console.is_dumb_terminal and _has_cells():
+        from textual_image import renderable
+
+        if renderable.Image in (renderable.TGPImage, renderable.SixelImage):
+            console.print(renderable.Image(image, width=min(console.width, MAX_COLUMNS), height="auto"))
+            return
+    console.print(half_blocks(image, console))
+
+
+def _has_cells() -> bool:
+    """Whether stdout is a terminal that knows its size: textual-image divides by it."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return False
+    return size.columns > 0 and size.lines > 0
+
+
+def half_blocks(image: Image.Image, console: Console) -> Text:
+    """The picture as `▀` with the upper pixel as foreground and the lower as background."""
+    from PIL import Image
+    from rich.text import Text
+
+    columns = max(1, min(console.width, MAX_COLUMNS, image.width))
+    rows = max(1, round(columns * image.height / image.width / 2))
+    small = image.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX)
+    pixels = small.tobytes()
+    text = Text(no_wrap=True)
+    for row in range(rows):
+        for column in range(columns):
+            upper = pixels[(2 * row * columns + column) * 3 :][:3]
+            lower = pixels[((2 * row + 1) * columns + column) * 3 :][:3]
+            text.append("▀", style=f"#{upper.hex()} on #{lower.hex()}")
+        text.append("\n" if row + 1 < rows else "")
+    return text

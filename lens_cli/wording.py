@@ -1,0 +1,45 @@
+"""A request in words: one line for a person, and one command line that makes the same pictures again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from backend.types import DType, GenerationRequest
+
+
+def command_line(request: GenerationRequest, output: str | None = None) -> str:
+    """A `lens gen` line, quoted for a POSIX shell, that makes the same pictures again."""
+    prompt = request.original_prompt or request.prompt
+    words = ["lens", "gen"]
+    # A prompt that begins with a hyphen would be read as a flag, and "-" as stdin.
+    words += [f"--prompt={prompt}"] if prompt.startswith("-") else [prompt]
+    words += ["--model", request.model, "--size", f"{request.width}x{request.height}"]
+    words += ["--steps", str(request.steps), "--guidance", f"{request.guidance:g}"]
+    words += [f"--negative-prompt={request.negative_prompt}"] if request.negative_prompt else []
+    for first, last in seed_runs(request.seeds):
+        words += ["--seed", str(first) if first == last else f"{first}..{last}"]
+    words += ["--dtype", str(request.dtype)] if request.dtype is not DType.auto else []
+    words += ["--device", request.device] if request.device != "auto" else []
+    words += ["--output", output] if output is not None else []
+    return shlex.join(words)
+
+
+def seed_runs(seeds: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Consecutive seeds as (first, last): 5, 6, 7, 9 -> (5, 7), (9, 9)."""
+    runs: list[tuple[int, int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], seed)
+        else:
+            runs.append((seed, seed))
+    return runs
+
+
+def describe(request: GenerationRequest) -> str:
+    """What is about to run, in one line: the answer to "which size, which seed?"."""
+    seeds = ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
+    return (
+        f"{request.width}x{request.height}, {Path(request.model).name}, {request.steps} steps, "
+        f"guidance {request.guidance:g}, seed {seeds}"
+    )

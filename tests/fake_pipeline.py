@@ -1,0 +1,119 @@
+"""A hand-made stand-in for `backend.pipeline`, so that the command line is tested in milliseconds and without torch.
+
+It keeps the interface's promises: pictures in order, events, a poll of `stop` after every step, pixels that depend on
+prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real pipeline, which has tests of
+its own; `tests/lens_cli/test_nano.py` drives the two together.
+
+As a program (`python tests/fake_pipeline.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
+"nan" fails the picture whose seed is odd, "oom" fails everything, "slow" sleeps 50 ms a step, "hang" ignores stop,
+"broken" raises what nobody expects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend import presets
+from backend.errors import CancelledError, NumericsError, OutOfMemoryError
+from backend.presets import Preset
+from backend.types import (
+    DType,
+    Generation,
+    GenerationRequest,
+    ModelIdentity,
+    OnEvent,
+    Phase,
+    PhaseDone,
+    PhaseStarted,
+    StepDone,
+    Stop,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeFiles:
+    """As much of `backend.weights.ModelFiles` as the command line reads."""
+
+    name: str
+    preset: Preset
+    revision: str | None = None
+    assumed: str | None = None
+    total_bytes: int = 12_345_678
+
+    def files(self) -> list[tuple[str, Path, int]]:
+        return [("transformer", Path("/weights/transformer.gguf"), self.total_bytes)]
+
+
+def resolve_model(name: str) -> FakeFiles:
+    return FakeFiles(name=name, preset=presets.get(name))
+
+
+class Pipeline:
+    def __init__(self, files: FakeFiles, *, dtype: DType, device: str) -> None:
+        self.files, self.dtype, self.device = files, dtype, device
+
+    def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
+        from PIL import Image
+
+        if "oom" in request.prompt:
+            raise OutOfMemoryError("not enough memory", hint="make a smaller picture")
+        if "broken" in request.prompt:
+            raise RuntimeError("the fake is broken\n[red]on two lines[/red]")
+        for phase in (Phase.load_encoder, Phase.encode, Phase.load_transformer):
+            on_event(PhaseStarted(phase=phase))
+            on_event(PhaseDone(phase=phase, seconds=0.001, peak_bytes=1_000_000))
+        for index, seed in enumerate(request.seeds):
+            on_event(PhaseStarted(phase=Phase.denoise, total=request.steps, image=index))
+            for step in range(1, request.steps + 1):
+                time.sleep(0.05 if "slow" in request.prompt or "hang" in request.prompt else 0)
+                on_event(StepDone(phase=Phase.denoise, step=step, total=request.steps, image=index, seconds=0.001))
+                if stop() and "hang" not in request.prompt:
+                    raise CancelledError("stopped")
+            on_event(PhaseDone(phase=Phase.denoise, seconds=0.02, peak_bytes=2_000_000, image=index))
+            if "nan" in request.prompt and seed % 2:
+                raise NumericsError("the latent is not finite", hint="try --dtype float32")
+            on_event(PhaseStarted(phase=Phase.decode, image=index))
+            on_event(PhaseDone(phase=Phase.decode, seconds=0.001, peak_bytes=2_000_000, image=index))
+            yield Generation(
+                image=Image.frombytes("RGB", (request.width, request.height), _pixels(request, seed)),
+                request=request,
+                index=index,
+                seed=seed,
+                model=ModelIdentity(name=self.files.name, sha256={"transformer": "0123456789abcdef" * 4}),
+                sigmas=tuple(1 - step / request.steps for step in range(request.steps + 1)),
+                dtype="float32" if request.dtype is DType.auto else str(request.dtype),
+                device="cpu",
+                template_date="2026-05-26",
+                timings={"denoise": 0.02},
+                versions={"torch": "0.0-fake"},
+            )
+
+
+def _pixels(request: GenerationRequest, seed: int) -> bytes:
+    key = f"{request.prompt}|{seed}|{request.steps}|{request.guidance}".encode()
+    tile = hashlib.sha256(key).digest()
+    return (tile * (request.width * request.height * 3 // len(tile) + 1))[: request.width * request.height * 3]
+
+
+def install() -> None:
+    """Put the fake in place of the real modules, for this process."""
+    from backend import weights
+
+    module = types.ModuleType("backend.pipeline")
+    module.Pipeline = Pipeline  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules["backend.pipeline"] = module
+    weights.resolve_model = resolve_model  # pyright: ignore[reportAttributeAccessIssue]
+
+
+if __name__ == "__main__":
+    install()
+    sys.argv[0] = "lens"
+    from lens_cli.app import main
+
+    main()

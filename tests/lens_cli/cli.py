@@ -1,0 +1,53 @@
+"""Runs `lens` as a child process with the fake pipeline: real argv, real streams, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+
+def command(*words: str, real: bool = False) -> list[str]:
+    """argv of a child: the fake inside, or the real pipeline."""
+    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline.py")]
+    return [sys.executable, *program, *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **more}
+
+
+def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: float = 60, **env: str) -> Run:
+    """Run in the working folder. Without `stdin` the child has an empty one."""
+    done = subprocess.run(
+        command(*words, real=real),
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        timeout=timeout,
+        env=environment(**env),
+    )
+    run = Run(done.returncode, done.stdout, done.stderr.decode())
+    if "LENS_DEBUG" not in env:
+        assert "Traceback" not in run.err, run.err
+    return run

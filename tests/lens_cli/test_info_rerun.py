@@ -1,0 +1,168 @@
+"""`lens info`, `lens rerun [--verify]` and `lens doctor` from the outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from backend.images import read_metadata, read_request
+from tests.lens_cli.cli import lens
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make(name: str = "a.png", *words: str) -> None:
+    assert lens("gen", "a [red] fish", "-s", "5", "--steps", "2", "--base", "128", "-o", name, *words).code == 0
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_info(name: str) -> None:
+    make(name)
+    text = lens("info", name).out.decode()
+    assert "a [red] fish" in text and "nano" in text and "trainedAlgorithmicMedia" in text
+    row = lens("info", name, "--json").json["data"]["images"][0]
+    assert row["record"]["seed"] == 5 and row["generator"] == "lens" and row["width"] == 128
+    assert row["fields"]["Seed"] == "5"
+
+
+def test_info_of_a_foreign_picture_is_made_harmless() -> None:
+    chunks = PngInfo()
+    chunks.add_text("parameters", "a \x1b]0;title\x07 cat\nSteps: 2, Sampler: Euler, CFG scale: 1, Seed: 3, Size: 8x8")
+    Image.new("RGB", (8, 8)).save("b.png", pnginfo=chunks)
+    run = lens("info", "b.png")
+    assert run.code == 0 and b"\x1b" not in run.out and b"\x07" not in run.out
+    assert "AUTOMATIC1111" in run.out.decode() and "cat" in run.out.decode()
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_info_of_no_picture(content: bytes) -> None:
+    Path("b.png").write_bytes(content)
+    run = lens("info", "b.png")
+    assert run.code == 1 and run.out == b""
+    assert run.err.startswith("error: b.png is no picture")
+    answer = lens("info", "b.png", "--json").json
+    assert answer["error"]["code"] == "file" and answer["data"] is None
+
+
+def test_info_of_several() -> None:
+    make()
+    run = lens("info", "a.png", "absent.png")
+    assert run.code == 8 and "a [red] fish" in run.out.decode() and "absent.png does not exist" in run.err
+    assert lens("info", "absent.png", "absent.png").code == 1
+
+
+def test_rerun_makes_the_same_pixels() -> None:
+    make()
+    run = lens("rerun", "a.png")
+    assert run.code == 0
+    again = run.lines[0]
+    assert again == "a-red-fish-5.png"
+    assert Image.open("a.png").tobytes() == Image.open(again).tobytes()
+    first, second = read_metadata(Path("a.png")).record, read_metadata(Path(again)).record
+    assert first is not None and second is not None
+    assert second["parent_id"] == first["id"] and second["id"] != first["id"]
+    assert read_request(Path("a.png")) == read_request(Path(again))
+
+
+def test_rerun_with_overrides() -> None:
+    make()
+    words = ["-s", "9", "--steps", "3", "-p", "a blue fish", "--ar", "16:9", "--base", "256", "-o", "b.png"]
+    assert lens("rerun", "a.png", *words).lines == ["b.png"]
+    request = read_request(Path("b.png"))
+    assert (request.seeds, request.steps, request.prompt) == ((9,), 3, "a blue fish")
+    assert (request.width, request.height) == (336, 192)
+
+
+def test_rerun_is_not_bent_by_settings() -> None:
+    make()
+    Path("lens.toml").write_text(
+        "model = 'lens'\n[generate]\nsteps = 9\nguidance = 2\nnegative_prompt = 'x'\nar = '2:1'\n"
+    )
+    request = lens("rerun", "a.png", "--dry-run", "--json").json["data"]["request"]
+    recorded = read_request(Path("a.png"))
+    for key in ("model", "steps", "guidance", "negative_prompt", "width", "height"):
+        assert request[key] == getattr(recorded, key)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_verify_the_same(name: str) -> None:
+    make(name)
+    run = lens("rerun", name, "--verify")
+    assert (run.code, run.lines) == (0, ["identical"])
+    assert lens("rerun", name, "--verify", "--json").json["data"]["identical"] is True
+    assert [path.name for path in Path().iterdir()] == [name]  # nothing is saved
+
+
+def test_verify_tells_what_changed() -> None:
+    make()
+    with Image.open("a.png") as image:
+        record = json.loads(image.info["lens"])
+        pixels = image.copy()
+    record["steps"] = 3  # the fake's pixels depend on it
+    record["versions"]["torch"] = "1.0"
+    record["model"]["sha256"]["transformer"] = "f" * 64
+    chunks = PngInfo()
+    chunks.add_itxt("lens", json.dumps(record))
+    pixels.save("b.png", pnginfo=chunks)
+    run = lens("rerun", "b.png", "--verify")
+    assert (run.code, run.lines) == (1, ["different"])
+    assert "versions.torch: 1.0 then, 0.0-fake now" in run.err
+    assert "model.sha256.transformer" in run.err and "PSNR" in run.err
+    answer = lens("rerun", "b.png", "--verify", "--json").json
+    assert answer["ok"] is False
+    assert set(answer["data"]["changed"]) == {"versions.torch", "model.sha256.transformer"}
+    assert 0 < answer["data"]["psnr_db"] < 20
+
+
+def test_verify_refuses_changes() -> None:
+    make()
+    run = lens("rerun", "a.png", "--verify", "--steps", "3")
+    assert run.code == 2 and "nothing may be changed" in run.err
+
+
+def test_rerun_of_what_lens_did_not_make() -> None:
+    Image.new("RGB", (8, 8)).save("b.png")
+    run = lens("rerun", "b.png")
+    assert run.code == 1 and "holds no lens record" in run.err and "hint: " in run.err
+
+
+def test_rerun_of_an_unknown_model_asks_where_it_is() -> None:
+    make()
+    with Image.open("a.png") as image:
+        record = json.loads(image.info["lens"])
+    record["model"]["name"] = "my-model"
+    chunks = PngInfo()
+    chunks.add_itxt("lens", json.dumps(record))
+    Image.new("RGB", (8, 8)).save("b.png", pnginfo=chunks)
+    run = lens("rerun", "b.png")
+    assert run.code == 2 and "my-model" in run.err and "-m PATH" in run.err
+
+
+def test_doctor() -> None:
+    answer = lens("doctor", "--no-torch", "--json", real=True).json
+    assert answer["ok"]
+    data = answer["data"]
+    assert data["system"]["cores"] >= 1 and data["system"]["memory"] > 10**8
+    assert data["disk"]["free_in_working_folder"] > 0
+    assert data["packages"]["torch"] != "missing"
+    assert "not on this disk" in data["models"]["lens"]
+    assert "Python".lower() in lens("doctor", "--no-torch", real=True).out.decode()
+
+
+def test_doctor_survives_broken_settings() -> None:
+    Path("lens.toml").write_text("nonsense = 1")
+    assert "nonsense" in lens("doctor", "--no-torch", "--json", real=True).json["data"]["settings"]["problem"]
+
+
+def test_version_and_help() -> None:
+    assert lens("--version").lines[0].startswith("lens 0.")
+    for words in ([], ["--help"], ["gen", "-h"], ["rerun", "--help"], ["info", "--help"]):
+        run = lens(*words)
+        assert run.code == 0 and b"Usage" in run.out

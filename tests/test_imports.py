@@ -1,0 +1,57 @@
+"""The light ring stays light: each module is imported in a fresh interpreter, and `sys.modules` tells what came along.
+
+Static contracts (pyproject, import-linter) cannot see this: they count imports inside functions too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = (
+    "torch numpy PIL textual textual_image rich diffusers transformers llama_cpp huggingface_hub bitsandbytes gguf "
+    "tokenizers safetensors sd_parsers einops"
+).split()
+LIGHT = [
+    *(f"backend.{name}" for name in "errors types params presets sizes requests settings paths files outputs".split()),
+    "backend.metadata",
+    "lens_cli.app",
+    "lens_cli.console",
+    "lens_cli.options",
+    "lens_cli.wording",
+    *sorted(
+        f"lens_cli.commands.{path.stem}" for path in (ROOT / "lens_cli/commands").glob("*.py") if path.stem[0] != "_"
+    ),
+    *(f"train.{name}" for name in ("config", "recipes", "overrides") if (ROOT / f"train/{name}.py").exists()),
+    *(["prompts"] if (ROOT / "prompts/__init__.py").exists() else []),
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_module_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}\nprint(*sorted({set(HEAVY)!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def test_the_check_can_fail() -> None:
+    """Proof that the test above sees what it looks for."""
+    code = f"import sys, PIL\nprint(*sorted({set(HEAVY)!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.split() == ["PIL"]
+
+
+def test_help_runs_without_the_heavy_ring() -> None:
+    """`lens --help` with every heavy package but Rich (which Typer draws the help with) made unimportable."""
+    code = (
+        f"import sys\nfor name in {[name for name in HEAVY if name != 'rich']!r}: sys.modules[name] = None\n"
+        "sys.argv = ['lens', '--help']\nfrom lens_cli.app import main\nmain()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "gen" in run.stdout
