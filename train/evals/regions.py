@@ -173,9 +173,8 @@ class Regions:
 
     def family(self, colour: str) -> Bools:
         """(H, W): foreground pixels that could be a thing's `colour`, its darker or its lighter shade."""
-        m, d, l = role_colours(colour)[:3]
-        near = np.minimum(distance(self.pixels, m), np.minimum(distance(self.pixels, d), distance(self.pixels, l)))
-        return (near < FAMILY) & self.foreground
+        shades = role_colours(colour)[:3]
+        return (np.min([distance(self.pixels, s) for s in shades], 0) < FAMILY) & self.foreground
 
 
 def regions(picture: Image.Image) -> Regions:

@@ -49,6 +49,7 @@ class Found:
     y: float
     box: Box
     score: float  # 1 is a perfect fit, ACCEPT the least that counts
+    at: Box  # centre x, y and half-size across, down of the kind's own box [-1, 1]²
     word: str | None = None  # what a sign says
 
 
@@ -72,8 +73,22 @@ def _family_roles(colour: str) -> Bools:
     return np.min([rg.distance(roles, roles[i]) for i in range(3)], 0) < rg.FAMILY
 
 
+def _part_boxes(mine: Bools) -> list[tuple[float, float, float, float]]:
+    """Boxes of a look's coloured parts that a piece of a picture may show: all, all but thin lines, the largest."""
+    labels, pieces = rg.components(mine)
+    largest = labels == 1 + max(range(len(pieces)), key=lambda i: pieces[i][4])
+    boxes = [rg.core_box(mine)]
+    for mask in (rg.opened(mine), largest):
+        if mask.any():
+            box = rg.core_box(mask)
+            if all(max(abs(p - q) for p, q in zip(box, other, strict=True)) > 2 for other in boxes):
+                boxes.append(box)
+    return boxes
+
+
 @functools.cache
-def _looks_in(colour: str) -> _Looks:
+def _looks_in(colour: str, whole: bool) -> _Looks:
+    """Looks to lay over a piece of one colour or, where `whole`, over a piece of foreground by the silhouette."""
     family, tints = _family_roles(colour), role_colours(colour)
     step = (np.arange(_CELLS) + 0.5 - _MARGIN) / (_CELLS - 2 * _MARGIN)  # 0..1 across the family box
     rows: list[tuple[Template, Floats, Floats, Bools, Bools, Bools]] = []
@@ -81,15 +96,16 @@ def _looks_in(colour: str) -> _Looks:
         for mirrored, shaded in looks(kind):
             t = template(kind, mirrored, shaded)
             mine = np.append(family, False)[t.role]
-            box = np.float32(rg.core_box(mine)) * (2 * SPAN / GRID) - np.float32(SPAN)
-            at = [
-                np.clip(((box[i] + step * (box[i + 2] - box[i]) + SPAN) / (2 * SPAN) * GRID), -1, GRID).astype(int)
-                for i in (0, 1)
-            ]
-            role = np.pad(t.role, 1, constant_values=-1)[np.ix_(at[1] + 1, at[0] + 1)].ravel()
-            hole = np.pad(t.hole | t.band, 1)[np.ix_(at[1] + 1, at[0] + 1)].ravel()
-            inside = role >= 0
-            rows.append((t, box, tints[role], inside, ~inside & ~hole, role == _PANEL))
+            for part in [rg.core_box(t.role >= 0)] if whole else _part_boxes(mine):
+                box = np.float32(part) * np.float32(2 * SPAN / GRID) - np.float32(SPAN)
+                at = [
+                    np.clip(((box[i] + step * (box[i + 2] - box[i]) + SPAN) / (2 * SPAN) * GRID), -1, GRID).astype(int)
+                    for i in (0, 1)
+                ]
+                role = np.pad(t.role, 1, constant_values=-1)[np.ix_(at[1] + 1, at[0] + 1)].ravel()
+                free = np.pad(t.hole | t.band, 1)[np.ix_(at[1] + 1, at[0] + 1)].ravel()
+                inside = role >= 0
+                rows.append((t, box, tints[role], inside, ~inside & ~free, role == _PANEL))
     return _Looks(
         tuple(r[0] for r in rows),
         np.stack([r[1] for r in rows]),
@@ -134,7 +150,7 @@ class _Eye:
         ]
         self.foreground = np.pad(self.regions.foreground, pad)
         self.families = {c: self.regions.family(c) for c in COLOURS}
-        self._families = {c: np.pad(f, pad) for c, f in self.families.items()}
+        self.padded_families = {c: np.pad(f, pad) for c, f in self.families.items()}
 
     def axes(self, centre: Floats, half: Floats, steps: Floats, scale: float, limit: int) -> NDArray[np.int64]:
         """(J, cells) indices along one padded axis for J windows."""
@@ -155,15 +171,17 @@ class _Eye:
         ys = self.axes(xy[:, 1], r[:, 1], steps, 1.0, mask.shape[0])
         return mask[ys[:, :, None], xs[:, None, :]]
 
-    def scores(self, look: Template, colour: str, xy: Floats, r: Floats) -> Floats:
-        """(J,) how well a look fits J windows; 1 is perfect."""
-        steps = ((np.arange(GRID) + 0.5) * (2 * SPAN / GRID) - SPAN).astype(np.float32)
+    def scores(self, look: Template, colour: str, xy: Floats, r: Floats, stride: int) -> Floats:
+        """(J,) how well a look fits J windows; 1 is perfect. `stride` compares every so many-th cell only."""
+        cells = slice(stride // 2, None, stride)
+        steps = ((np.arange(GRID) + 0.5) * (2 * SPAN / GRID) - SPAN).astype(np.float32)[cells]
         seen = self.windows(xy, r, steps)
-        inside = look.role >= 0
-        within = inside & look.sure
-        role = look.role[within]
+        roles, sure, band, hole = (a[cells, cells] for a in (look.role, look.sure, look.band, look.hole))
+        inside = roles >= 0
+        within = inside & sure
+        role = roles[within]
         cost = _cost(rg.distance(seen[:, within], role_colours(colour)[role]))
-        family = self.masks(self._families[colour], xy, r, steps)
+        family = self.masks(self.padded_families[colour], xy, r, steps)
         ground = self.masks(self.foreground, xy, r, steps)
         # Where the background shows through a thing's own colour the thing is not there, however near the colours.
         cost = np.where((role == _M) & ~ground[:, within], np.maximum(cost, 0.8), cost)
@@ -171,42 +189,47 @@ class _Eye:
             panel = role == _PANEL
             cost[:, panel] = np.minimum(cost[:, panel], 0.1 + _cost(rg.distance(seen[:, within][:, panel], _INK)))
         wrong = cost.sum(1)
-        outside = ~inside & look.sure
-        band = look.band & outside
+        outside = ~inside & sure
+        band = band & outside
         edge = np.min([rg.distance(seen[:, band], o) for o in _OUTLINES], 0) < 40
         extra = (family[:, band] & ~edge).sum(1) + 0.4 * (ground[:, band] & ~family[:, band] & ~edge).sum(1)
-        far = outside & ~look.band & ~look.hole
-        extra = extra + family[:, far].sum(1) + family[:, look.hole & outside & ~look.band].sum(1)
+        far = outside & ~band & ~hole
+        extra = extra + family[:, far].sum(1) + family[:, hole & outside & ~band].sum(1)
         return (1 - (wrong + 0.8 * extra) / max(1, int(within.sum()))).astype(np.float32)
 
 
-def _shortlist(eye: _Eye, colour: str, box: tuple[float, float, float, float]) -> list[_Fit]:
-    """The looks that agree best with the colour's parts at `box` (small pixels), unrefined."""
-    all_looks = _looks_in(colour)
+def _shortlist(eye: _Eye, colour: str, box: Box, whole: bool) -> list[_Fit]:
+    """The looks that agree best with the coloured parts (or the silhouette) at `box` in small pixels, unrefined."""
+    all_looks = _looks_in(colour, whole)
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
     parts = all_looks.parts
     rx, ry = w / (parts[:, 2] - parts[:, 0]), h / (parts[:, 3] - parts[:, 1])
     stretch = np.abs(np.log(rx / ry))
+    keep = np.nonzero((stretch < 0.5) & (np.maximum(rx, ry) < 0.75 * max(eye.size)))[0]
+    if not len(keep):
+        return []
     steps = ((np.arange(_CELLS) + 0.5 - _MARGIN) / (_CELLS - 2 * _MARGIN) * 2 - 1).astype(np.float32)
     xy, r = np.float32([[(x0 + x1) / 2, (y0 + y1) / 2]]), np.float32([[w / 2, h / 2]])
     seen = eye.windows(xy, r, steps).reshape(1, -1, 3)
-    family = eye.masks(eye._families[colour], xy, r, steps).reshape(1, -1)
-    cost = _cost(rg.distance(seen, all_looks.colours))
-    panel = all_looks.panel
+    family = eye.masks(eye.padded_families[colour], xy, r, steps).reshape(1, -1)
+    cost = _cost(rg.distance(seen, all_looks.colours[keep]))
+    panel = all_looks.panel[keep]
     cost[panel] = np.minimum(cost[panel], 0.1 + _cost(rg.distance(seen, _INK)).repeat(len(cost), 0)[panel])
-    wrong = (cost * all_looks.inside).sum(1)
-    extra = (family * all_looks.outside).sum(1)
-    score = 1 - (wrong + 0.8 * extra) / all_looks.inside.sum(1) - np.maximum(0, stretch - 0.12)
+    inside = all_looks.inside[keep]
+    wrong = (cost * inside).sum(1)
+    extra = (family * all_looks.outside[keep]).sum(1)
+    score = 1 - (wrong + 0.8 * extra) / inside.sum(1) - np.maximum(0, stretch[keep] - 0.12)
     fits: list[_Fit] = []
-    for i in np.argsort(-score)[:SHORTLIST].tolist():
-        if score[i] < 0.2 or stretch[i] > 0.5:
-            continue
+    for j in np.argsort(-score)[:SHORTLIST].tolist():
+        if score[j] < 0.2:
+            break
+        i = int(keep[j])
         p = parts[i]
-        cx, cy = (x0 + x1) / 2 - rx[i] * (p[0] + p[2]) / 2, (y0 + y1) / 2 - ry[i] * (p[1] + p[3]) / 2
-        fits.append(
-            _Fit(all_looks.templates[i], colour, float(cx), float(cy), float(rx[i]), float(ry[i]), float(score[i]))
-        )
+        cx = (x0 + x1) / 2 - rx[i] * (p[0] + p[2]) / 2
+        cy = (y0 + y1) / 2 - ry[i] * (p[1] + p[3]) / 2
+        where = (float(cx), float(cy), float(rx[i]), float(ry[i]))
+        fits.append(_Fit(all_looks.templates[i], colour, *where, score=float(score[j])))
     return fits
 
 
@@ -214,8 +237,8 @@ _MOVES = np.float32([(0, 0, 0, 0), (1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0
                      (0, 0, 1, 0), (0, 0, -1, 0), (0, 0, 0, 1), (0, 0, 0, -1)])  # fmt: skip
 
 
-def _refine(eye: _Eye, fit: _Fit, look: Template | None = None, steps: tuple[float, ...] = (0.08, 0.05, 0.03)) -> _Fit:
-    """Move and stretch a look until it fits best."""
+def _refine(eye: _Eye, fit: _Fit, look: Template | None = None, *, steps: tuple[float, ...], stride: int = 1) -> _Fit:
+    """Move and stretch a look until it fits best; `stride` skips cells."""
     look = look or fit.look
     at = np.float32([fit.cx, fit.cy, fit.rx, fit.ry])
     best = -np.inf
@@ -225,7 +248,9 @@ def _refine(eye: _Eye, fit: _Fit, look: Template | None = None, steps: tuple[flo
             tries = at + _MOVES * step * size
             tries = tries[(tries[:, 2:] > 1.5).all(1)]
             stretch = np.abs(np.log(tries[:, 2] / tries[:, 3]))
-            score = eye.scores(look, fit.colour, tries[:, :2], tries[:, 2:]) - 0.5 * np.maximum(0, stretch - 0.1)
+            score = eye.scores(look, fit.colour, tries[:, :2], tries[:, 2:], stride) - 0.5 * np.maximum(
+                0, stretch - 0.1
+            )
             i = int(score.argmax())
             if score[i] <= best + 1e-4:
                 break
@@ -235,23 +260,35 @@ def _refine(eye: _Eye, fit: _Fit, look: Template | None = None, steps: tuple[flo
     return _Fit(look, fit.colour, *(float(v) for v in at), score=best)
 
 
-def _proposals(eye: _Eye) -> list[tuple[str, tuple[float, float, float, float]]]:
-    """(colour, box in small pixels): pieces of one colour, and all of a colour inside one piece of foreground."""
-    labels, _ = rg.components(eye.regions.foreground)
-    out: list[tuple[str, tuple[float, float, float, float]]] = []
-    for colour, family in eye.families.items():
-        if int(family.sum()) < LEAST:
+def _proposals(eye: _Eye) -> list[tuple[str, Box, bool]]:
+    """(colour, box in small pixels, whether the box is a silhouette's).
+
+    Pieces of one colour, all of one colour inside one piece of foreground, and whole pieces of foreground.
+    """
+    solid = rg.opened(eye.regions.foreground)
+    labels, wholes = rg.components(solid)
+    big = [k + 1 for k, piece in enumerate(wholes) if piece[4] >= 4 * LEAST]
+    whole_boxes = {k: rg.core_box(labels == k) for k in big}
+    areas = np.bincount(labels.ravel(), minlength=len(wholes) + 1)
+    out: list[tuple[str, Box, bool]] = []
+    for colour, full in eye.families.items():
+        if int(full.sum()) < LEAST:
             continue
-        family = rg.opened(family)
-        boxes: set[tuple[float, float, float, float]] = set()
+        boxes: set[Box] = set()
+        family = rg.opened(full)
+        if family.sum() < 0.4 * full.sum():  # thin by nature, such as the covers of an open book
+            family = full
         piece_labels, pieces = rg.components(family)
         for k, piece in enumerate(pieces):
             if piece[4] >= LEAST:
                 boxes.add(rg.core_box(piece_labels == k + 1))
-        counts = np.bincount(labels[family])
-        for k in np.nonzero(counts >= LEAST)[0].tolist():
-            boxes.add(rg.core_box(family & (labels == k)))
-        out += [(colour, box) for box in boxes if min(box[2] - box[0], box[3] - box[1]) >= 3]
+        counts = np.bincount(labels[family], minlength=len(wholes) + 1)
+        for k in big:
+            if counts[k] >= LEAST:
+                boxes.add(rg.core_box(family & (labels == k)))
+        out += [(colour, box, False) for box in boxes if min(box[2] - box[0], box[3] - box[1]) >= 3]
+        shares = np.bincount(labels[full], minlength=len(wholes) + 1)
+        out += [(colour, whole_boxes[k], True) for k in big if shares[k] > 0.12 * areas[k]]
     return out
 
 
@@ -277,14 +314,15 @@ def _silhouette(fit: _Fit, size: tuple[int, int]) -> tuple[slice, slice, Bools]:
 def fits_in(eye: _Eye) -> list[_Fit]:
     """Every proposal's best few fits, refined."""
     fits: list[_Fit] = []
-    for colour, box in _proposals(eye):
-        refined = sorted((_refine(eye, f) for f in _shortlist(eye, colour, box)), key=lambda f: -f.score)
-        for fit in refined[:2]:
+    for colour, box, whole in _proposals(eye):
+        rough = [_refine(eye, f, steps=(0.08, 0.04), stride=2) for f in _shortlist(eye, colour, box, whole)]
+        rough = sorted((f for f in rough if f.score > 0.45), key=lambda f: -f.score)[:2]
+        for fit in [_refine(eye, f, steps=(0.04, 0.025)) for f in rough]:
             options = [fit]
             for tilt in TILTS:
                 if tilt and fit.look.kind not in ("frame", "bubble", "sign"):
                     look = template(fit.look.kind, fit.look.mirrored, fit.look.shaded, tilt)
-                    options.append(_refine(eye, fit, look, (0.04,)))
+                    options.append(_refine(eye, fit, look, steps=(0.04,)))
             fits.append(max(options, key=lambda f: f.score))
     return fits
 
@@ -310,7 +348,7 @@ def find_things(picture: Image.Image) -> list[Found]:
             (fit.cx + x0 * fit.rx) / unit, (fit.cy + y0 * fit.ry) / unit,
             (fit.cx + x1 * fit.rx) / unit, (fit.cy + y1 * fit.ry) / unit,
         )  # fmt: skip
-        found.append(
-            Found(fit.look.kind, fit.colour, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box, round(fit.score, 3))
-        )
+        at = (fit.cx / unit, fit.cy / unit, fit.rx / unit, fit.ry / unit)
+        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        found.append(Found(fit.look.kind, fit.colour, *centre, box, round(fit.score, 3), at))
     return found

@@ -1,0 +1,162 @@
+"""Read the upper-case word on a sign by comparing its panel with drawn letters.
+
+A first pass lays the 26 letters of the default font side by side over the panel's ink (dynamic programming over
+columns); a second draws whole words, the first pass's readings and close variants, and keeps the one whose drawing
+agrees best. It reads what is there: the word that was asked for takes part as one candidate among the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import string
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from train.data.scenes import WORDS
+from train.evals.regions import components
+from train.evals.templates import dilate
+
+Floats = NDArray[np.float32]
+
+PANEL = (-0.88, -0.43, 0.88, 0.13)  # of a sign, in its half-sizes, a little inside the white
+ILLEGIBLE = 0.45  # least error of ink that reads as nothing
+_TALL = 40  # rows of the panel's crop
+_FONT = 72  # pixels at which letters are drawn before they are scaled
+_LONGEST = 8  # letters
+
+
+@functools.cache
+def _drawn(word: str, stroke: int = 1) -> Floats:
+    """(H, W), 1 where there is ink: `word` in the default font, `stroke` pixels fatter, cropped to its ink."""
+    font = ImageFont.load_default(_FONT)
+    x0, y0, x1, y1 = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), word, font=font, stroke_width=stroke)
+    image = Image.new("L", (int(x1 - x0) + 4, int(y1 - y0) + 4), 0)
+    ImageDraw.Draw(image).text((2 - x0, 2 - y0), word, font=font, fill=255, stroke_width=stroke, stroke_fill=255)
+    ink = image.crop(image.getbbox())
+    return np.asarray(ink, np.float32) / 255
+
+
+def _scaled(ink: Floats, width: int, height: int) -> Floats:
+    image = Image.fromarray((ink * 255).astype(np.uint8)).resize((max(1, width), max(1, height)), Image.Resampling.BOX)
+    return np.asarray(image, np.float32) / 255
+
+
+def _ink(panel: Image.Image) -> Floats | None:
+    """(rows, columns), 0 paper to 1 ink, cropped to the ink; None where there is none."""
+    luma = np.asarray(panel.convert("L"), np.float32)
+    paper, black = np.percentile(luma, 85), np.percentile(luma, 2)
+    if paper - black < 60:
+        return None
+    ink = np.clip((paper - 12 - luma) / (paper - 12 - black), 0, 1)
+    labels, pieces = components(ink > 0.35)
+    height, width = ink.shape
+    for k, (x0, y0, x1, y1, area) in enumerate(pieces):
+        # A rim of the board that came into the crop is not ink, nor is a speck.
+        if x0 == 0 or y0 == 0 or x1 == width or y1 == height or area < 4:
+            ink[dilate(labels == k + 1, 2)] = 0
+    strong = ink > 0.5
+    rows, columns = np.nonzero(strong.sum(1) >= 2)[0], np.nonzero(strong.sum(0) >= 2)[0]
+    if len(rows) < 8 or len(columns) < 3:
+        return None
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+
+
+def _lay(ink: Floats, widen: float) -> str:
+    """The letters that explain the ink best when laid side by side at the ink's height, `widen` times as wide."""
+    height, width = ink.shape
+    blank = np.concatenate([[0.0], np.cumsum((ink**2).sum(0))])
+    best = np.full(width + 1, np.inf)  # best[x]: least error of the columns before x
+    back: list[tuple[int, str]] = [(0, "")] * (width + 1)
+    best[0] = 0.0
+    letters: list[tuple[str, int, Floats]] = []
+    for letter in string.ascii_uppercase:
+        drawn = _drawn(letter)
+        w = round(drawn.shape[1] * height / _drawn("H").shape[0] * widen)
+        if 1 <= w <= width + 2:
+            letters.append((letter, w, _scaled(drawn, w, height)))
+    padded = np.pad(ink, ((0, 0), (0, 3)))
+    errors: dict[str, Floats] = {}
+    for letter, w, glyph in letters:
+        views = np.lib.stride_tricks.sliding_window_view(padded, (height, w))[0]
+        errors[letter] = ((views - glyph) ** 2).sum((1, 2)).astype(np.float32)
+    overlap = max(1, round(0.1 * height))
+    price = 0.012 * height * height  # a letter must explain more than this
+    for x in range(width):
+        if not np.isfinite(best[x]):
+            continue
+        step = float(best[x] + blank[x + 1] - blank[x])
+        if step < best[x + 1]:
+            best[x + 1], back[x + 1] = step, (x, "")
+        for letter, w, _ in letters:
+            if x >= len(errors[letter]):
+                continue
+            cost = float(best[x] + errors[letter][x]) + price
+            for end in range(min(width, x + w - overlap), min(width, x + w) + 1):
+                if end > x and cost + 0.5 * (x + w - end) < best[end]:
+                    best[end], back[end] = cost + 0.5 * (x + w - end), (x, letter)
+    out, x = "", width
+    while x > 0:
+        x, letter = back[x]
+        out = letter + out
+    return out[:_LONGEST]
+
+
+def _error(ink: Floats, word: str) -> float:
+    """How badly a drawn word agrees with the ink: squared error per unit of ink, plus a price for a wrong shape."""
+    drawn = _drawn(word)
+    height, width = ink.shape
+    stretch = abs(float(np.log((width / height) / (drawn.shape[1] / drawn.shape[0]))))
+    scaled = _scaled(drawn, width, height)
+    return float(((ink - scaled) ** 2).sum() / (ink.sum() + scaled.sum()) + max(0.0, stretch - 0.08))
+
+
+def _careful_error(ink: Floats, word: str) -> float:
+    """The same, allowing for an ink box that is off by a pixel at each end and for fatter strokes."""
+    height, width = ink.shape
+    room = np.pad(ink, ((0, 0), (1, 1)))
+    best = np.inf
+    for stroke in (1, 2):
+        drawn = _drawn(word, stroke)
+        for left in (0, 1, 2):
+            for right in (0, 1, 2):
+                scaled = np.zeros_like(room)
+                scaled[:, left : width + right] = _scaled(drawn, width + right - left, height)
+                best = min(best, float(((room - scaled) ** 2).sum() / (room.sum() + scaled.sum())))
+    drawn = _drawn(word)
+    stretch = abs(float(np.log((width / height) / (drawn.shape[1] / drawn.shape[0]))))
+    return best + max(0.0, stretch - 0.08)
+
+
+def _variants(word: str) -> Iterable[str]:
+    for i in range(len(word)):
+        yield word[:i] + word[i + 1 :]
+        for letter in string.ascii_uppercase:
+            yield word[:i] + letter + word[i + 1 :]
+
+
+def read(panel: Image.Image, asked: Iterable[str] = ()) -> str | None:
+    """The word on a panel of any size, or None where there is nothing to read.
+
+    `asked` names further candidates; they win only where their drawing agrees better than every other.
+    """
+    height = _TALL
+    width = max(height, round(height * panel.width / panel.height))
+    ink = _ink(panel.resize((width, height), Image.Resampling.BICUBIC))
+    if ink is None:
+        return None
+    words = {_lay(ink, widen) for widen in (0.85, 1.0, 1.15)} | {w for w in asked if 0 < len(w) <= _LONGEST}
+    words = {w for w in words | set(WORDS) if w}
+    errors = {w: _error(ink, w) for w in words}
+    for _ in range(_LONGEST):
+        best = min(errors, key=errors.__getitem__)
+        fresh = {v for v in _variants(best) if v and v not in errors}
+        errors |= {v: _error(ink, v) for v in fresh}
+        if min(errors, key=errors.__getitem__) == best:
+            break
+    close = sorted(errors, key=errors.__getitem__)[:10]
+    careful = {w: _careful_error(ink, w) for w in close}
+    best = min(careful, key=careful.__getitem__)
+    return best if careful[best] < ILLEGIBLE else None
