@@ -4,8 +4,11 @@
 #   TORCH=torch make demo               the newest torch build instead of the pinned one (then CONSTRAINTS= too)
 #   make demo PROMPT="a blue fish"      another picture
 
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
-	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && \
+	{ echo $$p; break; }; done)
+endif
 TORCH ?= torch==2.13.0
 CONSTRAINTS ?= -c constraints.txt
 PROMPT ?= three red balloons over a green hill
@@ -24,7 +27,7 @@ install: $(STAMP) ## Create .venv and install everything into it
 
 # torch goes first and alone: once the pinned build is there, nothing that needs "torch" fetches another one.
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer on PATH" >&2; \
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv on PATH" >&2; \
 		echo "hint: install one, or name it: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
 		echo "error: no C compiler on PATH (llama-cpp-python is built from source)" >&2; exit 2; }

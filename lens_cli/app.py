@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from backend.errors import CancelledError, LensError, OutOfMemoryError, UsageError
+from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
 from lens_cli.commands import doctor, gen, info, rerun
 from lens_cli.console import Talk
 
@@ -52,21 +52,32 @@ def main() -> None:
     """Console entry. Every error a person can act on leaves as one line (or one JSON envelope) and an exit code."""
     try:
         code = app(standalone_mode=False)
-        if sys.stdout:  # None under pythonw and some services
+        if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
-    except BrokenPipeError:
-        # `lens … | head`: the reader is gone. Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # `lens … | head`: the reader has what it wanted
         code = 1
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  the one boundary: nothing passes it unnamed
-        known = as_lens_error(error)
         if _wants_traceback():
             import traceback
 
             traceback.print_exception(error)
-        _talk().fail(known)
+        known = as_lens_error(error)
         code = known.exit_code
+        try:
+            _talk().fail(known)
+        except OSError:  # the envelope has nowhere to go: a full disk or a closed pipe behind stdout
+            _talk(plain=True).fail(known)
+    _let_go_of_stdout()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _let_go_of_stdout() -> None:
+    """Python flushes stdout at exit, and would complain once more about a reader or a disk that is gone."""
+    if sys.stdout:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def as_lens_error(error: BaseException) -> LensError:
@@ -79,6 +90,9 @@ def as_lens_error(error: BaseException) -> LensError:
         return CancelledError("stopped")
     if isinstance(error, MemoryError):
         return OutOfMemoryError("the machine ran out of memory", hint="make a smaller picture, or use a smaller model")
+    if isinstance(error, OSError):  # the machine refused something that no command expected
+        where = f"{error.filename}: " if error.filename else ""
+        return FileError(f"{where}{(error.strerror or str(error)).lower()}")
     return LensError(
         f"internal error: {type(error).__name__}: {error}", hint="this is a bug; LENS_DEBUG=1 shows where it happened"
     )
@@ -90,11 +104,13 @@ def _help_hint() -> str:
     return f"lens {words[0]} --help" if words and words[0] in names else "lens --help"
 
 
-def _talk() -> Talk:
+def _talk(*, plain: bool = False) -> Talk:
     """How to speak when the command's own Talk does not exist yet: by the words on the command line."""
     words = sys.argv[1:]
     words = words[: words.index("--")] if "--" in words else words
     command = " ".join(word for word in words[:1] if not word.startswith("-"))
+    if plain:
+        return Talk(command=command)
     return Talk(command=command, json="--json" in words, stream="--json-stream" in words)
 
 

@@ -8,6 +8,8 @@ Light ring: Rich is imported inside the functions that draw.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -117,7 +119,9 @@ def human_bytes(number: float) -> str:
 
 
 def write_bytes(data: bytes) -> None:
-    """A whole file on stdout, for `-o -`."""
+    """Bytes on stdout, at once. Raises OSError, BrokenPipeError where the reader has left among them."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  closed by the caller: `lens gen … >&-`
+        raise OSError(errno.EBADF, "stdout is closed")
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -133,6 +137,16 @@ def _write_out(line: bytes) -> None:
 
 
 def _write_error(text: str) -> None:
-    if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]  None under pythonw and some services
+    if sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]  closed by the caller: `lens gen … 2>&-`
+        return
+    with contextlib.suppress(OSError):  # talk that nobody can hear is no reason to lose a picture
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
+
+
+def talking_to_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def looking_at_stdout() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
+
+from lens_cli.console import human_bytes, looking_at_stdout
 
 Section = dict[str, Any]
 
@@ -51,7 +52,7 @@ def disks() -> Section:
 def terminal() -> Section:
     inside = "tmux" if "TMUX" in os.environ else "screen" if os.environ.get("TERM", "").startswith("screen") else None
     found: Section = {
-        "stdout": "terminal" if sys.stdout.isatty() else "no terminal",
+        "stdout": "terminal" if looking_at_stdout() else "no terminal",
         "TERM": os.environ.get("TERM"),
         "program": os.environ.get("TERM_PROGRAM"),
         "graphics": graphics(),
@@ -63,7 +64,7 @@ def terminal() -> Section:
 
 def graphics() -> str:
     """How `--show` would draw: asks the terminal where there is one."""
-    if not sys.stdout.isatty():
+    if not looking_at_stdout():
         return "half blocks"
     from textual_image import renderable
 
@@ -81,7 +82,6 @@ def models() -> Section:
     from backend import presets
     from backend.errors import LensError, ModelMissingError
     from backend.weights import resolve_model
-    from lens_cli.console import human_bytes
 
     found: Section = {}
     for name in presets.names():

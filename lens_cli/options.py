@@ -15,7 +15,7 @@ from backend.errors import FileError, UsageError
 from backend.outputs import ImageFormat, OutputPlan, plan_output
 from backend.settings import Settings
 from backend.types import DType
-from lens_cli.console import Talk
+from lens_cli.console import Talk, looking_at_stdout
 
 _PICTURE, _WHERE, _SPEECH = "Picture", "Output", "Speech"
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
@@ -176,7 +176,7 @@ def plan_for(
             raise UsageError("-o - and --json both want stdout", hint="save to a file, or drop --json")
         if pictures > 1:
             raise UsageError(f"-o - takes one picture, not {pictures}", hint="save to a folder: -o DIR/")
-        if sys.stdout.isatty():
+        if looking_at_stdout():
             raise UsageError("-o - would write a picture's bytes to the terminal", hint="pipe it: lens gen … -o - | …")
     return plan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from backend.types import Event, Phase, PhaseDone, PhaseStarted, StepDone
-from lens_cli.console import Talk, human_bytes
+from lens_cli.console import Talk, human_bytes, talking_to_a_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -39,7 +38,7 @@ class Meter(AbstractContextManager["Meter"]):
             self._show = self._emit
         elif self.talk.quiet:
             self._show = lambda event, name: None
-        elif sys.stderr.isatty():
+        elif talking_to_a_terminal():
             self._show = self._draw
         else:
             self._show = self._write

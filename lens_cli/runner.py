@@ -6,6 +6,7 @@ the batch; what is finished stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -50,7 +51,8 @@ class Interrupt(AbstractContextManager["Interrupt"]):
             raise KeyboardInterrupt
         self.pressed = True
         # Not through Talk: the handler may run in the middle of one of its writes.
-        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
 
     def check(self, event: Event) -> None:
         """Between phases nobody polls `pressed`; loading may take minutes. A finished picture is still decoded."""

@@ -6,10 +6,9 @@ Everything heavy is imported inside: textual-image asks the terminal what it can
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
-from lens_cli.console import Talk
+from lens_cli.console import Talk, looking_at_stdout, talking_to_a_terminal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +24,7 @@ def wanted(flag: bool | None, setting: bool | None, talk: Talk) -> bool:
         return False
     if flag is not None or setting is not None:
         return bool(flag if flag is not None else setting)
-    return sys.stdout.isatty() and sys.stderr.isatty()
+    return looking_at_stdout() and talking_to_a_terminal()
 
 
 def show(image: Image.Image, talk: Talk) -> None:

@@ -273,3 +273,48 @@ def test_a_reader_that_leaves() -> None:
     assert child.wait(30) == 1
     assert b"Traceback" not in child.stderr.read()
     child.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "says"),
+    [
+        ("> /dev/full", 1, "no space left"),
+        (">&-", 1, "stdout is closed"),
+        ("-o - > /dev/full", 1, "no space left"),
+        ("-o - >&-", 1, "stdout is closed"),
+        ("--json > /dev/full", 1, "no space left"),
+        ("2>&-", 0, ""),
+        ("2> /dev/full", 0, ""),
+        ("<&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(redirect: str, code: int, says: str) -> None:
+    import subprocess
+
+    from tests.lens_cli.cli import command, environment
+
+    line = shlex.join(command("gen", "x", "--steps", "1"))
+    run = subprocess.run(["bash", "-c", f"{line} {redirect}"], capture_output=True, text=True, env=environment())
+    assert run.returncode == code, run.stderr
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr and "Exception ignored" not in run.stderr
+    assert len(files()) == (0 if "-o -" in redirect else 1)  # the picture itself was saved before its name was told
+
+
+def test_a_disk_that_fills_up() -> None:
+    """A real refusal of the kernel: the child may write files of 2 kB at most."""
+    import resource
+    import subprocess
+
+    from tests.lens_cli.cli import command, environment
+
+    run = subprocess.run(
+        command("gen", "x", "-n", "2", "--steps", "1"),
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)),
+    )
+    assert run.returncode == 1 and run.stdout == ""
+    assert "file too large" in run.stderr and "Traceback" not in run.stderr
+    assert files() == []

@@ -1,0 +1,39 @@
+"""The registry of errors: every leaf has a stable snake_case code of its own and an exit code of the table."""
+
+from __future__ import annotations
+
+import re
+
+from backend import errors
+from backend.errors import LensError
+
+# code -> exit code, as scripts rely on them. A change here is a change of the interface.
+TABLE = {
+    "failure": 1,
+    "file": 1,
+    "bad_checkpoint": 1,
+    "non_finite": 1,
+    "usage": 2,
+    "network": 3,
+    "timeout": 4,
+    "model_missing": 5,
+    "out_of_memory": 6,
+    "refused": 7,
+    "partial_batch": 8,
+    "cancelled": 130,
+}
+
+
+def leaves() -> list[type[LensError]]:
+    return [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, LensError)]
+
+
+def test_both_ways() -> None:
+    assert {leaf.code: leaf.exit_code for leaf in leaves()} == TABLE
+    assert len(leaves()) == len(TABLE)  # no code is used twice
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", leaf.code) for leaf in leaves())
+
+
+def test_hint_is_kept() -> None:
+    error = errors.UsageError("what", hint="do this")
+    assert (str(error), error.hint) == ("what", "do this")
