@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from backend import metadata
 from backend.errors import FileError
 from backend.files import write_new
-from backend.outputs import ImageFormat
-from backend.types import Generation, GenerationRequest
+from backend.types import Generation, GenerationRequest, ImageFormat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,6 +100,8 @@ def open_image(path: Path) -> Image.Image:
 
     from PIL import Image, UnidentifiedImageError
 
+    # Pillow warns of damaged EXIF on stderr and goes on; what can be read is reported, the rest is nobody's concern.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist" if not path.exists() else "is no regular file"
@@ -195,12 +196,8 @@ def _parameters(image: Image.Image) -> str | None:
     text = image.info.get("parameters")
     if isinstance(text, str):
         return text
-    import warnings
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of damaged EXIF on stderr, and goes on
-            comment = image.getexif().get_ifd(_EXIF_SUBTABLE).get(_EXIF_USER_COMMENT)
+        comment = image.getexif().get_ifd(_EXIF_SUBTABLE).get(_EXIF_USER_COMMENT)
     except _DAMAGE:
         return None  # a broken EXIF block says nothing; the record in XMP may still be whole
     if isinstance(comment, bytes) and comment.startswith(_UTF16):

@@ -15,21 +15,14 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 
 from backend.errors import UsageError
 from backend.files import names
-from backend.types import GenerationRequest
+from backend.types import GenerationRequest, ImageFormat
 
 DEFAULT_TEMPLATE = "{slug}-{seed}"
 SLUG_LENGTH = 40  # characters
-
-
-class ImageFormat(StrEnum):
-    png = "png"
-    jpeg = "jpeg"
-    webp = "webp"
 
 
 EXTENSIONS = {
@@ -121,7 +114,11 @@ def plan_output(
     if output == "-":
         chosen = format or default_format
         return OutputPlan(
-            template=None, suffix=SUFFIX[chosen], format=chosen, quality=_quality(chosen, quality, default_quality), metadata=metadata
+            template=None,
+            suffix=SUFFIX[chosen],
+            format=chosen,
+            quality=_quality(chosen, quality, default_quality),
+            metadata=metadata,
         )
     if output is None:
         template = str(Path(default_folder or "").expanduser() / default_template)

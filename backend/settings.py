@@ -22,8 +22,8 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from backend import paths
 from backend.errors import UsageError
-from backend.outputs import DEFAULT_TEMPLATE, ImageFormat
-from backend.types import DType
+from backend.outputs import DEFAULT_TEMPLATE
+from backend.types import DType, ImageFormat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,14 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class ImageFormat(StrEnum):
+    """File formats a picture is saved in."""
+
+    png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
+
+
 class Phase(StrEnum):
     """The phases of one generation, in order."""
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.commands import doctor, gen, info, rerun
+from lens_cli.commands import doctor, gen, info, models, rerun
 from lens_cli.console import Talk
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command("gen")(gen.gen)
 app.command("rerun")(rerun.rerun)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models")
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +87,8 @@ def as_lens_error(error: BaseException) -> LensError:
     if isinstance(error, LensError):
         return error
     if isinstance(error, typer.TyperException):  # a flag or argument that Typer refused
-        return UsageError(error.format_message(), hint=_help_hint())
+        command = " ".join(["lens", *_words()])
+        return UsageError(error.format_message() or f"{command} needs a command", hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return CancelledError("stopped")
     if isinstance(error, MemoryError):
@@ -98,17 +101,30 @@ def as_lens_error(error: BaseException) -> LensError:
     )
 
 
-def _help_hint() -> str:
+def _words() -> list[str]:
+    """The command's own words on the command line: ["gen"], ["models", "pull"], or []."""
     words = [word for word in sys.argv[1:3] if not word.startswith("-")]
-    names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    return f"lens {words[0]} --help" if words and words[0] in names else "lens --help"
+    commands = {command.name for command in app.registered_commands}
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    if words and words[0] in commands:
+        return words[:1]
+    if not words or words[0] not in groups:
+        return []
+    group = groups[words[0]]
+    inside = {command.name or _name(command.callback) for command in group.registered_commands} if group else set[str]()
+    return words if words[-1] in inside else words[:1]
+
+
+def _name(function: Callable[..., object] | None) -> str:
+    """What Typer calls a command that was registered without a name."""
+    return function.__name__.replace("_", "-") if function else ""
 
 
 def _talk(*, plain: bool = False) -> Talk:
     """How to speak when the command's own Talk does not exist yet: by the words on the command line."""
     words = sys.argv[1:]
     words = words[: words.index("--")] if "--" in words else words
-    command = " ".join(word for word in words[:1] if not word.startswith("-"))
+    command = " ".join(_words())
     if plain:
         return Talk(command=command)
     return Talk(command=command, json="--json" in words, stream="--json-stream" in words)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from backend.errors import FileError, UsageError
-from backend.outputs import ImageFormat, OutputPlan, plan_output
-from backend.settings import Settings
-from backend.types import DType
+from backend.types import DType, ImageFormat
 from lens_cli.console import Talk, looking_at_stdout
+
+if TYPE_CHECKING:
+    from backend.outputs import OutputPlan
+    from backend.settings import Settings
 
 _PICTURE, _WHERE, _SPEECH = "Picture", "Output", "Speech"
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
@@ -160,6 +162,8 @@ def plan_for(
     talk: Talk,
 ) -> OutputPlan:
     """Where the pictures go, from flags and settings. Raises UsageError, also where stdout cannot take them."""
+    from backend.outputs import plan_output
+
     chosen = settings.output
     plan = plan_output(
         output,

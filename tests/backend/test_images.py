@@ -13,8 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from backend import images, metadata
 from backend.errors import FileError
-from backend.outputs import SUFFIX, ImageFormat
-from backend.types import DType, Generation, GenerationRequest, ModelIdentity
+from backend.outputs import SUFFIX
+from backend.types import DType, Generation, GenerationRequest, ImageFormat, ModelIdentity
 
 FORMATS = list(ImageFormat)
 PROMPTS = [

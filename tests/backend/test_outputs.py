@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from backend.errors import UsageError
-from backend.outputs import DEFAULT_TEMPLATE, ImageFormat, OutputPlan, plan_output, slug
-from backend.types import GenerationRequest
+from backend.outputs import DEFAULT_TEMPLATE, OutputPlan, plan_output, slug
+from backend.types import GenerationRequest, ImageFormat
 
 NOW = datetime(2026, 11, 21, 8, 52, 3)
 REQUEST = GenerationRequest(

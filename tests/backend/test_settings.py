@@ -8,9 +8,8 @@ import pytest
 
 from backend import paths
 from backend.errors import UsageError
-from backend.outputs import ImageFormat
 from backend.settings import Settings, env_name, keys, load
-from backend.types import DType
+from backend.types import DType, ImageFormat
 
 
 @pytest.fixture(autouse=True)
