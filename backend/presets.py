@@ -132,7 +132,7 @@ NANO = ModelParams(
 
 # Sources -------------------------------------------------------------------------------------------------------------
 
-_DIFFUSERS = (
+DIFFUSERS_FILES = (  # of the published layout; `*` stays inside one folder
     "model_index.json",
     "scheduler/*.json",
     "transformer/*.json",
@@ -159,7 +159,7 @@ def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> Sou
         layout=Layout.diffusers,
         revision=revision,
         files=(_TOKENIZER,),
-        patterns=_DIFFUSERS,
+        patterns=DIFFUSERS_FILES,
         size=size,
         note=note,
     )

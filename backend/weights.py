@@ -6,6 +6,7 @@ Standard library only, so that `lens models list` and `lens gen --dry-run` stay 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -53,6 +54,11 @@ class ModelFiles:
             (Component.tokenizer, self.tokenizer),
         )
         return [(str(part), path, path.stat().st_size) for part, paths in parts for path in paths]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds all of the files."""
+        return Path(os.path.commonpath([path.parent for _, path, _ in self.files()]))
 
     @property
     def total_bytes(self) -> int:
@@ -181,8 +187,12 @@ def cached_snapshots(source: Source) -> list[tuple[str, Path]]:
 def _source_parts(source: Source, folder: Path) -> Parts | None:
     if source.layout is Layout.diffusers:
         return layouts.diffusers(folder) if (folder / "model_index.json").is_file() else None
-    chosen = {file.component: folder / file.path for file in source.files}
-    return layouts.chosen(chosen)
+    # Comfy-Org moved its files once; the older place is accepted for all of them together.
+    for root in (folder, folder / "split_files"):
+        found = layouts.chosen({file.component: root / file.path for file in source.files})
+        if found is not None:
+            return found
+    return None
 
 
 def _any_parts(folder: Path, layout: Layout) -> Parts:
@@ -218,7 +228,7 @@ def _file(name: str, path: Path, given: Parts, variant: str | None) -> ModelFile
         raise UsageError(
             f"{path}: {layouts.identify_file(path)}; a model is the transformer's file or a whole folder", hint=ACCEPTED
         )
-    parts = layouts.companions(path).replaced_by(Parts(transformer=(path.absolute(),))).replaced_by(given)
+    parts = layouts.companions(path).replaced_by(given)
     return _from_path(path, layouts.layout_of(path), parts, variant)
 
 

@@ -1,0 +1,142 @@
+"""`lens models`: what there is, what is on this disk, fetching, checking, removing. stdout is data, stderr is talk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lens_cli import options
+
+app = typer.Typer(no_args_is_help=True, help="List, fetch, check and remove models.")
+
+Name = Annotated[str, typer.Argument(help="A name from `lens models list`.", metavar="NAME")]
+NameOrPath = Annotated[str, typer.Argument(help="A name from `lens models list`, or a path.", metavar="NAME|PATH")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this, only show what would be done.")]
+From = Annotated[
+    str | None,
+    typer.Option("--from", help="A folder or file that is already here (nothing is copied), or OWNER/NAME[@REVISION]."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+PullDryRun = Annotated[bool, typer.Option("--dry-run", help="Show files and sizes, and stop.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Sizes and headers only; no SHA-256.")]
+
+
+@app.command("list")
+def list_(json: options.Json = False) -> None:
+    """List every model: name, where it is, bytes on this disk or to download, steps, what it is.
+
+    Example: lens models list --json | jq '.data.models[].name'
+    """
+    from lens_cli.model_rows import listing
+
+    talk = options.talk_for("models list", json=json)
+    rows = listing()
+    for row in rows:
+        talk.data(row.text)
+    talk.result({"models": [row.data for row in rows]})
+
+
+@app.command()
+def show(name: NameOrPath, json: options.Json = False) -> None:
+    """Show a model's defaults, sizes, licences, sources and files.
+
+    Example: lens models show lens-turbo
+    """
+    from lens_cli.model_rows import details
+
+    talk = options.talk_for("models show", json=json)
+    lines, data = details(name)
+    for line in lines:
+        talk.data(line)
+    talk.result(data)
+
+
+@app.command()
+def path(name: NameOrPath, json: options.Json = False) -> None:
+    """Print the folder a model's files are in. Exit code 5 where it is not on this disk.
+
+    Example: du -shL "$(lens models path lens)"
+    """
+    from backend.weights import resolve_model
+
+    talk = options.talk_for("models path", json=json)
+    found = resolve_model(name)
+    talk.data(found.folder)
+    talk.result({"name": found.name, "path": str(found.folder), "files": [str(file) for _, file, _ in found.files()]})
+
+
+@app.command()
+def pull(
+    name: Name,
+    origin: From = None,
+    dry_run: PullDryRun = False,
+    offline: Offline = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fetch a model, or adopt one that is already on this disk. Interrupted, the same command goes on.
+
+    Sizes are shown and the free disk is checked before the first byte; every SHA-256 is checked afterwards.
+
+    Examples: lens models pull lens   ·   lens models pull lens-turbo --from ~/comfy/diffusion_models/turbo.safetensors
+    """
+    from lens_cli import model_pull
+
+    talk = options.talk_for("models pull", json=json, quiet=quiet)
+    if origin is not None and Path(origin).expanduser().exists():
+        model_pull.adopt(name, Path(origin).expanduser(), talk, dry_run=dry_run)
+    else:
+        model_pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline)
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names or paths; none: all that are here.", metavar="[NAME|PATH]...")
+    ] = None,
+    quick: Quick = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Check size, header and SHA-256 of every file. Exit code 1 where one is bad.
+
+    Example: lens models verify lens --quick
+    """
+    from lens_cli.model_verify import verify_all
+
+    verify_all(names or [], options.talk_for("models verify", json=json, quiet=quiet), quick=quick)
+
+
+@app.command()
+def rm(name: Name, yes: Yes = False, json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """Remove a pulled model from the disk. Without --yes it only shows what would go.
+
+    Files that another model here uses stay, and so does what was adopted with --from PATH.
+    """
+    from backend.stored import plan_removal, remove
+    from lens_cli.console import human_bytes
+
+    talk = options.talk_for("models rm", json=json, quiet=quiet)
+    removal = plan_removal(name)
+    for file, size in removal.blobs:
+        talk.data(f"{human_bytes(size):>8}  {file}")
+    for file, other in removal.kept:
+        talk.say(f"stays, {other} uses it: {file}")
+    if removal.note:
+        talk.say(removal.note)
+    if yes:
+        remove(removal)
+    freed = human_bytes(removal.total)
+    talk.say(f"{removal.name}: {freed} freed" if yes else f"{removal.name}: {freed} would be freed; --yes does it")
+    talk.result(
+        {
+            "name": removal.name,
+            "removed": yes,
+            "bytes": removal.total,
+            "files": [str(file) for file in removal.links],
+            "kept": {str(file): other for file, other in removal.kept},
+            "note": removal.note,
+        }
+    )
