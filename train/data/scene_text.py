@@ -214,18 +214,29 @@ def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PA
 
 def brief(scene: Scene, rng: random.Random) -> str:
     """What a person would type: a few words, often without colour, size or background."""
-    with_colour = rng.random() < 0.82
-    with_size = rng.random() < 0.2
-    heads = [phrase(scene.things[i], n, colour=with_colour, size=with_size) for i, n in scene.groups]
+    return brief_stating(scene, rng)[0]
+
+
+def brief_stating(scene: Scene, rng: random.Random) -> tuple[str, frozenset[str]]:
+    """A brief caption and the parts it states, which a rewrite must keep."""
+    stated = {"count"}
+    if rng.random() < 0.82:
+        stated.add("colour")
+    if rng.random() < 0.2:
+        stated.add("size")
+    heads = [phrase(scene.things[i], n, colour="colour" in stated, size="size" in stated) for i, n in scene.groups]
     if scene.relation is not None and (scene.relation == "inside" or rng.random() < 0.8):
         text = f"{heads[0]} {rng.choice(_RELATIONS[scene.relation])} {heads[1]}"
+        stated.add("place")
     else:
         text = _join(heads)
     if rng.random() < 0.45:
         text += " " + _brief_background(scene.background, rng)
+        stated.add("background")
     if rng.random() < 0.12:
         text = f"{rng.choice(_STYLE[scene.style])} of {text}"
-    return text
+        stated.add("style")
+    return text, frozenset(stated)
 
 
 def _brief_background(background: Background, rng: random.Random) -> str:

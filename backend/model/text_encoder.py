@@ -1,0 +1,255 @@
+"""GPT-OSS in torch, cut to what Lens needs: the residual stream after a few blocks, and logits for training.
+
+State-dict keys are those of Hugging Face's `GptOssForCausalLM` after dequantisation, so any gpt-oss checkpoint maps
+one to one. Knows nothing about prompts, templates or files. Sources: facts of the published gpt-oss configuration;
+YaRN (arXiv 2309.00071) with an attention factor of 0.1 ln(factor) + 1.
+
+Shapes: B batch, L tokens, F width, H heads, G key/value heads, K head size, E experts, I expert width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.params import TextEncoderParams
+
+SWIGLU_ALPHA = 1.702
+
+
+def yarn_frequencies(params: TextEncoderParams) -> tuple[Tensor, float]:
+    """Inverse frequencies (K/2,) float32 and the factor on cos and sin.
+
+    Dimensions that turn more than `beta_fast` times in the original context keep their frequency, those that turn less
+    than `beta_slow` times are divided by `factor`, with a linear ramp between. `rope_truncate` rounds the ends of the
+    ramp outwards to whole dimensions, as llama.cpp does; the published model does not.
+    """
+    dim, base = params.head_dim, params.rope_theta
+
+    def dimension_of(turns: float) -> float:
+        return dim * math.log(params.rope_original_context / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension_of(params.rope_beta_fast), dimension_of(params.rope_beta_slow)
+    if params.rope_truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    index = torch.arange(dim // 2, dtype=torch.float32)
+    ramp = ((index - low) / max(high - low, 0.001)).clamp(0, 1)
+    plain = base ** (-2 * index / dim)
+    return plain * (1 - ramp) + plain / params.rope_factor * ramp, 0.1 * math.log(params.rope_factor) + 1
+
+
+def rotate(x_BLHK: Tensor, cos_LK: Tensor, sin_LK: Tensor) -> Tensor:
+    """Rotate the first half of each head against the second (NeoX order); cos and sin have K/2 columns."""
+    first, second = x_BLHK.chunk(2, dim=-1)
+    cos, sin = cos_LK[:, None], sin_LK[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm computed wholly in float32, weight included, then cast back (GPT-OSS's order)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal attention with a learned sink per head: one extra logit that takes weight and gives none."""
+
+    def __init__(self, params: TextEncoderParams) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            params.num_attention_heads,
+            params.num_key_value_heads,
+            params.head_dim,
+        )
+        width, inner, kv = params.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(width, inner)
+        self.k_proj = nn.Linear(width, kv)
+        self.v_proj = nn.Linear(width, kv)
+        self.o_proj = nn.Linear(inner, width)
+        self.sinks = nn.Parameter(torch.zeros(self.heads))
+
+    def forward(self, x_BLF: Tensor, cos: Tensor, sin: Tensor, blocked: Tensor) -> Tensor:
+        """`blocked` is (B or 1, 1, L, L) bool: True where a query may not look."""
+        b, n, _ = x_BLF.shape
+        q = rotate(self.q_proj(x_BLF).view(b, n, self.heads, self.head_dim), cos, sin).transpose(1, 2)
+        k = rotate(self.k_proj(x_BLF).view(b, n, self.kv_heads, self.head_dim), cos, sin).transpose(1, 2)
+        v = self.v_proj(x_BLF).view(b, n, self.kv_heads, self.head_dim).transpose(1, 2)
+        groups = self.heads // self.kv_heads
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        # The sink as one more key: a spare head dimension holds 1 in every query, 0 in every key and sink / scale in the
+        # sink's key, whose value is 0. So fused attention kernels compute it; eight spare dimensions keep them aligned.
+        q = torch.cat((q, torch.ones_like(q[..., :1]), torch.zeros_like(q[..., :7])), -1)
+        k, v = F.pad(k, (0, 8, 1, 0)), F.pad(v, (0, 8, 1, 0))
+        column = torch.zeros_like(k[:1, :1, :1, :]).index_fill(-1, torch.tensor([self.head_dim], device=k.device), 1.0)
+        sink = (self.sinks * self.head_dim**0.5).to(k.dtype).view(1, -1, 1, 1) * column
+        k = torch.cat((sink.expand(b, -1, -1, -1), k[:, :, 1:]), 2)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=~F.pad(blocked, (1, 0)), scale=self.head_dim**-0.5)
+        return self.o_proj(out[..., : self.head_dim].transpose(1, 2).reshape(b, n, -1))
+
+
+class Router(nn.Linear):
+    """Chooses `top` experts a token; their weights are a softmax over the chosen logits only."""
+
+    def __init__(self, width: int, experts: int, top: int) -> None:
+        super().__init__(width, experts)
+        self.top = top
+
+    def choose(self, x_TF: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and expert numbers, both (T, top)."""
+        values, index = torch.topk(self(x_TF), self.top, dim=-1)
+        return torch.softmax(values, dim=-1), index
+
+
+class Experts(nn.Module):
+    """Clamped SwiGLU experts. Even columns of `gate_up_proj` are the gate, odd ones the linear part."""
+
+    def __init__(self, params: TextEncoderParams) -> None:
+        super().__init__()
+        e, f, i = params.num_local_experts, params.hidden_size, params.intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(e, f, 2 * i))
+        self.gate_up_proj_bias = nn.Parameter(torch.zeros(e, 2 * i))
+        self.down_proj = nn.Parameter(torch.empty(e, i, f))
+        self.down_proj_bias = nn.Parameter(torch.zeros(e, f))
+        self.limit = params.swiglu_limit
+
+    def one(self, expert: int, x_TF: Tensor) -> Tensor:
+        """Run one expert on the tokens that chose it."""
+        gate_up = torch.addmm(self.gate_up_proj_bias[expert], x_TF, self.gate_up_proj[expert])
+        hidden = clamped_swiglu(gate_up, self.limit)
+        return torch.addmm(self.down_proj_bias[expert], hidden, self.down_proj[expert])
+
+
+
+    def mixed(self, x_TF: Tensor, share_TE: Tensor) -> Tensor:
+        """Every expert on every token, summed with `share_TE` as weights: two plain matrix products."""
+        e, f, _ = self.gate_up_proj.shape
+        gate_up = torch.matmul(x_TF, self.gate_up_proj.permute(1, 0, 2).reshape(f, -1)) + self.gate_up_proj_bias.flatten()
+        hidden = clamped_swiglu(gate_up.view(len(x_TF), e, -1), self.limit) * share_TE[..., None]
+        return torch.matmul(hidden.flatten(1), self.down_proj.flatten(0, 1)) + share_TE @ self.down_proj_bias
+
+
+def clamped_swiglu(gate_up: Tensor, limit: float) -> Tensor:
+    """(…, 2I) interleaved -> (…, I): (up + 1) * gate * sigmoid(1.702 gate), gate clamped above, up on both sides."""
+    gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2].clamp(-limit, limit)
+    return (up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate)
+
+
+class MoE(nn.Module):
+    def __init__(self, params: TextEncoderParams) -> None:
+        super().__init__()
+        self.router = Router(params.hidden_size, params.num_local_experts, params.num_experts_per_tok)
+        self.experts = Experts(params)
+
+    def forward(self, x_BLF: Tensor) -> Tensor:
+        x_TF = x_BLF.reshape(-1, x_BLF.shape[-1])
+        weights, index = self.router.choose(x_TF)
+        if self.experts.gate_up_proj.shape[0] <= 2 * self.router.top:
+            # Few experts (Nano): running all of them costs at most twice the work, needs no gathers and compiles whole.
+            share_TE = torch.zeros(len(x_TF), self.router.out_features, dtype=weights.dtype, device=weights.device)
+            return self.experts.mixed(x_TF, share_TE.scatter(1, index, weights)).to(x_TF.dtype).view_as(x_BLF)
+        out = torch.zeros_like(x_TF)
+        for expert in torch.unique(index).tolist():
+            token, slot = torch.where(index == expert)
+            y = self.experts.one(expert, x_TF[token]) * weights[token, slot, None]
+            out.index_add_(0, token, y.to(out.dtype))
+        return out.view_as(x_BLF)
+
+
+class Block(nn.Module):
+    def __init__(self, params: TextEncoderParams, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.self_attn = Attention(params)
+        self.post_attention_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.mlp = MoE(params)
+        self.window = params.sliding_window if index % 2 == 0 else None  # even blocks see a window, odd ones all
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, blocked: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, blocked)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Decoder(nn.Module):
+    """Holds what Hugging Face keeps under `model.`."""
+
+    def __init__(self, params: TextEncoderParams) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(params.vocab_size, params.hidden_size)
+        self.layers = nn.ModuleList(Block(params, i) for i in range(params.num_hidden_layers))
+        self.norm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+
+
+class LensGptOssEncoder(nn.Module):
+    """GPT-OSS as Lens uses it. `head=False` leaves out `lm_head` (features only)."""
+
+    def __init__(self, params: TextEncoderParams, *, head: bool = False) -> None:
+        super().__init__()
+        if params.num_attention_heads % params.num_key_value_heads:
+            raise ValueError(
+                f"{params.num_attention_heads} heads cannot share {params.num_key_value_heads} key/value heads evenly"
+            )
+        self.params = params
+        self.model = _Decoder(params)
+        self.lm_head = nn.Linear(params.hidden_size, params.vocab_size, bias=False) if head else None
+
+    def reset_parameters(self, generator: torch.Generator, std: float = 0.02) -> None:
+        """Normal weights, zero biases and sinks, unit norms; residual outputs scaled down with depth (GPT-2)."""
+        depth = (2 * self.params.num_hidden_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2 or name.endswith("_bias"):
+                parameter.data.fill_(1.0 if "norm" in name else 0.0)
+            else:
+                scale = std * depth if name.endswith(("o_proj.weight", "down_proj")) else std
+                parameter.data.normal_(0.0, scale, generator=generator)
+
+    def hidden_states(self, ids_BL: Tensor, take: Sequence[int], real_BL: Tensor | None = None) -> list[Tensor]:
+        """Residual stream (B, L, F) right after each block in `take` (0-based, ascending), before any final norm.
+
+        Blocks after the last one taken are not run. `real_BL` marks real tokens (True) against right padding.
+        """
+        wanted = set(take)
+        out: list[Tensor] = []
+        x = self.model.embed_tokens(ids_BL)
+        n = ids_BL.shape[1]
+        frequency, factor = yarn_frequencies(self.params)
+        angle = torch.arange(n, dtype=torch.float32)[:, None] * frequency
+        cos = (angle.cos() * factor).to(x.device, x.dtype)
+        sin = (angle.sin() * factor).to(x.device, x.dtype)
+        full, windowed = self._blocked(n, x.device, real_BL)
+        for i, block in enumerate(self.model.layers):
+            assert isinstance(block, Block)
+            x = block(x, cos, sin, full if block.window is None else windowed)
+            if i in wanted:
+                out.append(x)
+            if len(out) == len(wanted):
+                break
+        return out
+
+    def _blocked(self, n: int, device: torch.device, real_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+        position = torch.arange(n, device=device)
+        back = position[:, None] - position[None, :]
+        full, windowed = back < 0, (back < 0) | (back >= self.params.sliding_window)
+        full, windowed = full[None, None], windowed[None, None]
+        if real_BL is not None:
+            hidden = ~real_BL[:, None, None, :]
+            full, windowed = full | hidden, windowed | hidden
+        return full, windowed
+
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Next-token logits (B, L, vocabulary); right padding needs no mask, since attention is causal."""
+        if self.lm_head is None:
+            raise ValueError("this encoder was built without a language-model head")
+        last = len(self.model.layers) - 1
+        return self.lm_head(self.model.norm(self.hidden_states(ids_BL, [last])[0]))

@@ -1,0 +1,323 @@
+"""The Lens transformer: a dual-stream diffusion transformer over image and text tokens, read top-down.
+
+Own code; parameter names are those of the published checkpoints. The velocity it returns is eps - x0 at sigma in
+[0, 1] (1 is noise). Knows nothing about prompts, samplers or files. Sources: the Lens paper, section 2.2, and the
+published configuration; where both leave a point open, the reference pipeline (image tokens first, qk-norm eps 1e-6,
+text-norm eps 1e-5, final norm splits into scale then shift).
+
+Shapes: B batch, N image tokens, L text tokens, S = N + L, C packed channels, D width, F text features, H heads,
+K head size, T text-encoder layers read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.params import DiTParams
+
+QK_NORM_EPS = 1e-6
+TEXT_NORM_EPS = 1e-5
+NORM_EPS = 1e-6
+ROPE_THETA = 10000.0
+ROPE_POSITIONS = 4096  # table length of the published model, each way
+TIME_FREQUENCIES = 256
+
+
+class LensTransformer2DModel(ModelMixin, ConfigMixin):
+    """Velocity network v(x, t, text). Constructor arguments are the keys of transformer/config.json."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["LensBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 128,
+        out_channels: int = 32,
+        num_layers: int = 48,
+        attention_head_dim: int = 64,
+        num_attention_heads: int = 24,
+        inner_dim: int | None = None,  # in the published file; heads * head size is what counts
+        enc_hidden_dim: int = 2880,
+        axes_dims_rope: Sequence[int] = (8, 28, 28),
+        gate_mlp: bool = True,
+        rms_norm: bool = True,
+        multi_layer_encoder_feature: bool = True,
+        selected_layer_index: Sequence[int] = (5, 11, 17, 23),
+        mlp_hidden_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not (gate_mlp and rms_norm and multi_layer_encoder_feature):
+            raise ValueError("only gate_mlp, rms_norm and multi_layer_encoder_feature = true are Lens models")
+        params = DiTParams(
+            patch_size=patch_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_layers=num_layers,
+            attention_head_dim=attention_head_dim,
+            num_attention_heads=num_attention_heads,
+            enc_hidden_dim=enc_hidden_dim,
+            axes_dims_rope=(axes_dims_rope[0], axes_dims_rope[1], axes_dims_rope[2]),
+            selected_layer_index=tuple(selected_layer_index),
+            mlp_hidden_dim=mlp_hidden_dim,
+        )
+        if sum(params.axes_dims_rope) != params.attention_head_dim or any(d % 2 for d in params.axes_dims_rope):
+            raise ValueError(
+                f"axes_dims_rope {params.axes_dims_rope} must be even and sum to the head size {params.attention_head_dim}"
+            )
+        self.params = params
+        dim, layers = params.dim, len(params.selected_layer_index)
+        self.img_in = nn.Linear(in_channels, dim)
+        self.txt_norm = nn.ModuleList(RMSNorm(enc_hidden_dim, TEXT_NORM_EPS) for _ in range(layers))
+        self.txt_in = nn.Linear(enc_hidden_dim * layers, dim)
+        self.time_text_embed = TimeEmbedding(dim)
+        self.transformer_blocks = nn.ModuleList(LensBlock(params) for _ in range(num_layers))
+        self.norm_out = FinalNorm(dim)
+        self.proj_out = nn.Linear(dim, patch_size**2 * out_channels)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x_BNC: Tensor,
+        t_B: Tensor,
+        text_BLTF: Tensor,
+        grid: tuple[int, int],
+        text_mask_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity (B, N, C).
+
+        `t_B`: sigma in [0, 1]. `text_BLTF`: encoder features, layer by layer, L may be 0 (the unconditional branch).
+        `grid`: latent height and width, N = h * w, row by row. `text_mask_BL`: True for real tokens, for batches of
+        unequal length; None where every token is real.
+        """
+        h, w = grid
+        if x_BNC.shape[1] != h * w:
+            raise ValueError(f"{x_BNC.shape[1]} image tokens do not fill a latent of {h} x {w}")
+        dtype = self.img_in.weight.dtype
+        image = self.img_in(x_BNC.to(dtype))
+        text = self.embed_text(text_BLTF.to(dtype))
+        rope = rope_table(self.params, h, w, text.shape[1], image.device)
+        mask = None if text_mask_BL is None else attention_mask(text_mask_BL, h * w)
+        temb = self.time_text_embed(t_B, dtype)
+        for block in self.transformer_blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                image, text = torch.utils.checkpoint.checkpoint(  # type: ignore[misc]
+                    block, image, text, temb, rope, mask, use_reentrant=False
+                )
+            else:
+                image, text = block(image, text, temb, rope, mask)
+        return self.proj_out(self.norm_out(image, temb))
+
+    def embed_text(self, text_BLTF: Tensor) -> Tensor:
+        """(B, L, D): each encoder layer normalised on its own, joined in layer order, projected."""
+        parts = [norm(text_BLTF[:, :, i]) for i, norm in enumerate(self.txt_norm)]
+        return self.txt_in(torch.cat(parts, dim=-1))
+
+
+class RMSNorm(nn.Module):
+    """Variance in float32; the product is cast to the weight's dtype before the weight multiplies it."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.float().square().mean(-1, keepdim=True)
+        return (x * torch.rsqrt(variance + self.eps)).to(self.weight.dtype) * self.weight
+
+
+class _TimestepMLP(nn.Module):
+    """Holds `timestep_embedder.linear_1/2`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(TIME_FREQUENCIES, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.timestep_embedder = _TimestepMLP(dim)
+
+    def forward(self, t_B: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, D) from sigma in [0, 1]."""
+        return self.timestep_embedder(time_features(t_B).to(dtype))
+
+
+def time_features(t_B: Tensor) -> Tensor:
+    """(B, 256) float32: cosines then sines of 1000 t at 128 frequencies from 1 down to almost 1/10000."""
+    half = TIME_FREQUENCIES // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t_B.device) / half
+    angle = 1000.0 * t_B.float()[:, None] * torch.exp(-torch.log(torch.tensor(10000.0)) * exponent)
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+class Modulation(NamedTuple):
+    """Shift, scale and gate (B, 1, D) of one half of a block."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+class LensBlock(nn.Module):
+    """Joint attention over both streams, then a SwiGLU each; every step modulated by the time embedding."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        dim = params.dim
+        # Index 1 of the Sequential: the published names are img_mod.1 and txt_mod.1, behind the SiLU.
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.img_norm1, self.img_norm2 = RMSNorm(dim, NORM_EPS), RMSNorm(dim, NORM_EPS)
+        self.txt_norm1, self.txt_norm2 = RMSNorm(dim, NORM_EPS), RMSNorm(dim, NORM_EPS)
+        self.attn = JointAttention(params)
+        self.img_mlp = SwiGLU(dim, params.mlp_dim)
+        self.txt_mlp = SwiGLU(dim, params.mlp_dim)
+
+    def forward(
+        self, image: Tensor, text: Tensor, temb: Tensor, rope: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, N, D), (B, L, D) -> the same, one block further."""
+        image1, image2 = split_modulation(self.img_mod(temb))
+        text1, text2 = split_modulation(self.txt_mod(temb))
+        image_out, text_out = self.attn(
+            modulate(self.img_norm1(image), image1), modulate(self.txt_norm1(text), text1), rope, mask
+        )
+        image, text = image + image1.gate * image_out, text + text1.gate * text_out
+        image = image + image2.gate * self.img_mlp(modulate(self.img_norm2(image), image2))
+        text = text + text2.gate * self.txt_mlp(modulate(self.txt_norm2(text), text2))
+        return image, text
+
+
+def split_modulation(vector_BD6: Tensor) -> tuple[Modulation, Modulation]:
+    """Order of the six parts: shift, scale, gate of the attention half, then of the MLP half."""
+    parts = vector_BD6[:, None].chunk(6, dim=-1)
+    return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+
+def modulate(x: Tensor, m: Modulation) -> Tensor:
+    return x * (1 + m.scale) + m.shift
+
+
+class JointAttention(nn.Module):
+    """One softmax over image tokens then text tokens; separate projections and qk-norms a stream."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        dim, head = params.dim, params.attention_head_dim
+        self.heads = params.num_attention_heads
+        self.img_qkv = nn.Linear(dim, 3 * dim)
+        self.txt_qkv = nn.Linear(dim, 3 * dim)
+        self.norm_q, self.norm_k = RMSNorm(head, QK_NORM_EPS), RMSNorm(head, QK_NORM_EPS)
+        self.norm_added_q, self.norm_added_k = RMSNorm(head, QK_NORM_EPS), RMSNorm(head, QK_NORM_EPS)
+        # Index 0 of a ModuleList: the published name is to_out.0.
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.to_add_out = nn.Linear(dim, dim)
+
+    def forward(self, image: Tensor, text: Tensor, rope: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        n = image.shape[1]
+        qi, ki, vi = self._heads(self.img_qkv(image))
+        qt, kt, vt = self._heads(self.txt_qkv(text))
+        q = torch.cat((self.norm_q(qi), self.norm_added_q(qt)), dim=1)
+        k = torch.cat((self.norm_k(ki), self.norm_added_k(kt)), dim=1)
+        v = torch.cat((vi, vt), dim=1)
+        q, k = apply_rope(q, rope), apply_rope(k, rope)
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+        )
+        out = out.transpose(1, 2).flatten(2)
+        return self.to_out[0](out[:, :n]), self.to_add_out(out[:, n:])
+
+    def _heads(self, qkv_BSD3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fused projection ordered q, k, v, then head, then dimension -> three (B, S, H, K)."""
+        b, s, _ = qkv_BSD3.shape
+        q, k, v = qkv_BSD3.view(b, s, 3, self.heads, -1).unbind(2)
+        return q, k, v
+
+
+class SwiGLU(nn.Module):
+    """w2(silu(w1 x) * w3 x), no biases."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class FinalNorm(nn.Module):
+    """LayerNorm without affine; its modulation splits into scale, then shift (FLUX has the opposite order)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        scale, shift = self.linear(F.silu(temb))[:, None].chunk(2, dim=-1)
+        return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+# ---------------------------------------------------------------------------------------------- positions and masks
+
+
+def rope_positions(h: int, w: int, text: int) -> Tensor:
+    """(S, 3) frame, row, column of every token, image first.
+
+    Image rows run from -(h - h // 2) to h // 2 - 1 (an odd size has its extra index on the negative side), columns
+    alike; text token i stands at t0 + i on all three axes, t0 = max(h // 2, w // 2).
+    """
+    t0 = max(h // 2, w // 2)
+    if t0 + text > ROPE_POSITIONS or max(h, w) > ROPE_POSITIONS:
+        raise ValueError(f"{text} text tokens beside a latent of {h} x {w} exceed {ROPE_POSITIONS} positions")
+    row = torch.arange(h) - (h - h // 2)
+    column = torch.arange(w) - (w - w // 2)
+    image = torch.zeros(h, w, 3, dtype=torch.long)
+    image[..., 1], image[..., 2] = row[:, None], column[None, :]
+    words = (t0 + torch.arange(text))[:, None].expand(text, 3)
+    return torch.cat((image.view(h * w, 3), words))
+
+
+def rope_table(params: DiTParams, h: int, w: int, text: int, device: torch.device) -> Tensor:
+    """(S, K/2, 2) float32 cosine and sine: 4 frame, 14 height and 14 width pairs at the published head size.
+
+    Computed in float32 from the angles as the reference's tables are; small beside one block's work.
+    """
+    position = rope_positions(h, w, text)
+    columns: list[Tensor] = []
+    for axis, size in enumerate(params.axes_dims_rope):
+        frequency = 1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+        columns.append(position[:, axis, None].float() * frequency)
+    angle = torch.cat(columns, dim=-1)
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).to(device)
+
+
+def apply_rope(x_BSHK: Tensor, rope: Tensor) -> Tensor:
+    """Rotate neighbouring pairs (2i, 2i+1) in float32, cast back."""
+    pairs = x_BSHK.float().unflatten(-1, (-1, 2))
+    real, imaginary = pairs.unbind(-1)
+    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
+    return turned.flatten(-2).to(x_BSHK.dtype)
+
+
+def attention_mask(text_mask_BL: Tensor, image_tokens: int) -> Tensor:
+    """(B, 1, 1, S) bool, True where a key may be seen: every image token, and the real text tokens."""
+    image = torch.ones(text_mask_BL.shape[0], image_tokens, dtype=torch.bool, device=text_mask_BL.device)
+    return torch.cat((image, text_mask_BL.bool()), dim=1)[:, None, None]

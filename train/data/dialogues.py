@@ -1,0 +1,192 @@
+"""Conversations that teach Lens-Nano's language model its two jobs: text features and the reasoner.
+
+`rewrite`   a brief request and a system prompt of guideline sentences -> a short thought, then JSON with a prompt that
+            says what the guidelines ask for, or a refusal that names its rule
+`describe`  the conversation of the text encoder, around a dense or brief caption
+`list`      a caption -> its things one by one: makes the model gather each thing's colour, size and place
+
+Some guidelines help the picture and some do not (`HELPFUL`): prompt search has something true to find.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from backend.params import TemplateParams
+from backend.text.harmony import Writer, encode_prompt, system_text
+from train.data.scene_text import NUMBERS, PARTS, article, brief_stating, dense, kind_name, place_of
+from train.data.scenes import COLOURS, LAYOUTS, Scene, sample_scene
+from train.data.things import KINDS
+
+TASK = "Rewrite the request as one prompt for a picture."
+LISTING = "List what the picture shows."
+POLICY = "Refuse what the policy forbids and name the rule."
+
+GUIDELINES: dict[str, str] = {
+    "colour": "Say the colour of every thing.",
+    "count": "Say exactly how many there are.",
+    "size": "Say how big each thing is.",
+    "place": "Say where each thing stands.",
+    "detail": "Describe what each thing looks like.",
+    "background": "Say what the background is.",
+    "style": "Say how it is drawn.",
+    "quote": "Keep quoted words exactly.",
+    "praise": "Say that the picture is beautiful.",
+    "weather": "Speak of the weather.",
+    "extra": "Invent one more thing.",
+    "short": "Use very few words.",
+}
+HELPFUL = (*PARTS, "quote")
+
+RULES = (
+    "minors", "explicit", "degrading", "deception", "hate", "extremism", "self-harm", "weapons-drugs", "gore", "private-data",
+)  # fmt: skip
+_FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "minors": ("a sexual picture of a child", "a naked child", "an undressed schoolgirl", "a sexy little girl"),
+    "explicit": ("people having sex", "a naked woman in bed", "porn", "a nude man, explicit", "an erotic scene"),
+    "degrading": ("a famous singer naked", "the president on a leash", "my neighbour humiliated", "an actress undressed"),
+    "deception": ("a fake passport", "a forged news photo of a politician", "a false court letter", "a fake bank note"),
+    "hate": ("a racist cartoon", "people of one religion drawn as rats", "a slur on a sign", "a hateful poster"),
+    "extremism": ("a terrorist recruitment poster", "a nazi rally as a heroic scene", "praise for a bombing"),
+    "self-harm": ("how to cut yourself", "a poster that praises suicide", "a starving body as an ideal"),
+    "weapons-drugs": ("how to build a bomb", "steps to cook meth", "a plan for a printed gun", "how to make poison"),
+    "gore": ("a corpse torn apart", "guts all over the floor", "a bloody torture scene", "a severed head in detail"),
+    "private-data": ("my neighbour's home address on a sign", "a real person's phone number", "her credit card number"),
+}
+# Nouns outside the drawn world, so that the model copies what it does not know instead of swapping it.
+_STRANGERS = (
+    "dragon wizard knight horse elephant lion tiger bear wolf fox monkey penguin owl frog spider bee ant whale shark "
+    "dolphin crab octopus dinosaur unicorn mermaid pirate princess king queen astronaut doctor baby girl boy man woman "
+    "dog cow pig sheep goat chicken mouse truck bicycle motorcycle tractor ship submarine helicopter train bridge "
+    "tower church windmill barn garden fountain statue door window ladder box basket bag shirt shoe sock glove ring "
+    "watch phone computer camera radio guitar piano violin trumpet drum spoon fork knife plate bowl pan pot bread "
+    "cheese egg pizza burger cookie carrot tomato potato onion pumpkin lemon grape strawberry peach rose tulip "
+    "sunflower bush forest mountain volcano island lake river waterfall rainbow planet comet robot monster alien "
+    "skeleton witch vampire zombie toy doll puzzle dice card flag tent rope anchor compass map treasure coin sword "
+    "shield bow lantern mirror pillow bed sofa desk shelf carpet curtain bench swing slide sandcastle snowman"
+).split()
+_WRAPPERS = (
+    "{}", "{}", "{}", "{}", "{}", "{}.", "draw {}", "please draw {}", "make a picture of {}", "I want {}", "show me {}",
+    "a picture of {}", "can you draw {}?", "a photo of {}", "an image of {}", "paint {}", "{} please",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Token ids and the position from which on the loss counts (what comes before is given, never generated)."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+def wrap(text: str, rng: random.Random) -> str:
+    """`text` as people phrase requests: "draw …", "please", a capital, a full stop."""
+    out = rng.choice(_WRAPPERS).format(text)
+    return out[0].upper() + out[1:] if rng.random() < 0.25 else out
+
+
+def system_prompt(names: list[str]) -> str:
+    """A reasoner's instructions made of guideline sentences, in the order given."""
+    return " ".join([TASK, *(GUIDELINES[name] for name in names), POLICY])
+
+
+def answer(decision: str, prompt: str, rule: str | None) -> str:
+    """The final message: one JSON object, keys in this order."""
+    return json.dumps({"decision": decision, "prompt": prompt, "rule": rule}, ensure_ascii=False)
+
+
+def rewrite_pair(rng: random.Random) -> tuple[str, str, str, str]:
+    """(system prompt, request, thought, final answer) of one reasoner example."""
+    scene = sample_scene(rng, aspect=rng.choice((1.0, 1.0, 0.75, 1.5)), layouts=LAYOUTS)
+    names = [name for name in GUIDELINES if rng.random() < (0.75 if name in HELPFUL else 0.12)]
+    rng.shuffle(names)
+    if rng.random() < 0.06:
+        rule = rng.choice(RULES)
+        request = rng.choice(_FORBIDDEN[rule])
+        return system_prompt(names), wrap(request, rng), f"This breaks the rule {rule}.", answer("refuse", "", rule)
+    request, stated = brief_stating(scene, rng)
+    if rng.random() < 0.06:  # an already dense request is kept as it is
+        request = dense(scene, rng)
+        return system_prompt(names), request, "This says enough. Keep it.", answer("rewrite", request, None)
+    parts = frozenset(p for p in PARTS if p in names) | stated
+    prompt = request if "short" in names else dense(scene, rng, parts)
+    if "quote" not in names and rng.random() < 0.6:
+        prompt = re.sub(r' that says "[A-Z]+"', "", prompt)
+    if "short" not in names:
+        if "praise" in names:
+            prompt += " It is a beautiful picture."
+        if "weather" in names:
+            prompt += rng.choice((" The weather is calm and mild.", " A light wind is blowing."))
+        if "extra" in names:
+            prompt += f" Beside it there is {article(rng.choice(list(COLOURS)) + ' ' + rng.choice(list(KINDS)))}."
+    if rng.random() < 0.14 and "detail" not in parts:
+        request, prompt = _with_strangers(scene, request, prompt, rng)
+    heads = ", ".join(f"{NUMBERS[n]} {kind_name(scene.things[i].kind, n)}" for i, n in scene.groups)
+    if any(kind_name(scene.things[i].kind, n) not in request for i, n in scene.groups):  # strangers took their place
+        heads = f"{len(scene.groups)} group" + ("s" if len(scene.groups) > 1 else "")
+    added = [name for name in GUIDELINES if name in names and name not in stated]
+    thought = f"The request has {heads}. " + (f"Add {', '.join(added)}." if added else "Add nothing.")
+    return system_prompt(names), wrap(request, rng), thought, answer("rewrite", prompt, None)
+
+
+def _with_strangers(scene: Scene, request: str, prompt: str, rng: random.Random) -> tuple[str, str]:
+    """Replace the things' names by nouns from outside the world, in both texts alike."""
+    nouns = rng.sample(_STRANGERS, len(scene.groups))
+    for (index, _), noun in zip(scene.groups, nouns, strict=True):
+        kind = scene.things[index].kind
+        if kind not in KINDS:
+            continue
+        for old, new in ((KINDS[kind].plural, noun + "s"), (kind, noun)):
+            request, prompt = (re.sub(rf"\b{old}\b", new, text) for text in (request, prompt))
+    return request, prompt
+
+
+def rewrite(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:
+    system, request, thought, final = rewrite_pair(rng)
+    writer = Writer(tokenizer)
+    writer.message("system", system_text(template, "low"))
+    writer.message("developer", f"# Instructions\n\n{system}\n\n")
+    writer.message("user", request)
+    start = len(writer.ids)
+    writer.message("assistant", thought, "analysis").message("assistant", final, "final", end="<|return|>")
+    return Dialogue(tuple(writer.ids), start)
+
+
+def caption(scene: Scene, rng: random.Random, dense_share: float) -> str:
+    """A dense caption with probability `dense_share`, else a brief one as a person would phrase it."""
+    return dense(scene, rng) if rng.random() < dense_share else wrap(brief_stating(scene, rng)[0], rng)
+
+
+def describe(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:
+    scene = sample_scene(rng, aspect=rng.choice((1.0, 1.0, 0.75, 1.5)))
+    encoded = encode_prompt(tokenizer, template, caption(scene, rng, 0.75))
+    return Dialogue(encoded.ids, encoded.prefix)
+
+
+def listing(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:
+    scene = sample_scene(rng, aspect=rng.choice((1.0, 1.0, 0.75, 1.5)))
+    rows = [
+        f"{n} {scene.things[i].size} {scene.things[i].colour} {kind_name(scene.things[i].kind)}"
+        + (f" {scene.things[i].word}" if scene.things[i].word else "")
+        + (f" {place_of(scene.things[i], scene)}" if n == 1 else "")
+        for i, n in scene.groups
+    ]
+    b = scene.background
+    rows.append(b.plain or f"{b.sky}, {b.tint or ''} {b.ground}".replace("  ", " "))
+    rows.append(scene.style)
+    writer = Writer(tokenizer)
+    writer.message("system", system_text(template, "low"))
+    writer.message("developer", f"# Instructions\n\n{LISTING}\n\n")
+    writer.open("user")
+    start = len(writer.ids)
+    writer.text(dense(scene, rng)).control("<|end|>")
+    writer.message("assistant", "; ".join(rows), "final", end="<|return|>")
+    return Dialogue(tuple(writer.ids), start)
+
+
+MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing}

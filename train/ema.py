@@ -1,0 +1,29 @@
+"""Exponential moving average of weights, with a warm-up so that early averages forget the start quickly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Float32 copy of a model's parameters; decay after n updates is min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        parameters = [p.detach().float() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.shadow.values()), parameters, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the model's weights with the average; call twice to get back."""
+        for name, p in model.named_parameters():
+            kept = p.detach().clone()
+            p.copy_(self.shadow[name])
+            self.shadow[name].copy_(kept)

@@ -1,0 +1,177 @@
+"""Train Lens-Nano's language model: its tokenizer, then a small GPT-OSS on `train.data.dialogues`.
+
+The result is frozen: the transformer reads its residual stream, llama.cpp runs it as the reasoner.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.model.text_encoder import LensGptOssEncoder
+from backend.params import TemplateParams, TextEncoderParams
+from backend.text.harmony import system_text
+from train import checkpoint
+from train.data.dialogues import LISTING, MAKERS, rewrite_pair
+from train.data.scene_text import dense
+from train.data.scenes import sample_scene
+from train.feed import Feed
+from train.metrics import Metrics
+
+SPECIAL = (
+    "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
+    "<|message|>", "<|call|>",
+)  # fmt: skip
+# The o200k split of gpt-oss, which llama.cpp knows as pre-tokenizer "gpt-4o".
+O200K_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    params: TextEncoderParams
+    run_dir: Path
+    steps: int = 1800
+    tokens_per_step: int = 4096  # upper bound, padding included
+    kinds: tuple[tuple[str, float], ...] = (("rewrite", 0.45), ("describe", 0.37), ("list", 0.18))
+    learning_rate: float = 2e-3
+    warmup: int = 100  # steps
+    weight_decay: float = 0.05
+    seed: int = 0
+    workers: int = 1
+    save_every: int = 500
+    device: str = "cpu"
+    compile: bool = True  # each block: 2.5 times the steps per second on a CPU, a minute to warm up
+
+
+def train_tokenizer(vocabulary: int, template: TemplateParams, documents: int = 40_000, seed: int = 0) -> Tokenizer:
+    """A byte-level BPE of `vocabulary` entries, harmony control tokens last.
+
+    Upper-case words (signs) are left out of the corpus, so that a sign is spelt letter by letter and any word can be
+    drawn.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(O200K_SPLIT), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+
+    def corpus() -> Iterator[str]:
+        rng = random.Random(f"tokenizer {seed}")
+        for effort in ("low", "medium"):
+            yield from [system_text(template, effort)] * 50
+        for text in (f"# Instructions\n\n{template.instruction}\n\n", f"# Instructions\n\n{LISTING}\n\n", template.thinking,
+                     "system", "developer", "user", "assistant", "analysis", "final"):  # fmt: skip
+            yield from [text] * 400
+        for _ in range(documents):
+            text = dense(sample_scene(rng), rng) if rng.random() < 0.4 else " ".join(rewrite_pair(rng))
+            yield " ".join(word for word in text.split(" ") if sum(c.isupper() for c in word) < 2)
+
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def make_batch(
+    step: int, *, tokenizer_json: str, template: TemplateParams, config_seed: int, kinds: tuple[tuple[str, float], ...],
+    tokens: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """ids (B, L) and targets (B, L), -100 where the loss does not count; a function of (seed, step).
+
+    One kind of dialogue a step, so that lengths agree and little is padded.
+    """
+    tokenizer = _tokenizer(tokenizer_json)
+    rng = random.Random(f"language {config_seed} {step}")
+    kind = rng.choices([k for k, _ in kinds], [w for _, w in kinds])[0]
+    rows = []
+    longest = 0
+    while True:
+        row = MAKERS[kind](tokenizer, template, rng)
+        longest = max(longest, len(row.ids))
+        if rows and longest * (len(rows) + 1) > tokens:
+            break
+        rows.append(row)
+    width = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    targets = torch.full((len(rows), width), -100)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        ids[i, :n] = torch.tensor(row.ids)
+        targets[i, row.start - 1 : n - 1] = ids[i, row.start : n]
+    return ids, targets
+
+
+@functools.cache
+def _tokenizer(text: str) -> Tokenizer:
+    return Tokenizer.from_str(text)
+
+
+def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
+    """Train to `config.steps`; the same call again resumes."""
+    device = torch.device(config.device)
+    model = LensGptOssEncoder(config.params, head=True)
+    model.reset_parameters(torch.Generator().manual_seed(config.seed))
+    model.to(device)
+    if config.compile:
+        for block in model.model.layers:
+            block.compile(dynamic=True)
+    names = [name for name, _ in model.named_parameters()]
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    order = [n for n, p in model.named_parameters() if p.dim() >= 2] + [n for n, p in model.named_parameters() if p.dim() < 2]
+    assert sorted(order) == sorted(names)
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        config.learning_rate,
+        betas=(0.9, 0.95),
+    )
+    start = 0
+    found = checkpoint.latest(config.run_dir)
+    if found is not None:
+        parts, state = checkpoint.load(found)
+        model.load_state_dict(parts["model"])
+        checkpoint.restore_optimizer(optimizer, order, parts["optimizer"])
+        start = int(state["step"])
+    metrics = Metrics(config.run_dir, start)
+    make = functools.partial(
+        make_batch,
+        tokenizer_json=tokenizer.to_str(),
+        template=config.params.template,
+        config_seed=config.seed,
+        kinds=config.kinds,
+        tokens=config.tokens_per_step,
+    )
+    for step, (ids, targets) in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
+        scale = min(1.0, (step + 1) / config.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * scale
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model.logits(ids.to(device))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=-100)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        done = step + 1
+        if done % 25 == 0 or done == config.steps:
+            metrics.log(done, loss=loss.item(), batch=float(len(ids)))
+        if done % config.save_every == 0 or done == config.steps:
+            parts = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, order)}
+            checkpoint.save(config.run_dir, done, parts, {})
+    return model
