@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,3 +182,25 @@ def test_drawn_seeds() -> None:
 def test_seeds_refused(seeds: list[str], num: int | None) -> None:
     with pytest.raises(UsageError):
         draw_seeds(seeds, num)
+
+
+def test_a_path_takes_the_preset_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from backend import weights
+
+    asked: list[str] = []
+
+    def resolve(name: str) -> SimpleNamespace:
+        asked.append(name)
+        return SimpleNamespace(preset=presets.get("lens-turbo"))
+
+    monkeypatch.setattr(weights, "resolve_model", resolve)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    request, _ = build(model="mine")
+    assert (request.model, request.steps, request.width) == (str(tmp_path / "mine"), 4, 1024)
+    assert asked == [str(tmp_path / "mine")]
+    (tmp_path / "lens").mkdir()  # the folder of a clone, say
+    assert build(model="lens")[0].model == "lens"
+    assert len(asked) == 1

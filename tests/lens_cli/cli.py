@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -51,3 +54,23 @@ def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: f
     if "LENS_DEBUG" not in env:
         assert "Traceback" not in run.err, run.err
     return run
+
+
+def lens_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
+    """The same without a child: 30 times faster, for long lists of inputs. Streams are caught as file descriptors."""
+    from backend import weights
+    from lens_cli.app import main
+    from tests import fake_pipeline
+
+    module = types.ModuleType("backend.pipeline")
+    monkeypatch.setattr(module, "Pipeline", fake_pipeline.Pipeline, raising=False)
+    monkeypatch.setitem(sys.modules, "backend.pipeline", module)
+    monkeypatch.setattr(weights, "resolve_model", fake_pipeline.resolve_model)
+    monkeypatch.setattr(sys, "argv", ["lens", *words])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capfd.readouterr()
+    assert isinstance(ended.value.code, int)
+    assert "Traceback" not in err, err
+    return Run(ended.value.code, out.encode(), err)
