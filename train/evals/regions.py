@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train.data.scenes import SKIES
 from train.evals.templates import role_colours
 
 Floats = NDArray[np.float32]
@@ -20,6 +21,7 @@ Ints = NDArray[np.int32]
 
 SIDE = 256  # pixels: every picture is brought to this short side
 SMALL = 128
+_OVERCAST, _CLOUD = np.float32(SKIES["cloudy"][0]), np.float32((236, 240, 244))
 FAMILY = 46.0  # RGB distance within which a pixel belongs to a colour's m, d or l
 
 
@@ -44,13 +46,27 @@ def distance(pixels: Floats, colour: Floats) -> Floats:
     return np.sqrt(np.einsum("...c,...c->...", d, d))
 
 
+def family_distance(pixels: Floats, colour: str) -> Floats:
+    """Distance of (..., 3) to the line from a colour's darker shade over itself to its lighter one.
+
+    To the line and not to its three points: a softened picture holds every mixture of two neighbouring shades.
+    """
+    main, dark, light = role_colours(colour)[:3]
+    out = np.full(pixels.shape[:-1], np.inf, np.float32)
+    for end in (dark, light):
+        along = end - main
+        t = np.clip((pixels - main) @ along / max(1.0, float(along @ along)), 0, 1)
+        out = np.minimum(out, distance(pixels, main + t[..., None] * along))
+    return out
+
+
 # ------------------------------------------------------------------------------------------------------ background
 
 
-def _split_fit(profile: Floats) -> tuple[float, Floats, Floats]:
+def _split_fit(profile: Floats) -> tuple[int, Floats, Floats]:
     """Fit one column of the picture, (H, 3), as a linear sky above a row and a constant ground below it.
 
-    Returns (residual, sky colour per row (H, 3), ground colour (3,)). With no split, ground is the sky's end.
+    Returns (row, sky colour per row (H, 3), ground colour (3,)). With no split, row is H and ground the sky's end.
     """
     h = len(profile)
     rows = np.arange(h, dtype=np.float32)
@@ -72,14 +88,14 @@ def _split_fit(profile: Floats) -> tuple[float, Floats, Floats]:
         return float(np.minimum(distance(model, profile), 40).mean())
 
     whole = line(h)
-    best = (cost(whole), whole, whole[-1])
+    best = (cost(whole), h, whole, whole[-1])
     for row in range(h // 4, h * 19 // 20, max(1, h // 32)):
         sky, ground = line(row), np.median(profile[row + 1 :], 0).astype(np.float32)
         model = np.where(rows[:, None] < row, sky, ground)
         c = cost(model) + 1.0  # a split must earn its place
         if c < best[0]:
-            best = (c, sky, ground)
-    return best
+            best = (c, row, sky, ground)
+    return best[1:]
 
 
 def background_distance(pixels: Floats) -> tuple[Floats, float]:
@@ -91,10 +107,16 @@ def background_distance(pixels: Floats) -> tuple[Floats, float]:
     """
     left, right = np.median(pixels[:, :3], 1), np.median(pixels[:, -3:], 1)
     near = np.full(pixels.shape[:2], np.inf, np.float32)
+    height = len(pixels)
+    rows = np.arange(height)[:, None]
+    slack = height // 5  # a hill's top lies this much above its feet at the borders
     for profile in (left, right):
-        _, sky, ground = _split_fit(profile.astype(np.float32))
-        near = np.minimum(near, distance(pixels, sky[:, None, :]))
-        near = np.minimum(near, distance(pixels, ground))
+        row, sky, ground = _split_fit(profile.astype(np.float32))
+        near = np.minimum(near, distance(pixels, sky[:, None, :]) + np.where(rows < row + slack, 0, 1e3))
+        near = np.minimum(near, distance(pixels, ground) + np.where(rows > row - slack, 0, 1e3))
+        if float(distance(sky[0], _OVERCAST)) < 24:
+            # Clouds are background too, but a white thing must stay one: only what is very near their colour.
+            near = np.minimum(near, 2 * distance(pixels, _CLOUD) + np.where(rows < row + slack, 0, 1e3))
     agree = distance(left, right) < 12
     ends = distance(pixels, ((left + right) / 2)[:, None, :])
     away = np.where(agree[:, None], np.minimum(near, ends), near).astype(np.float32)
@@ -173,8 +195,9 @@ class Regions:
 
     def family(self, colour: str) -> Bools:
         """(H, W): foreground pixels that could be a thing's `colour`, its darker or its lighter shade."""
-        shades = role_colours(colour)[:3]
-        return (np.min([distance(self.pixels, s) for s in shades], 0) < FAMILY) & self.foreground
+        out = np.zeros_like(self.foreground)
+        out[self.foreground] = family_distance(self.pixels[self.foreground], colour) < FAMILY
+        return out
 
 
 def regions(picture: Image.Image) -> Regions:

@@ -69,8 +69,7 @@ class _Looks:
 
 
 def _family_roles(colour: str) -> Bools:
-    roles = role_colours(colour)
-    return np.min([rg.distance(roles, roles[i]) for i in range(3)], 0) < rg.FAMILY
+    return rg.family_distance(role_colours(colour), colour) < rg.FAMILY
 
 
 def _part_boxes(mine: Bools) -> list[tuple[float, float, float, float]]:
@@ -93,6 +92,8 @@ def _looks_in(colour: str, whole: bool) -> _Looks:
     step = (np.arange(_CELLS) + 0.5 - _MARGIN) / (_CELLS - 2 * _MARGIN)  # 0..1 across the family box
     rows: list[tuple[Template, Floats, Floats, Bools, Bools, Bools]] = []
     for kind in SEEN:
+        if kind == "sign" and colour == "white":
+            continue  # never drawn, and every sign has a white panel that would pass for one
         for mirrored, shaded in looks(kind):
             t = template(kind, mirrored, shaded)
             mine = np.append(family, False)[t.role]
@@ -296,7 +297,8 @@ def _extent(look: Template) -> tuple[float, float, float, float]:
     axis = (np.arange(GRID) + 0.5) * (2 * SPAN / GRID) - SPAN
     inside = look.role >= 0
     ys, xs = axis[inside.any(1)], axis[inside.any(0)]
-    return float(xs[0]), float(ys[0]), float(xs[-1]), float(ys[-1])
+    half = SPAN / GRID
+    return float(xs[0]) - half, float(ys[0]) - half, float(xs[-1]) + half, float(ys[-1]) + half
 
 
 def _silhouette(fit: _Fit, size: tuple[int, int]) -> tuple[slice, slice, Bools]:
@@ -336,7 +338,7 @@ def find_things(picture: Image.Image) -> list[Found]:
     for fit in fits_in(eye):
         if fit.score >= ACCEPT:
             cover = _silhouette(fit, eye.size)
-            candidates.append(((fit.score - 0.5 * ACCEPT) * float(cover[2].sum()), fit, cover))
+            candidates.append(((fit.score - 0.5) * float(cover[2].sum()) ** 0.5, fit, cover))
     used = np.zeros((h, w), bool)
     found: list[Found] = []
     for _, fit, (rows, columns, mask) in sorted(candidates, key=lambda c: -c[0]):

@@ -126,7 +126,9 @@ def template(kind: str, mirrored: bool = False, shaded: bool = False, tilt: floa
     share = np.stack([(cells == i).mean(-1) for i in range(len(ROLES) + 1)])
     best = share.argmax(0)
     inside = best > 0
-    near = dilate(inside, 1)
+    edge = dilate(inside, 3)
+    shadow = np.zeros_like(edge)
+    shadow[3:, 3:] = edge[:-3, :-3]  # falls to the lower right
     hole = np.zeros_like(inside)
     if kind in (*CONTAINERS, "ring"):
         y, x = np.mgrid[:GRID, :GRID] * (2 * SPAN / GRID) - SPAN + SPAN / GRID
@@ -138,7 +140,7 @@ def template(kind: str, mirrored: bool = False, shaded: bool = False, tilt: floa
         tilt=tilt,
         role=(best - 1).astype(np.int8),
         sure=share.max(0) > 0.85,
-        band=~inside & dilate(near, 2),
+        band=~inside & (edge | shadow),
         hole=hole,
     )
 
