@@ -19,12 +19,11 @@ from backend.model.layouts import Parts
 from backend.paths import hub_cache, nano_dir
 from backend.presets import PRESETS, Component, Layout, Preset, Source, default_name, get, names
 
-ACCEPTED = f"""a model is one of
-  a name: {", ".join(names())}
-  a folder with model_index.json (the published diffusers layout)
-  a folder with diffusion_models/, text_encoders/ and vae/ (single files, also under split_files/)
-  a folder with transformer.gguf, text_encoder.gguf and vae.safetensors
-  one transformer file (.safetensors or .gguf); encoder and VAE are looked for beside it and among pulled models"""
+ACCEPTED = (
+    f"a model is a name ({', '.join(names())}); a folder with model_index.json (the published layout); a folder with "
+    "diffusion_models/, text_encoders/ and vae/ (ComfyUI's); a folder with transformer.gguf, text_encoder.gguf and "
+    "vae.safetensors; or one transformer file, .safetensors or .gguf, with encoder and VAE beside it or pulled"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +78,7 @@ def resolve_model(
     Raises ModelMissingError (the weights are not on this disk, with the command that fetches them), CheckpointError
     (a file is not what it should be) or UsageError (nothing lens understands, with the accepted forms).
     """
-    given = Parts(
-        transformer=layouts.component_files(transformer, Component.transformer),
-        text_encoder=layouts.component_files(text_encoder, Component.text_encoder),
-        vae=layouts.component_files(vae, Component.vae),
-        tokenizer=layouts.component_files(tokenizer, Component.tokenizer),
-    )
+    given = layouts.by_hand(transformer=transformer, text_encoder=text_encoder, vae=vae, tokenizer=tokenizer)
     path = Path(name_or_path).expanduser()
     for _, _, applies, action in sorted(_RULES, key=lambda rule: rule[0]):
         if applies(name_or_path, path):
@@ -213,9 +207,7 @@ def _single_files(name: str, path: Path, given: Parts, variant: str | None) -> M
 
 
 def _transformer_folder(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
-    parts = Parts(
-        transformer=layouts.component_files(path, Component.transformer), transformer_config=path / "config.json"
-    )
+    parts = layouts.by_hand(transformer=path)
     beside = layouts.diffusers(path.parent) if (path.parent / "model_index.json").is_file() else Parts()
     return _from_path(path, Layout.diffusers, beside.replaced_by(parts).replaced_by(given), variant)
 
@@ -251,7 +243,7 @@ def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | C
     try:
         get(name)
     except UsageError as error:
-        near = f"{error.hint}\n" if error.hint and error.hint.startswith("did you mean") else ""
+        near = f"{error.hint} Or: " if error.hint and error.hint.startswith("did you mean") else ""
         return UsageError(f"no model is called {name!r}, and no file or folder is", hint=near + ACCEPTED)
     raise AssertionError("a registry name is handled by the first rule")
 

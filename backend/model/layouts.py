@@ -102,25 +102,57 @@ def _has_tokenizer(text_encoder: Paths) -> bool:
 # Layouts -------------------------------------------------------------------------------------------------------------
 
 
-def component_files(path: Path | None, component: Component) -> Paths:
-    """The files of one part given by hand: a file, or a folder with one file or an index. None: ()."""
+def by_hand(
+    *,
+    transformer: Path | None = None,
+    text_encoder: Path | None = None,
+    vae: Path | None = None,
+    tokenizer: Path | None = None,
+) -> Parts:
+    """Single parts that a person names: a file, or a folder with one file or an index; configs beside them count.
+
+    Raises CheckpointError where a file is another part than it is given as.
+    """
+    return Parts(
+        transformer=_part_files(transformer, Component.transformer),
+        text_encoder=_part_files(text_encoder, Component.text_encoder),
+        vae=_part_files(vae, Component.vae),
+        tokenizer=_tokenizer_file(tokenizer),
+        transformer_config=_part_config(transformer),
+        text_encoder_config=_part_config(text_encoder),
+        vae_config=_part_config(vae),
+    )
+
+
+def _part_files(path: Path | None, part: Component) -> Paths:
     if path is None:
         return ()
     path = path.expanduser().absolute()
-    if component is Component.tokenizer:
-        found = path / "tokenizer.json" if path.is_dir() else path
-        if not found.is_file():
-            raise UsageError(f"{found}: no such file", hint="a tokenizer is a tokenizer.json or its folder")
-        return (found,)
     if path.is_dir():
         found = _folder_files(path)
         if not found:
             raise CheckpointError(f"{path}: no .safetensors or .gguf weights in this folder")
         return found
-    actual = kind_of(path)  # a part given by hand is checked at once
-    if actual is not component:
-        raise CheckpointError(f"{path}: {identify_file(path)}, expected a {component.value.replace('_', ' ')}")
+    if kind_of(path) is not part:
+        raise CheckpointError(f"{path}: {identify_file(path)}, expected a {part.value.replace('_', ' ')}")
     return (path,)
+
+
+def _part_config(path: Path | None) -> Path | None:
+    if path is None:
+        return None
+    path = path.expanduser().absolute()
+    return _if_file(path / "config.json") if path.is_dir() else _sidecar(path)
+
+
+def _tokenizer_file(path: Path | None) -> Paths:
+    if path is None:
+        return ()
+    path = path.expanduser().absolute()
+    found = path / "tokenizer.json" if path.is_dir() else path
+    if not found.is_file():
+        raise UsageError(f"{found}: no such file", hint="a tokenizer is a tokenizer.json or its folder")
+    return (found,)
 
 
 def diffusers(folder: Path) -> Parts:

@@ -23,6 +23,8 @@ class Hub:
     repos: dict[str, Path]
     url: str = ""
     cut: dict[str, int] = field(default_factory=dict)  # path -> bytes served before the line goes dead
+    hang: dict[str, int] = field(default_factory=dict)  # path -> bytes served before the line goes silent
+    hanging: set[str] = field(default_factory=set)  # paths that hang now
     dead: bool = False  # after a cut every request is refused until a test revives the hub
     gated: set[str] = field(default_factory=set)
     served: list[tuple[str, str, int]] = field(default_factory=list)  # (path, Range header, bytes sent)
@@ -99,6 +101,14 @@ class Hub:
                     return
                 if path in hub.corrupt:
                     data = bytes([data[0] ^ 1]) + data[1:]
+                pause = hub.hang.pop(path, None)
+                if pause is not None:
+                    self.wfile.write(data[first:pause])
+                    self.wfile.flush()
+                    hub.hanging.add(path)
+                    self.rfile.read(1)  # until the other side goes away
+                    self.close_connection = True
+                    return
                 stop = hub.cut.pop(path, None)
                 sent = data[first:] if stop is None else data[first:stop]
                 self.wfile.write(sent)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_after_two_failures_of_xet_http_takes_over(hub: Hub, said: list[str], mo
 
     real, path = huggingface_hub.hf_hub_download, "vae/diffusion_pytorch_model.safetensors"
 
-    def broken(repo_id: str, filename: str, **arguments: str) -> str:
+    def broken(repo_id: str, filename: str, **arguments: Any) -> str:
         if filename == path and not any("HF_HUB_DISABLE_XET=1" in line for line in said):
             raise XetDownloadError("connection reset")
         return real(repo_id, filename, **arguments)

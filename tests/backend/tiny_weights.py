@@ -104,9 +104,10 @@ def random_vae(params: VAEParams = VAE, seed: int = 2) -> dict[str, torch.Tensor
 
     torch.manual_seed(seed)
     vae = build_vae(params)
-    vae.bn.running_mean.uniform_(-1, 1)
-    vae.bn.running_var.uniform_(0.5, 2)
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+    state = {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+    state["bn.running_mean"].uniform_(-1, 1)
+    state["bn.running_var"].uniform_(0.5, 2)
+    return state
 
 
 def transformer_config(params: DiTParams = DIT) -> dict[str, Any]:
