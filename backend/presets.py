@@ -115,18 +115,21 @@ NANO = ModelParams(
         sample_size=256,
     ),
     text=TextEncoderParams(
-        vocab_size=1024,
+        vocab_size=1536,
         hidden_size=192,
         num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        head_dim=64,
         intermediate_size=128,
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=128,
         rope_truncate=True,  # llama.cpp always rounds the YaRN range; so does this network, and both agree
-        template=TemplateParams(),
+        # Few words, so that a small network does not spend itself on them; no thinking sentence.
+        template=TemplateParams(
+            identity="You are Lens.", instruction="Describe the image.", thinking="", prefix_tokens=64
+        ),
     ),
 )
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.commands import doctor, gen, info, models, rerun
+from lens_cli.commands import doctor, gen, info, models, rerun, train
 from lens_cli.console import Talk
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("rerun")(rerun.rerun)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(train.app, name="train")
 
 
 def _version(wanted: bool) -> None:

@@ -62,10 +62,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave. A parameter that never had a gradient has no state."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
+        if f"step.{name}" not in tensors:
+            continue
         state = optimizer.state[parameter]
         for key in ("step", "exp_avg", "exp_avg_sq"):
             value = tensors[f"{key}.{name}"]
             state[key] = value.clone() if key == "step" else value.to(parameter.device, parameter.dtype).clone()
+
+
+def save_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One finished network as a single file, written atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_part(path: Path) -> dict[str, Tensor]:
+    """What `save_part` wrote. Raises FileNotFoundError naming the missing part."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there yet; train this part of the run first")
+    return load_file(path)

@@ -127,7 +127,7 @@ class Experts(nn.Module):
     def one(self, expert: int, x_TF: Tensor) -> Tensor:
         """Run one expert on the tokens that chose it."""
         gate_up = torch.addmm(self.gate_up_proj_bias[expert], x_TF, self.gate_up_proj[expert])
-        hidden = clamped_swiglu(gate_up, self.limit)
+        hidden = clamped_swiglu(gate_up[..., ::2], gate_up[..., 1::2], self.limit)
         return torch.addmm(self.down_proj_bias[expert], hidden, self.down_proj[expert])
 
 
@@ -135,14 +135,16 @@ class Experts(nn.Module):
     def mixed(self, x_TF: Tensor, share_TE: Tensor) -> Tensor:
         """Every expert on every token, summed with `share_TE` as weights: two plain matrix products."""
         e, f, _ = self.gate_up_proj.shape
-        gate_up = torch.matmul(x_TF, self.gate_up_proj.permute(1, 0, 2).reshape(f, -1)) + self.gate_up_proj_bias.flatten()
-        hidden = clamped_swiglu(gate_up.view(len(x_TF), e, -1), self.limit) * share_TE[..., None]
+        # The weights are taken apart, not the activations: strided activations would defeat vector instructions.
+        gate_up = (self.gate_up_proj.permute(1, 0, 2), self.gate_up_proj_bias)
+        gate, up = (torch.matmul(x_TF, gate_up[0][..., i::2].reshape(f, -1)) + gate_up[1][:, i::2].flatten() for i in (0, 1))
+        hidden = clamped_swiglu(gate, up, self.limit).view(len(x_TF), e, -1) * share_TE[..., None]
         return torch.matmul(hidden.flatten(1), self.down_proj.flatten(0, 1)) + share_TE @ self.down_proj_bias
 
 
-def clamped_swiglu(gate_up: Tensor, limit: float) -> Tensor:
-    """(…, 2I) interleaved -> (…, I): (up + 1) * gate * sigmoid(1.702 gate), gate clamped above, up on both sides."""
-    gate, up = gate_up[..., ::2].clamp(max=limit), gate_up[..., 1::2].clamp(-limit, limit)
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """(up + 1) * gate * sigmoid(1.702 gate), gate clamped above, up on both sides."""
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return (up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate)
 
 

@@ -190,3 +190,15 @@ def listing(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) 
 
 
 MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing}
+
+
+def caption_of(scene: Scene, rng: random.Random, shares: tuple[float, float, float]) -> str:
+    """A caption for training the transformer: dense, partly dense or brief with the given shares."""
+    way = rng.choices(("dense", "part", "brief"), shares)[0]
+    if way == "dense":
+        return dense(scene, rng)
+    if way == "brief":
+        return wrap(brief_stating(scene, rng)[0], rng)
+    # Colour, count and place stay: without them the caption would hide what tells two pictures apart.
+    parts = {"colour", "count", "place"} | {part for part in ("size", "detail", "background", "style") if rng.random() < 0.45}
+    return dense(scene, rng, frozenset(parts))

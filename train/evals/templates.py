@@ -53,9 +53,9 @@ def role_colours(colour: str) -> Floats:
     return np.stack([roles[r] for r in ROLES]).astype(np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
-    """One look of one kind: which role covers each cell. Equal templates are one object."""
+    """One look of one kind: which role covers each cell. Compared and hashed by identity: `template` makes each once."""
 
     kind: str
     mirrored: bool

@@ -1,0 +1,235 @@
+"""From a complete request to pictures: the numbered recipe. Each phase frees what the next does not need.
+
+Knows nothing about flags, files of output or progress bars: it is given `ModelFiles` and reports events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backend import latents, sampling
+from backend.errors import CancelledError, NumericsError, UsageError
+from backend.errors import OutOfMemoryError as LensOutOfMemoryError
+from backend.identity import identify_model
+from backend.memory import peak_bytes
+from backend.model import checkpoint
+from backend.text.harmony import encode_prompt
+from backend.types import DType, Generation, GenerationRequest, OnEvent, Phase, PhaseDone, PhaseStarted, StepDone, Stop
+from backend.weights import ModelFiles
+
+_TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+_PACKAGES = ("lens", "torch", "diffusers", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the transformer reads of one prompt: (1, L, T, F)."""
+
+    features_1LTF: Tensor
+
+
+class Pipeline:
+    """Makes pictures with one model. Cheap to construct: networks are loaded by the phase that needs them."""
+
+    def __init__(self, files: ModelFiles, *, dtype: DType = DType.auto, device: str = "auto") -> None:
+        self.files = files
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device, files)
+        self.params = files.preset.params
+
+    def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
+        """Yield one finished picture per seed, in order; one load and one text encoding serve all of them.
+
+        Raises CancelledError between steps once `stop()` is true, NumericsError for a non-finite latent,
+        CheckpointError for unusable weights, OutOfMemoryError (of backend.errors) where memory ran out.
+        """
+        timings: dict[str, float] = {}
+        with out_of_memory_as_error(request):
+            # 1. Text -> features. The encoder is gone before the transformer arrives.
+            conditional, unconditional = self._encode(request, timings, on_event)
+            # 2. The transformer and the autoencoder.
+            with phase(Phase.load_transformer, timings, on_event, self.device):
+                transformer = checkpoint.load_transformer(self.files, self.dtype, self.device)
+                vae = checkpoint.load_vae(self.files, self.dtype, self.device)
+            identity = identify_model(self.files)
+            h, w = request.height // latents.CELL, request.width // latents.CELL
+            sigmas = sampling.schedule(h * w, request.steps)
+
+            for index, seed in enumerate(request.seeds):
+                # 3. Noise, the same on every device.
+                x = latents.noise(seed, h, w).to(self.device)
+                # 4. Denoise. Guidance lives inside the velocity; at 1.0 the unconditional branch does not run.
+                mine = dict(timings)
+                with phase(Phase.denoise, mine, on_event, self.device, total=request.steps, image=index):
+                    clock = time.perf_counter()
+
+                    def on_step(i: int, x: Tensor, index: int = index) -> None:
+                        nonlocal clock
+                        if self.device.type == "cuda":
+                            torch.cuda.synchronize(self.device)
+                        now = time.perf_counter()
+                        on_event(
+                            StepDone(
+                                phase=Phase.denoise, step=i + 1, total=request.steps, image=index, seconds=now - clock
+                            )
+                        )
+                        clock = now
+                        # The last step leaves only the decoding: a finished picture is worth keeping.
+                        if i + 1 < request.steps and stop():
+                            raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
+
+                    def velocity(x: Tensor, sigma: float) -> Tensor:
+                        t = torch.full((1,), sigma, device=self.device)
+                        x = x.to(self.dtype)
+                        c = transformer(x, t, conditional.features_1LTF, (h, w))
+                        if unconditional is None:
+                            return c
+                        u = transformer(x, t, unconditional.features_1LTF, (h, w))
+                        return sampling.guide(c, u, request.guidance)
+
+                    with torch.inference_mode():
+                        x = sampling.denoise(velocity, x, sigmas, on_step)
+                if not bool(torch.isfinite(x).all()):
+                    raise NumericsError(
+                        f"seed {seed}: the latent is not finite after {request.steps} steps in {self._dtype_name}",
+                        hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
+                    )
+                # 5. Latent -> pixels.
+                with phase(Phase.decode, mine, on_event, self.device, image=index), torch.inference_mode():
+                    image = decode(vae, x, h, w, self.dtype)
+                yield Generation(
+                    image=image,
+                    request=request,
+                    index=index,
+                    seed=seed,
+                    model=identity,
+                    sigmas=sigmas,
+                    dtype=self._dtype_name,
+                    device=describe_device(self.device),
+                    template_date=self.params.text.template.date,
+                    timings=mine,
+                    versions=package_versions(),
+                )
+                if index + 1 < len(request.seeds) and stop():
+                    raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def _encode(
+        self, request: GenerationRequest, timings: dict[str, float], on_event: OnEvent
+    ) -> tuple[TextFeatures, TextFeatures | None]:
+        """Features of the prompt, and of the unconditional branch where guidance is not 1."""
+        with phase(Phase.load_encoder, timings, on_event, self.device):
+            tokenizer = checkpoint.load_tokenizer(self.files)
+            encoder = checkpoint.load_text_encoder(self.files, self.dtype, self.device)
+        take = self.params.dit.selected_layer_index
+
+        def features(prompt: str) -> TextFeatures:
+            encoded = encode_prompt(tokenizer, self.params.text.template, prompt)
+            ids = torch.tensor([encoded.ids], device=self.device)
+            states = torch.stack(encoder.hidden_states(ids, take), dim=2)[:, encoded.prefix :]
+            if not bool(torch.isfinite(states).all()):
+                raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
+            return TextFeatures(states)
+
+        with phase(Phase.encode, timings, on_event, self.device), torch.inference_mode():
+            conditional = features(request.prompt)
+            if request.guidance == 1.0:
+                return conditional, None
+            if request.negative_prompt.strip():
+                return conditional, features(request.negative_prompt)
+            # A blank negative prompt: no text tokens at all, as in training.
+            return conditional, TextFeatures(conditional.features_1LTF[:, :0])
+
+
+def decode(vae: torch.nn.Module, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
+    """One packed, normalised latent -> a picture. The normalisation is undone in float32."""
+    bn = vae.bn
+    z = latents.denormalise(
+        latents.unpack(x_BNC.float(), h, w), bn.running_mean.float(), bn.running_var.float(), vae.config.batch_norm_eps
+    )
+    pixels = latents.to_pixels(vae.decode(latents.unpatchify(z).to(dtype)).sample)
+    return Image.fromarray(pixels[0].cpu().numpy())
+
+
+@contextmanager
+def phase(
+    name: Phase, timings: dict[str, float], on_event: OnEvent, device: torch.device, *, total: int | None = None,
+    image: int | None = None,
+) -> Iterator[None]:  # fmt: skip
+    """Report a phase's start, end, seconds and peak memory, and note its seconds."""
+    on_event(PhaseStarted(phase=name, total=total, image=image))
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    timings[name] = seconds
+    on_event(PhaseDone(phase=name, seconds=seconds, peak_bytes=peak_bytes(device), image=image))
+
+
+@contextmanager
+def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
+    """torch's and Python's out-of-memory errors -> the one with an exit code and a hint."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise LensOutOfMemoryError(
+            f"not enough memory for {request.width}x{request.height} with {request.model}: {str(error).splitlines()[0]}",
+            hint="Try a smaller --base, --dtype bfloat16, or another --device.",
+        ) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: cuda, else mps, else cpu. Raises UsageError for a device that torch cannot use here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}", hint="Use auto, cpu, cuda, cuda:N or mps.") from None
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"the device {name!r} is not available here", hint="See `lens doctor`.")
+    return device
+
+
+def choose_dtype(wanted: DType, device: torch.device, files: ModelFiles) -> torch.dtype:
+    """auto: bfloat16 on an accelerator; on a CPU float32, except for a transformer stored in bfloat16.
+
+    A bfloat16 checkpoint gains nothing from float32 arithmetic but twice the memory; a float32 or 8-bit one would lose.
+    """
+    if wanted is not DType.auto:
+        return _TORCH_DTYPES[wanted]
+    if device.type != "cpu":
+        return torch.bfloat16
+    return torch.bfloat16 if _stored_in_bfloat16(files) else torch.float32
+
+
+def _stored_in_bfloat16(files: ModelFiles) -> bool:
+    from backend.model.headers import read_header
+
+    tensors = [t for path in files.transformer for t in read_header(path).tensors.values()]
+    return sum(t.nbytes for t in tensors if t.dtype == "BF16") > sum(t.nbytes for t in tensors) / 2
+
+
+def describe_device(device: torch.device) -> str:
+    """ "cpu", or "cuda:0 (NVIDIA H200)"."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what decides pixels."""
+    return {name: version(name) for name in _PACKAGES}

@@ -1,0 +1,151 @@
+"""Lens-Nano from nothing on one machine: autoencoder, language model, transformer, then the files that ship.
+
+Each part trains in its own folder of the run and resumes; a finished part is not trained again. Nothing is
+downloaded: the data are drawn (`train.data.scenes`). Knows nothing about command lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from backend.model.autoencoder import build_vae
+from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
+from backend.model.safetensors_write import write_vae
+from backend.model.text_encoder import LensGptOssEncoder
+from backend.presets import Embedded
+from train import checkpoint, language, pretrain, vae
+from train.preview import sheet
+from train.recipes import NanoConfig
+
+PARTS = ("vae", "language", "transformer", "export")
+
+
+def run(config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]) -> Path:
+    """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`)."""
+    for part in parts:
+        say(f"== {part}")
+        if part == "vae":
+            _train_vae(config)
+        elif part == "language":
+            _train_language(config)
+        elif part == "transformer":
+            _train_transformer(config)
+    folder = out if out is not None else config.run_dir / "model"
+    if "export" in parts:
+        export(config, folder)
+    return folder
+
+
+def _train_vae(config: NanoConfig) -> None:
+    trained = vae.run(
+        vae.VAEConfig(
+            params=config.params.vae,
+            run_dir=config.run_dir / "vae",
+            steps=config.vae_steps,
+            batch=config.vae_batch,
+            seed=config.seed,
+            workers=config.workers,
+            device=config.device,
+        )
+    )
+    checkpoint.save_part(config.run_dir / "vae.safetensors", trained.state_dict())
+
+
+def _train_language(config: NanoConfig) -> None:
+    tokenizer = _tokenizer(config)
+    trained = language.run(
+        language.LanguageConfig(
+            params=config.params.text,
+            run_dir=config.run_dir / "language",
+            steps=config.language_steps,
+            tokens_per_step=config.language_tokens,
+            seed=config.seed,
+            workers=config.workers,
+            device=config.device,
+            compile=config.compile,
+        ),
+        tokenizer,
+    )
+    checkpoint.save_part(config.run_dir / "language.safetensors", trained.state_dict())
+
+
+def _tokenizer(config: NanoConfig) -> Tokenizer:
+    """The run's tokenizer, trained once."""
+    path = config.run_dir / "tokenizer.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer = language.train_tokenizer(config.params.text.vocab_size, config.params.text.template, seed=config.seed)
+        path.write_text(tokenizer.to_str(), encoding="utf-8")
+    return Tokenizer.from_file(str(path))
+
+
+def frozen(config: NanoConfig) -> pretrain.Frozen:
+    """The trained autoencoder, language model and tokenizer of this run."""
+    device = torch.device(config.device)
+    autoencoder = build_vae(config.params.vae)
+    autoencoder.load_state_dict(checkpoint.load_part(config.run_dir / "vae.safetensors"))
+    encoder = LensGptOssEncoder(config.params.text, head=True)
+    encoder.load_state_dict(checkpoint.load_part(config.run_dir / "language.safetensors"))
+    return pretrain.Frozen(
+        vae=autoencoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False),
+        encoder=encoder.to(device).eval().requires_grad_(False),
+        tokenizer=_tokenizer(config),
+    )
+
+
+def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
+    return pretrain.PretrainConfig(
+        params=config.params.dit,
+        template=config.params.text.template,
+        run_dir=config.run_dir / "transformer",
+        stages=config.stages,
+        scenes_per_round=config.scenes_per_round,
+        passes=config.passes,
+        encode_batch=config.encode_batch,
+        seed=config.seed,
+        workers=config.workers,
+        device=config.device,
+        compile=config.compile,
+        log_every=config.log_every,
+    )
+
+
+def _train_transformer(config: NanoConfig) -> None:
+    ready = frozen(config)
+
+    def preview(model: torch.nn.Module, path: Path) -> None:
+        sheet(model, ready, config.params, path)
+
+    trained = pretrain.run(pretrain_config(config), ready, preview=preview)
+    checkpoint.save_part(config.run_dir / "transformer.safetensors", trained.state_dict())
+
+
+def export(config: NanoConfig, folder: Path) -> None:
+    """Write the three files of an embedded model and the parameters they were made with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = Embedded()
+    about = {"general.name": "Lens-Nano", "general.license": "mit"}
+    transformer = config.run_dir / "transformer.safetensors"
+    state = checkpoint.load_part(transformer) if transformer.exists() else _average(config)
+    write_transformer_gguf(folder / names.transformer, state, config.params.dit, quant="Q8_0", metadata=about)
+    write_text_encoder_gguf(
+        folder / names.text_encoder,
+        checkpoint.load_part(config.run_dir / "language.safetensors"),
+        config.params.text,
+        _tokenizer(config).to_str(),
+        dtype="F16",
+        metadata=about,
+    )
+    write_vae(folder / names.vae, checkpoint.load_part(config.run_dir / "vae.safetensors"), config.params.vae)
+
+
+def _average(config: NanoConfig) -> dict[str, torch.Tensor]:
+    """The averaged weights of the newest checkpoint of an unfinished run."""
+    found = checkpoint.latest(config.run_dir / "transformer")
+    if found is None:
+        raise FileNotFoundError(f"{config.run_dir / 'transformer'}: no checkpoint yet; train the transformer first")
+    return checkpoint.load(found)[0]["ema"]
