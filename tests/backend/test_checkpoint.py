@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from backend.errors import CheckpointError, LensError
 from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_transformer, load_vae
+from backend.model.tensor_tables import text_encoder_shapes, transformer_shapes
+from backend.params import DiTParams, TextEncoderParams
 from backend.weights import ModelFiles, resolve_model
 from tests.backend import tiny_weights as tiny
 
@@ -20,6 +22,11 @@ from tests.backend import tiny_weights as tiny
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_diffusers(tmp_path_factory.mktemp("published") / "tiny-lens")
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_embedded(tmp_path_factory.mktemp("embedded") / "nano")
 
 
 @pytest.fixture
@@ -56,6 +63,18 @@ def same(found: dict[str, dict[str, torch.Tensor]], dtype: torch.dtype = torch.f
             assert torch.equal(found[part][name], want), name
 
 
+def test_the_networks_have_exactly_the_published_tensors() -> None:
+    """Our tables, which files are compared with, against the networks themselves, at full size without memory."""
+    from backend.model.text_encoder import LensGptOssEncoder
+    from backend.model.transformer import LensTransformer2DModel
+
+    with torch.device("meta"):
+        transformer = LensTransformer2DModel(**asdict(DiTParams()))
+        encoder = LensGptOssEncoder(TextEncoderParams(), head=True)
+    assert {n: tuple(t.shape) for n, t in transformer.state_dict().items()} == transformer_shapes(DiTParams())
+    assert {n: tuple(t.shape) for n, t in encoder.state_dict().items()} == text_encoder_shapes(TextEncoderParams())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_diffusers_folder(published: Path, dtype: torch.dtype) -> None:
     files = resolve_model(str(published))
@@ -66,8 +85,8 @@ def test_diffusers_folder(published: Path, dtype: torch.dtype) -> None:
     assert load_tokenizer(files).to_str() == tiny.small_tokenizer().to_str()
 
 
-def test_embedded_folder(tmp_path: Path) -> None:
-    files = resolve_model(str(tiny.write_embedded(tmp_path / "nano")))
+def test_embedded_folder(embedded: Path) -> None:
+    files = resolve_model(str(embedded))
     assert files.preset.params.dit == tiny.DIT
     assert files.preset.params.text == tiny.TEXT
     assert files.preset.params.vae == tiny.VAE
@@ -110,14 +129,13 @@ def test_float16_is_refused(published: Path) -> None:
         load_vae(resolve_model(str(published)), torch.float16, "cpu")
 
 
-def test_tokenizer_rebuilt_from_ggufs_own_fields(tmp_path: Path) -> None:
+def test_tokenizer_rebuilt_from_ggufs_own_fields(embedded: Path) -> None:
     """A file of llama.cpp's converter has no tokenizer.json inside."""
     import gguf
 
     from backend.model.tokenizer_files import _from_gguf
 
-    folder = tiny.write_embedded(tmp_path / "nano")
-    fields = gguf.GGUFReader(folder / "text_encoder.gguf").fields
+    fields = gguf.GGUFReader(embedded / "text_encoder.gguf").fields
     metadata = {name: field.contents() for name, field in fields.items() if "huggingface" not in name}
     rebuilt, original = _from_gguf(metadata, "x"), tiny.small_tokenizer()
     for text in [*tiny.CORPUS, "naïve 東京 12345\n\n x", "<|start|>user<|message|>hi<|end|>"]:
@@ -172,8 +190,8 @@ def test_truncated_safetensors(copy: Path, part: str, keep: float) -> None:
 
 @pytest.mark.parametrize("keep", [0, 10, 100, 0.02, 0.5, 0.999])
 @pytest.mark.parametrize("file", ["transformer.gguf", "text_encoder.gguf"])
-def test_truncated_gguf(tmp_path: Path, file: str, keep: float) -> None:
-    path = tiny.write_embedded(tmp_path / "nano") / file
+def test_truncated_gguf(embedded: Path, tmp_path: Path, file: str, keep: float) -> None:
+    path = Path(shutil.copytree(embedded, tmp_path / "nano")) / file
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(CheckpointError, match=f"{file}: (empty file|cut short)"):
@@ -262,8 +280,8 @@ def test_no_head_where_the_reasoner_needs_one(copy: Path) -> None:
         load_text_encoder(files, torch.float32, "cpu", with_head=True)
 
 
-def test_a_gguf_that_states_other_parameters(tmp_path: Path) -> None:
-    files = resolve_model(str(tiny.write_embedded(tmp_path / "nano")))
+def test_a_gguf_that_states_other_parameters(embedded: Path) -> None:
+    files = resolve_model(str(embedded))
     params = replace(files.preset.params, dit=replace(tiny.DIT, num_layers=3))
     with pytest.raises(CheckpointError, match="header states other parameters"):
         load_transformer(replace(files, preset=replace(files.preset, params=params)), torch.float32, "cpu")

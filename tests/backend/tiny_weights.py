@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -78,8 +79,13 @@ def random_text_encoder(params: TextEncoderParams = TEXT, seed: int = 1) -> dict
     return state
 
 
-def small_tokenizer(vocab_size: int = 500) -> Tokenizer:
+def small_tokenizer() -> Tokenizer:
     """A byte-level BPE with the o200k split and the harmony control tokens at the end, as gpt-oss has them."""
+    return Tokenizer.from_str(_tokenizer_json(500))
+
+
+@functools.cache
+def _tokenizer_json(vocab_size: int) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -95,7 +101,7 @@ def small_tokenizer(vocab_size: int = 500) -> Tokenizer:
     )
     tokenizer.train_from_iterator(CORPUS * 8, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in HARMONY])
-    return tokenizer
+    return tokenizer.to_str()
 
 
 def random_vae(params: VAEParams = VAE, seed: int = 2) -> dict[str, torch.Tensor]:
