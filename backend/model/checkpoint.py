@@ -7,11 +7,13 @@ that need no conversion stay views of the memory-mapped file, so loading them co
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from backend.errors import CheckpointError
 from backend.model import formats
@@ -41,7 +43,7 @@ def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> L
     table = formats.open_transformer(files.transformer)
     if table.params is not None and table.params != params:
         raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = LensTransformer2DModel(**asdict(params))
     return _fill(network, table, dtype, device)
 
@@ -64,7 +66,7 @@ def load_text_encoder(
             f"{table.origin}: has no output head (lm_head), so it can encode a prompt but not write one",
             hint="ComfyUI's NVFP4 file is one of these; for the reasoner use gpt-oss-20b as published, or a GGUF",
         )
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = LensGptOssEncoder(params, head=with_head)
     unused = () if with_head else ("lm_head.weight",)
     return _fill(network, table, dtype, device, unused)
@@ -76,9 +78,28 @@ def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> Autoencod
 
     params = files.preset.params.vae
     table = formats.open_vae(files.vae, len(params.block_out_channels))
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         network = build_vae(params)
     return _fill(network, table, dtype, device)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Turns torch.nn.init into nothing while a network is built that will be filled from files.
+
+    On the meta device a random initialisation does no work but imports torch._dynamo: 1.2 s of every start.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _fill(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -122,6 +124,20 @@ def test_plain_float32_is_not_copied(published: Path) -> None:
         network.img_in.weight.zero_()
     after = load_file(published / "transformer" / "diffusion_pytorch_model-00001-of-00002.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_loading_does_not_import_the_compiler(published: Path) -> None:
+    """A random initialisation on the meta device imports torch._dynamo, which costs more than loading Lens-Nano."""
+    code = (
+        "import sys, torch\nfrom backend.model.checkpoint import load_text_encoder\n"
+        f"from backend.weights import resolve_model\nfiles = resolve_model({str(published)!r})\n"
+        "load_text_encoder(files, torch.float32, 'cpu')\nprint('torch._dynamo' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parent.parent.parent
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert run.stdout.strip() == "False"
 
 
 def test_float16_is_refused(published: Path) -> None:
