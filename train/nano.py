@@ -7,6 +7,7 @@ downloaded: the data are drawn (`train.data.scenes`). Knows nothing about comman
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,17 +42,26 @@ def run(config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None 
 
 
 def _train_vae(config: NanoConfig) -> None:
-    trained = vae.run(
-        vae.VAEConfig(
-            params=config.params.vae,
-            run_dir=config.run_dir / "vae",
-            steps=config.vae_steps,
-            batch=config.vae_batch,
-            seed=config.seed,
-            workers=config.workers,
-            device=config.device,
-        )
+    crops = vae.VAEConfig(
+        params=config.params.vae,
+        run_dir=config.run_dir / "vae",
+        steps=config.vae_steps,
+        batch=config.vae_batch,
+        seed=config.seed,
+        workers=config.workers,
+        device=config.device,
     )
+    whole = replace(
+        crops,
+        run_dir=config.run_dir / "vae-whole",
+        steps=config.vae_whole_steps,
+        batch=config.vae_whole_batch,
+        crop=128,
+        learning_rate=4e-4,
+        warmup=50,
+        noise_warmup=1,
+    )
+    trained = vae.run(whole, initial=vae.run(crops).state_dict())
     checkpoint.save_part(config.run_dir / "vae.safetensors", trained.state_dict())
 
 

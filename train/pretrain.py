@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from backend import latents
 from backend.model.text_encoder import LensGptOssEncoder
-from backend.model.transformer import LensTransformer2DModel
+from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams, TemplateParams
 from backend.sizes import buckets
 from backend.text.harmony import encode_prompt
@@ -49,7 +49,7 @@ class PretrainConfig:
     template: TemplateParams
     run_dir: Path
     stages: tuple[Stage, ...]
-    captions: tuple[float, float, float] = (0.5, 0.35, 0.15)  # shares of dense, partly dense, brief captions
+    captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # shares of dense, partly dense, brief captions
     scenes_per_round: int = 6144
     passes: int = 6  # times a round is seen
     dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
@@ -281,6 +281,9 @@ def run(
     if initial is not None:
         model.load_state_dict(initial)
     model.to(device).train()
+    for module in model.modules():
+        if isinstance(module, JointAttention):
+            module.explicit = device.type == "cpu"
     if config.compile:
         for block in model.transformer_blocks:
             block.compile(dynamic=True)
@@ -342,7 +345,7 @@ def run(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            last = float(loss)
+            last = loss.item()
             if not np.isfinite(last) or not torch.isfinite(norm):
                 raise FloatingPointError(f"loss {last}, gradient norm {float(norm)} at step {step}: stopped before it spreads")
             optimizer.step()

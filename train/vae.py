@@ -83,11 +83,16 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return 10 * math.log10(4 / max(float((a - b).square().mean()), 1e-12))
 
 
-def run(config: VAEConfig) -> AutoencoderKLFlux2:
-    """Train to `config.steps`; the same call again resumes. Returns the model with its latent statistics set."""
+def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> AutoencoderKLFlux2:
+    """Train to `config.steps`; the same call again resumes. Returns the model with its latent statistics set.
+
+    `initial`: weights to start from, None: random ones.
+    """
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
     vae = build_vae(config.params).to(device, memory_format=torch.channels_last)
+    if initial is not None:
+        vae.load_state_dict(initial)
     names = [name for name, _ in vae.named_parameters()]
     optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
 
