@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,7 +35,8 @@ def schedule(tokens: int, steps: int) -> tuple[float, ...]:
     shift = math.exp(empirical_mu(tokens, steps))
     # float32, as the reference's grid; then exact arithmetic in Python floats.
     base = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float32).tolist()
-    return (*(shift / (shift + 1.0 / sigma - 1.0) for sigma in base), 0.0)
+    # In brackets, so that the first sigma is 1 to the last bit.
+    return (*(shift / (shift + (1.0 / sigma - 1.0)) for sigma in base), 0.0)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -57,7 +59,7 @@ def denoise(
 ) -> Tensor:
     """Euler steps along `sigmas`; x is kept in float32. `on_step(i, x)` after step i (0-based) may raise to stop."""
     x = x.float()
-    for i, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, following) in enumerate(pairwise(sigmas)):
         x = x + (following - sigma) * velocity(x, sigma).float()
         if on_step is not None:
             on_step(i, x)

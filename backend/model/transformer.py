@@ -12,7 +12,7 @@ K head size, T text-encoder layers read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -34,7 +34,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin):
     """Velocity network v(x, t, text). Constructor arguments are the keys of transformer/config.json."""
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["LensBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["LensBlock"]
 
     @register_to_config
     def __init__(
@@ -71,7 +71,8 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin):
         )
         if sum(params.axes_dims_rope) != params.attention_head_dim or any(d % 2 for d in params.axes_dims_rope):
             raise ValueError(
-                f"axes_dims_rope {params.axes_dims_rope} must be even and sum to the head size {params.attention_head_dim}"
+                f"axes_dims_rope {params.axes_dims_rope} must be even and sum to the head size "
+                f"{params.attention_head_dim}"
             )
         self.params = params
         dim, layers = params.dim, len(params.selected_layer_index)
@@ -244,8 +245,9 @@ class JointAttention(nn.Module):
 
     def _heads(self, qkv_BSD3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused projection ordered q, k, v, then head, then dimension -> three (B, S, H, K)."""
-        b, s, _ = qkv_BSD3.shape
-        q, k, v = qkv_BSD3.view(b, s, 3, self.heads, self.head_dim).unbind(2)  # no -1: s may be 0
+        b, s, width = qkv_BSD3.shape
+        # The head size is spelt out: -1 is ambiguous where s is 0 (no text tokens).
+        q, k, v = qkv_BSD3.view(b, s, 3, self.heads, width // (3 * self.heads)).unbind(2)
         return q, k, v
 
 
