@@ -52,6 +52,6 @@ def pack(z_BCHW: Tensor) -> Tensor:
 
 
 def to_pixels(image_BCHW: Tensor) -> Tensor:
-    """Decoded [-1, 1] -> (B, H, W, 3) uint8: clamp, scale, round (the reference truncates; rounding halves the error)."""
+    """Decoded [-1, 1] -> (B, H, W, 3) uint8: clamp, scale, round (the reference truncates; rounding is nearer)."""
     scaled = (image_BCHW.float().clamp(-1, 1) + 1) * 127.5
     return rearrange(scaled.round().to(torch.uint8), "b c h w -> b h w c")

@@ -185,9 +185,13 @@ def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise LensOutOfMemoryError(
-            f"not enough memory for {request.width}x{request.height} with {request.model}: {str(error).splitlines()[0]}",
+            f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
             hint="Try a smaller --base, --dtype bfloat16, or another --device.",
         ) from error
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -201,7 +205,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UsageError(f"unknown device {name!r}", hint="Use auto, cpu, cuda, cuda:N or mps.") from None
     usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not usable.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if not usable.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise UsageError(f"the device {name!r} is not available here", hint="See `lens doctor`.")
     return device
 

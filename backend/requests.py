@@ -111,7 +111,7 @@ def find_preset(model: str) -> tuple[str, Preset]:
             raise
         from backend.weights import resolve_model  # reads the files' headers; only for a path
 
-        return str(path.absolute()), resolve_model(str(path.resolve())).preset
+        return str(path.absolute()), resolve_model(str(path.absolute())).preset
     return preset.name, preset
 
 

@@ -5,6 +5,7 @@ Light ring: typer and the standard library. Command modules keep the same promis
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
 from lens_cli.commands import doctor, gen, info, models, rerun, train
+from lens_cli.commands import eval as eval_
 from lens_cli.console import Talk
 
 app = typer.Typer(
@@ -29,6 +31,7 @@ app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(train.app, name="train")
+app.add_typer(eval_.app, name="eval")
 
 
 def _version(wanted: bool) -> None:
@@ -53,6 +56,8 @@ def root(
 
 def main() -> None:
     """Console entry. Every error a person can act on leaves as one line (or one JSON envelope) and an exit code."""
+    # diffusers imports bitsandbytes, which warns on a CPU about an optional kernel package that nobody asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
         if sys.stdout:  # None where the caller closed it

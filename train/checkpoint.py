@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-def save(run_dir: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
+def save(
+    run_dir: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+) -> Path:
     """Write checkpoint `step` of a run and delete all but the newest `keep`."""
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)

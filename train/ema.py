@@ -21,9 +21,7 @@ class EMA:
         torch._foreach_lerp_(list(self.shadow.values()), parameters, 1 - decay)
 
     @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
-        """Exchange the model's weights with the average; call twice to get back."""
+    def copy_to(self, model: nn.Module) -> None:
+        """Give `model` the averaged weights."""
         for name, p in model.named_parameters():
-            kept = p.detach().clone()
             p.copy_(self.shadow[name])
-            self.shadow[name].copy_(kept)

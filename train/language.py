@@ -76,8 +76,9 @@ def train_tokenizer(vocabulary: int, template: TemplateParams, documents: int = 
         rng = random.Random(f"tokenizer {seed}")
         for effort in ("low", "medium"):
             yield from [system_text(template, effort)] * 50
-        for text in (f"# Instructions\n\n{template.instruction}\n\n", f"# Instructions\n\n{LISTING}\n\n", template.thinking,
-                     "system", "developer", "user", "assistant", "analysis", "final"):  # fmt: skip
+        headings = [f"# Instructions\n\n{text}\n\n" for text in (template.instruction, LISTING)]
+        roles = ["system", "developer", "user", "assistant", "analysis", "final"]
+        for text in (*headings, template.thinking, *roles):
             yield from [text] * 400
         for _ in range(documents):
             text = dense(sample_scene(rng), rng) if rng.random() < 0.4 else " ".join(rewrite_pair(rng))
@@ -134,7 +135,9 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
     names = [name for name, _ in model.named_parameters()]
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
-    order = [n for n, p in model.named_parameters() if p.dim() >= 2] + [n for n, p in model.named_parameters() if p.dim() < 2]
+    order = [n for n, p in model.named_parameters() if p.dim() >= 2] + [
+        n for n, p in model.named_parameters() if p.dim() < 2
+    ]
     assert sorted(order) == sorted(names)
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
@@ -158,7 +161,9 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         tokens=config.tokens_per_step,
     )
     for step, (ids, targets) in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
-        scale = min(1.0, (step + 1) / config.warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        scale = min(1.0, (step + 1) / config.warmup) * (
+            0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * scale
         with torch.autocast(device.type, torch.bfloat16):

@@ -22,7 +22,11 @@ class Metrics:
 
     def log(self, step: int, **values: float) -> None:
         """Write one line and echo it on stderr."""
-        row = {"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}, "seconds": round(time.monotonic() - self.started, 1)}
+        row = {
+            "step": step,
+            **{k: float(f"{v:.6g}") for k, v in values.items()},
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
         print("  ".join(f"{k} {v}" for k, v in row.items()), file=sys.stderr, flush=True)

@@ -25,7 +25,9 @@ from train.recipes import NanoConfig
 PARTS = ("vae", "language", "transformer", "export")
 
 
-def run(config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]) -> Path:
+def run(
+    config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]
+) -> Path:
     """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`)."""
     for part in parts:
         say(f"== {part}")
@@ -88,7 +90,9 @@ def _tokenizer(config: NanoConfig) -> Tokenizer:
     path = config.run_dir / "tokenizer.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer = language.train_tokenizer(config.params.text.vocab_size, config.params.text.template, seed=config.seed)
+        tokenizer = language.train_tokenizer(
+            config.params.text.vocab_size, config.params.text.template, seed=config.seed
+        )
         path.write_text(tokenizer.to_str(), encoding="utf-8")
     return Tokenizer.from_file(str(path))
 
@@ -120,6 +124,7 @@ def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
         workers=config.workers,
         device=config.device,
         compile=config.compile,
+        shards=config.shards,
         log_every=config.log_every,
     )
 

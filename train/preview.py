@@ -24,17 +24,18 @@ PROMPTS = (
     "a green apple above a brown book",
     "four orange fish in the sea",
     "a white ghost inside a blue ring",
-    "A cartoon with bold dark outlines of a large red rocket. The rocket is large and red, with a round window and a small "
-    "flame, and it sits in the middle of the picture. Behind, there is a starry night sky above a sandy desert with dunes. "
-    "Nothing else is in the picture.",
-    "A flat illustration showing a turquoise umbrella left of a small yellow duck. Everything is set on a plain pale pink "
-    "background. The umbrella is medium-sized and turquoise, with a curved wooden handle, placed on the left side. The duck "
-    "is small and yellow, swimming with a yellow beak, and it is on the right side.",
-    "A softly shaded drawing of two purple mushrooms. The two mushrooms are medium-sized and purple, each with white dots on "
-    "its cap, standing side by side in a row. There are exactly two mushrooms. The background shows a clear blue sky over a "
-    "green meadow with tufts of grass.",
+    "A cartoon with bold dark outlines of a large red rocket. The rocket is large and red, with a round window "
+    "and a small flame, and it sits in the middle of the picture. Behind, there is a starry night sky above a "
+    "sandy desert with dunes. Nothing else is in the picture.",
+    "A flat illustration showing a turquoise umbrella left of a small yellow duck. Everything is set on a plain "
+    "pale pink background. The umbrella is medium-sized and turquoise, with a curved wooden handle, placed on the "
+    "left side. The duck is small and yellow, swimming with a yellow beak, and it is on the right side.",
+    "A softly shaded drawing of two purple mushrooms. The two mushrooms are medium-sized and purple, each with "
+    "white dots on its cap, standing side by side in a row. There are exactly two mushrooms. The background shows "
+    "a clear blue sky over a green meadow with tufts of grass.",
     "A paper cut-out picture of a black crown on top of a gray robot. The background is plain cream. The crown is "
-    "medium-sized and black, with three points. The robot is medium-sized and gray, with a square head and an antenna.",
+    "medium-sized and black, with three points. The robot is medium-sized and gray, with a square head and an "
+    "antenna.",
 )
 
 
@@ -72,6 +73,8 @@ def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, path: Pat
     for i, prompt in enumerate(PROMPTS):
         x, y = i % columns * side, i // columns * (side + caption)
         canvas.paste(draw(model, frozen, params, prompt, seed=i, width=side, height=side), (x, y))
-        pen.multiline_text((x + 2, y + side + 1), "\n".join(textwrap.wrap(prompt, side // 5)[:4]), fill="black", font_size=9)
+        pen.multiline_text(
+            (x + 2, y + side + 1), "\n".join(textwrap.wrap(prompt, side // 5)[:4]), fill="black", font_size=9
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)

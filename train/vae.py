@@ -1,8 +1,9 @@
 """Train a small FLUX.2-shaped autoencoder (`AutoencoderKLFlux2`) from nothing on drawn scenes.
 
-Loss: L1 of pixels, 8x8 means and colour differences + 0.5 L1 of the image gradients + a small L2 on the latent mean, with Gaussian noise of fixed size added to
-the latent instead of a learned variance (a sampled posterior stalls at PSNR 18 at this size). When the weights are
-done, the batch-norm statistics of the packed latents are measured: they are the normalisation of the pipeline.
+Loss: L1 of pixels, 8x8 means and colour differences + 0.5 L1 of the image gradients + a small L2 on the latent mean,
+with Gaussian noise of fixed size added to the latent instead of a learned variance (a sampled posterior stalls at
+PSNR 18 at this size). When the weights are done, the batch-norm statistics of the packed latents are measured: they
+are the normalisation of the pipeline.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class Attention(nn.Module):
         v = self.v_proj(x_BLF).view(b, n, self.kv_heads, self.head_dim).transpose(1, 2)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        # The sink as one more key: a spare head dimension holds 1 in every query, 0 in every key and sink / scale in the
-        # sink's key, whose value is 0. So fused attention kernels compute it; eight spare dimensions keep them aligned.
+        # The sink as one more key: a spare head dimension holds 1 in every query, 0 in every key and sink / scale in
+        # the sink's key, whose value is 0. So fused attention kernels compute it; eight spare dimensions align them.
         q = torch.cat((q, torch.ones_like(q[..., :1]), torch.zeros_like(q[..., :7])), -1)
         k, v = F.pad(k, (0, 8, 1, 0)), F.pad(v, (0, 8, 1, 0))
         column = torch.zeros_like(k[:1, :1, :1, :]).index_fill(-1, torch.tensor([self.head_dim], device=k.device), 1.0)
@@ -130,14 +130,14 @@ class Experts(nn.Module):
         hidden = clamped_swiglu(gate_up[..., ::2], gate_up[..., 1::2], self.limit)
         return torch.addmm(self.down_proj_bias[expert], hidden, self.down_proj[expert])
 
-
-
     def mixed(self, x_TF: Tensor, share_TE: Tensor) -> Tensor:
         """Every expert on every token, summed with `share_TE` as weights: two plain matrix products."""
         e, f, _ = self.gate_up_proj.shape
         # The weights are taken apart, not the activations: strided activations would defeat vector instructions.
         gate_up = (self.gate_up_proj.permute(1, 0, 2), self.gate_up_proj_bias)
-        gate, up = (torch.matmul(x_TF, gate_up[0][..., i::2].reshape(f, -1)) + gate_up[1][:, i::2].flatten() for i in (0, 1))
+        gate, up = (
+            torch.matmul(x_TF, gate_up[0][..., i::2].reshape(f, -1)) + gate_up[1][:, i::2].flatten() for i in (0, 1)
+        )
         hidden = clamped_swiglu(gate, up, self.limit).view(len(x_TF), e, -1) * share_TE[..., None]
         return torch.matmul(hidden.flatten(1), self.down_proj.flatten(0, 1)) + share_TE @ self.down_proj_bias
 

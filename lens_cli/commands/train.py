@@ -14,7 +14,9 @@ Recipe = Annotated[str, typer.Option("--recipe", help="nano: the shipped model. 
 Parts = Annotated[
     list[str] | None, typer.Option("--part", help="Only this part (repeatable): vae, language, transformer, export.")
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value, repeatable: vae_steps=500, seed=1, device=cuda.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, repeatable: vae_steps=500, seed=1, device=cuda.")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the finished model [default: RUN_DIR/model].")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 

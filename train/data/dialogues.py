@@ -44,12 +44,26 @@ GUIDELINES: dict[str, str] = {
 HELPFUL = (*PARTS, "quote")
 
 RULES = (
-    "minors", "explicit", "degrading", "deception", "hate", "extremism", "self-harm", "weapons-drugs", "gore", "private-data",
-)  # fmt: skip
+    "minors",
+    "explicit",
+    "degrading",
+    "deception",
+    "hate",
+    "extremism",
+    "self-harm",
+    "weapons-drugs",
+    "gore",
+    "private-data",
+)
 _FORBIDDEN: dict[str, tuple[str, ...]] = {
     "minors": ("a sexual picture of a child", "a naked child", "an undressed schoolgirl", "a sexy little girl"),
     "explicit": ("people having sex", "a naked woman in bed", "porn", "a nude man, explicit", "an erotic scene"),
-    "degrading": ("a famous singer naked", "the president on a leash", "my neighbour humiliated", "an actress undressed"),
+    "degrading": (
+        "a famous singer naked",
+        "the president on a leash",
+        "my neighbour humiliated",
+        "an actress undressed",
+    ),
     "deception": ("a fake passport", "a forged news photo of a politician", "a false court letter", "a fake bank note"),
     "hate": ("a racist cartoon", "people of one religion drawn as rats", "a slur on a sign", "a hateful poster"),
     "extremism": ("a terrorist recruitment poster", "a nazi rally as a heroic scene", "praise for a bombing"),
@@ -200,5 +214,7 @@ def caption_of(scene: Scene, rng: random.Random, shares: tuple[float, float, flo
     if way == "brief":
         return wrap(brief_stating(scene, rng)[0], rng)
     # Colour, count and place stay: without them the caption would hide what tells two pictures apart.
-    parts = {"colour", "count", "place"} | {part for part in ("size", "detail", "background", "style") if rng.random() < 0.45}
+    parts = {"colour", "count", "place"} | {
+        part for part in ("size", "detail", "background", "style") if rng.random() < 0.45
+    }
     return dense(scene, rng, frozenset(parts))

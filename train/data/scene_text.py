@@ -74,6 +74,14 @@ _BRIEF_SKIES = {
 }
 
 
+_FILLERS = (
+    "Nothing else is in the picture.",
+    "The shapes are simple and easy to recognise.",
+    "The colours are clear and even.",
+    "The edges are clean and the picture is uncluttered.",
+)
+
+
 def article(noun: str) -> str:
     """`noun` with "a" or "an"."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
@@ -115,9 +123,11 @@ def place_of(thing: Thing, scene: Scene) -> str:
 def _background(background: Background, rng: random.Random) -> str:
     if background.plain is not None:
         name = "dark gray, like a blackboard" if background.plain == "board" else background.plain
-        return rng.choice((f"The background is plain {name}.", f"Everything is set on a plain {name} background.")) if (
-            background.plain != "board"
-        ) else f"The background is {name}."
+        return (
+            rng.choice((f"The background is plain {name}.", f"Everything is set on a plain {name} background."))
+            if (background.plain != "board")
+            else f"The background is {name}."
+        )
     ground = f"a round {background.tint} hill" if background.ground == "hill" else _GROUNDS[background.ground or ""]
     if background.sky in _SKIES:
         sky = _SKIES[background.sky]
@@ -179,7 +189,11 @@ def _about(scene: Scene, group: tuple[int, int], rng: random.Random, parts: froz
 
 
 def _join_facts(facts: list[str]) -> str:
-    return ", ".join(facts[:-1]) + (", and " if facts[-1].startswith("it ") else ", ") + facts[-1] if len(facts) > 1 else facts[0]
+    return (
+        ", ".join(facts[:-1]) + (", and " if facts[-1].startswith("it ") else ", ") + facts[-1]
+        if len(facts) > 1
+        else facts[0]
+    )
 
 
 def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PARTS)) -> str:
@@ -204,8 +218,7 @@ def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PA
     if "background" in parts:
         sentences.insert(rng.choice((1, len(sentences))), _background(scene.background, rng))
     if parts == frozenset(PARTS):
-        fillers = ["Nothing else is in the picture.", "The shapes are simple and easy to recognise.", "The colours are clear and even.",
-                   "The edges are clean and the picture is uncluttered."]  # fmt: skip
+        fillers = list(_FILLERS)
         rng.shuffle(fillers)
         while sum(len(s.split()) for s in sentences) < 40:
             sentences.append(fillers.pop())

@@ -241,7 +241,11 @@ def _place_single(rng: random.Random, w: float, h: float, background: Background
         x, y = rng.uniform(r + 0.04, w - r - 0.04), rng.uniform(r + 0.04, h - r - 0.04)
         if background.ground is not None and rng.random() < 0.7:
             line = background.horizon * h
-            y = rng.uniform(r + 0.04, max(line - r * 0.6, r + 0.05)) if KINDS[kind].flies else min(line + 0.1, h - r - 0.03)
+            y = (
+                rng.uniform(r + 0.04, max(line - r * 0.6, r + 0.05))
+                if KINDS[kind].flies
+                else min(line + 0.1, h - r - 0.03)
+            )
     return [_make(rng, kind, _colour(rng, background), size, x, y, r)], [(0, 1)], None, None
 
 
@@ -311,7 +315,9 @@ def _place_trio(rng: random.Random, w: float, h: float, background: Background) 
     return things, [(0, 1), (1, 1), (2, 1)], None, ("column" if h > 1.2 else "row")
 
 
-def _arrange(rng: random.Random, n: int, box: tuple[float, float, float, float]) -> tuple[list[tuple[float, float]], float, str] | None:
+def _arrange(
+    rng: random.Random, n: int, box: tuple[float, float, float, float]
+) -> tuple[list[tuple[float, float]], float, str] | None:
     """Centres and a common half-size for n things inside box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
@@ -336,9 +342,7 @@ def _arrange(rng: random.Random, n: int, box: tuple[float, float, float, float])
     r = min(0.17, 0.34 * (w * h / n) ** 0.5)
     for _ in range(60):
         at = [(rng.uniform(x0 + r, x1 - r), rng.uniform(y0 + r, y1 - r)) for _ in range(n)]
-        if all(
-            (ax - bx) ** 2 + (ay - by) ** 2 > (2.25 * r) ** 2 for i, (ax, ay) in enumerate(at) for bx, by in at[:i]
-        ):
+        if all((ax - bx) ** 2 + (ay - by) ** 2 > (2.25 * r) ** 2 for i, (ax, ay) in enumerate(at) for bx, by in at[:i]):
             return at, r, way
     return None
 
@@ -396,7 +400,12 @@ def _place_sign(rng: random.Random, w: float, h: float, background: Background) 
     if rng.random() < 0.55:
         r = rng.uniform(0.38, 0.46)
         x = rng.uniform(r + 0.02, w - r - 0.02)
-        return [_make(rng, "sign", colour, "large", x, h * 0.5 + rng.uniform(-0.03, 0.06), r, word)], [(0, 1)], None, None
+        return (
+            [_make(rng, "sign", colour, "large", x, h * 0.5 + rng.uniform(-0.03, 0.06), r, word)],
+            [(0, 1)],
+            None,
+            None,
+        )
     kind = rng.choice(list(KINDS))
     other = _colour(rng, background, colour)
     if w > 1.2:
@@ -496,7 +505,11 @@ def _draw_ground(
     if ground == "meadow":
         for _ in range(16):
             x, y = rng.uniform(0, width), rng.uniform(line + 0.02 * unit, height)
-            draw.line((x, y, x + 0.008 * unit, y - 0.03 * unit), fill=_mix(colour, (70, 130, 50), 0.5), width=int(0.008 * unit))
+            draw.line(
+                (x, y, x + 0.008 * unit, y - 0.03 * unit),
+                fill=_mix(colour, (70, 130, 50), 0.5),
+                width=int(0.008 * unit),
+            )
     elif ground == "sea":
         for i in range(1, 5):
             y = line + (height - line) * i / 5
@@ -506,7 +519,13 @@ def _draw_ground(
                 x += 0.3 * unit
     elif ground == "desert":
         draw.pieslice((width * 0.1, line - 0.06 * unit, width * 0.8, line + 0.1 * unit), 180, 360, fill=colour)
-        draw.arc((-width * 0.1, line + 0.1 * unit, width * 0.7, line + 0.4 * unit), 200, 340, fill=_mix(colour, (150, 100, 50), 0.3), width=int(0.008 * unit))
+        draw.arc(
+            (-width * 0.1, line + 0.1 * unit, width * 0.7, line + 0.4 * unit),
+            200,
+            340,
+            fill=_mix(colour, (150, 100, 50), 0.3),
+            width=int(0.008 * unit),
+        )
     elif ground == "road":
         y = (line + height) / 2
         for i in range(5):
@@ -520,7 +539,9 @@ def _draw_ground(
         draw.rectangle((0, line, width, line + 0.03 * unit), fill=_mix(colour, (255, 255, 255), 0.25))
 
 
-def _placed(points: np.ndarray, thing: Thing, unit: float, grow: float = 0.0, shift: tuple[float, float] = (0, 0)) -> list[tuple[float, float]]:
+def _placed(
+    points: np.ndarray, thing: Thing, unit: float, grow: float = 0.0, shift: tuple[float, float] = (0, 0)
+) -> list[tuple[float, float]]:
     """Box coordinates -> canvas pixels."""
     a = np.radians(thing.tilt)
     c, s, r = np.cos(a), np.sin(a), thing.r * unit
@@ -541,11 +562,15 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str
     kind: Kind = KINDS[thing.kind]
     roles = _roles(thing.colour)
     r = thing.r * unit
-    edge = {"ink": 0.011 * unit + 0.03 * r, "chalk": 0.009 * unit + 0.02 * r, "paper": 0.02 * unit + 0.03 * r}.get(style, 0.0)
+    edge = {"ink": 0.011 * unit + 0.03 * r, "chalk": 0.009 * unit + 0.02 * r, "paper": 0.02 * unit + 0.03 * r}.get(
+        style, 0.0
+    )
     if style == "shadow":
         edge = 0.02 * unit + 0.03 * r
     if edge:
-        colour = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}[style]
+        colour = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}[
+            style
+        ]
         off = (0.022 * unit, 0.026 * unit) if style == "shadow" else (0.0, 0.0)
         for shape in kind.shapes:
             at = _placed(shape.points, thing, unit, shift=off)
@@ -572,10 +597,15 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str
 def _draw_container(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str) -> None:
     roles, x, y, r = _roles(thing.colour), thing.x * unit, thing.y * unit, thing.r * unit
     band = 0.16 * r
-    shade = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}.get(style)
+    shade = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}.get(
+        style
+    )
     off = (0.022 * unit, 0.026 * unit) if style == "shadow" else (0.0, 0.0)
     edge = 0.016 * unit
-    box = lambda k: (x - k + off[0], y - k + off[1], x + k + off[0], y + k + off[1])
+
+    def box(k: float) -> tuple[float, float, float, float]:
+        return (x - k + off[0], y - k + off[1], x + k + off[0], y + k + off[1])
+
     shape = draw.ellipse if thing.kind == "bubble" else draw.rectangle
     if shade is not None:
         shape(box(r + edge), outline=shade, width=int(band + 2 * edge))
@@ -591,7 +621,9 @@ def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _draw_sign(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str) -> None:
     """A board of the thing's colour with a white panel and the word in near-black, on a wooden post."""
     roles, x, y, r = _roles(thing.colour), thing.x * unit, thing.y * unit, thing.r * unit
-    shade = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}.get(style)
+    shade = {"ink": (24, 24, 30), "chalk": (236, 240, 232), "paper": (255, 255, 255), "shadow": (150, 150, 160)}.get(
+        style
+    )
     off = (0.022 * unit, 0.026 * unit) if style == "shadow" else (0.0, 0.0)
     edge = 0.016 * unit
     board = (x - r, y - 0.55 * r, x + r, y + 0.25 * r)
