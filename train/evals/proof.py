@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from train.data.scenes import COLOURS, CONTAINERS, WORDS, Scene, render, sample_scene
 from train.data.things import KINDS
-from train.evals.stats import wilson
+from train.evals.stats import Tally
 from train.evals.verifier import Expectation, check, expectation_of, see
 
 FALSEHOODS = ("colour", "kind", "count", "relation", "swap", "word", "letter")
@@ -116,38 +116,25 @@ DEGRADATIONS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
 
 
 @dataclass
-class Tally:
-    """How many answers were right."""
-
-    right: int = 0
-    total: int = 0
-
-    def add(self, right: bool) -> None:
-        self.right += right
-        self.total += 1
-
-    @property
-    def rate(self) -> float:
-        return self.right / self.total if self.total else float("nan")
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval."""
-        return wilson(self.right, self.total)
-
-
-@dataclass
 class Proof:
     """`yes` per layout: truths accepted; `no` per falsehood: rejected. `mistakes` says what went wrong, in words."""
 
     yes: dict[str, Tally] = field(default_factory=dict)
     no: dict[str, Tally] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
-    seconds: float = 0.0  # spent verifying, all pictures
+    seconds: float = 0.0  # processor time spent verifying, all pictures
 
     def total(self, side: dict[str, Tally]) -> Tally:
         """All rows of one side together."""
-        return Tally(sum(t.right for t in side.values()), sum(t.total for t in side.values()))
+        return sum(side.values(), Tally())
+
+    def table(self) -> list[str]:
+        """The proof as lines of text: rates with Wilson's 95 % intervals."""
+        lines = ["yes to the truth, by layout"]
+        lines += [tally.row(f"  {name}") for name, tally in sorted(self.yes.items())]
+        lines += [self.total(self.yes).row("  all"), "no to a falsehood, by what was changed"]
+        lines += [self.no[name].row(f"  {name}") for name in FALSEHOODS if name in self.no]
+        return [*lines, self.total(self.no).row("  all")]
 
 
 def prove(

@@ -127,7 +127,8 @@ def _careful_error(ink: Floats, word: str) -> float:
                 best = min(best, float(((room - scaled) ** 2).sum() / (room.sum() + scaled.sum())))
     drawn = _drawn(word)
     stretch = abs(float(np.log((width / height) / (drawn.shape[1] / drawn.shape[0]))))
-    return best + max(0.0, stretch - 0.08)
+    # A Q is an O with a small tail: a bulge of the outline must not be enough to make one.
+    return best * 1.12 ** word.count("Q") + max(0.0, stretch - 0.08)
 
 
 def _variants(word: str) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -20,3 +21,35 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     centre = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = _Z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass
+class Tally:
+    """How many answers were right."""
+
+    right: int = 0
+    total: int = 0
+
+    def add(self, right: bool) -> None:
+        self.right += right
+        self.total += 1
+
+    @property
+    def rate(self) -> float:
+        """Share of right answers; nan where there were none."""
+        return self.right / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval."""
+        return wilson(self.right, self.total)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.right + other.right, self.total + other.total)
+
+    def row(self, name: str) -> str:
+        """`name  0.985 [0.971, 0.992]  591/600`."""
+        if not self.total:
+            return f"{name:<16}   –"
+        low, high = self.interval
+        return f"{name:<16} {self.rate:.3f}  [{low:.3f}, {high:.3f}]  {self.right}/{self.total}"

@@ -55,7 +55,7 @@ def role_colours(colour: str) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """One look of one kind: which role covers each cell. Compared and hashed by identity: `template` makes each once."""
+    """One look of one kind: which role covers each cell. Hashed by identity: `template` makes each look once."""
 
     kind: str
     mirrored: bool

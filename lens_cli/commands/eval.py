@@ -1,0 +1,78 @@
+"""`lens eval`: measure a model. Today: `nano`, the small world's prompts and its rule-based verifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lens_cli import options
+
+app = typer.Typer(no_args_is_help=True, help="Measure models.")
+
+Wording = Annotated[str, typer.Option("--prompts", help="brief, or dense (40 to 110 words).")]
+Images = Annotated[int, typer.Option("--images-per-prompt", min=1, max=999, help="Pictures of each prompt.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many prompts, from all kinds in turn.")]
+Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="First seed; of the scenes with --prove-verifier.")]
+Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind of prompt. Repeatable.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for results and pictures; again, it goes on.")]
+Sheet = Annotated[Path | None, typer.Option("--contact-sheet", help="Write all pictures with verdicts here (PNG).")]
+Prove = Annotated[bool, typer.Option("--prove-verifier", help="Measure the verifier on drawn scenes; needs no model.")]
+Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Scenes of --prove-verifier.")]
+Degrade = Annotated[
+    str | None,
+    typer.Option("--degrade", help="With --prove-verifier: softened, blurred, noisy, compressed, tinted or wobbly."),
+]
+
+
+@app.command("nano")
+def nano(
+    model: options.Model = None,
+    prompts: Wording = "brief",
+    images_per_prompt: Images = 1,
+    limit: Limit = None,
+    kind: Kinds = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    base: options.Base = 256,
+    seed: Seed = 0,
+    dtype: options.Arithmetic = None,
+    device: options.Device = None,
+    out: Out = None,
+    contact_sheet: Sheet = None,
+    prove_verifier: Prove = False,
+    scenes: Scenes = 1000,
+    degrade: Degrade = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Generate 350 prompts, let a rule say which pictures are right, and print the scores.
+
+    Examples: lens eval nano --limit 70 · lens eval nano --out eval/ --contact-sheet eval.png
+    · lens eval nano --prove-verifier
+    """
+    from lens_cli import evaluation  # light until it runs
+
+    talk = options.talk_for("eval nano", json=json, quiet=quiet)
+    if prove_verifier:
+        evaluation.prove_verifier(scenes, seed, degrade, talk)
+        return
+    evaluation.eval_nano(
+        evaluation.Choice(
+            model=model,
+            wording=prompts,
+            images_per_prompt=images_per_prompt,
+            limit=limit,
+            kinds=tuple(kind or ()),
+            steps=steps,
+            guidance=guidance,
+            base=base,
+            seed=seed,
+            dtype=dtype,
+            device=device,
+            out=out,
+            contact_sheet=contact_sheet,
+        ),
+        talk,
+    )

@@ -1,0 +1,191 @@
+"""What `lens eval nano` does: generate, verify, report. stdout is the table, stderr is talk.
+
+Light ring at module scope; torch, Pillow and the evaluation itself are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import UsageError
+from backend.types import DType
+from lens_cli.console import Talk
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from backend.types import GenerationRequest
+    from train.evals.nano import Generate, Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was typed; None means "the model's default"."""
+
+    model: str | None
+    wording: str  # "brief" or "dense"
+    images_per_prompt: int
+    limit: int | None  # prompts; None: all
+    kinds: tuple[str, ...]  # empty: all
+    steps: int | None
+    guidance: float | None
+    base: int | None
+    seed: int
+    dtype: DType | None
+    device: str | None
+    out: Path | None
+    contact_sheet: Path | None
+
+
+def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> None:
+    """Print how often the verifier is right on drawn scenes. Raises UsageError for an unknown degradation."""
+    from train.evals.proof import DEGRADATIONS, prove
+
+    if degrade is not None and degrade not in DEGRADATIONS:
+        raise UsageError(f"no degradation is called {degrade!r}", hint=f"one of {', '.join(DEGRADATIONS)}")
+
+    def progress(n: int) -> None:
+        if n % 50 == 0 or n == scenes:
+            talk.say(f"{n}/{scenes} scenes")
+
+    proof = prove(scenes=scenes, seed=seed, degradation=degrade, on_scene=progress)
+    for mistake in proof.mistakes:
+        talk.say(f"mistake: scene {mistake}")
+    for line in proof.table():
+        talk.data(line)
+    talk.say(f"{proof.seconds / scenes:.2f} s of processor time a picture")
+    sides = {"yes": proof.yes, "no": proof.no}
+    talk.result(
+        {
+            "scenes": scenes,
+            "seed": seed,
+            "degradation": degrade,
+            **{
+                name: {
+                    row: {"rate": t.rate, "interval": list(t.interval), "right": t.right, "total": t.total}
+                    for row, t in {**side, "all": proof.total(side)}.items()
+                }
+                for name, side in sides.items()
+            },
+        }
+    )
+
+
+def eval_nano(choice: Choice, talk: Talk) -> None:
+    """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
+    from backend.files import make_folder, write_atomic
+    from train.evals.nano import Folder, evaluate
+    from train.evals.nano_prompts import fingerprint
+    from train.evals.nano_prompts import prompts as all_prompts
+
+    if choice.wording not in ("brief", "dense"):
+        raise UsageError(f"--prompts {choice.wording!r} is neither brief nor dense")
+    try:
+        chosen = all_prompts(choice.kinds, choice.limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if choice.contact_sheet is not None:
+        make_folder(choice.contact_sheet.resolve().parent)
+    request, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
+    settings: dict[str, Any] = {
+        "model": request.model,
+        "prompts": choice.wording,
+        "fingerprint": fingerprint(),
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "width": request.width,
+        "height": request.height,
+        "dtype": str(request.dtype),
+        "seed": choice.seed,
+        "reasoner": "off",
+    }
+    folder = Folder(choice.out) if choice.out is not None else None
+    done = folder.open(settings) if folder is not None else []
+    pictures: dict[tuple[str, int], Image.Image] = {}
+    total = len(chosen) * choice.images_per_prompt
+    wanted = {(prompt.id, i) for prompt in chosen for i in range(choice.images_per_prompt)}
+    count = len([result for result in done if result.key in wanted])
+    if count:
+        talk.say(f"{count} of {total} pictures were judged before")
+
+    def on_result(result: Result, picture: Image.Image) -> None:
+        nonlocal count
+        count += 1
+        if folder is not None:
+            folder.add(result, picture)
+        if choice.contact_sheet is not None:
+            pictures[result.key] = picture
+        talk.say(f"{count}/{total} {result.id} {'right' if result.right else 'wrong: ' + result.reason}")
+
+    report = evaluate(
+        generate,
+        chosen,
+        wording=choice.wording,
+        images_per_prompt=choice.images_per_prompt,
+        seed=choice.seed,
+        done=done,
+        on_result=on_result,
+    )
+    if choice.contact_sheet is not None:
+        from PIL import Image
+
+        from train.evals.sheet import contact_sheet
+
+        def picture_of(result: Result) -> Image.Image:
+            if result.key in pictures:
+                return pictures[result.key]
+            assert folder is not None, "a result is from this run or from the folder"
+            with Image.open(folder.picture(result)) as image:
+                return image.convert("RGB")
+
+        stream = io.BytesIO()
+        contact_sheet([(result, picture_of(result)) for result in report.results]).save(stream, "PNG")
+        write_atomic(choice.contact_sheet, stream.getvalue())
+        talk.say(f"contact sheet: {choice.contact_sheet}")
+    talk.data(f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}, "
+              f"{request.width}x{request.height}, reasoner off")  # fmt: skip
+    for line in report.table():
+        talk.data(line)
+    talk.result({"settings": settings, **report.data()})
+
+
+def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, Generate]:
+    """The resolved request (for its settings) and a function that makes one picture."""
+    from backend.requests import build_request
+    from backend.settings import load
+
+    settings = load()
+
+    def request_for(prompt: str, seed: int, warn: Callable[[str], None]) -> GenerationRequest:
+        return build_request(
+            prompt=prompt,
+            model=choice.model,
+            seeds=(str(seed),),
+            steps=choice.steps,
+            guidance=choice.guidance,
+            ar="1:1",
+            base=choice.base,
+            dtype=choice.dtype,
+            device=choice.device,
+            settings=settings,
+            warn=warn,
+        )
+
+    first = request_for(example, choice.seed, talk.warn)
+    from backend.weights import resolve_model
+
+    files = resolve_model(first.model)  # before torch: a model that is not here is said at once
+    from backend.pipeline import Pipeline
+
+    pipeline = Pipeline(files, dtype=first.dtype, device=first.device)
+
+    def generate(prompt: str, seed: int) -> Image.Image:
+        request = request_for(prompt, seed, talk.detail)  # what cannot be honoured was said once
+        (made,) = pipeline.generate(request, on_event=lambda event: None, stop=lambda: False)
+        return made.image
+
+    return first, generate

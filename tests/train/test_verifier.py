@@ -1,0 +1,120 @@
+"""The verifier is judged by drawings whose content is known: the scene that drew the picture is the answer key, so
+nothing here repeats the verifier's own logic. `lens eval nano --prove-verifier` is the same proof at full size."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from PIL import Image
+
+from train.data.scenes import Background, Scene, Thing, render, sample_scene
+from train.evals.proof import DEGRADATIONS, FALSEHOODS, falsehoods, prove
+from train.evals.seeing import Found
+from train.evals.stats import Tally, wilson
+from train.evals.verifier import Expectation, Wanted, expectation_of, relation_holds, verify
+
+
+def test_says_yes_to_the_truth_and_no_to_falsehoods() -> None:
+    """A small, fixed version of the proof. A verifier that always answered the same would fail one of the two sides."""
+    proof = prove(scenes=60, seed=0)
+    yes, no = proof.total(proof.yes), proof.total(proof.no)
+    assert yes.total == 60 and yes.rate >= 0.95, proof.mistakes
+    assert no.total > 200 and no.rate >= 0.985, proof.mistakes
+    assert set(proof.no) == set(FALSEHOODS), "every kind of falsehood was tried"
+
+
+def test_every_falsehood_changes_the_expectation_in_one_thing() -> None:
+    for i in range(200):
+        rng = random.Random(i)
+        scene = sample_scene(rng, held_out=None)
+        truth = expectation_of(scene)
+        for name, lie in falsehoods(scene, rng):
+            assert lie != truth
+            changed = [(a, b) for a, b in zip(truth.things, lie.things, strict=True) if a != b]
+            if name == "relation":
+                assert lie.relation != truth.relation or lie.things == (truth.things[1], truth.things[0])
+            else:
+                assert len(changed) == (2 if name == "swap" else 1) and lie.relation == truth.relation
+
+
+def test_the_first_scene_that_is_degraded_is_still_seen() -> None:
+    scene = Scene(
+        width=1,
+        height=1,
+        style="flat",
+        background=Background(plain="cream"),
+        things=(
+            Thing(kind="cat", colour="red", size="medium", x=0.27, y=0.5, r=0.19),
+            Thing(kind="house", colour="blue", size="medium", x=0.73, y=0.5, r=0.19),
+        ),
+        groups=((0, 1), (1, 1)),
+        layout="pair",
+        relation="left of",
+    )
+    truth = expectation_of(scene)
+    for size in (192, 256, 384):
+        assert verify(render(scene, size, size), truth).reason == ""
+    for name, degrade in DEGRADATIONS.items():
+        assert verify(degrade(render(scene, 256, 256), random.Random(0)), truth).reason == "", name
+    verdict = verify(render(scene, 256, 256), Expectation(things=(Wanted(kind="cat", colour="green"),)))
+    assert not verdict.right and "wanted one green cat, saw zero" in verdict.reason and "red cat" in verdict.reason
+
+
+@pytest.mark.parametrize("word", ["HELLO", "QUIZ", "LENS", "I", "WAVE"])
+def test_reads_signs(word: str) -> None:
+    sign = Thing(kind="sign", colour="green", size="large", x=0.5, y=0.5, r=0.42, word=word)
+    scene = Scene(
+        width=1,
+        height=1,
+        style="ink",
+        background=Background(sky="clear blue", ground="meadow"),
+        things=(sign,),
+        groups=((0, 1),),
+        layout="sign",
+    )
+    picture = render(scene, 256, 256)
+    verdict = verify(picture, Expectation(things=(Wanted(kind="sign", colour="green", word="OTHER"),)))
+    assert [f.word for f in verdict.found if f.kind == "sign"] == [word], "read without being told the word"
+    assert not verdict.right
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (120, 120, 120)])
+def test_an_empty_picture_holds_nothing(colour: tuple[int, int, int]) -> None:
+    for size in ((256, 256), (256, 144), (97, 211)):
+        verdict = verify(Image.new("RGB", size, colour), Expectation(things=(Wanted(kind="ball"),)))
+        assert not verdict.right and verdict.found == ()
+
+
+def _found(x: float, y: float, half: float = 0.1) -> Found:
+    return Found("ball", "red", x, y, (x - half, y - half, x + half, y + half), 1.0, (x, y, half, half))
+
+
+def test_relations() -> None:
+    a, b = [_found(0.25, 0.5)], [_found(0.75, 0.52)]
+    assert relation_holds(a, "left of", b) and relation_holds(b, "right of", a)
+    assert not relation_holds(a, "right of", b) and not relation_holds(a, "above", b)
+    top, low = [_found(0.5, 0.3)], [_found(0.5, 0.51)]
+    assert relation_holds(top, "above", low) and relation_holds(top, "on top of", low)
+    assert not relation_holds(low, "on top of", top) and relation_holds(low, "below", top)
+    assert relation_holds([_found(0.5, 0.5)], "inside", [_found(0.5, 0.5, 0.3)])
+    assert not relation_holds([_found(0.5, 0.5, 0.3)], "inside", [_found(0.5, 0.5)])
+    assert not relation_holds(a, "left of", [_found(0.26, 0.5)]), "a hair's breadth is no relation"
+
+
+def test_expectations_refuse_nonsense() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Expectation(things=())
+    with pytest.raises(ValueError, match="relation"):
+        Expectation(things=(Wanted(kind="cat"),), relation="above")
+
+
+def test_wilson_against_published_values() -> None:
+    """0/10, 5/10 and 81/263 (the example of Newcombe, 1998) to four places."""
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="impossible"):
+        wilson(3, 2)
+    assert Tally(3, 4) + Tally(1, 1) == Tally(4, 5)

@@ -1,0 +1,235 @@
+"""Score a generator on the prompts of `train.evals.nano_prompts` with the rule-based verifier.
+
+`evaluate` takes any function from (prompt, seed) to a picture, so a trainer scores a checkpoint with it and
+`lens eval nano` a finished model. As in GenEval the overall score is the plain mean of the kinds' scores.
+A `rewrite`, such as a reasoner, may change what the generator reads; what is checked never changes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from backend.errors import FileError, UsageError
+from backend.files import make_folder, write_atomic, write_error
+from train.evals.nano_prompts import PROMPT_KINDS, Prompt
+from train.evals.stats import Tally
+from train.evals.verifier import verify
+
+Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
+Key = tuple[str, int]  # (prompt id, which picture of it)
+SETTINGS, RESULTS, PICTURES = "settings.json", "results.jsonl", "pictures"
+_SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise, and more pictures keep the first ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One judged picture."""
+
+    id: str  # of the prompt
+    kind: str  # of the prompt
+    index: int  # which picture of this prompt, from 0
+    asked: str  # the prompt's wording
+    prompt: str  # what the generator read: `asked`, or its rewriting
+    seed: int
+    right: bool
+    reason: str  # empty where right
+    found: list[dict[str, Any]]  # what was seen: kind, colour, x, y, score, word
+    seconds: float  # to generate
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.index
+
+
+@dataclass(kw_only=True)
+class Report:
+    """All results of one evaluation."""
+
+    results: list[Result] = field(default_factory=list[Result])
+
+    def by_kind(self) -> dict[str, Tally]:
+        """A tally per kind of prompt that was tried, in the order of PROMPT_KINDS."""
+        tallies = {kind: Tally() for kind in PROMPT_KINDS}
+        for result in self.results:
+            tallies[result.kind].add(result.right)
+        return {kind: tally for kind, tally in tallies.items() if tally.total}
+
+    @property
+    def overall(self) -> float:
+        """Mean of the kinds' scores, as GenEval; nan without results."""
+        tallies = self.by_kind()
+        return sum(t.rate for t in tallies.values()) / len(tallies) if tallies else math.nan
+
+    @property
+    def overall_interval(self) -> tuple[float, float]:
+        """95 % interval of the mean of kinds: normal, from each kind's variance with two successes and failures added
+        (Agresti and Coull), so that a kind with no failure still has one."""
+        tallies = self.by_kind().values()
+        if not tallies:
+            return 0.0, 1.0
+        shares = [((t.right + 2) / (t.total + 4), t.total + 4) for t in tallies]
+        half = 1.96 * math.sqrt(sum(p * (1 - p) / n for p, n in shares)) / len(shares)
+        return max(0.0, self.overall - half), min(1.0, self.overall + half)
+
+    @property
+    def micro(self) -> Tally:
+        """All pictures together."""
+        return sum(self.by_kind().values(), Tally())
+
+    def table(self) -> list[str]:
+        """Scores as lines of text, with 95 % intervals."""
+        low, high = self.overall_interval
+        lines = [tally.row(kind) for kind, tally in self.by_kind().items()]
+        lines.append(f"{'overall':<16} {self.overall:.3f}  [{low:.3f}, {high:.3f}]  mean of kinds")
+        return [*lines, self.micro.row("all pictures")]
+
+    def data(self) -> dict[str, Any]:
+        """The scores for JSON."""
+
+        def one(tally: Tally) -> dict[str, Any]:
+            return {"score": tally.rate, "interval": list(tally.interval), "right": tally.right, "total": tally.total}
+
+        return {
+            "kinds": {kind: one(tally) for kind, tally in self.by_kind().items()},
+            "overall": self.overall if self.results else None,
+            "overall_interval": list(self.overall_interval),
+            "micro": one(self.micro) if self.results else None,
+        }
+
+
+OnResult = Callable[[Result, Image.Image], None]
+
+
+def seed_of(prompt: Prompt, index: int, seed: int) -> int:
+    """The seed of picture `index` of a prompt: the same whatever else is evaluated."""
+    return seed + _SEED_STRIDE * prompt.number + index
+
+
+def evaluate(
+    generate: Generate,
+    prompts: Sequence[Prompt],
+    *,
+    wording: str = "brief",
+    images_per_prompt: int = 1,
+    seed: int = 0,
+    done: Iterable[Result] = (),
+    rewrite: Callable[[str], str] | None = None,
+    on_result: OnResult | None = None,
+) -> Report:
+    """Generate and judge `images_per_prompt` pictures of each prompt.
+
+    `wording` is "brief" or "dense". Results in `done` are kept and not made again. `on_result` gets each new result
+    with its picture. What `generate`, `rewrite` and `on_result` raise is passed on; earlier results went to
+    `on_result`. Raises ValueError for fewer than one picture, or as many as the seeds of one prompt.
+    """
+    if not 1 <= images_per_prompt < _SEED_STRIDE:
+        raise ValueError(f"{images_per_prompt} pictures a prompt is outside 1..{_SEED_STRIDE - 1}")
+    finished: Mapping[Key, Result] = {result.key: result for result in done}
+    report = Report()
+    for prompt in prompts:
+        asked = prompt.wording(wording)
+        missing = [i for i in range(images_per_prompt) if (prompt.id, i) not in finished]
+        report.results += [finished[prompt.id, i] for i in range(images_per_prompt) if i not in missing]
+        if not missing:
+            continue
+        text = asked if rewrite is None else rewrite(asked)
+        for index in missing:
+            number = seed_of(prompt, index, seed)
+            started = time.perf_counter()
+            picture = generate(text, number)
+            seconds = time.perf_counter() - started
+            verdict = verify(picture, prompt.expectation)
+            result = Result(
+                id=prompt.id,
+                kind=prompt.kind,
+                index=index,
+                asked=asked,
+                prompt=text,
+                seed=number,
+                right=verdict.right,
+                reason=verdict.reason,
+                found=[
+                    {"kind": f.kind, "colour": f.colour, "x": round(f.x, 3), "y": round(f.y, 3), "score": f.score}
+                    | ({"word": f.word} if f.kind == "sign" else {})
+                    for f in verdict.found
+                ],
+                seconds=round(seconds, 3),
+            )
+            report.results.append(result)
+            if on_result is not None:
+                on_result(result, picture)
+    return report
+
+
+# -------------------------------------------------------------------------------------------------- a folder of results
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Results on the disk: settings.json, results.jsonl (one line a picture, appended), pictures/ID-INDEX.png."""
+
+    path: Path
+
+    def open(self, settings: dict[str, Any]) -> list[Result]:
+        """Make the folder, or read what an earlier run with the same settings finished.
+
+        Raises UsageError where the folder holds results of other settings, FileError where it cannot be used.
+        """
+        make_folder(self.path / PICTURES)
+        at = self.path / SETTINGS
+        if at.exists():
+            try:
+                before = json.loads(at.read_text("utf-8"))
+            except (OSError, ValueError) as error:
+                raise FileError(f"cannot read {at}: {error}") from error
+            if before != settings:
+                changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+                raise UsageError(
+                    f"{self.path} holds results with other settings ({', '.join(changed)})", hint="use another --out"
+                )
+        else:
+            write_atomic(at, json.dumps(settings, indent=1).encode())
+        return self._read()
+
+    def _read(self) -> list[Result]:
+        at = self.path / RESULTS
+        if not at.exists():
+            return []
+        lines = at.read_bytes().split(b"\n")
+        # A run that was killed while it wrote leaves a last line without its end: that picture is made again.
+        whole = lines[:-1]
+        try:
+            results = [Result(**json.loads(line)) for line in whole]
+        except (ValueError, TypeError) as error:
+            raise FileError(f"{at} is damaged: {error}", hint="delete the folder, or use another --out") from error
+        if lines[-1]:
+            write_atomic(at, b"".join(line + b"\n" for line in whole))
+        return results
+
+    def picture(self, result: Result) -> Path:
+        """Where the picture of a result lies."""
+        return self.path / PICTURES / f"{result.id}-{result.index}.png"
+
+    def add(self, result: Result, picture: Image.Image) -> None:
+        """Save one picture and then its line, synced. Raises FileError."""
+        stream = io.BytesIO()
+        picture.save(stream, "PNG")
+        write_atomic(self.picture(result), stream.getvalue())
+        at = self.path / RESULTS
+        try:
+            with at.open("ab") as file:
+                file.write(json.dumps(asdict(result)).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(at, error) from error
