@@ -16,7 +16,7 @@ from PIL import Image
 
 from train.data.scenes import COLOURS
 from train.evals import regions as rg
-from train.evals.templates import GRID, ROLES, SPAN, Template, role_colours
+from train.evals.templates import GRID, ROLES, SPAN, Template, f32, role_colours
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -28,8 +28,8 @@ BAND, FAR, NOTHING = len(ROLES), len(ROLES) + 1, len(ROLES) + 2
 _USES = len(ROLES) + 3
 _OUTSIDE = 0.8  # what a cell of the thing's colour outside its silhouette costs, against 1 for a wrong cell inside
 _M, _PANEL = ROLES.index("m"), ROLES.index("p")
-_INK = np.float32((30, 30, 36))
-_OUTLINES = np.float32(((24, 24, 30), (236, 240, 232), (255, 255, 255), (150, 150, 160)))
+_INK = f32((30, 30, 36))
+_OUTLINES = f32(((24, 24, 30), (236, 240, 232), (255, 255, 255), (150, 150, 160)))
 
 
 def cost(d: Floats) -> Floats:
@@ -114,7 +114,7 @@ class Eye:
     def window(self, colour: str, box: tuple[float, float, float, float], steps: Floats) -> Floats:
         """(uses, cells) costs at the crossings of `steps` (-1 to 1 spans the box), for every use."""
         table, width = self._table(colour)
-        x0, y0, x1, y1 = np.float32(box)
+        x0, y0, x1, y1 = f32(box)
         xs = self._index(np.array([(x0 + x1) / 2]), np.array([(x1 - x0) / 2]), steps, width)[0]
         ys = self._index(np.array([(y0 + y1) / 2]), np.array([(y1 - y0) / 2]), steps, table.shape[1])[0]
         return table[:, ys[:, None], xs[None, :]].reshape(_USES, -1)

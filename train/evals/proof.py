@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from train.data.scenes import COLOURS, CONTAINERS, WORDS, Scene, render, sample_scene
+from train.data.drawing import render
+from train.data.scenes import COLOURS, CONTAINERS, WORDS, Scene, sample_scene
 from train.data.things import KINDS
 from train.evals.stats import Tally
+from train.evals.templates import f32
 from train.evals.verifier import Expectation, check, expectation_of, see
 
 FALSEHOODS = ("colour", "kind", "count", "relation", "swap", "word", "letter")
@@ -82,7 +84,7 @@ def _compressed(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _tinted(picture: Image.Image, rng: random.Random) -> Image.Image:
-    shift = np.float32([rng.uniform(-8, 8) for _ in range(3)])
+    shift = f32([rng.uniform(-8, 8) for _ in range(3)])
     return Image.fromarray(np.clip(np.asarray(picture, np.float32) + shift, 0, 255).astype(np.uint8))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train.data.scenes import SKIES
-from train.evals.templates import role_colours
+from train.evals.templates import f32, role_colours
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -21,7 +21,7 @@ Ints = NDArray[np.int32]
 
 SIDE = 256  # pixels: every picture is brought to this short side
 SMALL = 128
-_OVERCAST, _CLOUD = np.float32(SKIES["cloudy"][0]), np.float32((236, 240, 244))
+_OVERCAST, _CLOUD = f32(SKIES["cloudy"][0]), f32((236, 240, 244))
 FAMILY = 46.0  # RGB distance within which a pixel belongs to a colour's m, d or l
 
 
@@ -118,7 +118,7 @@ def background_distance(pixels: Floats) -> tuple[Floats, float]:
             # Clouds are background too, but a white thing must stay one: only what is very near their colour.
             near = np.minimum(near, 2 * distance(pixels, _CLOUD) + np.where(rows < row + slack, 0, 1e3))
     agree = distance(left, right) < 12
-    ends = distance(pixels, ((left + right) / 2)[:, None, :])
+    ends = distance(pixels, f32((left + right) / 2)[:, None, :])
     away = np.where(agree[:, None], np.minimum(near, ends), near).astype(np.float32)
     return away, float(np.median(np.concatenate([away[:, :3].ravel(), away[:, -3:].ravel(), away[:3].ravel()])))
 

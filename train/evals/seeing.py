@@ -21,7 +21,7 @@ from PIL import Image
 
 from train.evals import regions as rg
 from train.evals.eye import BAND, FAR, NOTHING, Eye, uses_of
-from train.evals.templates import CONTAINERS, GRID, SEEN, SPAN, TILTS, Template, looks, role_colours, template
+from train.evals.templates import CONTAINERS, GRID, SEEN, SPAN, TILTS, Template, f32, looks, role_colours, template
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -93,7 +93,7 @@ def _looks_in(colour: str, whole: bool) -> _Looks:
             uses = np.pad(np.where(t.hole | t.band, NOTHING, uses_of(t)), 1, constant_values=FAR)
             mine = np.append(family, False)[t.role]
             for part in [rg.core_box(t.role >= 0)] if whole else _part_boxes(mine):
-                box = np.float32(part) * np.float32(2 * SPAN / GRID) - np.float32(SPAN)
+                box = f32(part) * f32(2 * SPAN / GRID) - f32(SPAN)
                 at = [
                     np.clip(((box[i] + step * (box[i + 2] - box[i]) + SPAN) / (2 * SPAN) * GRID), -1, GRID).astype(int)
                     for i in (0, 1)
@@ -104,7 +104,7 @@ def _looks_in(colour: str, whole: bool) -> _Looks:
         tuple(r[0] for r in rows),
         np.stack([r[1] for r in rows]),
         np.stack([r[2] for r in rows]),
-        np.float32([r[3] for r in rows]),
+        f32([r[3] for r in rows]),
     )
 
 
@@ -148,19 +148,19 @@ def _shortlist(eye: Eye, colour: str, box: Box, whole: bool) -> list[_Fit]:
     return fits
 
 
-_MOVES = np.float32([(0, 0, 0, 0), (1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0, -1, 0, 0),
+_MOVES = f32([(0, 0, 0, 0), (1, 0, 0, 0), (-1, 0, 0, 0), (0, 1, 0, 0), (0, -1, 0, 0),
                      (0, 0, 1, 0), (0, 0, -1, 0), (0, 0, 0, 1), (0, 0, 0, -1)])  # fmt: skip
 
 
 def _refine(eye: Eye, fit: _Fit, look: Template | None = None, *, steps: tuple[float, ...], stride: int = 1) -> _Fit:
     """Move and stretch a look until it fits best; `stride` skips cells."""
     look = look or fit.look
-    at = np.float32([fit.cx, fit.cy, fit.rx, fit.ry])
+    at = f32([fit.cx, fit.cy, fit.rx, fit.ry])
     best = -np.inf
     for step in steps:
         for _ in range(3):
             size = float(at[2:].mean())
-            tries = at + _MOVES * step * size
+            tries = f32(at + _MOVES * f32(step * size))
             tries = tries[(tries[:, 2:] > 1.5).all(1)]
             stretch = np.abs(np.log(tries[:, 2] / tries[:, 3]))
             score = eye.scores(look, fit.colour, tries, stride) - 0.5 * np.maximum(0, stretch - 0.1)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from train.data.scenes import WORDS
 from train.evals.regions import components
-from train.evals.templates import dilate
+from train.evals.templates import dilate, f32
 
 Floats = NDArray[np.float32]
 
@@ -36,12 +36,12 @@ def _drawn(word: str, stroke: int = 1) -> Floats:
     image = Image.new("L", (int(x1 - x0) + 4, int(y1 - y0) + 4), 0)
     ImageDraw.Draw(image).text((2 - x0, 2 - y0), word, font=font, fill=255, stroke_width=stroke, stroke_fill=255)
     ink = image.crop(image.getbbox())
-    return np.asarray(ink, np.float32) / 255
+    return f32(np.asarray(ink)) / np.float32(255)
 
 
 def _scaled(ink: Floats, width: int, height: int) -> Floats:
     image = Image.fromarray((ink * 255).astype(np.uint8)).resize((max(1, width), max(1, height)), Image.Resampling.BOX)
-    return np.asarray(image, np.float32) / 255
+    return f32(np.asarray(image)) / np.float32(255)
 
 
 def _ink(panel: Image.Image) -> Floats | None:

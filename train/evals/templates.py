@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from train.data.scenes import COLOURS
@@ -19,6 +19,12 @@ from train.data.things import KINDS
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
+
+
+def f32(values: ArrayLike) -> Floats:
+    """Any numbers as a float32 array."""
+    return np.asarray(values, np.float32)
+
 
 ROLES = "mdlwkbgyotp"  # p: the white panel of a sign
 GRID = 40  # cells a side
@@ -35,7 +41,7 @@ _OTHER: dict[str, tuple[int, int, int]] = {
 
 
 def _mix(a: Floats, b: float, t: float) -> Floats:
-    return np.round(a + (b - a) * np.float32(t))
+    return f32(np.round(a + (b - a) * t))
 
 
 @functools.cache
@@ -44,11 +50,11 @@ def role_colours(colour: str) -> Floats:
     main = np.asarray(COLOURS[colour], np.float32)
     roles = {
         "m": main,
-        "d": np.float32((70, 70, 78)) if colour == "black" else _mix(main, 0, 0.28),
-        "l": np.float32((214, 218, 226)) if colour == "white" else _mix(main, 255, 0.42),
-        "w": np.float32((196, 204, 216)) if colour == "white" else np.float32((252, 252, 252)),
-        "k": np.float32((226, 226, 230)) if colour == "black" else np.float32((40, 40, 46)),
-        **{k: np.float32(v) for k, v in _OTHER.items()},
+        "d": f32((70, 70, 78)) if colour == "black" else _mix(main, 0, 0.28),
+        "l": f32((214, 218, 226)) if colour == "white" else _mix(main, 255, 0.42),
+        "w": f32((196, 204, 216)) if colour == "white" else f32((252, 252, 252)),
+        "k": f32((226, 226, 230)) if colour == "black" else f32((40, 40, 46)),
+        **{k: f32(v) for k, v in _OTHER.items()},
     }
     return np.stack([roles[r] for r in ROLES]).astype(np.float32)
 
@@ -100,7 +106,7 @@ def _draw(kind: str, mirrored: bool, shaded: bool, tilt: float) -> NDArray[np.ui
         elif shaded and shape.role == "m":
             draw.polygon(at_, fill=index["d"])
             centre = shape.points.mean(0)
-            lit = (shape.points - centre) * 0.86 + centre + np.float32((0.05 if mirrored else -0.05, -0.06))
+            lit = (shape.points - centre) * 0.86 + centre + f32((0.05 if mirrored else -0.05, -0.06))
             draw.polygon(_canvas_points(lit.astype(np.float32), mirrored, tilt, side), fill=index["m"])
         else:
             draw.polygon(at_, fill=index[shape.role])
