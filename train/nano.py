@@ -124,7 +124,6 @@ def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
         workers=config.workers,
         device=config.device,
         compile=config.compile,
-        shards=config.shards,
         log_every=config.log_every,
     )
 

@@ -15,10 +15,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +33,8 @@ from backend.sizes import buckets
 from backend.text.harmony import encode_prompt
 from train import checkpoint, flow
 from train.data.dialogues import caption_of
-from train.data.scenes import render, sample_scene
+from train.data.drawing import render
+from train.data.scenes import sample_scene
 from train.ema import EMA
 from train.feed import Feed
 from train.metrics import Metrics
@@ -70,7 +68,6 @@ class PretrainConfig:
     log_every: int = 50
     device: str = "cpu"
     compile: bool = True  # every block
-    shards: int = 1  # parts of a batch that run side by side in threads; on a CPU one a core
 
 
 @dataclass(frozen=True)
@@ -222,42 +219,6 @@ def loss_of(
     return F.mse_loss(v.float(), flow.velocity_target(x0, eps))
 
 
-def gradients(
-    model: LensTransformer2DModel,
-    x0: Tensor,
-    eps: Tensor,
-    t_B: Tensor,
-    text: Tensor,
-    mask: Tensor,
-    grid: tuple[int, int],
-    pool: ThreadPoolExecutor | None,
-    shards: int,
-) -> float:
-    """Set every parameter's gradient to that of the mean loss; returns the loss.
-
-    With `shards` > 1 each part of the batch runs in a thread of its own, one core a thread: small products share two
-    cores badly (46 against 36 pictures/s on one), whole parts share them well. The sum is in a fixed order.
-    """
-    parameters = list(model.parameters())
-
-    def part(rows: slice) -> tuple[float, tuple[Tensor | None, ...], int]:
-        if pool is not None:
-            torch.set_num_threads(1)  # of this thread
-        loss = loss_of(model, x0[rows], eps[rows], t_B[rows], text[rows], mask[rows], grid)
-        return loss.item(), torch.autograd.grad(loss, parameters, allow_unused=True), len(x0[rows])
-
-    edges = [round(i * len(x0) / shards) for i in range(shards + 1)]
-    slices = [slice(a, b) for a, b in pairwise(edges) if b > a]
-    done = list(map(part, slices) if pool is None else pool.map(part, slices))
-    for p, *parts in zip(parameters, *(grads for _, grads, _ in done), strict=True):
-        p.grad = None
-        for grad, (_, _, count) in zip(parts, done, strict=True):
-            if grad is not None:
-                share = grad * (count / len(x0))
-                p.grad = share if p.grad is None else p.grad.add_(share)
-    return sum(loss * count for loss, _, count in done) / len(x0)
-
-
 @torch.no_grad()
 def validate(model: LensTransformer2DModel, held: dict[tuple[int, int], list[Sample]], device: torch.device) -> float:
     """Loss on held-out scenes at eight fixed times with fixed noise: comparable across steps and runs."""
@@ -358,8 +319,7 @@ def run(
     held: dict[tuple[int, int], list[Sample]] = {}
     order: list[tuple[tuple[int, int], list[int]]] = []
     clock, seen, last = time.monotonic(), 0, float("nan")
-    pool = ThreadPoolExecutor(config.shards) if config.shards > 1 else None
-    with _Stopper() as stopper, pool or nullcontext():
+    with _Stopper() as stopper:
         for step, stage, number, before in _positions(config, start):
             if current != (stage, number):
                 if current is None or current[0] != stage:
@@ -391,7 +351,10 @@ def run(
             mask &= ~dropped.to(device)[:, None]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, stage, step, before)
-            last = gradients(model, x0, eps.to(device), t.to(device), text, mask, grid, pool, config.shards)
+            loss = loss_of(model, x0, eps.to(device), t.to(device), text, mask, grid)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            last = loss.item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not np.isfinite(last) or not torch.isfinite(norm):
                 raise FloatingPointError(

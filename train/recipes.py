@@ -38,7 +38,6 @@ class NanoConfig:
     device: str = "cpu"
     workers: int = 1  # processes that draw
     compile: bool = True  # torch.compile of language model and transformer blocks: twice as fast, minutes to warm up
-    shards: int = 2  # threads that share a transformer batch on a CPU; 1 on a GPU
     vae_steps: int = 6400
     vae_batch: int = 16  # crops of 64x64
     # Then whole pictures: group norms see other statistics in a small crop, and flat colours shift.
@@ -69,7 +68,6 @@ def nano_smoke(run_dir: Path) -> NanoConfig:
         run_dir=run_dir,
         workers=0,
         compile=False,
-        shards=1,
         vae_steps=6,
         vae_batch=4,
         vae_whole_steps=2,

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from backend.model.autoencoder import build_vae
 from backend.params import VAEParams
 from train import checkpoint
-from train.data.scenes import render, sample_scene
+from train.data.drawing import render
+from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from backend.errors import FileError, UsageError
-from train.data.scenes import render
+from train.data.drawing import render
 from train.evals.nano import RESULTS, Folder, Report, Result, evaluate, seed_of
 from train.evals.nano_prompts import PROMPT_KINDS, made_prompts, prompts
 from train.evals.sheet import contact_sheet

@@ -8,7 +8,8 @@ import random
 import pytest
 from PIL import Image
 
-from train.data.scenes import Background, Scene, Thing, render, sample_scene
+from train.data.drawing import render
+from train.data.scenes import Background, Scene, Thing, sample_scene
 from train.evals.proof import DEGRADATIONS, FALSEHOODS, falsehoods, prove
 from train.evals.seeing import Found
 from train.evals.stats import Tally, wilson
