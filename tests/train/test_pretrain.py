@@ -1,0 +1,167 @@
+"""The pre-training loop on networks of a few thousand parameters, on the CPU.
+
+Trustworthy because nothing is mocked: real scenes, a real tokenizer, autoencoder, language model and transformer; and
+because the claims are exact: a resumed run must equal an uninterrupted one bit for bit, a dropped caption must equal
+the unconditional call, and the validation loss must not depend on when it is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from backend.model.autoencoder import build_vae
+from backend.model.text_encoder import LensGptOssEncoder
+from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
+from backend.text.harmony import Writer, system_text
+from train import checkpoint, language, pretrain
+from train.data.dialogues import caption_of
+from train.data.scenes import sample_scene
+from train.recipes import Stage
+
+DIT = DiTParams(
+    num_layers=2,
+    num_attention_heads=1,
+    attention_head_dim=32,
+    axes_dims_rope=(4, 14, 14),
+    enc_hidden_dim=32,
+    selected_layer_index=(0, 1),
+    mlp_hidden_dim=48,
+)
+
+
+@pytest.fixture(scope="module")
+def frozen() -> pretrain.Frozen:
+    """Random networks: what they mean does not matter here, only that everything passes through them."""
+    torch.manual_seed(0)
+    template = TemplateParams(identity="You are Lens.", instruction="Describe the image.", thinking="")
+    tokenizer = language.train_tokenizer(420, template, documents=40)
+    writer = Writer(tokenizer)
+    writer.message("system", system_text(template))
+    writer.message("developer", f"# Instructions\n\n{template.instruction}\n\n").open("user")
+    template = dataclasses.replace(template, prefix_tokens=len(writer.ids))
+    text = TextEncoderParams(
+        vocab_size=420,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        template=template,
+    )
+    encoder = LensGptOssEncoder(text)
+    encoder.reset_parameters(torch.Generator().manual_seed(0), std=0.2)
+    vae = build_vae(
+        VAEParams(
+            block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False
+        )
+    )
+    return pretrain.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
+
+
+def config(run_dir: Path, frozen: pretrain.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
+    return pretrain.PretrainConfig(
+        params=DIT,
+        template=frozen.encoder.params.template,
+        run_dir=run_dir,
+        stages=(Stage(base=64, steps=steps, batch=2, learning_rate=1e-2, square_share=0.5),),
+        scenes_per_round=4,
+        encode_batch=2,
+        passes=1,
+        workers=0,
+        warmup=2,
+        save_every=2,
+        log_every=1,
+        compile=False,
+    )
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: pretrain.Frozen) -> None:
+    whole = weights(pretrain.run(config(tmp_path / "whole", frozen), frozen))
+
+    folder = tmp_path / "cut"
+    pretrain.run(config(folder, frozen), frozen)
+    # As after a crash between two checkpoints: the newest is gone, and the log is ahead of what is left.
+    newest = checkpoint.latest(folder)
+    assert newest is not None and newest.name == "step-00000006"
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert checkpoint.latest(folder) == folder / "checkpoints" / "step-00000004"
+    resumed = weights(pretrain.run(config(folder, frozen), frozen))
+
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+    logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "cut")]
+    steps = [[line.split(",")[0:2] for line in log] for log in logs]
+    assert steps[0] == steps[1]  # step and loss of every line
+
+
+def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: pretrain.Frozen) -> None:
+    """A wrong sign of the target or a network that does not learn fails this."""
+    plan = config(tmp_path / "run", frozen, steps=60)
+    held = pretrain.encode_round(dataclasses.replace(plan, scenes_per_round=8), plan.stages[0], -1, frozen)
+    model = pretrain.run(plan, frozen)
+    start = pretrain.build(DIT)
+    pretrain.flow.init_weights(start, DIT, torch.Generator().manual_seed(plan.seed))
+    device = torch.device("cpu")
+    first, last = pretrain.validate(start, held, device), pretrain.validate(model, held, device)
+    assert pretrain.validate(model, held, device) == last
+    assert last < 0.93 * first
+
+
+def test_a_dropped_caption_is_the_unconditional_call() -> None:
+    torch.manual_seed(1)
+    model = pretrain.build(DIT).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, t = torch.randn(2, 12, 128), torch.rand(2)
+    text = torch.randn(2, 5, 2, 32)
+    with torch.no_grad():
+        dropped = model(x, t, text, (3, 4), torch.zeros(2, 5, dtype=torch.bool))
+        without = model(x, t, text[:, :0], (3, 4))
+    torch.testing.assert_close(dropped, without, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_hold_every_scene_once_a_pass() -> None:
+    """Up to the rest that fills no batch; and no batch mixes shapes."""
+    rng = random.Random(0)
+    sample = pretrain.Sample
+    samples = {
+        grid: [sample(torch.zeros(1), torch.zeros(rng.randrange(1, 30), 1, 1)) for _ in range(count)]
+        for grid, count in (((4, 4), 11), ((2, 8), 6))
+    }
+    rows = pretrain.batches(samples, 3, rng)
+    for grid, count in (((4, 4), 11), ((2, 8), 6)):
+        seen = [i for g, index in rows if g == grid for i in index]
+        assert len(seen) == len(set(seen)) == count // 3 * 3
+
+
+def test_training_never_sees_a_held_out_scene() -> None:
+    from train.data.scenes import is_held_out
+
+    rng = random.Random(7)
+    assert not any(is_held_out(sample_scene(rng)) for _ in range(2000))
+
+
+@pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_captions_have_the_asked_length(shares: tuple[float, float, float]) -> None:
+    rng = random.Random(3)
+    words = [len(caption_of(sample_scene(rng), rng, shares).split()) for _ in range(300)]
+    if shares[0]:
+        assert min(words) >= 40 and max(words) <= 110
+    elif shares[2]:
+        assert max(words) < 40

@@ -1,0 +1,51 @@
+"""Recipes and their overrides, through the functions the command line calls. No network is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backend.errors import UsageError
+from train.recipes import NANO_RECIPES, describe, nano_config, set_fields
+
+
+@pytest.mark.parametrize("name", NANO_RECIPES)
+def test_a_recipe_is_complete_and_shown_whole(name: str) -> None:
+    config = nano_config(name, Path("somewhere"))
+    shown = describe(config)
+    assert f"vae_steps{' ' * 9}" in shown and str(config.vae_steps) in shown
+    assert all(f"stages.{i}" in shown for i in range(len(config.stages)))
+
+
+def test_overrides_reach_fields_and_stages() -> None:
+    config = set_fields(
+        nano_config("nano", Path("run")),
+        ["vae_steps=1_000", "device=cuda", "compile=false", "stages.1.learning_rate=3e-4", "stages.0.steps=7"],
+    )
+    assert (config.vae_steps, config.device, config.compile) == (1000, "cuda", False)
+    assert config.stages[1].learning_rate == 3e-4 and config.stages[0].steps == 7
+    assert config.stages[2] == nano_config("nano", Path("run")).stages[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("vae_steps", "key=value"),
+        ("vae_step=1", "unknown field 'vae_step'"),
+        ("vae_steps=many", "'many' is not int"),
+        ("compile=maybe", "'maybe' is not bool"),
+        ("stages=1", "holds several values"),
+        ("stages.9.steps=1", "numbered from 0"),
+        ("params.dit.wdth=3", "unknown field 'wdth'"),
+    ],
+)
+def test_a_wrong_override_says_why(setting: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        set_fields(nano_config("nano", Path("run")), [setting])
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError) as caught:
+        nano_config("paper", Path("run"))
+    assert "nano-smoke" in (caught.value.hint or "")
