@@ -153,13 +153,18 @@ class Pipeline:
 
 
 def decode(vae: torch.nn.Module, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
-    """One packed, normalised latent -> a picture. The normalisation is undone in float32."""
+    """One packed, normalised latent -> a picture. The normalisation is undone in float32. Raises NumericsError."""
     bn = vae.bn
     z = latents.denormalise(
         latents.unpack(x_BNC.float(), h, w), bn.running_mean.float(), bn.running_var.float(), vae.config.batch_norm_eps
     )
-    pixels = latents.to_pixels(vae.decode(latents.unpatchify(z).to(dtype)).sample)
-    return Image.fromarray(pixels[0].cpu().numpy())
+    decoded = vae.decode(latents.unpatchify(z).to(dtype)).sample
+    if not bool(torch.isfinite(decoded).all()):
+        raise NumericsError(
+            f"the decoded picture is not finite in {str(dtype).removeprefix('torch.')}",
+            hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
+        )
+    return Image.fromarray(latents.to_pixels(decoded)[0].cpu().numpy())
 
 
 @contextmanager
