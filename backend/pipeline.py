@@ -21,6 +21,7 @@ from backend.errors import OutOfMemoryError as LensOutOfMemoryError
 from backend.identity import identify_model
 from backend.memory import peak_bytes
 from backend.model import checkpoint
+from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
 from backend.text.harmony import encode_prompt
 from backend.types import DType, Generation, GenerationRequest, OnEvent, Phase, PhaseDone, PhaseStarted, StepDone, Stop
 from backend.weights import ModelFiles
@@ -152,13 +153,10 @@ class Pipeline:
             return conditional, TextFeatures(conditional.features_1LTF[:, :0])
 
 
-def decode(vae: torch.nn.Module, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
+def decode(vae: AutoencoderKLFlux2, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
     """One packed, normalised latent -> a picture. The normalisation is undone in float32. Raises NumericsError."""
-    bn = vae.bn
-    z = latents.denormalise(
-        latents.unpack(x_BNC.float(), h, w), bn.running_mean.float(), bn.running_var.float(), vae.config.batch_norm_eps
-    )
-    decoded = vae.decode(latents.unpatchify(z).to(dtype)).sample
+    z = latents.denormalise(latents.unpack(x_BNC.float(), h, w), *latent_statistics(vae))
+    decoded = decode_latent(vae, latents.unpatchify(z).to(dtype))
     if not bool(torch.isfinite(decoded).all()):
         raise NumericsError(
             f"the decoded picture is not finite in {str(dtype).removeprefix('torch.')}",

@@ -28,14 +28,19 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, tensors in parts.items():
-        # .contiguous() on a copy: safetensors refuses views, and a training tensor may be one.
+        # .contiguous(): safetensors refuses other strides, and a training tensor may be a transposed view.
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
     (temporary / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    # The same step saved before is moved, not deleted, out of the way: deleting takes time in which a kill loses it.
+    aside = folder / f".step-{step:08d}.old"
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.rename(aside)
     temporary.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final
@@ -65,20 +70,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave. A parameter that never had a gradient has no state."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, parameter in zip(names, parameters, strict=True):
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    for name, (parameter, group) in zip(names, parameters, strict=True):
         if f"step.{name}" not in tensors:
             continue
         state = optimizer.state[parameter]
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"{key}.{name}"]
-            state[key] = value.clone() if key == "step" else value.to(parameter.device, parameter.dtype).clone()
+        # A fused or capturable optimizer counts its steps on the parameter's device, any other on the CPU.
+        counter = parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+        state["step"] = tensors[f"step.{name}"].to(counter).clone()
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = tensors[f"{key}.{name}"].to(parameter.device, parameter.dtype).clone()
 
 
 def save_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One finished network as a single file, written atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
     os.replace(temporary, path)
 
 

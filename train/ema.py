@@ -17,8 +17,8 @@ class EMA:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters = [p.detach().float() for _, p in model.named_parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), parameters, 1 - decay)
+        for name, p in model.named_parameters():
+            self.shadow[name].lerp_(p.detach().float(), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
 
 from backend.model.autoencoder import build_vae
+from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_transformer, load_vae
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
 from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.presets import Embedded
+from backend.weights import resolve_model
 from train import checkpoint, language, pretrain, vae
 from train.preview import sheet
 from train.recipes import NanoConfig
 
+_START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
 PARTS = ("vae", "language", "transformer", "export")
 
 
@@ -29,6 +33,9 @@ def run(
     config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]
 ) -> Path:
     """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`)."""
+    if config.start_from is not None:
+        _adopt(config, config.start_from)
+        parts = tuple(part for part in parts if part not in ("vae", "language"))
     for part in parts:
         say(f"== {part}")
         if part == "vae":
@@ -41,6 +48,25 @@ def run(
     if "export" in parts:
         export(config, folder)
     return folder
+
+
+def _adopt(config: NanoConfig, folder: Path) -> None:
+    """Take a finished model's autoencoder, language model and tokenizer into the run, and note its transformer.
+
+    Raises CheckpointError or UsageError where `folder` is no model.
+    """
+    if (config.run_dir / _START).exists():
+        return
+    files = resolve_model(str(folder))
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "tokenizer.json").write_text(load_tokenizer(files).to_str(), encoding="utf-8")
+    parts = {
+        "vae.safetensors": load_vae(files, torch.float32, "cpu"),
+        "language.safetensors": load_text_encoder(files, torch.float32, "cpu", with_head=True),
+        _START: load_transformer(files, torch.float32, "cpu"),  # last: its presence says that all are there
+    }
+    for name, network in parts.items():
+        checkpoint.save_part(config.run_dir / name, network.state_dict())
 
 
 def _train_vae(config: NanoConfig) -> None:
@@ -102,10 +128,11 @@ def frozen(config: NanoConfig) -> pretrain.Frozen:
     device = torch.device(config.device)
     autoencoder = build_vae(config.params.vae)
     autoencoder.load_state_dict(checkpoint.load_part(config.run_dir / "vae.safetensors"))
+    cast(Any, autoencoder).to(device, memory_format=torch.channels_last)  # diffusers types its `to` as a wrapper
     encoder = LensGptOssEncoder(config.params.text, head=True)
     encoder.load_state_dict(checkpoint.load_part(config.run_dir / "language.safetensors"))
     return pretrain.Frozen(
-        vae=autoencoder.to(device, memory_format=torch.channels_last).eval().requires_grad_(False),
+        vae=autoencoder.eval().requires_grad_(False),
         encoder=encoder.to(device).eval().requires_grad_(False),
         tokenizer=_tokenizer(config),
     )
@@ -134,7 +161,9 @@ def _train_transformer(config: NanoConfig) -> None:
     def preview(model: torch.nn.Module, path: Path) -> None:
         sheet(model, ready, config.params, path)
 
-    trained = pretrain.run(pretrain_config(config), ready, preview=preview)
+    start = config.run_dir / _START
+    initial = checkpoint.load_part(start) if start.exists() else None
+    trained = pretrain.run(pretrain_config(config), ready, initial=initial, preview=preview)
     checkpoint.save_part(config.run_dir / "transformer.safetensors", trained.state_dict())
 
 

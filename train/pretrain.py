@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backend import latents
+from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams, TemplateParams
@@ -39,9 +39,6 @@ from train.ema import EMA
 from train.feed import Feed
 from train.metrics import Metrics
 from train.recipes import Stage
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLFlux2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +122,8 @@ def encode_images(vae: AutoencoderKLFlux2, images: np.ndarray, device: torch.dev
     """(B, H, W, 3) uint8 -> (B, N, C) normalised, packed latent means."""
     pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.autocast(device.type, torch.bfloat16):
-        mean = vae.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-    bn = vae.bn
-    assert bn.running_mean is not None and bn.running_var is not None
-    packed = latents.patchify(mean.float())
-    return latents.pack(latents.normalise(packed, bn.running_mean, bn.running_var, vae.config.batch_norm_eps))
+        mean = encode_mean(vae, pixels.contiguous(memory_format=torch.channels_last))
+    return latents.pack(latents.normalise(latents.patchify(mean.float()), *latent_statistics(vae)))
 
 
 @torch.no_grad()
@@ -289,7 +283,7 @@ def run(
     flow.init_weights(model, config.params, torch.Generator().manual_seed(config.seed))
     if initial is not None:
         model.load_state_dict(initial)
-    model.to(device).train()
+    torch.nn.Module.to(model, device).train()  # diffusers types its own `to` as a wrapper
     for module in model.modules():
         if isinstance(module, JointAttention):
             module.explicit = device.type == "cpu"
@@ -298,7 +292,8 @@ def run(
             block.compile(dynamic=True)
     # The averaged weights are shown and validated in a copy of its own: not compiled, since every new shape and every
     # change of gradient mode would compile anew.
-    shown = build(config.params).to(device).eval().requires_grad_(False)
+    shown = build(config.params).eval().requires_grad_(False)
+    torch.nn.Module.to(shown, device)
     names = [name for name, _ in model.named_parameters()]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True

@@ -34,6 +34,7 @@ class NanoConfig:
 
     run_dir: Path
     params: ModelParams = NANO
+    start_from: Path | None = None  # a finished model (folder) whose transformer is trained on; None: from nothing
     seed: int = 0
     device: str = "cpu"
     workers: int = 1  # processes that draw

@@ -13,7 +13,7 @@ import math
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,16 +21,13 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.model.autoencoder import build_vae
+from backend.model.autoencoder import AutoencoderKLFlux2, build_vae, decode_latent, encode_mean, set_latent_statistics
 from backend.params import VAEParams
 from train import checkpoint
 from train.data.drawing import render
 from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLFlux2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +89,8 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
-    vae = build_vae(config.params).to(device, memory_format=torch.channels_last)
+    vae = build_vae(config.params)
+    cast(Any, vae).to(device, memory_format=torch.channels_last)  # diffusers types its `to` as a wrapper
     if initial is not None:
         vae.load_state_dict(initial)
     names = [name for name, _ in vae.named_parameters()]
@@ -141,8 +139,8 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
 
 def _step_loss(vae: AutoencoderKLFlux2, image: Tensor, noise: Tensor, gradient_weight: float) -> tuple[Tensor, Tensor]:
     """Reconstruction loss and latent mean, both float32; of one batch."""
-    mean = vae.encode(image).latent_dist.mean
-    out = vae.decode(mean + noise.to(mean.dtype)).sample
+    mean = encode_mean(vae, image)
+    out = decode_latent(vae, mean + noise.to(mean.dtype))
     return reconstruction_loss(out.float(), image, gradient_weight), mean.float()
 
 
@@ -159,7 +157,7 @@ def _to_image(crops: np.ndarray, device: torch.device) -> Tensor:
 @torch.no_grad()
 def evaluate(vae: AutoencoderKLFlux2, image_BCHW: Tensor) -> float:
     """PSNR in dB of reconstructing from the latent mean, float32."""
-    return psnr(vae.decode(vae.encode(image_BCHW).latent_dist.mean).sample.clamp(-1, 1), image_BCHW)
+    return psnr(decode_latent(vae, encode_mean(vae, image_BCHW)).clamp(-1, 1), image_BCHW)
 
 
 @torch.no_grad()
@@ -172,9 +170,7 @@ def measure_latents(vae: AutoencoderKLFlux2, config: VAEConfig, scenes: int = 10
         side = (128, 192, 256)[i % 3]
         images = np.stack([np.asarray(render(sample_scene(rng, held_out=None), side, side)) for _ in range(32)])
         with torch.autocast(device.type, torch.bfloat16):
-            mean = vae.encode(_to_image(images, device)).latent_dist.mean.float()
+            mean = encode_mean(vae, _to_image(images, device)).float()
         rows.append(rearrange(mean, "b c (h p1) (w p2) -> (b h w) (c p1 p2)", p1=2, p2=2))
     packed = torch.cat(rows)
-    vae.bn.running_mean.copy_(packed.mean(0))
-    vae.bn.running_var.copy_(packed.var(0))
-    vae.bn.num_batches_tracked.fill_(1)
+    set_latent_statistics(vae, packed.mean(0), packed.var(0))

@@ -180,7 +180,11 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str
         elif style == "shaded" and shape.role == "m":
             draw.polygon(at, fill=roles["d"])
             centre = shape.points.mean(0)
-            lit = (shape.points - centre) * 0.86 + centre + np.float32((0.05 if thing.mirrored else -0.05, -0.06))
+            lit = (
+                (shape.points - centre) * 0.86
+                + centre
+                + np.asarray((0.05 if thing.mirrored else -0.05, -0.06), np.float32)
+            )
             draw.polygon(_placed(lit, thing, unit), fill=roles["m"])
         else:
             draw.polygon(at, fill=roles[shape.role])

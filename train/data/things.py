@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def _line(role: str, width: float, *xy: float) -> Shape:
 def _curve(points: Points, closed: bool) -> Points:
     """Catmull-Rom through `points`, six samples a segment."""
     n = len(points)
-    out: list[Points] = []
+    out: list[NDArray[Any]] = []
     at = (lambda i: points[i % n]) if closed else (lambda i: points[min(max(i, 0), n - 1)])
     for i in range(n if closed else n - 1):
         p0, p1, p2, p3 = at(i - 1), at(i), at(i + 1), at(i + 2)
