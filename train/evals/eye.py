@@ -88,7 +88,7 @@ class Eye:
             pad = ((0, 0), (self._pad, self._pad), (self._pad, self._pad))
             inside = np.pad(np.stack(maps), pad, mode="edge")
             band = np.where(self._plain, np.where(family, 1.0, 0.4), 0.0) * _OUTSIDE
-            around = np.pad(np.stack([band, family * _OUTSIDE, np.zeros_like(band)]), pad)
+            around = np.pad(np.stack([band, rg.opened(family) * _OUTSIDE, np.zeros_like(band)]), pad)
             table = np.concatenate([inside, around]).astype(np.float32)
             assert len(table) == _USES
             self._tables[colour] = (table, table.shape[2])

@@ -167,12 +167,25 @@ def components(mask: Bools) -> tuple[Ints, list[tuple[int, int, int, int, int]]]
     return labels, boxes
 
 
-def opened(mask: Bools) -> Bools:
-    """Without what is less than three pixels wide: outlines, softened edges, strings."""
-    p = np.pad(mask, 1)
-    thin = p[1:-1, 1:-1] & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
-    p = np.pad(thin, 1)
-    return p[1:-1, 1:-1] | p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
+def eroded(mask: Bools, pixels: int = 1) -> Bools:
+    """Shrink by `pixels` in the four directions."""
+    for _ in range(pixels):
+        p = np.pad(mask, 1)
+        mask = p[1:-1, 1:-1] & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
+    return mask
+
+
+def grown(mask: Bools, pixels: int = 1) -> Bools:
+    """Grow by `pixels` in the four directions."""
+    for _ in range(pixels):
+        p = np.pad(mask, 1)
+        mask = p[1:-1, 1:-1] | p[:-2, 1:-1] | p[2:, 1:-1] | p[1:-1, :-2] | p[1:-1, 2:]
+    return mask
+
+
+def opened(mask: Bools, pixels: int = 1) -> Bools:
+    """Without what is no more than 2 * `pixels` wide: outlines, softened edges, strings."""
+    return grown(eroded(mask, pixels), pixels)
 
 
 def core_box(mask: Bools) -> tuple[float, float, float, float]:

@@ -27,9 +27,10 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 
-ACCEPT = 0.62  # least score of a thing that counts as seen
+ACCEPT = 0.57  # least score of a thing that counts as seen
 SHORTLIST = 6  # looks refined per proposal
 LEAST = 14  # pixels of the small picture: a smaller piece proposes nothing
+GAPS = (2, 5)  # pixels of the small picture by which pieces are grown to see which belong together
 _CELLS = 28  # cells a side of the quick comparison; the middle 20 are the coloured parts' box
 _MARGIN = 4
 
@@ -66,11 +67,12 @@ def _family_roles(colour: str) -> Bools:
 
 
 def _part_boxes(mine: Bools) -> list[tuple[float, float, float, float]]:
-    """Boxes of a look's coloured parts that a piece of a picture may show: all, all but thin lines, the largest."""
+    """Boxes of a look's coloured parts that a piece of a picture may show: all, all but thin lines, each large part."""
     labels, pieces = rg.components(mine)
-    largest = labels == 1 + max(range(len(pieces)), key=lambda i: pieces[i][4])
+    largest = max(piece[4] for piece in pieces)
+    parts = [labels == k + 1 for k, piece in enumerate(pieces) if piece[4] > 0.35 * largest]
     boxes = [rg.core_box(mine)]
-    for mask in (rg.opened(mine), largest):
+    for mask in (rg.opened(mine), rg.opened(mine, 2), *parts):
         if mask.any():
             box = rg.core_box(mask)
             if all(max(abs(p - q) for p, q in zip(box, other, strict=True)) > 2 for other in boxes):
@@ -191,10 +193,16 @@ def _proposals(eye: Eye) -> list[tuple[str, Box, bool]]:
         family = rg.opened(full)
         if family.sum() < 0.4 * full.sum():  # thin by nature, such as the covers of an open book
             family = full
-        piece_labels, pieces = rg.components(family)
-        for k, piece in enumerate(pieces):
-            if piece[4] >= LEAST:
-                boxes.add(rg.core_box(piece_labels == k + 1))
+        for mask in (family, rg.opened(full, 2)):  # the second parts things from a road's dashes and a sea's waves
+            piece_labels, pieces = rg.components(mask)
+            for k, piece in enumerate(pieces):
+                if piece[4] >= LEAST:
+                    boxes.add(rg.core_box(piece_labels == k + 1))
+        for gap in GAPS:  # parts that belong together: a robot's head and body, a bottle above and below its label
+            joined, groups = rg.components(rg.grown(family, gap))
+            for k, group in enumerate(groups):
+                if group[4] >= LEAST:
+                    boxes.add(rg.core_box(family & (joined == k + 1)))
         counts = np.bincount(labels[family], minlength=len(wholes) + 1)
         for k in big:
             if counts[k] >= LEAST:
@@ -237,8 +245,23 @@ def fits_in(eye: Eye) -> list[_Fit]:
                 if tilt and fit.look.kind not in (*CONTAINERS, "sign"):
                     look = template(fit.look.kind, fit.look.mirrored, fit.look.shaded, tilt)
                     options.append(_refine(eye, fit, look, steps=(0.04,)))
-            fits.append(max(options, key=lambda f: f.score))
+            best = max(options, key=lambda f: f.score)
+            # A sign is read afterwards, for which its panel must lie exactly.
+            fits.append(_refine(eye, best, steps=(0.02, 0.01)) if best.look.kind == "sign" else best)
     return fits
+
+
+def _distinct(fits: list[_Fit]) -> list[_Fit]:
+    """Of fits of one kind at one place, in whatever colour, only the best: an outline must not win by its size."""
+    kept: list[_Fit] = []
+    for fit in sorted(fits, key=lambda f: -f.score):
+        for other in kept:
+            off = max(abs(fit.cx - other.cx) / other.rx, abs(fit.cy - other.cy) / other.ry)
+            if fit.look.kind == other.look.kind and off < 0.4 and 0.7 < fit.rx / other.rx < 1.4:
+                break
+        else:
+            kept.append(fit)
+    return kept
 
 
 def find_things(picture: Image.Image) -> list[Found]:
@@ -247,9 +270,9 @@ def find_things(picture: Image.Image) -> list[Found]:
     w, h = eye.size
     unit = min(w, h)
     candidates: list[tuple[float, _Fit, tuple[slice, slice, Bools]]] = []
-    for fit in fits_in(eye):
-        if fit.score >= ACCEPT:
-            cover = _silhouette(fit, eye.size)
+    for fit in _distinct([fit for fit in fits_in(eye) if fit.score >= ACCEPT]):
+        cover = _silhouette(fit, eye.size)
+        if cover[2].any():
             candidates.append(((fit.score - 0.5) * float(cover[2].sum()) ** 0.5, fit, cover))
     used = np.zeros((h, w), bool)
     found: list[Found] = []

@@ -22,6 +22,7 @@ from train.evals.templates import dilate, f32
 Floats = NDArray[np.float32]
 
 PANEL = (-0.88, -0.43, 0.88, 0.13)  # of a sign, in its half-sizes, a little inside the white
+_BOARD = (-0.97, -0.53, 0.97, 0.23)  # a little inside the board
 ILLEGIBLE = 0.45  # least error of ink that reads as nothing
 _TALL = 40  # rows of the panel's crop
 _FONT = 72  # pixels at which letters are drawn before they are scaled
@@ -62,6 +63,27 @@ def _ink(panel: Image.Image) -> Floats | None:
     if len(rows) < 8 or len(columns) < 3:
         return None
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+
+
+def panel_box(picture: Image.Image, at: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """Pixel box (x0, y0, x1, y1) of the panel of a sign at centre x, y and half-sizes across, down (pixels).
+
+    The panel is the largest bright piece inside the board; where none is large enough, what the sign's place implies.
+    """
+    cx, cy, rx, ry = at
+
+    def box(of: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+        return round(cx + of[0] * rx), round(cy + of[1] * ry), round(cx + of[2] * rx), round(cy + of[3] * ry)
+
+    outer, inner = box(_BOARD), box(PANEL)
+    luma = np.asarray(picture.crop(outer).convert("L"), np.float32)
+    _, pieces = components(luma > np.percentile(luma, 95) - 40)
+    if pieces:
+        x0, y0, x1, y1, area = max(pieces, key=lambda piece: piece[4])
+        wide, tall = inner[2] - inner[0], inner[3] - inner[1]
+        if area > 0.3 * wide * tall and 0.7 * wide < x1 - x0 and 0.7 * tall < y1 - y0:
+            return outer[0] + x0 + 1, outer[1] + y0 + 1, outer[0] + x1 - 1, outer[1] + y1 - 1
+    return inner
 
 
 def _lay(ink: Floats, widen: float) -> str:

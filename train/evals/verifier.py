@@ -165,8 +165,7 @@ def see(picture: Image.Image, asked_words: Sequence[str] = ()) -> tuple[Found, .
     for thing in find_things(picture):
         if thing.kind == "sign":
             cx, cy, rx, ry = (v * SIDE for v in thing.at)
-            x0, y0, x1, y1 = signs.PANEL
-            panel = picture.crop((round(cx + x0 * rx), round(cy + y0 * ry), round(cx + x1 * rx), round(cy + y1 * ry)))
+            panel = picture.crop(signs.panel_box(picture, (cx, cy, rx, ry)))
             thing = replace(thing, word=signs.read(panel, asked_words))
         out.append(thing)
     return tuple(out)
