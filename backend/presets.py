@@ -222,7 +222,7 @@ _NANO = Preset(
     guidance=5.0,
     distilled=False,
     bases=(128, 192, 256, 384),
-    default_base=256,
+    default_base=128,  # what its transformer has been trained at so far; 256 once it has seen that base
     licences=_NANO_LICENCES,
     embedded=Embedded(),
 )

@@ -48,7 +48,7 @@ def test_explicit_size_sets_aside_the_settings_shape() -> None:
 
 def test_a_base_setting_of_another_model_is_named_and_left() -> None:
     request, warnings = build(Settings(generate=GenerateSettings(base=1024)))
-    assert request.width == 256
+    assert request.width == presets.get("nano").default_base
     assert "base = 1024 is ignored" in warnings[0]
 
 

@@ -27,7 +27,7 @@ def files() -> list[str]:
 
 
 def test_stdout_is_paths_and_stderr_is_talk() -> None:
-    run = lens("gen", "three red balloons over a green hill", "--ar", "16:9", "-n", "2", "-s", "5")
+    run = lens("gen", "three red balloons over a green hill", "--ar", "16:9", "--base", "256", "-n", "2", "-s", "5")
     assert run.code == 0
     assert run.lines == ["three-red-balloons-over-a-green-hill-5.png", "three-red-balloons-over-a-green-hill-6.png"]
     assert files() == sorted(run.lines)

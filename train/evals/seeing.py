@@ -131,7 +131,8 @@ def _shortlist(eye: Eye, colour: str, box: Box, whole: bool) -> list[_Fit]:
     parts = all_looks.parts
     rx, ry = w / (parts[:, 2] - parts[:, 0]), h / (parts[:, 3] - parts[:, 1])
     stretch = np.abs(np.log(rx / ry))
-    keep = np.nonzero((stretch < 0.5) & (np.maximum(rx, ry) < 0.75 * max(eye.size)))[0]
+    # No drawn thing is as small as four pixels, nor larger than the picture.
+    keep = np.nonzero((stretch < 0.5) & (np.minimum(rx, ry) > 2) & (np.maximum(rx, ry) < 0.75 * max(eye.size)))[0]
     if not len(keep):
         return []
     steps = ((np.arange(_CELLS) + 0.5 - _MARGIN) / (_CELLS - 2 * _MARGIN) * 2 - 1).astype(np.float32)
