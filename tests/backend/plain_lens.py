@@ -201,7 +201,7 @@ def text_positions(h: int, w: int, length: int, choices: Choices = PUBLISHED) ->
     """Text token i stands at t0 + i on all three axes, t0 = max(h // 2, w // 2)."""
     t0 = max(h // 2, w // 2) if choices.text_starts_at_larger_half else 0
     step = length / (length - 1) if choices.text_linspace and length > 1 else 1.0
-    return [(t0 + step * i,) * 3 for i in range(length)]
+    return [(t0 + step * i, t0 + step * i, t0 + step * i) for i in range(length)]
 
 
 def turn(x: Array, position: Sequence[float], axes: Sequence[int], choices: Choices) -> Array:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -149,7 +149,7 @@ def plain_picture(model: Path, request: GenerationRequest) -> np.ndarray[Any, np
                 v[token] = mixed * np.linalg.norm(v[token]) / np.linalg.norm(mixed)
         x = x + (following - sigma) * v
 
-    vae = AutoencoderKLFlux2.from_pretrained(model / "vae").eval()
+    vae: Any = AutoencoderKLFlux2.from_pretrained(model / "vae").eval()
     mean, var = vae.bn.running_mean.double().numpy(), vae.bn.running_var.double().numpy()
     z = np.zeros((1, 32, 2 * h, 2 * w))
     for row in range(h):

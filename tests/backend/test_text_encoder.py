@@ -8,6 +8,7 @@ after each block, so that the final norm cannot hide in it.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def reference(params: TextEncoderParams) -> GptOssForCausalLM:
             "truncate": params.rope_truncate,
         },
         max_position_embeddings=int(params.rope_original_context * params.rope_factor),
-        attn_implementation="eager",
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=1,
@@ -153,7 +154,7 @@ def test_routed_and_dense_experts_agree() -> None:
     """The path for few experts and the path for many, on the same weights."""
     params = VARIANTS["many experts"]
     encoder = ours(params, reference(params))
-    mlp = encoder.model.layers[1].mlp
+    mlp: Any = encoder.model.layers[1].mlp
     x = torch.randn(7, params.hidden_size, generator=torch.Generator().manual_seed(3))
     weights, index = mlp.router.choose(x)
     torch.testing.assert_close(weights.sum(-1), torch.ones(7))
@@ -179,7 +180,8 @@ def test_window_sinks_and_clamp_matter() -> None:
     ):
         assert error(ours(replace(params, **change), model).hidden_states(ids, (3,))[0], right) > 1e-3, change
     without = ours(params, model)
-    for layer in without.model.layers:
+    layers: Any = without.model.layers
+    for layer in layers:
         layer.self_attn.sinks.fill_(-100.0)
     assert error(without.hidden_states(ids, (3,))[0], right) > 1e-3
 

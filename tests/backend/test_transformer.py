@@ -302,7 +302,7 @@ def test_published_size() -> None:
 def test_config_is_the_published_one(tmp_path: Path) -> None:
     """The published config.json builds the network, and what we would write has the same keys and values."""
     with torch.device("meta"):
-        model = LensTransformer2DModel.from_config(PUBLISHED_CONFIG | {"_class_name": "LensTransformer2DModel"})
+        model: Any = LensTransformer2DModel.from_config(PUBLISHED_CONFIG | {"_class_name": "LensTransformer2DModel"})
     assert sum(p.numel() for p in model.parameters()) == 4_104_225_152
     model.save_config(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -369,7 +369,7 @@ def test_explicit_attention_is_the_same(weights: dict[str, Array], keep: list[bo
 def test_bfloat16(model: LensTransformer2DModel, weights: dict[str, Array]) -> None:
     """In bfloat16 the answer stays bfloat16 and near; positions and sinusoids are computed in float32."""
     x, text = inputs((4, 4), 6)
-    got = build(weights).to(torch.bfloat16)(x, torch.tensor([0.9]), text, (4, 4))
+    got = torch.nn.Module.to(build(weights), torch.bfloat16)(x, torch.tensor([0.9]), text, (4, 4))
     assert got.dtype == torch.bfloat16
     assert error(got[0].float(), plain(weights, x[0], float(torch.tensor(0.9)), text[0], (4, 4))) < 0.05
 

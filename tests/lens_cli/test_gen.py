@@ -320,7 +320,7 @@ def test_a_disk_that_fills_up() -> None:
     from tests.lens_cli.cli import command, environment
 
     run = subprocess.run(
-        command("gen", "x", "-n", "2", "--steps", "1"),
+        command("gen", "x", "-n", "2", "--steps", "1", "--base", "256"),
         capture_output=True,
         text=True,
         env=environment(PYTHONDONTWRITEBYTECODE="1"),

@@ -7,6 +7,7 @@ distribution's error function, not from samples; the path is walked with the sam
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,6 @@ def test_first_weights() -> None:
             assert all(
                 torch.equal(a, b) for a, b in zip(block(image, words, temb, rope, None), (image, words), strict=True)
             )
-    again = LensTransformer2DModel.from_config(model.config)
+    again: Any = LensTransformer2DModel.from_config(model.config)
     flow.init_weights(again, params, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -60,9 +60,7 @@ def frozen() -> pretrain.Frozen:
     encoder = LensGptOssEncoder(text)
     encoder.reset_parameters(torch.Generator().manual_seed(0), std=0.2)
     vae = build_vae(
-        VAEParams(
-            block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False
-        )
+        VAEParams(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
     )
     return pretrain.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
 
