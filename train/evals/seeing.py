@@ -27,7 +27,8 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Box = tuple[float, float, float, float]
 
-ACCEPT = 0.57  # least score of a thing that counts as seen
+ACCEPT = 0.45  # least score of a thing that counts as seen
+ROUGH = 0.3  # least score, before the last refinement, of a look that is refined
 SHORTLIST = 6  # looks refined per proposal
 LEAST = 14  # pixels of the small picture: a smaller piece proposes nothing
 GAPS = (2, 5)  # pixels of the small picture by which pieces are grown to see which belong together
@@ -239,7 +240,7 @@ def fits_in(eye: Eye) -> list[_Fit]:
     fits: list[_Fit] = []
     for colour, box, whole in _proposals(eye):
         rough = [_refine(eye, f, steps=(0.08, 0.04), stride=2) for f in _shortlist(eye, colour, box, whole)]
-        rough = sorted((f for f in rough if f.score > 0.45), key=lambda f: -f.score)[:2]
+        rough = sorted((f for f in rough if f.score > ROUGH), key=lambda f: -f.score)[:2]
         for fit in [_refine(eye, f, steps=(0.04, 0.025)) for f in rough]:
             options = [fit]
             for tilt in TILTS:
@@ -274,7 +275,7 @@ def find_things(picture: Image.Image) -> list[Found]:
     for fit in _distinct([fit for fit in fits_in(eye) if fit.score >= ACCEPT]):
         cover = _silhouette(fit, eye.size)
         if cover[2].any():
-            candidates.append(((fit.score - 0.5) * float(cover[2].sum()) ** 0.5, fit, cover))
+            candidates.append(((fit.score - 0.4) * float(cover[2].sum()) ** 0.5, fit, cover))
     used = np.zeros((h, w), bool)
     found: list[Found] = []
     for _, fit, (rows, columns, mask) in sorted(candidates, key=lambda c: -c[0]):

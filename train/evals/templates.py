@@ -145,7 +145,8 @@ def template(kind: str, mirrored: bool = False, shaded: bool = False, tilt: floa
         shaded=shaded,
         tilt=tilt,
         role=(best - 1).astype(np.int8),
-        sure=share.max(0) > 0.85,
+        # The board's rim, which alone has a sign's colour, is less than two cells wide.
+        sure=share.max(0) > (0.6 if kind == "sign" else 0.85),
         band=~inside & (edge | shadow),
         hole=hole,
     )

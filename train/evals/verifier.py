@@ -108,7 +108,7 @@ def relation_holds(first: Sequence[Found], relation: str, second: Sequence[Found
     dx, dy = ax - bx, ay - by
     if relation == "on top of":
         gap = (by - bh / 2) - (ay + ah / 2)
-        return dy < 0 and abs(gap) < 0.35 * (ah + bh) and abs(dx) < (aw + bw) / 2
+        return dy < 0 and abs(gap) < 0.5 * (ah + bh) and abs(dx) < (aw + bw) / 2
     dx = max(0.0, abs(dx) - MARGIN * (aw + bw)) * (1 if dx > 0 else -1)
     dy = max(0.0, abs(dy) - MARGIN * (ah + bh)) * (1 if dy > 0 else -1)
     length = (dx * dx + dy * dy) ** 0.5
