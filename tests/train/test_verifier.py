@@ -87,6 +87,17 @@ def test_an_empty_picture_holds_nothing(colour: tuple[int, int, int]) -> None:
         assert not verdict.right and verdict.found == ()
 
 
+def test_pictures_of_nothing_known_are_judged_all_the_same() -> None:
+    """An early model makes specks and blots of every size: no picture may stop an evaluation of hours."""
+    for seed in range(4):
+        rng = random.Random(seed)
+        picture = Image.new("RGB", (256, 256), tuple(rng.randrange(256) for _ in range(3)))
+        for _ in range(60):
+            x, y, w, h = rng.randrange(256), rng.randrange(256), rng.randrange(1, 60), rng.randrange(1, 60)
+            picture.paste(tuple(rng.randrange(256) for _ in range(3)), (x, y, x + w, y + h))
+        assert verify(picture, Expectation(things=(Wanted(kind="turtle", colour="purple", count=3),))).right is False
+
+
 def _found(x: float, y: float, half: float = 0.1) -> Found:
     return Found("ball", "red", x, y, (x - half, y - half, x + half, y + half), 1.0, (x, y, half, half))
 

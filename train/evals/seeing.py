@@ -29,9 +29,9 @@ Box = tuple[float, float, float, float]
 
 ACCEPT = 0.45  # least score of a thing that counts as seen
 ROUGH = 0.3  # least score, before the last refinement, of a look that is refined
-SHORTLIST = 6  # looks refined per proposal
+SHORTLIST = 8  # looks refined per proposal
 LEAST = 14  # pixels of the small picture: a smaller piece proposes nothing
-GAPS = (2, 5)  # pixels of the small picture by which pieces are grown to see which belong together
+GAPS = (2, 6)  # pixels of the small picture by which pieces are grown to see which belong together
 _CELLS = 28  # cells a side of the quick comparison; the middle 20 are the coloured parts' box
 _MARGIN = 4
 
@@ -69,9 +69,11 @@ def _family_roles(colour: str) -> Bools:
 
 def _part_boxes(mine: Bools) -> list[tuple[float, float, float, float]]:
     """Boxes of a look's coloured parts that a piece of a picture may show: all, all but thin lines, each large part."""
-    labels, pieces = rg.components(mine)
-    largest = max(piece[4] for piece in pieces)
-    parts = [labels == k + 1 for k, piece in enumerate(pieces) if piece[4] > 0.35 * largest]
+    parts: list[Bools] = []
+    for mask in (mine, rg.opened(mine)):  # a strip of one cell joins a bottle's neck to its foot, past the label
+        labels, pieces = rg.components(mask)
+        largest = max((piece[4] for piece in pieces), default=0)
+        parts += [labels == k + 1 for k, piece in enumerate(pieces) if piece[4] > 0.35 * largest]
     boxes = [rg.core_box(mine)]
     for mask in (rg.opened(mine), rg.opened(mine, 2), *parts):
         if mask.any():
@@ -140,9 +142,14 @@ def _shortlist(eye: Eye, colour: str, box: Box, whole: bool) -> list[_Fit]:
     costs = eye.window(colour, box, steps).ravel()
     score = 1 - costs[all_looks.uses[keep]].sum(1) / all_looks.inside[keep] - np.maximum(0, stretch[keep] - 0.12)
     fits: list[_Fit] = []
-    for j in np.argsort(-score)[:SHORTLIST].tolist():
-        if score[j] < 0.2:
+    times: dict[str, int] = {}
+    for j in np.argsort(-score).tolist():
+        if score[j] < 0.2 or len(fits) == SHORTLIST:
             break
+        kind = all_looks.templates[keep[j]].kind
+        times[kind] = times.get(kind, 0) + 1
+        if times[kind] > 2:  # leave room for kinds that show their worth only when the whole thing is compared
+            continue
         i = int(keep[j])
         p = parts[i]
         cx = (x0 + x1) / 2 - rx[i] * (p[0] + p[2]) / 2
@@ -275,7 +282,7 @@ def find_things(picture: Image.Image) -> list[Found]:
     for fit in _distinct([fit for fit in fits_in(eye) if fit.score >= ACCEPT]):
         cover = _silhouette(fit, eye.size)
         if cover[2].any():
-            candidates.append(((fit.score - 0.4) * float(cover[2].sum()) ** 0.5, fit, cover))
+            candidates.append((fit.score**4 * float(cover[2].sum()) ** 0.5, fit, cover))
     used = np.zeros((h, w), bool)
     found: list[Found] = []
     for _, fit, (rows, columns, mask) in sorted(candidates, key=lambda c: -c[0]):

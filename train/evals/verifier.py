@@ -124,11 +124,10 @@ def _matching(wanted: Wanted, found: Sequence[Found]) -> list[Found]:
 def _check(wanted: Wanted, found: Sequence[Found]) -> list[Item]:
     match = _matching(wanted, found)
     if len(match) != wanted.count:
-        others = [f"{f.colour} {f.kind}" for f in found]
-        reason = f"wanted {replace(wanted, word=None)}, saw {NUMBERS[len(match)] if len(match) < 6 else len(match)}"
-        items = [
-            Item(what=str(replace(wanted, word=None)), holds=False, reason=f"{reason} among [{', '.join(others)}]")
-        ]
+        number = NUMBERS[len(match)] if len(match) < len(NUMBERS) else str(len(match))
+        seen = f"{number} among [{', '.join(f'{f.colour} {f.kind}' for f in found)}]" if found else "nothing"
+        what = str(replace(wanted, word=None))
+        items = [Item(what=what, holds=False, reason=f"wanted {what}, saw {seen}")]
     else:
         items = [Item(what=str(replace(wanted, word=None)), holds=True)]
     if wanted.word is not None:
