@@ -7,44 +7,37 @@ a second picture with the same file must not pay again.
 from __future__ import annotations
 
 import hashlib
-import json
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from backend.errors import FileError
-from backend.files import write_atomic
-from backend.paths import cache_dir
+from backend.notes import noted
 from backend.types import ModelIdentity
 from backend.weights import ModelFiles
 
 
 def identify_model(files: ModelFiles) -> ModelIdentity:
     """Name, revision and one SHA-256 a component: of its file, or of its files' hashes in order."""
-    by_component: dict[str, list[str]] = {}
+    by_component: dict[str, list[Path]] = {}
     for component, path, _ in files.files():
-        by_component.setdefault(component, []).append(file_sha256(path))
+        by_component.setdefault(component, []).append(path)
     return ModelIdentity(
         name=files.name,
         revision=files.revision,
-        sha256={
-            component: hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-            for component, hashes in by_component.items()
-        },
+        sha256={component: files_sha256(paths) for component, paths in by_component.items()},
     )
+
+
+def files_sha256(paths: Sequence[Path]) -> str:
+    """One SHA-256 of a component: of its file, or of its files' hashes in order."""
+    hashes = [file_sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, from the cache where path, size and modification time are as they were."""
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    store = cache_dir() / "sha256" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
-    with suppress(OSError, ValueError):  # a missing or damaged note is made again
-        note = json.loads(store.read_text(encoding="utf-8"))
-        if isinstance(note, dict) and note.get("key") == key:
-            return str(note["sha256"])
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with suppress(OSError, FileError):  # a cache that cannot be written only costs time
-        store.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(store, json.dumps({"key": key, "sha256": digest}).encode())
-    return digest
+
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return str(noted("sha256", path, path.stat(), digest))

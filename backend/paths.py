@@ -76,6 +76,11 @@ def embeds_dir() -> Path:
     return cache_dir() / "embeds"
 
 
+def notes_dir(kind: str) -> Path:
+    """Facts about weights files (`backend.notes`), one folder a kind: their SHA-256, their headers."""
+    return cache_dir() / kind
+
+
 def thumbs_dir() -> Path:
     return cache_dir() / "thumbs"
 

@@ -228,9 +228,9 @@ def choose_dtype(wanted: DType, device: torch.device, files: ModelFiles) -> torc
 
 
 def _stored_in_bfloat16(files: ModelFiles) -> bool:
-    from backend.model.headers import read_header
+    from backend.model.headers import read_summary
 
-    tensors = [t for path in files.transformer for t in read_header(path).tensors.values()]
+    tensors = [t for path in files.transformer for t in read_summary(path).tensors.values()]
     return sum(t.nbytes for t in tensors if t.dtype == "BF16") > sum(t.nbytes for t in tensors) / 2
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import CheckpointError
+from backend.notes import noted
 
 SAFETENSORS_BITS = {  # bits of one element, by the dtype string of the header
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8,
@@ -82,6 +83,45 @@ def read_header(path: Path) -> FileHeader:
 def _read_header(path: Path, _mtime: int, _size: int) -> FileHeader:
     kind = detect_format(path)
     return _read_safetensors(path) if kind is FileFormat.safetensors else _read_gguf(path)
+
+
+def read_summary(path: Path) -> FileHeader:
+    """What `read_header` says, without long metadata values, from a note where the file has not changed since.
+
+    Enough to tell what a file is and which parameters it states, without opening it again: a prompt whose features
+    are known must not touch the language model. A value that is left out (a list of over 1000 entries, a text of over
+    100,000 characters: the tokenizer) keeps its key and is None. Raises CheckpointError as `read_header` does.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    return _read_summary(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_summary(path: Path, _mtime: int, _size: int) -> FileHeader:
+    found = noted("header-1", path, path.stat(), lambda: _summary(read_header(path)))
+    try:
+        tensors = {
+            str(name): TensorHeader(str(name), str(dtype), tuple(map(int, shape)), int(start), int(nbytes))
+            for name, dtype, shape, start, nbytes in found["tensors"]
+        }
+        return FileHeader(path, FileFormat(found["format"]), tensors, dict(found["metadata"]))
+    except (KeyError, TypeError, ValueError):  # a note that somebody else wrote
+        return read_header(path)
+
+
+def _summary(header: FileHeader) -> dict[str, Any]:
+    def short(value: Any) -> Any:
+        long = (isinstance(value, list) and len(value) > 1000) or (isinstance(value, str) and len(value) > 100_000)
+        return None if long else value
+
+    return {
+        "format": str(header.format),
+        "tensors": [[t.name, t.dtype, list(t.shape), t.start, t.nbytes] for t in header.tensors.values()],
+        "metadata": {key: short(value) for key, value in header.metadata.items()},
+    }
 
 
 def detect_format(path: Path) -> FileFormat:

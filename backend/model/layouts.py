@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backend.errors import CheckpointError, UsageError
 from backend.model import config_files, detect, gguf_keys, vae_keys
-from backend.model.headers import FileFormat, read_header
+from backend.model.headers import FileFormat, read_summary
 from backend.params import DiTParams, ModelParams, TextEncoderParams, VAEParams
 from backend.presets import PRESETS, Component, Embedded, Layout
 
@@ -74,7 +74,7 @@ class Parts:
 
 def kind_of(path: Path) -> Component | None:
     """Which part of a Lens model a weights file is; None: none. Raises CheckpointError for a broken file."""
-    names = read_header(path).tensors.keys()
+    names = read_summary(path).tensors.keys()
     if detect.is_transformer(names):
         return Component.transformer
     if detect.is_text_encoder(names):
@@ -84,18 +84,18 @@ def kind_of(path: Path) -> Component | None:
 
 def identify_file(path: Path) -> str:
     """A phrase for what a weights file is, for error messages."""
-    return detect.identify(read_header(path).tensors.keys())
+    return detect.identify(read_summary(path).tensors.keys())
 
 
 def layout_of(path: Path) -> Layout:
-    return Layout.embedded if read_header(path).format is FileFormat.gguf else Layout.single_files
+    return Layout.embedded if read_summary(path).format is FileFormat.gguf else Layout.single_files
 
 
 def _has_tokenizer(text_encoder: Paths) -> bool:
     """True where the encoder's file carries its tokenizer (Comfy's, and every GGUF)."""
     return any(
         "tokenizer_json" in header.tensors or "tokenizer.ggml.tokens" in header.metadata
-        for header in map(read_header, text_encoder)
+        for header in map(read_summary, text_encoder)
     )
 
 
@@ -343,7 +343,7 @@ def stated_variant(path: Path, parts: Parts) -> str | None:
         stated = config_files.read_json(sidecar).get("variant")
     elif parts.transformer:
         origin = parts.transformer[0]
-        stated = read_header(origin).metadata.get(VARIANT_KEY)
+        stated = read_summary(origin).metadata.get(VARIANT_KEY)
     if stated is None:
         return None
     if not isinstance(stated, str) or stated not in PRESETS:
@@ -376,7 +376,7 @@ def read_transformer_params(parts: Parts) -> DiTParams:
     """From config.json, the GGUF header, or the tensors' shapes, in this order."""
     config, origin = parts.transformer_config, str(parts.transformer[0])
     stated: DiTParams | None = None
-    for header in map(read_header, parts.transformer):
+    for header in map(read_summary, parts.transformer):
         if header.format is FileFormat.gguf:
             stated = stated or gguf_keys.transformer_params(header.metadata, origin)
     if config is not None:
@@ -395,7 +395,7 @@ def read_transformer_params(parts: Parts) -> DiTParams:
 
 def read_text_params(parts: Parts) -> TextEncoderParams:
     """From the GGUF header, config.json, or the tensors' shapes, in this order."""
-    header, origin = read_header(parts.text_encoder[0]), str(parts.text_encoder[0])
+    header, origin = read_summary(parts.text_encoder[0]), str(parts.text_encoder[0])
     if header.format is FileFormat.gguf:
         rows = header.tensors.get("token_embd.weight")
         if rows is None:
@@ -411,7 +411,7 @@ def read_vae_params(parts: Parts) -> VAEParams:
     """From config.json, our key in the safetensors header, or the tensors' shapes, in this order."""
     if parts.vae_config is not None:
         return config_files.vae_params(config_files.read_json(parts.vae_config), str(parts.vae_config))
-    header, origin = read_header(parts.vae[0]), str(parts.vae[0])
+    header, origin = read_summary(parts.vae[0]), str(parts.vae[0])
     stated = header.metadata.get(config_files.VAE_METADATA_KEY)
     if stated is not None:
         return config_files.vae_params(config_files.parse_json(stated, origin), origin)
@@ -421,4 +421,4 @@ def read_vae_params(parts: Parts) -> VAEParams:
 
 
 def _shapes(paths: Paths) -> dict[str, tuple[int, ...]]:
-    return {tensor.name: tensor.shape for path in paths for tensor in read_header(path).tensors.values()}
+    return {tensor.name: tensor.shape for path in paths for tensor in read_summary(path).tensors.values()}
