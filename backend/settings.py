@@ -49,6 +49,13 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Size caps; the least recently used files go first."""
+
+    embeddings_mb: int = 512  # encoded prompts, in MB; 0: none are kept
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """`origins` maps a dotted key to where its value came from; a key that is absent has its default."""
 
@@ -59,6 +66,7 @@ class Settings:
     api_key: str | None = None  # key the warm backend asks for
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    cache: CacheSettings = field(default_factory=CacheSettings)
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
 
 

@@ -1,0 +1,183 @@
+"""Everything that lens keeps to save time, as one list: named folders of files, each with a size cap.
+
+`lens cache show` and `clear` walk the list; whoever keeps something new adds a row. A `Store` is one folder in use:
+it reads and writes whole files by key, atomically, and forgets the least recently used ones beyond its cap.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend import paths
+from backend.errors import FileError, UsageError
+from backend.files import write_atomic, write_error
+from backend.settings import CacheSettings
+
+MB = 1_000_000
+ABANDONED = 60  # seconds after which the temporary file of a process that was killed may go
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedCache:
+    """One row of the list."""
+
+    name: str  # what a person types
+    what: str  # one phrase
+    folder: Callable[[], Path]
+    suffix: str  # of its files
+    limit_mb: Callable[[CacheSettings], int | None]  # None: no cap; 0: nothing is kept
+
+
+CACHES = (
+    NamedCache(
+        name="embeddings",
+        what="encoded prompts",
+        folder=paths.embeds_dir,
+        suffix=".safetensors",
+        limit_mb=lambda settings: settings.embeddings_mb,
+    ),
+    NamedCache(
+        name="sha256",
+        what="hashes of weights files",
+        folder=lambda: paths.notes_dir("sha256"),
+        suffix=".json",
+        limit_mb=lambda settings: None,
+    ),
+    NamedCache(
+        name="headers",
+        what="headers of weights files",
+        folder=lambda: paths.notes_dir("header-1"),
+        suffix=".json",
+        limit_mb=lambda settings: None,
+    ),
+)
+
+
+def limit_bytes(cache: NamedCache, settings: CacheSettings) -> int | None:
+    """The cap of a cache in bytes; None: it has none. Raises UsageError for a negative one."""
+    limit = cache.limit_mb(settings)
+    if limit is not None and limit < 0:
+        raise UsageError(f"the setting cache.{cache.name}_mb = {limit} is negative", hint="0 keeps nothing")
+    return None if limit is None else limit * MB
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kept file; `used` is when it was last read or written, in seconds since 1970."""
+
+    path: Path
+    size: int  # bytes
+    used: float
+
+
+def entries(folder: Path, suffix: str) -> list[Entry]:
+    """The kept files of a folder, least recently used first; a folder that is not there has none. Raises FileError."""
+    found: list[Entry] = []
+    try:
+        with os.scandir(folder) as listing:
+            for item in listing:
+                with suppress(FileNotFoundError):  # another process has just removed it
+                    if item.name.endswith(suffix) and item.is_file(follow_symlinks=False):
+                        stat = item.stat(follow_symlinks=False)
+                        found.append(Entry(Path(item.path), stat.st_size, stat.st_mtime))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FileError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
+    return sorted(found, key=lambda entry: (entry.used, entry.path))
+
+
+def clear(cache: NamedCache) -> tuple[int, int]:
+    """Remove every file of a cache: (files, bytes) that are gone. Raises FileError."""
+    count = freed = 0
+    for entry in entries(cache.folder(), cache.suffix):
+        if _remove(entry.path):
+            count, freed = count + 1, freed + entry.size
+    _remove_abandoned(cache.folder())
+    return count, freed
+
+
+class Store:
+    """One folder of files by key, used by any number of processes at once.
+
+    What is wrong with the folder never stops the work it is to speed up: it is said once through `warn`, and the value
+    is computed again.
+    """
+
+    def __init__(self, folder: Path, suffix: str, limit: int, warn: Callable[[str], None]) -> None:
+        """`limit` in bytes; 0 keeps and reads nothing."""
+        self.folder, self.suffix, self.limit, self.warn = folder, suffix, limit, warn
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}{self.suffix}"
+
+    def read(self, key: str) -> bytes | None:
+        """The file of `key`, now the most recently used one; None where there is none."""
+        if not self.limit:
+            return None
+        path = self.path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.warn(f"the cache is not used: cannot read {path}: {(error.strerror or str(error)).lower()}")
+            return None
+        with suppress(OSError):  # a read-only cache still serves; it only forgets in another order
+            os.utime(path)
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        """Keep `data`, then remove the least recently used files beyond the cap. Larger than the cap: not kept."""
+        if len(data) > self.limit:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path(key), data)
+            self._evict()
+        except OSError as error:
+            self.warn(f"the cache is not used: {write_error(self.folder, error)}")
+        except FileError as error:
+            self.warn(f"the cache is not used: {error}")
+
+    def drop(self, key: str, why: str) -> None:
+        """Remove a file that does not hold what its name promises, and say so."""
+        path = self.path(key)
+        self.warn(f"{path.name} in the cache is damaged ({why}); it is removed and made again")
+        with suppress(FileError):  # the write that follows says why the folder refuses
+            _remove(path)
+
+    def _evict(self) -> None:
+        found = entries(self.folder, self.suffix)
+        excess = sum(entry.size for entry in found) - self.limit
+        for entry in found:
+            if excess <= 0:
+                break
+            _remove(entry.path)
+            excess -= entry.size
+        _remove_abandoned(self.folder)
+
+
+def _remove(path: Path) -> bool:
+    """False where another process was faster. Raises FileError."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise FileError(f"cannot remove {path}: {(error.strerror or str(error)).lower()}") from error
+    return True
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Temporary files that `backend.files` left behind when its process was killed."""
+    for entry in entries(folder, ".tmp"):
+        if entry.path.name.startswith(".lens-") and time.time() - entry.used >= ABANDONED:
+            _remove(entry.path)
