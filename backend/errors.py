@@ -81,6 +81,12 @@ class RefusedError(LensError):
     code = "refused"
 
 
+class ReplyError(LensError):
+    """A language model's reply that is empty, cut short, malformed or not what was asked for."""
+
+    code = "bad_reply"
+
+
 class PartialBatchError(LensError):
     """Some pictures of a batch were made, others were not."""
 

@@ -12,6 +12,7 @@ TABLE = {
     "failure": 1,
     "file": 1,
     "bad_checkpoint": 1,
+    "bad_reply": 1,
     "non_finite": 1,
     "usage": 2,
     "network": 3,
