@@ -44,6 +44,13 @@ CACHES = (
         limit_mb=lambda settings: settings.embeddings_mb,
     ),
     NamedCache(
+        name="rewrites",
+        what="rewritten requests",
+        folder=paths.rewrites_dir,
+        suffix=".json",
+        limit_mb=lambda settings: settings.rewrites_mb,
+    ),
+    NamedCache(
         name="sha256",
         what="hashes of weights files",
         folder=lambda: paths.notes_dir("sha256"),

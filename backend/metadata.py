@@ -21,11 +21,12 @@ import platform
 import re
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from backend.errors import FileError
-from backend.types import DType, Generation, GenerationRequest
+from backend.types import DType, Expander, Generation, GenerationRequest
 
 VERSION = 1
 SAMPLER = "FlowMatchEuler"
@@ -61,7 +62,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "original_prompt": request.original_prompt,
         "negative_prompt": request.negative_prompt,
         "template": None,
-        "expander": None,
+        "expander": asdict(request.expander) if request.expander is not None else None,
         "seed": generation.seed,
         "wildcard_seed": None,
         "width": request.width,
@@ -132,6 +133,7 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
     return GenerationRequest(
         prompt=text("prompt"),
         original_prompt=original if isinstance(original, str) else None,
+        expander=_expander(record, where),
         negative_prompt=text("negative_prompt"),
         model=text("name", model),
         seeds=(whole("seed", 0, 2**63),),
@@ -141,6 +143,33 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
         guidance=float(guidance),
         dtype=DType(dtype),
         device=text("device"),
+    )
+
+
+def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
+    """Who rewrote the prompt, checked field by field. Raises FileError."""
+    found = record.get("expander")
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise FileError(f"{where}: the lens record is damaged: expander = {found!r}"[:300])
+    said = cast("dict[str, Any]", found)
+
+    def text(key: str) -> str:
+        return _field(said, key, where, lambda value: isinstance(value, str))
+
+    def number(value: Any) -> bool:
+        return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+    temperature = _field(said, "temperature", where, number)
+    return Expander(
+        kind=text("kind"),
+        model=text("model"),
+        system_prompt=text("system_prompt"),
+        instructions_sha256=text("instructions_sha256"),
+        effort=text("effort"),
+        temperature=None if temperature is None else float(temperature),
+        seed=_field(said, "seed", where, lambda value: type(value) is int),
     )
 
 

@@ -81,6 +81,11 @@ def notes_dir(kind: str) -> Path:
     return cache_dir() / kind
 
 
+def rewrites_dir() -> Path:
+    """Rewritten requests, so that a known one asks no language model again."""
+    return cache_dir() / "rewrites"
+
+
 def thumbs_dir() -> Path:
     return cache_dir() / "thumbs"
 

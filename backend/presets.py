@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from backend.errors import UsageError
 from backend.params import DiTParams, ModelParams, TemplateParams, TextEncoderParams, VAEParams
+from backend.types import ReasonerMode
 
 
 class Component(StrEnum):
@@ -91,6 +92,9 @@ class Preset:
     bases: tuple[int, ...]  # trained base resolutions in pixels
     default_base: int  # pixels
     licences: Mapping[Component, str]
+    reasoner_default: ReasonerMode = ReasonerMode.off  # what `--reasoner auto` means without an endpoint: off or local
+    reasoner_prompt: str = "general"  # system prompt of the model's own language model
+    reasoner_temperature: float = 0.7  # of the model's own language model; 0.7 as published
     embedded: Embedded | None = None  # None: must be pulled or given as a path
     sources: tuple[Source, ...] = ()  # in order of preference
 
@@ -224,6 +228,9 @@ _NANO = Preset(
     bases=(128, 192, 256, 384),
     default_base=128,  # what its transformer has been trained at so far; 256 once it has seen that base
     licences=_NANO_LICENCES,
+    reasoner_default=ReasonerMode.off,  # local once `lens eval nano --reasoner both` shows that it helps
+    reasoner_prompt="nano",
+    reasoner_temperature=0.0,  # a small model's less likely words are its mistakes
     embedded=Embedded(),
 )
 _LENS = Preset(

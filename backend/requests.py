@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backend.errors import UsageError
 from backend.settings import Settings
 from backend.sizes import resolve_size
-from backend.types import DType, GenerationRequest
+from backend.types import DType, Expander, GenerationRequest
 
 if TYPE_CHECKING:
     from backend.presets import Preset
@@ -37,6 +37,7 @@ def build_request(
     *,
     prompt: str,
     original_prompt: str | None = None,
+    expander: Expander | None = None,
     negative_prompt: str | None = None,
     model: str | None = None,
     seeds: Sequence[str] = (),
@@ -84,6 +85,7 @@ def build_request(
     return GenerationRequest(
         prompt=check_prompt(prompt, "prompt"),
         original_prompt=check_prompt(original_prompt, "original prompt") if original_prompt is not None else None,
+        expander=expander,
         negative_prompt=check_prompt(negative_prompt, "negative prompt") if negative_prompt else "",
         model=name,
         seeds=draw_seeds(seeds, num),

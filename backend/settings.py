@@ -23,7 +23,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from backend import paths
 from backend.errors import UsageError
 from backend.outputs import DEFAULT_TEMPLATE
-from backend.types import DType, ImageFormat
+from backend.types import DType, Effort, ImageFormat, ReasonerMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,29 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReasonerSettings:
+    """Who rewrites requests, and with what; the limits hold for one rewrite."""
+
+    mode: ReasonerMode = ReasonerMode.auto
+    system_prompt: str | None = None  # a name or a file; None: the model's own (local), or general (api)
+    effort: Effort = Effort.low  # how long the model thinks
+    temperature: float | None = None  # 0: the most likely words; None: the model's own (local), the endpoint's (api)
+    seed: int = 0  # of the words, not of the picture: one rewrite serves all pictures of a run
+    think_tokens: int = 512  # local: of the thought, then it has to answer
+    answer_tokens: int = 1024  # local: of the answer
+    max_tokens: int = 2048  # api: of thought and answer together
+    timeout: float = 120.0  # api: seconds without an answer
+    base_url: str | None = None  # api: such as https://api.openai.com/v1 or http://127.0.0.1:8080/v1
+    model: str | None = None  # api: the model's name there
+    api_key: str | None = None  # api: None: none is sent (a loopback server needs none)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheSettings:
     """Size caps; the least recently used files go first."""
 
     embeddings_mb: int = 512  # encoded prompts, in MB; 0: none are kept
+    rewrites_mb: int = 16  # rewritten requests, in MB; 0: none are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +85,13 @@ class Settings:
     api_key: str | None = None  # key the warm backend asks for
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
     origins: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 # A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
-USER_ONLY = ("host", "api_key")
+USER_ONLY = ("host", "api_key", "reasoner.base_url", "reasoner.api_key")
 
 
 def load() -> Settings:

@@ -31,9 +31,27 @@ class ImageFormat(StrEnum):
     webp = "webp"
 
 
+class ReasonerMode(StrEnum):
+    """Who rewrites a request before it is drawn."""
+
+    auto = "auto"  # a configured endpoint, else the model's own default
+    off = "off"  # nobody: the request is drawn as it stands, and nothing is refused
+    local = "local"  # the model's own language model, on this machine
+    api = "api"  # an OpenAI-compatible endpoint
+
+
+class Effort(StrEnum):
+    """How long a language model thinks before it answers."""
+
+    low = "low"
+    medium = "medium"
+    high = "high"
+
+
 class Phase(StrEnum):
     """The phases of one generation, in order."""
 
+    rewrite = "rewrite"
     load_encoder = "load encoder"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a phase
     load_transformer = "load transformer"
@@ -42,11 +60,25 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Expander:
+    """Who rewrote a request, and how: what a record says about it. Never an address or a key."""
+
+    kind: str  # "local" or "api"
+    model: str  # registry name or file's base name; the model's name at the endpoint
+    system_prompt: str  # its name, or its file's stem
+    instructions_sha256: str  # of the whole text that was sent as instructions, policy included
+    effort: str  # low, medium or high
+    temperature: float | None  # None: the endpoint's own
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """Everything that determines the pixels. Made by `backend.requests.build_request` only."""
 
     prompt: str  # what the text encoder reads
     original_prompt: str | None = None  # what the person typed, where a reasoner rewrote it; None: the same
+    expander: Expander | None = None  # the reasoner that rewrote it; None: nobody did
     negative_prompt: str = ""  # blank: the unconditional branch sees no text tokens
     model: str  # registry name or path, as resolved
     seeds: tuple[int, ...]  # one picture each; 0 <= seed < 2**63

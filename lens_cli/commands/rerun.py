@@ -65,7 +65,8 @@ def rerun(
     settings = load()
     request = build_request(
         prompt=recorded.prompt if prompt is None else prompt,
-        original_prompt=recorded.original_prompt if prompt is None else None,
+        original_prompt=recorded.original_prompt if prompt is None else None,  # never rewritten again: what was
+        expander=recorded.expander if prompt is None else None,  # recorded is what the picture was made from
         negative_prompt=recorded.negative_prompt if negative_prompt is None else negative_prompt,
         model=model or recorded.model,
         seeds=seed or (str(recorded.seeds[0]),),
