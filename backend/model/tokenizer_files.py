@@ -11,8 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from backend.errors import CheckpointError
 from backend.model.gguf_keys import HF_TOKENIZER_KEY
-from backend.model.headers import FileFormat, read_header
-from backend.model.tensor_files import TensorFiles
+from backend.model.headers import FileFormat, FileHeader, read_header
 from backend.weights import ModelFiles
 
 # The split expression of o200k, as gpt-oss's tokenizer.json states it; llama.cpp knows it as "gpt-4o".
@@ -39,6 +38,15 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     return tokenizer
 
 
+def gguf_tokenizer(header: FileHeader) -> Tokenizer:
+    """The tokenizer that llama.cpp's own fields of a GGUF describe. Raises CheckpointError for any but gpt-oss's kind.
+
+    llama.cpp's own tokenising is no substitute: it marks four of harmony's control tokens as ordinary text pieces, so
+    that `<|start|>` typed by a person would become control even where special tokens are switched off.
+    """
+    return _from_gguf(header.metadata, str(header.path))
+
+
 def _embedded(text_encoder: tuple[Path, ...]) -> Tokenizer:
     for path in text_encoder:
         header = read_header(path)
@@ -46,6 +54,8 @@ def _embedded(text_encoder: tuple[Path, ...]) -> Tokenizer:
             stored = header.metadata.get(HF_TOKENIZER_KEY)
             return _parse(stored, str(path)) if stored is not None else _from_gguf(header.metadata, str(path))
         if "tokenizer_json" in header.tensors:
+            from backend.model.tensor_files import TensorFiles  # torch: 1 s that a GGUF does not need
+
             raw = TensorFiles((path,)).raw("tokenizer_json").numpy().tobytes()
             return _parse(raw.decode("utf-8", errors="strict"), str(path))
     raise CheckpointError(f"{text_encoder[0]}: no tokenizer inside", hint="put its tokenizer.json beside it")

@@ -128,7 +128,7 @@ def users_place(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     return 0
 
 
-# Reading what a model wrote --------------------------------------------------------------------------------------------
+# Reading what a model wrote -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
