@@ -32,7 +32,7 @@ Device = torch.device | str
 Network = TypeVar("Network", bound=nn.Module)
 SHOWN = 3  # names listed in one error
 
-__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae"]
+__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]
 
 
 def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> LensTransformer2DModel:
@@ -43,7 +43,7 @@ def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> L
     table = formats.open_transformer(files.transformer)
     if table.params is not None and table.params != params:
         raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         network = LensTransformer2DModel(**asdict(params))
     return _fill(network, table, dtype, device)
 
@@ -58,18 +58,24 @@ def load_text_encoder(
     from backend.model.text_encoder import LensGptOssEncoder
 
     params = files.preset.params.text
-    table = formats.open_text_encoder(files.text_encoder)
-    if table.params is not None and table.params != params:
-        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    table = open_text_table(files)
     if with_head and "lm_head.weight" not in table.entries:
         raise CheckpointError(
             f"{table.origin}: has no output head (lm_head), so it can encode a prompt but not write one",
             hint="ComfyUI's NVFP4 file is one of these; for the reasoner use gpt-oss-20b as published, or a GGUF",
         )
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         network = LensGptOssEncoder(params, head=with_head)
     unused = () if with_head else ("lm_head.weight",)
     return _fill(network, table, dtype, device, unused)
+
+
+def open_text_table(files: ModelFiles) -> TensorTable:
+    """The tensors of the text encoder, none of them read yet. Raises CheckpointError."""
+    table = formats.open_text_encoder(files.text_encoder)
+    if table.params is not None and table.params != files.preset.params.text:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    return table
 
 
 def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> AutoencoderKLFlux2:
@@ -78,12 +84,12 @@ def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> Autoencod
 
     params = files.preset.params.vae
     table = formats.open_vae(files.vae, len(params.block_out_channels))
-    with torch.device("meta"), _Uninitialised():
+    with torch.device("meta"), Uninitialised():
         network = build_vae(params)
     return _fill(network, table, dtype, device)
 
 
-class _Uninitialised(TorchFunctionMode):
+class Uninitialised(TorchFunctionMode):
     """Turns torch.nn.init into nothing while a network is built that will be filled from files.
 
     On the meta device a random initialisation does no work but imports torch._dynamo: 1.2 s of every start.

@@ -22,6 +22,8 @@ from backend.model.tensor_files import TensorFiles
 from backend.params import DiTParams, TextEncoderParams
 
 Read = Callable[[torch.dtype], torch.Tensor]
+# Rows first to last (exclusive) of the first axis, on a device, with any strides: (dtype, device, first, last).
+ReadPart = Callable[[torch.dtype, torch.device | str, int, int], torch.Tensor]
 
 # Parts of a full ComfyUI checkpoint that are not the one asked for; known, so not reported as unexpected.
 _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model.diffusion_model.")
@@ -29,10 +31,11 @@ _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_mode
 
 @dataclass(frozen=True)
 class Entry:
-    """One public tensor: its shape once decoded, and how to read it."""
+    """One public tensor: its shape once decoded, and how to read it, whole or some rows of it alone."""
 
     shape: tuple[int, ...]
     read: Read
+    part: ReadPart | None = None  # None: a tensor that nobody reads in parts
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,19 @@ class TensorTable:
     entries: Mapping[str, Entry]
     params: DiTParams | TextEncoderParams | None = None  # where the files state them (GGUF)
     tokenizer_json: str | None = field(default=None, repr=False)  # where it is embedded
+    release: Callable[[], None] = lambda: None  # gives what was read of the files back to the system
 
     def names(self) -> list[str]:
         return list(self.entries)
 
     def tensor(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         return self.entries[name].read(dtype)
+
+    def part(self, name: str, dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
+        """Rows of the first axis (experts, tokens) without the rest; strides may be any."""
+        read = self.entries[name].part
+        assert read is not None, f"{name} is not read in parts"
+        return read(dtype, device, first, last)
 
 
 # transformer ---------------------------------------------------------------------------------------------------------
@@ -130,7 +140,7 @@ def _text_safetensors(files: TensorFiles) -> TensorTable:
         else:
             name = "model." + stored.removeprefix(prefix)
             _text_entry(files, stored, name, entries)
-    return TensorTable(files.origin, entries, None, tokenizer)
+    return TensorTable(files.origin, entries, None, tokenizer, files.release)
 
 
 def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, Entry]) -> None:
@@ -143,7 +153,9 @@ def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, E
     if part == "_blocks":  # MXFP4
         shape = _mxfp4_shape(files, stored, stem + "_scales")
         entries[public] = Entry(
-            shape, lambda dtype: block_formats.mxfp4_experts(files.raw(stored), files.raw(stem + "_scales"), dtype)
+            shape,
+            lambda dtype: block_formats.mxfp4_experts(files.raw(stored), files.raw(stem + "_scales"), dtype),
+            _mxfp4_part(files, stored, stem + "_scales"),
         )
     elif part == ".weight":  # NVFP4
         _check_marker(files, stem, ("nvfp4",))
@@ -152,6 +164,7 @@ def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, E
         entries[public] = Entry(
             shape,
             lambda dtype: block_formats.nvfp4_experts(files.raw(stored), files.raw(scale), files.raw(outer), dtype),
+            _nvfp4_part(files, stored, scale, outer),
         )
     elif part == ".bias":
         entries[public + "_bias"] = _plain(files, stored)
@@ -193,6 +206,25 @@ def _nvfp4_shape(files: TensorFiles, weight: str, scale: str, outer: str) -> tup
     return shape[0], 2 * shape[2], shape[1]
 
 
+def _mxfp4_part(files: TensorFiles, blocks: str, scales: str) -> ReadPart:
+    def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
+        pairs = zip(files.raw(blocks)[first:last], files.raw(scales)[first:last], strict=True)
+        return torch.stack([block_formats.mxfp4_expert(b.to(device), s.to(device), dtype) for b, s in pairs]).mT
+
+    return part
+
+
+def _nvfp4_part(files: TensorFiles, weight: str, scale: str, outer: str) -> ReadPart:
+    def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
+        packed = files.raw(weight)
+        scales = files.raw(scale).reshape(len(packed), -1)
+        per_expert = files.raw(outer).reshape(-1).expand(len(packed))
+        triples = ((t[e].to(device) for t in (packed, scales, per_expert)) for e in range(first, last))
+        return torch.stack([block_formats.nvfp4_expert(*triple, dtype) for triple in triples]).mT
+
+    return part
+
+
 def _text_gguf(files: TensorFiles) -> TensorTable:
     if "token_embd.weight" not in files:
         raise CheckpointError(f"{files.origin}: tensor 'token_embd.weight' is missing")
@@ -217,11 +249,15 @@ def _text_gguf(files: TensorFiles) -> TensorTable:
                     f"{files.origin}: {one!r} is {list(files.shape(one))}, {two!r} is {list(files.shape(two))}"
                 )
         rows, inner, hidden = files.shape(gate)
-        entries[experts + "gate_up_proj"] = Entry((rows, hidden, 2 * inner), _gate_up(files, gate, up))
+        entries[experts + "gate_up_proj"] = Entry(
+            (rows, hidden, 2 * inner), _gate_up(files, gate, up), _gate_up_part(files, gate, up)
+        )
         entries[experts + "gate_up_proj_bias"] = Entry((rows, 2 * inner), _gate_up_bias(files, gate_bias, up_bias))
         rows, hidden, inner = files.shape(down)
-        entries[experts + "down_proj"] = Entry((rows, inner, hidden), _transposed(files, down))
-    return TensorTable(files.origin, entries, params, files.metadata.get(gguf_keys.HF_TOKENIZER_KEY))
+        entries[experts + "down_proj"] = Entry(
+            (rows, inner, hidden), _transposed(files, down), _transposed_part(files, down)
+        )
+    return TensorTable(files.origin, entries, params, files.metadata.get(gguf_keys.HF_TOKENIZER_KEY), files.release)
 
 
 def _is_expert(stored: str) -> bool:
@@ -239,6 +275,18 @@ def _gate_up(files: TensorFiles, gate: str, up: str) -> Read:
         return out
 
     return read
+
+
+def _gate_up_part(files: TensorFiles, gate: str, up: str) -> ReadPart:
+    def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
+        both = [files.part(name, dtype, device, first, last) for name in (gate, up)]
+        return torch.stack(both, dim=2).flatten(1, 2).mT
+
+    return part
+
+
+def _transposed_part(files: TensorFiles, name: str) -> ReadPart:
+    return lambda dtype, device, first, last: files.part(name, dtype, device, first, last).mT
 
 
 def _gate_up_bias(files: TensorFiles, gate: str, up: str) -> Read:
@@ -287,7 +335,11 @@ def _integer(files: TensorFiles, stored: str) -> Read:
 
 
 def _plain(files: TensorFiles, stored: str) -> Entry:
-    return Entry(files.shape(stored), lambda dtype: files.floats(stored, dtype))
+    return Entry(
+        files.shape(stored),
+        lambda dtype: files.floats(stored, dtype),
+        lambda dtype, device, first, last: files.part(stored, dtype, device, first, last),
+    )
 
 
 def _wanted(files: TensorFiles, prefix: str) -> list[str]:

@@ -7,6 +7,7 @@ slabs, so the float32 scratch stays near SLAB_BYTES whatever the tensor's size.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from backend.errors import CheckpointError
+from backend.model.block_formats import ggml_mxfp4
 from backend.model.headers import FileFormat, TensorHeader, read_header
 
 SLAB_BYTES = 64 * 2**20  # float32 scratch of one dequantisation step
@@ -72,7 +74,10 @@ class TensorFiles:
 
     def raw(self, name: str) -> torch.Tensor:
         """The stored elements of an unpacked tensor, on the CPU, usually a view of the file."""
-        return self._bytes(name).view(TORCH_TYPES[self.kind(name)]).reshape(self.shape(name))
+        raw, dtype = self._bytes(name), TORCH_TYPES[self.kind(name)]
+        if self.header(name).start % dtype.itemsize:  # after a U8 tensor of odd length; arithmetic there is undefined
+            raw = raw.clone()
+        return raw.view(dtype).reshape(self.shape(name))
 
     def floats(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """A weight in `dtype`. Raises CheckpointError where it is stored as something that is no weight."""
@@ -86,32 +91,57 @@ class TensorFiles:
             hint="a quantised file of a kind lens does not know" if kind.startswith(("F8", "U8", "I8")) else None,
         )
 
+    def part(self, name: str, dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
+        """Rows `first` to `last` (exclusive) of the first axis of a weight, on `device`; only their bytes are read.
+
+        Raises CheckpointError as `floats` does.
+        """
+        if self.kind(name) in FLOATS:
+            return self.raw(name)[first:last].to(device, dtype)
+        if self.format is FileFormat.gguf:
+            return self._dequantised(name, dtype, first, last, device)
+        return self.floats(name, dtype)  # raises: no format of whole weights but these
+
+    def release(self) -> None:
+        """Give the pages that were read back to the system; whoever reads on reads them from the files again.
+
+        Otherwise a file that is read once from front to back counts wholly as this process's memory.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            for mapped in self._maps:
+                mapped._mmap.madvise(mmap.MADV_DONTNEED)  # pyright: ignore[reportAttributeAccessIssue]
+
     def _path(self, name: str) -> Path:
         return self._paths[self._where[name][0]]
 
     def _bytes(self, name: str) -> torch.Tensor:
         index, info = self._where[name]
-        raw = torch.from_numpy(np.asarray(self._maps[index][info.start : info.start + info.nbytes]))
-        # A U8 tensor of odd length may leave its neighbours unaligned; arithmetic on those is undefined.
-        return raw if info.start % 8 == 0 else raw.clone()
+        return torch.from_numpy(np.asarray(self._maps[index][info.start : info.start + info.nbytes]))
 
-    def _dequantised(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+    def _dequantised(
+        self, name: str, dtype: torch.dtype, first: int = 0, last: int | None = None, device: torch.device | str = "cpu"
+    ) -> torch.Tensor:
         import gguf  # only for packed types; 60 ms
 
         info = self.header(name)
         kind = gguf.GGMLQuantizationType(int(info.dtype))
         elements, block = gguf.GGML_QUANT_SIZES[kind]
-        width, rows = info.shape[-1], math.prod(info.shape[:-1])
-        packed = self._bytes(name).numpy().reshape(rows, width // elements * block)
-        out = torch.empty(rows, width, dtype=dtype)
+        last = info.shape[0] if last is None else last
+        width, inner = info.shape[-1], math.prod(info.shape[1:-1])
+        packed = self._bytes(name).reshape(-1, width // elements * block)[first * inner : last * inner]
+        rows, shape = len(packed), (last - first, *info.shape[1:])
+        out = torch.empty(rows, width, dtype=dtype, device=device)
         slab = max(1, SLAB_BYTES // (4 * width))
-        for first in range(0, rows, slab):
+        for at in range(0, rows, slab):
+            if kind is gguf.GGMLQuantizationType.MXFP4:  # the experts of every gpt-oss: ours is faster, on any device
+                out[at : at + slab] = ggml_mxfp4(packed[at : at + slab].to(device), dtype)
+                continue
             try:
-                values = gguf.quants.dequantize(packed[first : first + slab], kind)
+                values = gguf.quants.dequantize(packed[at : at + slab].numpy(), kind)
             except NotImplementedError as error:
                 raise CheckpointError(
                     f"{self._path(name)}: tensor {name!r} has the type {kind.name}, which cannot be dequantised",
                     hint="use a file in Q8_0, Q4_K, MXFP4, F16 or BF16",
                 ) from error
-            out[first : first + slab] = torch.from_numpy(values)
-        return out.reshape(info.shape)
+            out[at : at + slab] = torch.from_numpy(values)
+        return out.reshape(shape)
