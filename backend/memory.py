@@ -15,6 +15,11 @@ def peak_bytes(device: torch.device) -> int:
         import torch
 
         return torch.cuda.max_memory_reserved(device)
+    return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """Peak bytes so far of the process's resident set."""
     if sys.platform == "win32":
         import psutil
 
