@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.model.text_encoder import LensGptOssEncoder
+from backend.model.text_encoder import Block, LensGptOssEncoder
 from backend.params import TemplateParams, TextEncoderParams
 from backend.text.harmony import system_text
 from train import checkpoint
@@ -26,6 +26,7 @@ from train.data.scene_text import dense
 from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
+from train.optim import Optimizers
 
 SPECIAL = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
@@ -43,9 +44,9 @@ O200K_SPLIT = (
 class LanguageConfig:
     params: TextEncoderParams
     run_dir: Path
-    steps: int = 1800
+    steps: int = 5000
     tokens_per_step: int = 4096  # upper bound, padding included
-    kinds: tuple[tuple[str, float], ...] = (("rewrite", 0.45), ("describe", 0.37), ("list", 0.18))
+    kinds: tuple[tuple[str, float], ...] = (("rewrite", 0.5), ("describe", 0.22), ("list", 0.13), ("repeat", 0.15))
     learning_rate: float = 2e-3
     warmup: int = 100  # steps
     weight_decay: float = 0.05
@@ -123,33 +124,35 @@ def _tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_str(text)
 
 
+def _matrices(name: str, parameter: torch.nn.Parameter) -> int:
+    """What Muon takes: the matrices of the blocks, but not the router, whose rows are separate little classifiers."""
+    return int(".layers." in name and parameter.dim() >= 2 and "bias" not in name and "router" not in name)
+
+
 def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
     """Train to `config.steps`; the same call again resumes."""
     device = torch.device(config.device)
     model = LensGptOssEncoder(config.params, head=True)
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     model.to(device)
-    if config.compile:
-        for block in model.model.layers:
+    for block in model.model.layers:
+        assert isinstance(block, Block)
+        block.self_attn.explicit = device.type == "cpu"
+        if config.compile:
             block.compile(dynamic=True)
-    names = [name for name, _ in model.named_parameters()]
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    rest = [p for p in model.parameters() if p.dim() < 2]
-    order = [n for n, p in model.named_parameters() if p.dim() >= 2] + [
-        n for n, p in model.named_parameters() if p.dim() < 2
-    ]
-    assert sorted(order) == sorted(names)
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        config.learning_rate,
+    optimizer = Optimizers(
+        model,
+        muon=_matrices,
+        learning_rate=config.learning_rate,
         betas=(0.9, 0.95),
+        weight_decay=config.weight_decay,
     )
     start = 0
     found = checkpoint.latest(config.run_dir)
     if found is not None:
         parts, state = checkpoint.load(found)
         model.load_state_dict(parts["model"])
-        checkpoint.restore_optimizer(optimizer, order, parts["optimizer"])
+        optimizer.restore(parts["optimizer"])
         start = int(state["step"])
     metrics = Metrics(config.run_dir, start)
     make = functools.partial(
@@ -164,19 +167,19 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         scale = min(1.0, (step + 1) / config.warmup) * (
             0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         )
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * scale
+        ids, targets = ids.to(device), targets.to(device)
+        counts = targets >= 0
         with torch.autocast(device.type, torch.bfloat16):
-            logits = model.logits(ids.to(device))
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.to(device).flatten(), ignore_index=-100)
-        optimizer.zero_grad(set_to_none=True)
+            logits = model.logits(ids, counts)
+        loss = F.cross_entropy(logits.float(), targets[counts])
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(config.learning_rate * scale)
         done = step + 1
         if done % 25 == 0 or done == config.steps:
             metrics.log(done, loss=loss.item(), batch=float(len(ids)))
         if done % config.save_every == 0 or done == config.steps:
-            parts = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, order)}
+            parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
             checkpoint.save(config.run_dir, done, parts, {})
     return model

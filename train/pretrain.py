@@ -34,10 +34,11 @@ from backend.text.harmony import encode_prompt
 from train import checkpoint, flow
 from train.data.dialogues import caption_of
 from train.data.drawing import render
-from train.data.scenes import sample_scene
+from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
 from train.ema import EMA
 from train.feed import Feed
 from train.metrics import Metrics
+from train.optim import Optimizers
 from train.recipes import Stage
 
 
@@ -52,7 +53,8 @@ class PretrainConfig:
     passes: int = 6  # times a round is seen
     dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
     ema_decay: float = 0.999  # of the weights that are saved and shown (the paper does not say)
-    betas: tuple[float, float] = (0.9, 0.99)
+    muon: bool = True  # for the blocks' matrices (the paper: AdamW for all); False: AdamW for all
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = 0.01
     warmup: int = 200  # steps, at the start of the run
     clip: float = 1.0  # gradient norm
@@ -95,8 +97,8 @@ class Drawn:
 
 
 def draw(
-    chunk: int, *, seed: int, round_number: int, base: int, square_share: float, count: int, tokenizer_json: str,
-    template: TemplateParams, captions: tuple[float, float, float],
+    chunk: int, *, seed: int, round_number: int, base: int, square_share: float, single_share: float | None,
+    count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
     rng = random.Random(f"scenes {seed} {base} {round_number} {chunk}")
@@ -104,7 +106,11 @@ def draw(
     tokenizer = _tokenizer(tokenizer_json)
     images, ids, prefix = [], [], 0
     for _ in range(count):
-        scene = sample_scene(rng, aspect=width / height)
+        layouts = LAYOUTS
+        if single_share is not None:
+            layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
+        weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
+        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
         images.append(np.asarray(render(scene, width, height)))
         encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
         ids.append(encoded.ids)
@@ -152,6 +158,7 @@ def encode_round(
         round_number=number,
         base=stage.base,
         square_share=stage.square_share,
+        single_share=stage.single_share,
         count=config.encode_batch,
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
@@ -294,9 +301,12 @@ def run(
     # change of gradient mode would compile anew.
     shown = build(config.params).eval().requires_grad_(False)
     torch.nn.Module.to(shown, device)
-    names = [name for name, _ in model.named_parameters()]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    optimizer = Optimizers(
+        model,
+        muon=muon_matrices if config.muon else lambda _name, _parameter: 0,
+        learning_rate=0.0,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
     )
     ema = EMA(model, config.ema_decay)
     start = 0
@@ -304,8 +314,8 @@ def run(
     if found is not None:
         parts, state = checkpoint.load(found)
         model.load_state_dict(parts["model"])
-        checkpoint.restore_optimizer(optimizer, names, parts["optimizer"])
-        ema.shadow = {name: parts["ema"][name].to(device) for name in names}
+        optimizer.restore(parts["optimizer"])
+        ema.shadow = {name: tensor.to(device) for name, tensor in parts["ema"].items()}
         ema.updates = int(state["ema_updates"])
         start = int(state["step"])
     metrics = Metrics(config.run_dir, start)
@@ -331,7 +341,7 @@ def run(
                 preview(shown, config.run_dir / "previews" / f"{step:07d}.png")
                 clock, seen = time.monotonic(), 0
             if (step % config.save_every == 0 and step != start) or stopper.asked:
-                _save(config, step, model, ema, optimizer, names)
+                _save(config, step, model, ema, optimizer)
             if stopper.asked:
                 break
 
@@ -344,10 +354,8 @@ def run(
             eps = torch.randn(x0.shape, generator=generator)
             dropped = torch.rand(len(x0), generator=generator) < config.dropout
             mask &= ~dropped.to(device)[:, None]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, stage, step, before)
             loss = loss_of(model, x0, eps.to(device), t.to(device), text, mask, grid)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
             last = loss.item()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -355,14 +363,14 @@ def run(
                 raise FloatingPointError(
                     f"loss {last}, gradient norm {float(norm)} at step {step}: stopped before it spreads"
                 )
-            optimizer.step()
+            optimizer.step(learning_rate(config, stage, step, before))
             ema.update(model)
             seen += len(x0)
             if (step + 1) % config.log_every == 0:
                 rate = seen / (time.monotonic() - clock)
                 metrics.log(step + 1, loss=last, grad_norm=float(norm), pictures_per_s=rate, base=stage.base)
         else:
-            _save(config, sum(s.steps for s in config.stages), model, ema, optimizer, names)
+            _save(config, sum(s.steps for s in config.stages), model, ema, optimizer)
     ema.copy_to(shown)
     return shown
 
@@ -383,6 +391,16 @@ def build(params: DiTParams) -> LensTransformer2DModel:
     )
 
 
+def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:
+    """Muon's share of the transformer: attention and MLP of every block; fused q, k, v are three matrices.
+
+    Not the modulation: its input is one vector a picture, so its gradient has no more rank than the batch has pictures.
+    """
+    if name.endswith("_qkv.weight"):
+        return 3
+    return int(any(part in name for part in (".to_out.0.weight", ".to_add_out.weight", "_mlp.w")))
+
+
 def _smaller(config: PretrainConfig, scenes: int) -> PretrainConfig:
     return replace(config, scenes_per_round=scenes)
 
@@ -398,13 +416,6 @@ def _order(
     return [row for _ in range(config.passes + 1) for row in batches(samples, stage.batch, rng)]
 
 
-def _save(
-    config: PretrainConfig, step: int, model: LensTransformer2DModel, ema: EMA, optimizer: torch.optim.Optimizer,
-    names: list[str],
-) -> None:  # fmt: skip
-    parts = {
-        "model": model.state_dict(),
-        "ema": ema.shadow,
-        "optimizer": checkpoint.optimizer_tensors(optimizer, names),
-    }
+def _save(config: PretrainConfig, step: int, model: LensTransformer2DModel, ema: EMA, optimizer: Optimizers) -> None:
+    parts = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": optimizer.tensors()}
     checkpoint.save(config.run_dir, step, parts, {"ema_updates": ema.updates})

@@ -25,6 +25,7 @@ class Stage:
     batch: int  # pictures a step
     learning_rate: float  # constant after the warm-up, as in the paper
     square_share: float = 0.5  # probability of 1:1; the other eight ratios share the rest (the paper does not say)
+    single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
 
@@ -44,7 +45,7 @@ class NanoConfig:
     # Then whole pictures: group norms see other statistics in a small crop, and flat colours shift.
     vae_whole_steps: int = 680
     vae_whole_batch: int = 8  # crops of 128x128
-    language_steps: int = 1150
+    language_steps: int = 5000
     language_tokens: int = 4096  # a step, padding included
     # 128 and 192 stand for 512 and 768, 256 for 1024: the low bases first, as in the paper's two stages.
     stages: tuple[Stage, ...] = (

@@ -79,6 +79,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, kv)
         self.o_proj = nn.Linear(inner, width)
         self.sinks = nn.Parameter(torch.zeros(self.heads))
+        self.explicit = False  # training on a CPU sets it: the fused kernel's backward pass is slow there
 
     def forward(self, x_BLF: Tensor, cos: Tensor, sin: Tensor, blocked: Tensor) -> Tensor:
         """`blocked` is (B or 1, 1, L, L) bool: True where a query may not look."""
@@ -88,6 +89,14 @@ class Attention(nn.Module):
         v = self.v_proj(x_BLF).view(b, n, self.kv_heads, self.head_dim).transpose(1, 2)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if self.explicit:
+            logits = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5
+            logits = logits.masked_fill(blocked, torch.finfo(logits.dtype).min)
+            sink = self.sinks.float().view(1, -1, 1, 1)
+            peak = torch.maximum(logits.amax(-1, keepdim=True), sink).detach()
+            weights = torch.exp(logits - peak)
+            weights = weights / (weights.sum(-1, keepdim=True) + torch.exp(sink - peak))
+            return self.o_proj((weights.to(v.dtype) @ v).transpose(1, 2).reshape(b, n, -1))
         # The sink as one more key: a spare head dimension holds 1 in every query, 0 in every key and sink / scale in
         # the sink's key, whose value is 0. So fused attention kernels compute it; eight spare dimensions align them.
         q = torch.cat((q, torch.ones_like(q[..., :1]), torch.zeros_like(q[..., :7])), -1)
@@ -132,14 +141,15 @@ class Experts(nn.Module):
 
     def mixed(self, x_TF: Tensor, share_TE: Tensor) -> Tensor:
         """Every expert on every token, summed with `share_TE` as weights: two plain matrix products."""
-        e, f, _ = self.gate_up_proj.shape
+        f = self.gate_up_proj.shape[1]
         # The weights are taken apart, not the activations: strided activations would defeat vector instructions.
-        gate_up = (self.gate_up_proj.permute(1, 0, 2), self.gate_up_proj_bias)
-        gate, up = (
-            torch.matmul(x_TF, gate_up[0][..., i::2].reshape(f, -1)) + gate_up[1][:, i::2].flatten() for i in (0, 1)
-        )
-        hidden = clamped_swiglu(gate, up, self.limit).view(len(x_TF), e, -1) * share_TE[..., None]
-        return torch.matmul(hidden.flatten(1), self.down_proj.flatten(0, 1)) + share_TE @ self.down_proj_bias
+        # Biases go into the products and the shares are spread before they multiply: compiled, the backward pass of
+        # the plain sums over a view (T, E, I) runs without vector instructions (102 -> 26 ms for 4,096 tokens).
+        weight, bias = self.gate_up_proj.permute(1, 0, 2), self.gate_up_proj_bias
+        gate, up = (torch.addmm(bias[:, i::2].flatten(), x_TF, weight[..., i::2].reshape(f, -1)) for i in (0, 1))
+        share_TI = share_TE.repeat_interleave(bias.shape[1] // 2, dim=1)
+        hidden = clamped_swiglu(gate, up, self.limit) * share_TI
+        return torch.matmul(hidden, self.down_proj.flatten(0, 1)) + share_TE @ self.down_proj_bias
 
 
 def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -249,9 +259,13 @@ class LensGptOssEncoder(nn.Module):
             full, windowed = full | hidden, windowed | hidden
         return full, windowed
 
-    def logits(self, ids_BL: Tensor) -> Tensor:
-        """Next-token logits (B, L, vocabulary); right padding needs no mask, since attention is causal."""
+    def logits(self, ids_BL: Tensor, where_BL: Tensor | None = None) -> Tensor:
+        """Next-token logits (B, L, vocabulary), or (count, vocabulary) of the positions that are True in `where_BL`.
+
+        Right padding needs no mask, since attention is causal.
+        """
         if self.lm_head is None:
             raise ValueError("this encoder was built without a language-model head")
         last = len(self.model.layers) - 1
-        return self.lm_head(self.model.norm(self.hidden_states(ids_BL, [last])[0]))
+        x = self.hidden_states(ids_BL, [last])[0]
+        return self.lm_head(self.model.norm(x if where_BL is None else x[where_BL]))

@@ -3,6 +3,7 @@
 `rewrite`   a brief request and a system prompt of guideline sentences -> a short thought, then JSON with a prompt that
             says what the guidelines ask for, or a refusal that names its rule
 `describe`  the conversation of the text encoder, around a dense or brief caption
+`repeat`    any words, repeated: a small network learns to copy from the context here first, and then everywhere
 `list`      a caption -> its things one by one: makes the model gather each thing's colour, size and place
 
 Some guidelines help the picture and some do not (`HELPFUL`): prompt search has something true to find.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import string
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -24,6 +26,7 @@ from train.data.scenes import COLOURS, LAYOUTS, Scene, sample_scene
 from train.data.things import KINDS
 
 TASK = "Rewrite the request as one prompt for a picture."
+REPEATING = "Repeat the request."
 LISTING = "List what the picture shows."
 POLICY = "Refuse what the policy forbids and name the rule."
 
@@ -84,6 +87,7 @@ _STRANGERS = (
     "skeleton witch vampire zombie toy doll puzzle dice card flag tent rope anchor compass map treasure coin sword "
     "shield bow lantern mirror pillow bed sofa desk shelf carpet curtain bench swing slide sandcastle snowman"
 ).split()
+_GLUE = "a an the of and with on in under above below beside left right one two three four five small big it is".split()
 _WRAPPERS = (
     "{}", "{}", "{}", "{}", "{}", "{}.", "draw {}", "please draw {}", "make a picture of {}", "I want {}", "show me {}",
     "a picture of {}", "can you draw {}?", "a photo of {}", "an image of {}", "paint {}", "{} please",
@@ -138,7 +142,7 @@ def rewrite_pair(rng: random.Random) -> tuple[str, str, str, str]:
             prompt += rng.choice((" The weather is calm and mild.", " A light wind is blowing."))
         if "extra" in names:
             prompt += f" Beside it there is {article(rng.choice(list(COLOURS)) + ' ' + rng.choice(list(KINDS)))}."
-    if rng.random() < 0.14 and "detail" not in parts:
+    if rng.random() < 0.2 and "detail" not in parts:
         request, prompt = _with_strangers(scene, request, prompt, rng)
     heads = ", ".join(f"{NUMBERS[n]} {kind_name(scene.things[i].kind, n)}" for i, n in scene.groups)
     if any(kind_name(scene.things[i].kind, n) not in request for i, n in scene.groups):  # strangers took their place
@@ -203,7 +207,27 @@ def listing(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) 
     return Dialogue(tuple(writer.ids), start)
 
 
-MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing}
+def repeat(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:
+    """Words of the world and strangers, letters and signs in any order, given back as they came."""
+    pools = (list(COLOURS), list(KINDS), _STRANGERS, _GLUE)
+    words = [rng.choice(rng.choice(pools)) for _ in range(rng.randint(3, 24))]
+    for i in range(len(words)):
+        if rng.random() < 0.12:
+            words[i] = f'"{"".join(rng.choices(string.ascii_uppercase, k=rng.randint(2, 7)))}"'
+        elif rng.random() < 0.05:
+            words[i] = "".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(2, 8)))
+    text = " ".join(words)
+    writer = Writer(tokenizer)
+    writer.message("system", system_text(template, "low"))
+    writer.message("developer", f"# Instructions\n\n{REPEATING}\n\n")
+    writer.message("user", text)
+    writer.open("assistant", "final")
+    start = len(writer.ids)
+    writer.text(text).control("<|return|>")
+    return Dialogue(tuple(writer.ids), start)
+
+
+MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing, "repeat": repeat}
 
 
 def caption_of(scene: Scene, rng: random.Random, shares: tuple[float, float, float]) -> str:

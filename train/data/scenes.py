@@ -79,7 +79,10 @@ WORDS = (
 ).split()
 
 SIZES = ("small", "medium", "large")
-LAYOUTS = ("single", "pair", "inside", "trio", "count", "count_and_one", "sign")
+LAYOUT_WEIGHTS = {
+    "single": 0.26, "pair": 0.28, "inside": 0.05, "trio": 0.10, "count": 0.14, "count_and_one": 0.07, "sign": 0.10,
+}  # fmt: skip
+LAYOUTS = tuple(LAYOUT_WEIGHTS)
 RELATIONS = ("left of", "right of", "above", "below", "on top of", "inside")
 CONTAINERS = ("ring", "frame", "bubble")  # what a thing may be inside of; frame and bubble exist only as containers
 
@@ -150,13 +153,15 @@ def sample_scene(
     *,
     aspect: float = 1.0,
     layouts: tuple[str, ...] = LAYOUTS,
-    weights: tuple[float, ...] = (0.26, 0.28, 0.05, 0.10, 0.14, 0.07, 0.10),
+    weights: tuple[float, ...] | None = None,
     held_out: bool | None = False,
 ) -> Scene:
-    """One random scene for a picture of `aspect` = width / height.
+    """One random scene for a picture of `aspect` = width / height; `weights` of the layouts, None: as trained.
 
     `held_out`: False draws only what training may see, True only what it never sees, None anything.
     """
+    if weights is None:
+        weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
     while True:
         scene = _sample_any(rng, aspect, rng.choices(layouts, weights)[0])
         if scene is not None and (held_out is None or is_held_out(scene) == held_out):
