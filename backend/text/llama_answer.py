@@ -71,7 +71,7 @@ class Answerer:
         writer.ids = []
         writer.control("<|end|>").control("<|start|>").text("assistant")
         self._conclude = tuple(writer.control("<|channel|>").text("final").control("<|message|>").ids)
-        self._end, self._return = (tokenizer.token_to_id(token) for token in ("<|end|>", "<|return|>"))
+        self._end, self._return = harmony.Writer(tokenizer).control("<|end|>").control("<|return|>").ids
 
     def answer(
         self, ids: Sequence[int], *, schema: Mapping[str, Any] | None, think_tokens: int, answer_tokens: int,

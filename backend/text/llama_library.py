@@ -61,7 +61,7 @@ class Library:
             function = getattr(ggml, name)
             function.restype, function.argtypes = result, arguments
         self._log = api.llama_log_callback(_note)  # must live as long as the library: C holds only its address
-        api.llama_log_set(self._log, None)
+        api.llama_log_set(self._log, ctypes.c_void_p())
         api.llama_backend_init()
 
     def name(self, tensor: int) -> str:

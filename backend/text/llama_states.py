@@ -64,7 +64,8 @@ class StateReader:
         except BaseException:
             self._forget()
             raise
-        states = {block: np.concatenate(parts) for block, parts in self._found.items()}
+        nothing = np.empty((0, self._model.width), np.float32)
+        states = {block: np.concatenate([nothing, *parts]) for block, parts in self._found.items()}
         wrong = [block for block in take if states[block].shape != (len(ids), self._model.width)]
         if wrong:
             self._forget()

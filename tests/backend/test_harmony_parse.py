@@ -29,9 +29,10 @@ def small() -> Tokenizer:
 
 def ids_of(tokenizer: Tokenizer, *parts: str) -> list[int]:
     """Control tokens by their name, everything else as plain text."""
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
     ids: list[int] = []
     for part in parts:
-        ids += [tokenizer.token_to_id(part)] if part in tiny.HARMONY else plain_ids(tokenizer, part)
+        ids += [numbers[part]] if part in tiny.HARMONY else plain_ids(tokenizer, part)
     return ids
 
 
