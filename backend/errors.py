@@ -75,10 +75,14 @@ class OutOfMemoryError(LensError):
 
 
 class RefusedError(LensError):
-    """The reasoner's policy refused the request."""
+    """The reasoner's policy refused the request. `rule` is the policy's name for why."""
 
     exit_code = 7
     code = "refused"
+
+    def __init__(self, message: str, *, hint: str | None = None, rule: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rule = rule
 
 
 class ReplyError(LensError):

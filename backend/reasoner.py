@@ -133,11 +133,14 @@ class Refused:
             return RefusedError(
                 "the reasoner's model declined the request without naming a rule",
                 hint="word it otherwise, or ask another model; --reasoner off draws the request as it stands",
+                rule=self.rule,
             )
         text = next(rule.text for rule in prompts.rules() if rule.name == self.rule)
         allowed = " ".join(text.partition("Not this:")[2].split())
         return RefusedError(
-            f"the request is refused by the rule {self.rule!r}", hint=f"allowed, for instance: {allowed}"
+            f"the request is refused by the rule {self.rule!r}",
+            hint=f"allowed, for instance: {allowed}",
+            rule=self.rule,
         )
 
 
@@ -145,6 +148,20 @@ Decision = Rewritten | Refused
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
+
+
+def choose_mode(
+    settings: ReasonerSettings, preset: Preset, typed: ReasonerMode | None = None
+) -> tuple[ReasonerMode, str]:
+    """(mode, why) with auto resolved: the configured endpoint where there is one, else the model's own default."""
+    wanted = typed or settings.mode
+    if wanted is not ReasonerMode.auto:
+        return wanted, "asked for"
+    if settings.base_url and settings.model:
+        return ReasonerMode.api, "an endpoint is configured"
+    if preset.reasoner_default is ReasonerMode.local:
+        return ReasonerMode.local, f"no endpoint is configured, and {preset.name}'s own helps"
+    return ReasonerMode.off, f"no endpoint is configured, and {preset.name} draws requests as they are"
 
 
 def make_plan(
@@ -158,19 +175,12 @@ def make_plan(
 ) -> Plan:
     """Who is asked and with what. Opens nothing.
 
-    `mode` and `system_prompt` are what was typed, before the settings. auto is the configured endpoint where there is
-    one, else the model's own default; with `insist` (a command that does nothing but rewrite) it never ends in off.
-    Raises UsageError.
+    `mode` and `system_prompt` are what was typed, before the settings. With `insist` (a command that does nothing but
+    rewrite) auto never ends in off. Raises UsageError.
     """
-    wanted = mode or settings.mode
-    chosen, why = wanted, "asked for"
-    if wanted is ReasonerMode.auto:
-        if settings.base_url and settings.model:
-            chosen, why = ReasonerMode.api, "an endpoint is configured"
-        elif preset.reasoner_default is ReasonerMode.local or insist:
-            chosen, why = ReasonerMode.local, "no endpoint is configured"
-        else:
-            chosen, why = ReasonerMode.off, f"no endpoint is configured, and {preset.name} draws requests as they are"
+    chosen, why = choose_mode(settings, preset, mode)
+    if insist and chosen is ReasonerMode.off and (mode or settings.mode) is ReasonerMode.auto:
+        chosen, why = ReasonerMode.local, "no endpoint is configured"
     local = chosen is ReasonerMode.local
     if chosen is ReasonerMode.api:
         from backend.endpoint import check_address

@@ -6,9 +6,14 @@ from dataclasses import asdict
 
 import typer
 
+from backend.errors import RefusedError
 from backend.outputs import OutputPlan
-from backend.types import GenerationRequest
+from backend.reasoner import choose_mode
+from backend.requests import find_preset
+from backend.settings import Settings
+from backend.types import GenerationRequest, ReasonerMode
 from lens_cli.console import Talk
+from lens_cli.reasoning import Rewriting, refusal_data
 from lens_cli.runner import run
 from lens_cli.show import wanted
 from lens_cli.wording import command_line, describe
@@ -22,27 +27,43 @@ def carry_out(
     output: str | None,
     dry_run: bool,
     show: bool | None,
-    show_setting: bool | None,
+    settings: Settings,
+    rewriting: Rewriting | None = None,
     parent_id: str | None = None,
 ) -> None:
     """Paths on stdout, or one JSON answer; the last line on stderr makes the pictures again.
 
-    `output` is the flag as typed. Raises typer.Exit with the code of what went wrong, if something did.
+    `output` is the flag as typed. `rewriting` is the reasoner; None: the prompt is drawn as it stands, as by `rerun`.
+    Raises typer.Exit with the code of what went wrong, if something did.
     """
+    rewrites = rewriting is not None and rewriting.plan.mode is not ReasonerMode.off
+    # Plain `lens gen` of what was drawn here would ask a reasoner that this run did not ask.
+    plain = choose_mode(settings.reasoner, find_preset(request.model)[1])[0]
+    off = () if plain is ReasonerMode.off else ("--reasoner", "off")
     if dry_run:
         from lens_cli.dry_run import explain
 
-        explain(request, plan, talk, output=output)
+        flags = rewriting.flags if rewriting is not None and rewrites else off
+        explain(request, plan, talk, output=output, reasoner=rewriting and rewriting.plan, flags=flags)
         return
+    if rewriting is not None and rewrites:
+        try:
+            request = rewriting.apply(request)
+        except RefusedError as error:
+            talk.fail(error, refusal_data(error, rewriting.plan))
+            raise typer.Exit(error.exit_code) from None
+        finally:
+            rewriting.close()
     talk.say(describe(request))
     talk.detail(f"prompt: {request.prompt}")
     if request.negative_prompt:
         talk.detail(f"negative prompt: {request.negative_prompt}")
     talk.detail(f"arithmetic: {request.dtype}, device: {request.device}")
-    outcome = run(request, plan, talk, parent_id=parent_id, draw=wanted(show, show_setting, talk))
+    outcome = run(request, plan, talk, parent_id=parent_id, draw=wanted(show, settings.output.show, talk))
     error = outcome.error()
-    line = command_line(request, output)
-    data = {**outcome.data(), "request": asdict(request), "again": line}
+    line = command_line(request, output, reasoner=off)
+    revised = request.prompt if request.expander is not None else None
+    data = {**outcome.data(), "request": asdict(request), "revised": revised, "again": line}
     if outcome.pictures:
         talk.say(line)
     if error is None:

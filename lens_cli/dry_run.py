@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import ModelMissingError
 from backend.outputs import OutputPlan
@@ -14,13 +15,27 @@ from backend.types import GenerationRequest
 from lens_cli.console import Talk, human_bytes
 from lens_cli.wording import command_line, describe
 
+if TYPE_CHECKING:
+    from backend.reasoner import Plan
 
-def explain(request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output: str | None) -> None:
-    """Output names on stdout, one per line; everything else on stderr, or all of it as JSON."""
+
+def explain(
+    request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output: str | None, reasoner: Plan | None = None,
+    flags: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Output names on stdout, one per line; everything else on stderr, or all of it as JSON.
+
+    `reasoner` is who would rewrite the prompt first; None: nobody is asked (`lens rerun`). `flags` are the ones about
+    that for the command line which does it.
+    """
     files, total, missing = model_files(request.model)
     outputs = [] if plan.template is None else list(plan.paths(request, datetime.now()))
     talk.say(describe(request))
     talk.say(f"prompt: {request.prompt}")
+    if reasoner is not None:
+        from lens_cli.reasoning import describe_plan
+
+        talk.say(describe_plan(reasoner))
     if request.negative_prompt:
         talk.say(f"negative prompt: {request.negative_prompt}")
     talk.say(f"arithmetic: {request.dtype}, device: {request.device}")
@@ -32,7 +47,8 @@ def explain(request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output:
         talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
     for path in outputs:
         talk.data(path)
-    talk.say(command_line(request, output))
+    line = command_line(request, output, reasoner=flags)
+    talk.say(line)
     talk.result(
         {
             "request": asdict(request),
@@ -40,7 +56,8 @@ def explain(request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output:
             "total_bytes": 0 if missing else total,
             "download_bytes": total if missing else 0,
             "outputs": [str(path) for path in outputs],
-            "again": command_line(request, output),
+            "again": line,
+            "reasoner": reasoner.data() if reasoner is not None else None,
         }
     )
 

@@ -12,18 +12,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import FileError, UsageError
-from backend.types import DType, ImageFormat
+from backend.types import DType, ImageFormat, ReasonerMode
 from lens_cli.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
     from backend.outputs import OutputPlan
     from backend.settings import Settings
 
-_PICTURE, _WHERE, _SPEECH = "Picture", "Output", "Speech"
+_REQUEST, _PICTURE, _WHERE, _SPEECH = "Request", "Picture", "Output", "Speech"
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
 
 NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What to avoid.", rich_help_panel=_PICTURE)
+]
+Reasoner = Annotated[
+    ReasonerMode | None,
+    typer.Option(
+        "--reasoner",
+        help="Who rewrites the request first: local is the model's own language model, api a configured endpoint; "
+        "auto takes the endpoint where there is one, else the model's default.",
+        rich_help_panel=_REQUEST,
+    ),
+]
+SystemPromptName = Annotated[
+    str | None,
+    typer.Option(
+        "--system-prompt",
+        metavar="NAME|FILE",
+        help="The reasoner's instructions: general, geneval, oneig, text, nano, or a file.",
+        rich_help_panel=_REQUEST,
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from backend.types import DType, GenerationRequest
 
 
-def command_line(request: GenerationRequest, output: str | None = None) -> str:
-    """A `lens gen` line, quoted for a POSIX shell, that makes the same pictures again."""
-    prompt = request.original_prompt or request.prompt
+def command_line(request: GenerationRequest, output: str | None = None, *, reasoner: Sequence[str] = ()) -> str:
+    """A `lens gen` line, quoted for a POSIX shell, that makes the same pictures again.
+
+    It holds the prompt that was drawn, rewritten or not, and nobody may rewrite it once more. `reasoner` are flags
+    about that where they are needed.
+    """
+    prompt = request.prompt
     words = ["lens", "gen"]
     # A prompt that begins with a hyphen would be read as a flag, and "-" as stdin.
     words += [f"--prompt={prompt}"] if prompt.startswith("-") else [prompt]
@@ -21,6 +26,7 @@ def command_line(request: GenerationRequest, output: str | None = None) -> str:
         words += ["--seed", str(first) if first == last else f"{first}..{last}"]
     words += ["--dtype", str(request.dtype)] if request.dtype is not DType.auto else []
     words += ["--device", request.device] if request.device != "auto" else []
+    words += ["--reasoner", "off"] if request.expander is not None else reasoner
     words += ["--output", output] if output is not None else []
     return shlex.join(words)
 

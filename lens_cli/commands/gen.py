@@ -20,6 +20,8 @@ def gen(
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a file: all of it is one prompt.")
     ] = None,
     negative_prompt: options.NegativePrompt = None,
+    reasoner: options.Reasoner = None,
+    system_prompt: options.SystemPromptName = None,
     model: options.Model = None,
     num: options.Num = None,
     seed: options.Seed = None,
@@ -52,6 +54,7 @@ def gen(
     from backend.requests import build_request
     from backend.settings import load
     from lens_cli.carry_out import carry_out
+    from lens_cli.reasoning import make_rewriting
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()
@@ -74,4 +77,5 @@ def gen(
         warn=talk.warn,
     )
     plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk)
-    carry_out(request, plan, talk, output=output, dry_run=dry_run, show=show, show_setting=settings.output.show)
+    rewriting = make_rewriting(settings, request.model, talk, mode=reasoner, system_prompt=system_prompt)
+    carry_out(request, plan, talk, output=output, dry_run=dry_run, show=show, settings=settings, rewriting=rewriting)

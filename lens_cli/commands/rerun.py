@@ -98,7 +98,7 @@ def rerun(
         output=output,
         dry_run=dry_run,
         show=show,
-        show_setting=settings.output.show,
+        settings=settings,
         parent_id=str(found.record.get("id")),
     )
 

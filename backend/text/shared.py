@@ -1,0 +1,44 @@
+"""One GGUF, opened at most once by whoever needs it first: the reasoner, the text features, or nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backend.text.llama import LlamaModel
+
+
+class SharedLlama:
+    """Calling it gives the opened model, the same one each time; closing gives its memory back. A context manager."""
+
+    def __init__(self, gguf: Path, *, context: int) -> None:
+        """`context`: tokens that the longest conversation of all users needs, its reply included."""
+        self.gguf, self._context = gguf, context
+        self._model: LlamaModel | None = None
+
+    def __call__(self) -> LlamaModel:
+        """Raises what `LlamaModel` raises for a file that it cannot open."""
+        if self._model is None:
+            from backend.text.llama import LlamaModel  # llama.cpp and torch, only where somebody asks
+
+            self._model = LlamaModel(self.gguf, context=self._context)
+        return self._model
+
+    @property
+    def opened(self) -> bool:
+        return self._model is not None
+
+    def close(self) -> None:
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+
+    def __enter__(self) -> SharedLlama:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,137 @@
+"""The reasoner for commands: from flags to a plan, from a plan to a decision, and what a person sees of it.
+
+Light ring at module scope; the reasoner is imported when a command runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import CancelledError, RefusedError
+from backend.settings import Settings
+from backend.types import GenerationRequest, OnEvent, ReasonerMode
+from lens_cli.console import Talk
+
+if TYPE_CHECKING:
+    from backend.caches import Store
+    from backend.reasoner import Decision, Plan, Speaker
+    from backend.text.shared import SharedLlama
+
+
+@dataclass(kw_only=True)
+class Rewriting:
+    """One command's reasoner. Nothing is opened before the first question, and a known one opens nothing."""
+
+    plan: Plan
+    settings: Settings
+    model: str  # registry name or path, whose language model answers where the plan is local
+    talk: Talk
+    flags: tuple[str, ...] = ()  # as typed, to ask the same again
+    llama: SharedLlama | None = field(init=False, default=None)  # set by the first local question
+    _speaker: Speaker | None = field(init=False, default=None)
+
+    def decide(self, request: str, on_event: OnEvent | None = None) -> Decision:
+        """One decision, from the cache or from whoever the plan names; its oddities are said with -v.
+
+        Raises ReplyError and whatever opening a model or reaching an endpoint raises; CancelledError on Ctrl-C.
+        """
+        from backend.reasoner import refine
+
+        self._speaker = self._speaker or self._make_speaker()
+        cache = _cache(self.settings, self.talk)
+        try:
+            if on_event is not None:
+                decision = refine(request, self.plan, self._speaker, cache=cache, on_event=on_event)
+            else:
+                from lens_cli.progress import Meter
+
+                with Meter(talk=self.talk, total=1) as meter:
+                    decision = refine(request, self.plan, self._speaker, cache=cache, on_event=meter)
+        except KeyboardInterrupt:
+            # Typer would turn it into a silent exit code; as a LensError it gets its line, or its JSON.
+            raise CancelledError("stopped") from None
+        for note in decision.notes:
+            self.talk.detail(f"note: {note}")
+        return decision
+
+    def apply(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with its rewritten prompt. Raises RefusedError where the reasoner refuses, and as `decide`."""
+        from backend.reasoner import Refused
+        from backend.weights import resolve_model
+
+        resolve_model(request.model)  # a model that is not here is said before a rewrite is waited or paid for
+        decision = self.decide(request.prompt)
+        if isinstance(decision, Refused):
+            raise decision.error()
+        self.talk.say(f"rewritten{' before' if decision.cached else ''} by {self.who}: {decision.prompt}")
+        return replace(request, prompt=decision.prompt, original_prompt=decision.original, expander=decision.expander)
+
+    @property
+    def who(self) -> str:
+        """`nano (local)`, `gpt-x (api)`: the answerer for a person."""
+        return f"{self.plan.expander().model} ({self.plan.mode})"
+
+    def close(self) -> None:
+        """Give the language model's memory back."""
+        if self.llama is not None:
+            self.llama.close()
+
+    def _make_speaker(self) -> Speaker:
+        from backend.reasoner import LOCAL_CONTEXT, LocalSpeaker, local_gguf
+
+        if self.plan.mode is ReasonerMode.api:
+            from backend.endpoint import EndpointSpeaker, check_address
+
+            return EndpointSpeaker(check_address(self.settings.reasoner), say=self.talk.detail)
+        from backend.text.shared import SharedLlama
+        from backend.weights import resolve_model
+
+        files = resolve_model(self.model)
+        self.llama = SharedLlama(local_gguf(files.text_encoder, files.name), context=LOCAL_CONTEXT)
+        return LocalSpeaker(self.llama.gguf, files.preset.params.text.template, self.llama)
+
+
+def make_rewriting(
+    settings: Settings,
+    model: str,
+    talk: Talk,
+    *,
+    mode: ReasonerMode | None,
+    system_prompt: str | None,
+    insist: bool = False,
+) -> Rewriting:
+    """The reasoner that flags and settings ask for; its plan may be "off". Raises UsageError."""
+    from backend.reasoner import make_plan
+    from backend.requests import find_preset
+
+    name, preset = find_preset(model)
+    plan = make_plan(settings.reasoner, preset, name, mode=mode, system_prompt=system_prompt, insist=insist)
+    if plan.mode is ReasonerMode.off and system_prompt is not None:
+        talk.warn("--system-prompt is ignored: the reasoner is off")
+    flags = ("--reasoner", str(mode)) if mode is not None else ()
+    flags += ("--system-prompt", system_prompt) if system_prompt is not None else ()
+    return Rewriting(plan=plan, settings=settings, model=name, talk=talk, flags=flags)
+
+
+def describe_plan(plan: Plan) -> str:
+    """One line for --dry-run."""
+    if plan.mode is ReasonerMode.off:
+        return f"reasoner: off ({plan.why})"
+    temperature = "the endpoint's" if plan.temperature is None else f"{plan.temperature:g}"
+    return (
+        f"reasoner: {plan.mode} ({plan.why}), {plan.expander().model}, system prompt {plan.system.name}, effort "
+        f"{plan.effort}, temperature {temperature}, seed {plan.seed}"
+    )
+
+
+def refusal_data(error: RefusedError, plan: Plan) -> dict[str, Any]:
+    """What --json says about a refusal."""
+    return {"decision": "refuse", "rule": error.rule, "reasoner": plan.data()}
+
+
+def _cache(settings: Settings, talk: Talk) -> Store:
+    from backend.caches import CACHES, Store, limit_bytes
+
+    (row,) = (row for row in CACHES if row.name == "rewrites")
+    return Store(row.folder(), row.suffix, limit_bytes(row, settings.cache) or 0, talk.warn)
