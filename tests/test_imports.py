@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "torch numpy PIL textual textual_image rich diffusers transformers llama_cpp huggingface_hub bitsandbytes gguf "
-    "tokenizers safetensors sd_parsers einops"
+    "tokenizers safetensors sd_parsers einops openai"
 ).split()
 LIGHT = [
     *(f"backend.{name}" for name in "errors types params presets sizes requests settings paths files outputs".split()),
