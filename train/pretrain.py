@@ -48,7 +48,6 @@ class PretrainConfig:
     template: TemplateParams
     run_dir: Path
     stages: tuple[Stage, ...]
-    captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # shares of dense, partly dense, brief captions
     scenes_per_round: int = 6144
     passes: int = 6  # times a round is seen
     dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
@@ -97,11 +96,11 @@ class Drawn:
 
 
 def draw(
-    chunk: int, *, seed: int, round_number: int, base: int, square_share: float, single_share: float | None,
+    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None,
     count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
-    rng = random.Random(f"scenes {seed} {base} {round_number} {chunk}")
+    rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
     width, height = buckets(base)[4] if rng.random() < square_share else rng.choice(buckets(base))
     tokenizer = _tokenizer(tokenizer_json)
     images, ids, prefix = [], [], 0
@@ -148,21 +147,21 @@ def encode_texts(
 
 
 def encode_round(
-    config: PretrainConfig, stage: Stage, number: int, frozen: Frozen
+    config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
 ) -> dict[tuple[int, int], list[Sample]]:
-    """Draw and encode one round: latent grid (h, w) -> samples."""
+    """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples."""
     device = torch.device(config.device)
     make = functools.partial(
         draw,
         seed=config.seed,
-        round_number=number,
+        name=name,
         base=stage.base,
         square_share=stage.square_share,
         single_share=stage.single_share,
         count=config.encode_batch,
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
-        captions=config.captions,
+        captions=stage.captions,
     )
     chunks = config.scenes_per_round // config.encode_batch
     out: dict[tuple[int, int], list[Sample]] = {}
@@ -328,8 +327,10 @@ def run(
         for step, stage, number, before in _positions(config, start):
             if current != (stage, number):
                 if current is None or current[0] != stage:
-                    held = encode_round(_smaller(config, 128), stage, -1, frozen)
-                samples = encode_round(config, stage, number, frozen)
+                    usual = replace(stage, single_share=None, captions=Stage.captions)  # one set for every stage
+                    held = encode_round(replace(config, scenes_per_round=128), usual, "held out", frozen)
+                first = _first_step(config, stage, number, before)
+                samples = encode_round(config, stage, f"from {first}", frozen)
                 order = _order(samples, stage, config, number)
                 current = (stage, number)
                 clock, seen = time.monotonic(), 0
@@ -399,10 +400,6 @@ def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:
     if name.endswith("_qkv.weight"):
         return 3
     return int(any(part in name for part in (".to_out.0.weight", ".to_add_out.weight", "_mlp.w")))
-
-
-def _smaller(config: PretrainConfig, scenes: int) -> PretrainConfig:
-    return replace(config, scenes_per_round=scenes)
 
 
 def _first_step(config: PretrainConfig, stage: Stage, number: int, before: int) -> int:

@@ -26,6 +26,7 @@ class Stage:
     learning_rate: float  # constant after the warm-up, as in the paper
     square_share: float = 0.5  # probability of 1:1; the other eight ratios share the rest (the paper does not say)
     single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
+    captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # shares of dense, partly dense and brief captions
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
 
@@ -45,11 +46,13 @@ class NanoConfig:
     # Then whole pictures: group norms see other statistics in a small crop, and flat colours shift.
     vae_whole_steps: int = 680
     vae_whole_batch: int = 8  # crops of 128x128
-    language_steps: int = 5000
+    language_steps: int = 3800
     language_tokens: int = 4096  # a step, padding included
     # 128 and 192 stand for 512 and 768, 256 for 1024: the low bases first, as in the paper's two stages.
     stages: tuple[Stage, ...] = (
-        Stage(base=128, steps=20_000, batch=32, learning_rate=8e-4),
+        # First what a thing is and which colour it has: mostly one thing, short captions, a third more steps an hour.
+        Stage(base=128, steps=8_000, batch=48, learning_rate=1e-3, single_share=0.45, captions=(0.15, 0.35, 0.5)),
+        Stage(base=128, steps=12_000, batch=48, learning_rate=8e-4),
         Stage(base=192, steps=4_000, batch=32, learning_rate=5e-4),
         Stage(base=256, steps=6_000, batch=24, learning_rate=4e-4, decay_steps=2_000),
     )

@@ -111,7 +111,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: pretr
 def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: pretrain.Frozen) -> None:
     """A wrong sign of the target or a network that does not learn fails this."""
     plan = config(tmp_path / "run", frozen, steps=60)
-    held = pretrain.encode_round(dataclasses.replace(plan, scenes_per_round=8), plan.stages[0], -1, frozen)
+    held = pretrain.encode_round(dataclasses.replace(plan, scenes_per_round=8), plan.stages[0], "held out", frozen)
     model = pretrain.run(plan, frozen)
     start = pretrain.build(DIT)
     pretrain.flow.init_weights(start, DIT, torch.Generator().manual_seed(plan.seed))
@@ -153,6 +153,24 @@ def test_training_never_sees_a_held_out_scene() -> None:
 
     rng = random.Random(7)
     assert not any(is_held_out(sample_scene(rng)) for _ in range(2000))
+
+
+def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: pretrain.Frozen) -> None:
+    """Counted on the scenes drawn: `single_share` is a probability, None leaves the scenes' own share."""
+    drawn: list[str] = []
+
+    def recorded(*args: object, **options: object) -> object:
+        scene = sample_scene(*args, **options)  # type: ignore[arg-type]
+        drawn.append(scene.layout)
+        return scene
+
+    monkeypatch.setattr(pretrain, "sample_scene", recorded)
+    plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
+    for share, low, high in ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.6, 0.45, 0.75), (None, 0.12, 0.4)):
+        drawn.clear()
+        stage = dataclasses.replace(plan.stages[0], single_share=share, captions=(0.0, 0.0, 1.0))
+        pretrain.encode_round(plan, stage, f"test {share}", frozen)
+        assert low <= drawn.count("single") / len(drawn) <= high, share  # four deviations wide
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
