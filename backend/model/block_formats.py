@@ -6,6 +6,9 @@ how each publisher lays out nibbles and scales.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import torch
 
 # E2M1 by code: sign bit, two exponent bits, one mantissa bit.
@@ -13,6 +16,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 MXFP4_BLOCK = 32  # inputs per scale
 NVFP4_BLOCK = 16
 MXFP8_BLOCK = 32
+SLAB = 2**19  # values decoded in one step: 1 to 2 MB
 
 
 def mxfp4_experts(blocks_EOB: torch.Tensor, scales_EOB: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -32,8 +36,12 @@ def mxfp4_expert(blocks_OB: torch.Tensor, scales_OB: torch.Tensor, dtype: torch.
 
     Exact in bfloat16 too: two significant bits times a power of two.
     """
-    values = _nibbles(blocks_OB, dtype, even_low=True)  # (O, I/32, 32)
-    return (values * _powers_of_two(scales_OB).to(dtype)[..., None]).flatten(1)
+    outputs, blocks = scales_OB.shape
+    out = torch.empty(outputs, blocks, MXFP4_BLOCK, dtype=dtype, device=blocks_OB.device)
+    for rows in _slabs(outputs, blocks * MXFP4_BLOCK):
+        scales = _powers_of_two(scales_OB[rows]).to(dtype)[..., None]
+        torch.mul(_nibbles(blocks_OB[rows], dtype, even_low=True), scales, out=out[rows])
+    return out.flatten(1)
 
 
 def ggml_mxfp4(packed_RB: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -42,9 +50,11 @@ def ggml_mxfp4(packed_RB: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     A block is one scale byte and 16 bytes, whose low nibbles are elements 0 to 15 and high nibbles 16 to 31.
     """
     blocks = packed_RB.view(len(packed_RB), -1, 17)
-    pairs = _nibbles(blocks[..., 1:], dtype, even_low=True).unflatten(-1, (16, 2))
-    scales = _powers_of_two(blocks[..., 0]).to(dtype)
-    return (pairs.transpose(-1, -2) * scales[..., None, None]).reshape(len(packed_RB), -1)
+    out = torch.empty(*blocks.shape[:2], 2, 16, dtype=dtype, device=packed_RB.device)
+    for rows in _slabs(len(blocks), blocks.shape[1] * MXFP4_BLOCK):
+        pairs = _nibbles(blocks[rows, :, 1:].contiguous(), dtype, even_low=True).unflatten(-1, (16, 2))
+        torch.mul(pairs.mT, _powers_of_two(blocks[rows, :, 0]).to(dtype)[..., None, None], out=out[rows])
+    return out.flatten(1)
 
 
 def nvfp4_experts(
@@ -70,8 +80,11 @@ def nvfp4_expert(
     """One expert of Comfy's packing -> (O, I), on the device of `packed`; `outer` is the expert's own scale, F32 ()."""
     outputs, inputs = packed_OI.shape[0], 2 * packed_OI.shape[1]
     block = unswizzle(scales, outputs, inputs // NVFP4_BLOCK).to(torch.float32) * outer
-    values = _nibbles(packed_OI, torch.float32, even_low=False).reshape(outputs, -1, NVFP4_BLOCK)
-    return (values * block[..., None]).flatten(1).to(dtype)
+    out = torch.empty(outputs, inputs // NVFP4_BLOCK, NVFP4_BLOCK, dtype=dtype, device=packed_OI.device)
+    for rows in _slabs(outputs, inputs):
+        values = _nibbles(packed_OI[rows], torch.float32, even_low=False).unflatten(-1, (-1, NVFP4_BLOCK))
+        out[rows] = values * block[rows][..., None]
+    return out.flatten(1)
 
 
 def mxfp8_linear(weight_OI: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -103,13 +116,30 @@ def _powers_of_two(exponents: torch.Tensor) -> torch.Tensor:
     return torch.ldexp(torch.ones(shifted.shape, device=shifted.device), shifted)
 
 
-def _nibbles(packed: torch.Tensor, dtype: torch.dtype, *, even_low: bool) -> torch.Tensor:
-    """U8 (..., n) -> E2M1 values (..., 2n) in float32 or bfloat16.
+def _slabs(rows: int, width: int) -> Iterator[slice]:
+    """Rows taken together: few enough that all steps of decoding them stay in a processor's cache."""
+    step = max(1, SLAB // width)
+    return (slice(first, first + step) for first in range(0, rows, step))
 
-    One look-up a byte in a table of 256 pairs, a pair taken as one integer: three times faster than by nibble.
+
+def _nibbles(packed: torch.Tensor, dtype: torch.dtype, *, even_low: bool) -> torch.Tensor:
+    """U8 (..., n), n even -> E2M1 values (..., 2n) in float32 or bfloat16.
+
+    One look-up for two bytes, in a table of all their 65,536 quads of values: five times faster than by nibble.
     """
+    if packed.data_ptr() % 2:  # a U8 tensor may lie anywhere in its file
+        packed = packed.clone()
+    table = _quads(dtype, packed.device, even_low)
+    index = packed.view(torch.uint16).int()
+    return torch.index_select(table, 0, index.flatten()).view(dtype).view(*packed.shape[:-1], -1)
+
+
+@functools.cache
+def _quads(dtype: torch.dtype, device: torch.device, even_low: bool) -> torch.Tensor:
+    """The four values of every two bytes, each quad taken as one number of their total size."""
     one = torch.tensor(E2M1, dtype=dtype)
     low, high = one.repeat(16), one.repeat_interleave(16)
     pairs = torch.stack((low, high) if even_low else (high, low), dim=-1)
-    whole = pairs.view(torch.int32 if dtype == torch.bfloat16 else torch.int64).flatten().to(packed.device)
-    return whole[packed.int()].view(dtype)
+    number = torch.arange(2**16)
+    quads = torch.cat((pairs[number & 255], pairs[number >> 8]), dim=-1)  # memory order: the low byte comes first
+    return quads.view(torch.int64 if dtype == torch.bfloat16 else torch.complex128).flatten().to(device)

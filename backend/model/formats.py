@@ -209,7 +209,7 @@ def _nvfp4_shape(files: TensorFiles, weight: str, scale: str, outer: str) -> tup
 def _mxfp4_part(files: TensorFiles, blocks: str, scales: str) -> ReadPart:
     def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
         pairs = zip(files.raw(blocks)[first:last], files.raw(scales)[first:last], strict=True)
-        return torch.stack([block_formats.mxfp4_expert(b.to(device), s.to(device), dtype) for b, s in pairs]).mT
+        return _joined([block_formats.mxfp4_expert(b.to(device), s.to(device), dtype) for b, s in pairs])
 
     return part
 
@@ -220,9 +220,14 @@ def _nvfp4_part(files: TensorFiles, weight: str, scale: str, outer: str) -> Read
         scales = files.raw(scale).reshape(len(packed), -1)
         per_expert = files.raw(outer).reshape(-1).expand(len(packed))
         triples = ((t[e].to(device) for t in (packed, scales, per_expert)) for e in range(first, last))
-        return torch.stack([block_formats.nvfp4_expert(*triple, dtype) for triple in triples]).mT
+        return _joined([block_formats.nvfp4_expert(*triple, dtype) for triple in triples])
 
     return part
+
+
+def _joined(experts: list[torch.Tensor]) -> torch.Tensor:
+    """Some (O, I) -> (E, I, O); one alone is not copied."""
+    return (experts[0][None] if len(experts) == 1 else torch.stack(experts)).mT
 
 
 def _text_gguf(files: TensorFiles) -> TensorTable:

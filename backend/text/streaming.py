@@ -2,8 +2,9 @@
 
 The published encoder has 21 billion parameters, of which a prompt needs each layer once. So a layer's attention is
 read from the memory-mapped files, used and let go; of its experts only those that some token chose are decoded, one
-after the other. At the published size the largest thing in memory is one decoded expert (50 MB in bfloat16) with its
-scratch, beside a layer's attention (53 MB) and the activations.
+after the other. Measured at the published size (MXFP4, 300 tokens, CPU): 1.18 GB resident at most in bfloat16, 1.11 GB in
+float32, of which 0.23 GB are the libraries and 0.57 GB pages of the mapped file, given back after each layer; 2.6 s a
+layer on one core.
 
 What it computes is `backend.model.text_encoder`, made of the same modules. What it cannot do: logits, gradients,
 padding. Several prompts share one pass over the weights but never a matrix product, so that a prompt's features do
@@ -54,11 +55,12 @@ class StreamingEncoder:
         surroundings = [_Surroundings(self.params, len(ids), self.device, self.dtype) for ids in prompts]
         taken: list[list[Tensor]] = [[] for _ in prompts]
         for index in range(max(take) + 1):
-            self._run_layer(index, streams, surroundings)
             self.table.release()
+            self._run_layer(index, streams, surroundings)
             if index in take:
                 for states, x in zip(taken, streams, strict=True):
                     states.append(x[0])
+        self.table.release()
         return [torch.stack(states, dim=1) for states in taken]
 
     def _embed(self, ids: Sequence[int]) -> Tensor:
