@@ -90,7 +90,7 @@ def read_json(text: str) -> Draft:
     if decision != "rewrite":
         raise ReplyError(f"the reasoner decided {decision!r}, neither rewrite nor refuse", hint=_TRY_AGAIN)
     if rule not in (None, "", "null", "none"):
-        raise RewriteError(f"the reasoner's answer contradicts itself: a rewrite, and the rule {rule!r}", hint=_TRY_AGAIN)
+        raise RewriteError(f"the reasoner contradicts itself: a rewrite, and the rule {rule!r}", hint=_TRY_AGAIN)
     if not isinstance(prompt, str):
         raise ReplyError("the reasoner's answer holds no prompt", hint=_TRY_AGAIN)
     return _rewrite(prompt, notes)
@@ -150,8 +150,8 @@ _DECLINES = re.compile(
     r"|i (?:can(?:'t|not| not)|won't|will not|must decline|have to decline|apologi[sz]e)|as an ai\b|unfortunately,? i "
     r"|(?:es )?tut mir leid|leider kann ich|ich kann (?:das|dies|dabei|dir|ihnen|diese|kein)"
     r"|(?:je suis )?désolée?[, ]|je ne peux pas|lo siento|no puedo |mi dispiace|non posso |desculpe|sinto muito"
-    r"|não posso |извините|к сожалению, я|я не могу|抱歉|很抱歉|对不起|我无法|我不能|申し訳|すみません|죄송|عذرا"
-    r"|عذرًا|آسف|لا أستطيع|क्षमा करें|माफ़ करें|üzgünüm|helaas kan ik|beklager)"
+    r"|não posso |извините|к сожалению, я|я не могу|很?抱歉[,，。!！ ]|对不起[,，。!！ ]|我无法|我不能"
+    r"|申し訳|すみません|죄송|عذرا|عذرًا|آسف|لا أستطيع|क्षमा करें|माफ़ करें|üzgünüm|helaas kan ik|beklager)"
 )
 
 
