@@ -8,9 +8,10 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,17 @@ CACHES = (
 )
 
 
+def named(names: Sequence[str]) -> list[NamedCache]:
+    """The caches of these names, each once; all of them where none is given. Raises UsageError for an unknown name."""
+    known = [cache.name for cache in CACHES]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"no cache is called {name!r}", hint=hint)
+    return [cache for cache in CACHES if not names or cache.name in names]
+
+
 def limit_bytes(cache: NamedCache, settings: CacheSettings) -> int | None:
     """The cap of a cache in bytes; None: it has none. Raises UsageError for a negative one."""
     limit = cache.limit_mb(settings)
@@ -82,6 +94,14 @@ class Entry:
     path: Path
     size: int  # bytes
     used: float
+
+
+def open_store(name: str, settings: CacheSettings, warn: Callable[[str], None]) -> Store:
+    """The cache called `name` with the cap that the settings give it. Raises UsageError for a negative one."""
+    (cache,) = (cache for cache in CACHES if cache.name == name)
+    limit = limit_bytes(cache, settings)
+    assert limit is not None, f"{name} has no cap"
+    return Store(cache.folder(), cache.suffix, limit, warn)
 
 
 def entries(folder: Path, suffix: str) -> list[Entry]:

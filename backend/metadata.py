@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 from backend.errors import FileError
-from backend.types import DType, Expander, Generation, GenerationRequest
+from backend.types import DType, Encoder, Expander, Generation, GenerationRequest
 
 VERSION = 1
 SAMPLER = "FlowMatchEuler"
@@ -80,6 +80,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "loras": [],
         "dtype": generation.dtype,
         "quant": None,
+        "encoder": str(generation.encoder),
         "device": request.device,
         "ran_on": generation.device,
         "template_date": generation.template_date,
@@ -143,7 +144,16 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
         guidance=float(guidance),
         dtype=DType(dtype),
         device=text("device"),
+        encoder=_encoder(record, where),
     )
+
+
+def _encoder(record: Mapping[str, Any], where: str) -> Encoder:
+    """The encoder that ran; a record without one is older than the choice, when it was always exact."""
+    if "encoder" not in record:
+        return Encoder.exact
+    ran = {str(kind) for kind in Encoder if kind is not Encoder.auto}
+    return Encoder(_field(record, "encoder", where, lambda value: isinstance(value, str) and value in ran))
 
 
 def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
@@ -185,6 +195,7 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
         flat[key] = str(record.get(key))
+    flat["encoder"] = str(record.get("encoder", Encoder.exact))
     model: Any = record.get("model")
     for prefix, table in (("model", model), ("versions", record.get("versions"))):
         if isinstance(table, dict):
@@ -213,6 +224,8 @@ def a1111_text(record: Mapping[str, Any]) -> str:
     weights = cast("Mapping[str, str]", model["sha256"]).get("transformer")
     if weights:
         pairs["Model hash"] = weights[:10]
+    if record.get("encoder") == Encoder.llama:
+        pairs["Text encoder"] = "llama.cpp (near-exact)"
     pairs |= {"Model": model["name"], "RNG": "CPU", "Version": record["software"]}
     lines = [str(record["prompt"])]
     if record["negative_prompt"]:

@@ -16,14 +16,27 @@ from PIL import Image
 from torch import Tensor
 
 from backend import latents, sampling
+from backend.caches import Store
 from backend.errors import CancelledError, NumericsError, UsageError
 from backend.errors import OutOfMemoryError as LensOutOfMemoryError
 from backend.identity import identify_model
 from backend.memory import peak_bytes
 from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
-from backend.text.harmony import encode_prompt
-from backend.types import DType, Generation, GenerationRequest, OnEvent, Phase, PhaseDone, PhaseStarted, StepDone, Stop
+from backend.text.features import FeatureSource
+from backend.text.shared import SharedLlama, choose_encoder
+from backend.types import (
+    DType,
+    Encoder,
+    Generation,
+    GenerationRequest,
+    OnEvent,
+    Phase,
+    PhaseDone,
+    PhaseStarted,
+    StepDone,
+    Stop,
+)
 from backend.weights import ModelFiles
 
 _TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
@@ -40,8 +53,19 @@ class TextFeatures:
 class Pipeline:
     """Makes pictures with one model. Cheap to construct: networks are loaded by the phase that needs them."""
 
-    def __init__(self, files: ModelFiles, *, dtype: DType = DType.auto, device: str = "auto") -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        dtype: DType = DType.auto,
+        device: str = "auto",
+        embeddings: Store | None = None,
+        llama: SharedLlama | None = None,
+    ) -> None:
+        """`embeddings`: encoded prompts of earlier processes; None: every prompt is encoded. `llama`: the model's GGUF
+        where the reasoner has it open already; closed once the prompt is encoded."""
         self.files = files
+        self.embeddings, self.llama = embeddings, llama
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device, files)
         self.params = files.preset.params
@@ -52,10 +76,11 @@ class Pipeline:
         Raises CancelledError between steps once `stop()` is true, NumericsError for a non-finite latent,
         CheckpointError for unusable weights, OutOfMemoryError (of backend.errors) where memory ran out.
         """
+        encoder = choose_encoder(request.encoder, self.files)
         timings: dict[str, float] = {}
         with out_of_memory_as_error(request):
-            # 1. Text -> features. The encoder is gone before the transformer arrives.
-            conditional, unconditional = self._encode(request, timings, on_event)
+            # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer arrives.
+            conditional, unconditional = self._encode(request, encoder, timings, on_event)
             # 2. The transformer and the autoencoder.
             with phase(Phase.load_transformer, timings, on_event, self.device):
                 transformer = checkpoint.load_transformer(self.files, self.dtype, self.device)
@@ -115,6 +140,7 @@ class Pipeline:
                     sigmas=sigmas,
                     dtype=self._dtype_name,
                     device=describe_device(self.device),
+                    encoder=encoder,
                     template_date=self.params.text.template.date,
                     timings=mine,
                     versions=package_versions(),
@@ -127,30 +153,22 @@ class Pipeline:
         return str(self.dtype).removeprefix("torch.")
 
     def _encode(
-        self, request: GenerationRequest, timings: dict[str, float], on_event: OnEvent
+        self, request: GenerationRequest, encoder: Encoder, timings: dict[str, float], on_event: OnEvent
     ) -> tuple[TextFeatures, TextFeatures | None]:
         """Features of the prompt, and of the unconditional branch where guidance is not 1."""
-        with phase(Phase.load_encoder, timings, on_event, self.device):
-            tokenizer = checkpoint.load_tokenizer(self.files)
-            encoder = checkpoint.load_text_encoder(self.files, self.dtype, self.device)
-        take = self.params.dit.selected_layer_index
-
-        def features(prompt: str) -> TextFeatures:
-            encoded = encode_prompt(tokenizer, self.params.text.template, prompt)
-            ids = torch.tensor([encoded.ids], device=self.device)
-            states = torch.stack(encoder.hidden_states(ids, take), dim=2)[:, encoded.prefix :]
-            if not bool(torch.isfinite(states).all()):
-                raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
-            return TextFeatures(states)
-
-        with phase(Phase.encode, timings, on_event, self.device), torch.inference_mode():
-            conditional = features(request.prompt)
-            if request.guidance == 1.0:
-                return conditional, None
-            if request.negative_prompt.strip():
-                return conditional, features(request.negative_prompt)
-            # A blank negative prompt: no text tokens at all, as in training.
-            return conditional, TextFeatures(conditional.features_1LTF[:, :0])
+        source = FeatureSource(
+            files=self.files, encoder=encoder, dtype=self.dtype, device=self.device, store=self.embeddings,
+            llama=self.llama,
+        )  # fmt: skip
+        negative = request.guidance != 1.0 and bool(request.negative_prompt.strip())
+        prompts = [request.prompt, *([request.negative_prompt] if negative else [])]
+        conditional, *rest = map(
+            TextFeatures, source.features(prompts, lambda name: phase(name, timings, on_event, self.device))
+        )
+        if request.guidance == 1.0:
+            return conditional, None
+        # A blank negative prompt: no text tokens at all, as in training.
+        return conditional, rest[0] if rest else TextFeatures(conditional.features_1LTF[:, :0])
 
 
 def decode(vae: AutoencoderKLFlux2, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
@@ -177,7 +195,7 @@ def phase(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    timings[name] = seconds
+    timings[name] = timings.get(name, 0.0) + seconds
     on_event(PhaseDone(phase=name, seconds=seconds, peak_bytes=peak_bytes(device), image=image))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backend.errors import UsageError
 from backend.settings import Settings
 from backend.sizes import resolve_size
-from backend.types import DType, Expander, GenerationRequest
+from backend.types import DType, Encoder, Expander, GenerationRequest
 
 if TYPE_CHECKING:
     from backend.presets import Preset
@@ -51,6 +51,7 @@ def build_request(
     height: int | None = None,
     dtype: DType | None = None,
     device: str | None = None,
+    encoder: Encoder | None = None,
     settings: Settings,
     warn: Warn,
 ) -> GenerationRequest:
@@ -95,6 +96,7 @@ def build_request(
         guidance=guidance,
         dtype=dtype or chosen.dtype,
         device=check_device(device or chosen.device),
+        encoder=encoder or chosen.encoder,
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from backend import paths
 from backend.errors import UsageError
 from backend.outputs import DEFAULT_TEMPLATE
-from backend.types import DType, Effort, ImageFormat, ReasonerMode
+from backend.types import DType, Effort, Encoder, ImageFormat, ReasonerMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class GenerateSettings:
     base: int | None = None  # base resolution in pixels
     dtype: DType = DType.auto
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    encoder: Encoder = Encoder.auto  # of text; auto: exact
 
 
 @dataclass(frozen=True, kw_only=True)

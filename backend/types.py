@@ -23,6 +23,15 @@ class DType(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Encoder(StrEnum):
+    """What computes the text features. auto is exact, whatever the format of the weights: a choice that depended on
+    what else happens to be open would make two pictures of one request."""
+
+    auto = "auto"
+    exact = "exact"  # torch, one layer at a time
+    llama = "llama"  # llama.cpp; near-exact, since it rounds gpt-oss's YaRN range. GGUF only
+
+
 class ImageFormat(StrEnum):
     """File formats a picture is saved in."""
 
@@ -88,6 +97,7 @@ class GenerationRequest:
     guidance: float  # 1.0: no unconditional branch
     dtype: DType = DType.auto  # auto: float32 on a CPU for a float32 checkpoint, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
+    encoder: Encoder = Encoder.auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +154,7 @@ class Generation:
     sigmas: tuple[float, ...]  # the schedule that ran, steps + 1 values ending in 0
     dtype: str  # the dtype that ran: "float32" or "bfloat16"
     device: str  # "cpu", "cuda:0 (NVIDIA H200)", ...
+    encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version

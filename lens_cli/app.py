@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.commands import doctor, gen, info, models, rerun, train
+from lens_cli.commands import cache, doctor, gen, info, models, refine, rerun, train
 from lens_cli.commands import eval as eval_
 from lens_cli.console import Talk
 
@@ -26,10 +26,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("gen")(gen.gen)
+app.command("refine")(refine.refine)
 app.command("rerun")(rerun.rerun)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
+app.add_typer(cache.app, name="cache")
 app.add_typer(train.app, name="train")
 app.add_typer(eval_.app, name="eval")
 

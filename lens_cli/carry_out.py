@@ -6,17 +6,18 @@ from dataclasses import asdict
 
 import typer
 
+from backend.caches import open_store
 from backend.errors import RefusedError
 from backend.outputs import OutputPlan
 from backend.reasoner import choose_mode
 from backend.requests import find_preset
 from backend.settings import Settings
-from backend.types import GenerationRequest, ReasonerMode
+from backend.types import Encoder, GenerationRequest, ReasonerMode
 from lens_cli.console import Talk
 from lens_cli.reasoning import Rewriting, refusal_data
 from lens_cli.runner import run
 from lens_cli.show import wanted
-from lens_cli.wording import command_line, describe
+from lens_cli.wording import arithmetic, command_line, describe
 
 
 def carry_out(
@@ -46,20 +47,32 @@ def carry_out(
         flags = rewriting.flags if rewriting is not None and rewrites else off
         explain(request, plan, talk, output=output, reasoner=rewriting and rewriting.plan, flags=flags)
         return
+    llama = None
     if rewriting is not None and rewrites:
         try:
             request = rewriting.apply(request)
+            if request.encoder is Encoder.llama:
+                llama = rewriting.llama  # the GGUF that has just written the prompt reads it too
         except RefusedError as error:
             talk.fail(error, refusal_data(error, rewriting.plan))
             raise typer.Exit(error.exit_code) from None
         finally:
-            rewriting.close()
+            if llama is None:
+                rewriting.close()
     talk.say(describe(request))
     talk.detail(f"prompt: {request.prompt}")
     if request.negative_prompt:
         talk.detail(f"negative prompt: {request.negative_prompt}")
-    talk.detail(f"arithmetic: {request.dtype}, device: {request.device}")
-    outcome = run(request, plan, talk, parent_id=parent_id, draw=wanted(show, settings.output.show, talk))
+    talk.detail(arithmetic(request))
+    outcome = run(
+        request,
+        plan,
+        talk,
+        parent_id=parent_id,
+        draw=wanted(show, settings.output.show, talk),
+        embeddings=open_store("embeddings", settings.cache, talk.warn),
+        llama=llama,
+    )
     error = outcome.error()
     line = command_line(request, output, reasoner=off)
     revised = request.prompt if request.expander is not None else None

@@ -13,7 +13,7 @@ from backend.outputs import OutputPlan
 from backend.requests import find_preset
 from backend.types import GenerationRequest
 from lens_cli.console import Talk, human_bytes
-from lens_cli.wording import command_line, describe
+from lens_cli.wording import arithmetic, command_line, describe
 
 if TYPE_CHECKING:
     from backend.reasoner import Plan
@@ -38,7 +38,7 @@ def explain(
         talk.say(describe_plan(reasoner))
     if request.negative_prompt:
         talk.say(f"negative prompt: {request.negative_prompt}")
-    talk.say(f"arithmetic: {request.dtype}, device: {request.device}")
+    talk.say(arithmetic(request))
     for row in files:
         talk.say(f"reads {human_bytes(row['bytes']):>8}  {row['component']:<12}  {row['path']}")
     if missing:

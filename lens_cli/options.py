@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import FileError, UsageError
-from backend.types import DType, ImageFormat, ReasonerMode
+from backend.types import DType, Encoder, ImageFormat, ReasonerMode
 from lens_cli.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ SystemPromptName = Annotated[
         rich_help_panel=_REQUEST,
     ),
 ]
+EffortWord = Effort  # the type of `lens refine --effort`, by the name commands use
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A name from `lens models list`, or a path.", rich_help_panel=_PICTURE),
@@ -85,6 +86,15 @@ Arithmetic = Annotated[
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_PICTURE)
+]
+TextEncoder = Annotated[
+    Encoder | None,
+    typer.Option(
+        "--encoder",
+        help="What reads the prompt: exact (torch, any format; the default), or llama (llama.cpp, GGUF only), which is "
+        "near-exact: it rounds gpt-oss's positions. Lens-Nano was trained with the rounding.",
+        rich_help_panel=_PICTURE,
+    ),
 ]
 
 Output = Annotated[

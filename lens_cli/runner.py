@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError, RefusedError
 from backend.files import make_folder
@@ -25,6 +25,10 @@ from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStar
 from lens_cli.console import Talk, write_bytes
 from lens_cli.progress import Meter
 from lens_cli.show import show
+
+if TYPE_CHECKING:
+    from backend.caches import Store
+    from backend.text.shared import SharedLlama
 
 
 class Interrupt(AbstractContextManager["Interrupt"]):
@@ -97,12 +101,23 @@ class Outcome:
 
 
 def generations(
-    request: GenerationRequest, meter: Meter, interrupt: Interrupt, talk: Talk
+    request: GenerationRequest,
+    meter: Meter,
+    interrupt: Interrupt,
+    talk: Talk,
+    *,
+    embeddings: Store | None = None,
+    llama: SharedLlama | None = None,
 ) -> Iterator[tuple[int, Generation | Failure]]:
-    """(index, picture or failure) in order. A failure of one picture goes on with the next; every other is raised."""
+    """(index, picture or failure) in order. A failure of one picture goes on with the next; every other is raised.
+
+    `embeddings` and `llama` as `Pipeline` has them.
+    """
+    from backend.text.shared import choose_encoder
     from backend.weights import resolve_model
 
     files = resolve_model(request.model)  # before torch: a model that is not here is said at once
+    choose_encoder(request.encoder, files)
     from backend.pipeline import Pipeline  # torch: 1.4 s, and this is the first moment that needs it
 
     def on_event(event: Event) -> None:
@@ -111,7 +126,7 @@ def generations(
 
     if files.assumed:
         talk.say(f"note: {files.assumed}")
-    pipeline = Pipeline(files, dtype=request.dtype, device=request.device)
+    pipeline = Pipeline(files, dtype=request.dtype, device=request.device, embeddings=embeddings, llama=llama)
     done = 0
     while done < len(request.seeds):
         meter.first = done
@@ -134,6 +149,8 @@ def run(
     parent_id: str | None = None,
     draw: bool = False,
     on_picture: Callable[[Generation, dict[str, Any]], None] | None = None,
+    embeddings: Store | None = None,
+    llama: SharedLlama | None = None,
 ) -> Outcome:
     """Make and save every picture of `request`; each path goes to stdout the moment its file is whole.
 
@@ -149,7 +166,7 @@ def run(
     meter = Meter(talk=talk, total=len(request.seeds))
     with Interrupt() as interrupt, meter:
         try:
-            for index, made in generations(request, meter, interrupt, talk):
+            for index, made in generations(request, meter, interrupt, talk, embeddings=embeddings, llama=llama):
                 meter.pause()
                 if isinstance(made, Failure):
                     outcome.failures.append(made)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.types import DType, GenerationRequest
+from backend.types import DType, Encoder, GenerationRequest
 
 
 def command_line(request: GenerationRequest, output: str | None = None, *, reasoner: Sequence[str] = ()) -> str:
@@ -26,9 +26,16 @@ def command_line(request: GenerationRequest, output: str | None = None, *, reaso
         words += ["--seed", str(first) if first == last else f"{first}..{last}"]
     words += ["--dtype", str(request.dtype)] if request.dtype is not DType.auto else []
     words += ["--device", request.device] if request.device != "auto" else []
+    words += ["--encoder", str(request.encoder)] if request.encoder is not Encoder.auto else []
     words += ["--reasoner", "off"] if request.expander is not None else reasoner
     words += ["--output", output] if output is not None else []
     return shlex.join(words)
+
+
+def arithmetic(request: GenerationRequest) -> str:
+    """How it is computed, in one line: for -v and --dry-run."""
+    near = " (near-exact)" if request.encoder is Encoder.llama else ""
+    return f"arithmetic: {request.dtype}, device: {request.device}, text encoder: {request.encoder}{near}"
 
 
 def seed_runs(seeds: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from backend.errors import CancelledError, NumericsError, OutOfMemoryError
 from backend.presets import Preset
 from backend.types import (
     DType,
+    Encoder,
     Generation,
     GenerationRequest,
     ModelIdentity,
@@ -55,7 +56,9 @@ def resolve_model(name: str) -> FakeFiles:
 
 
 class Pipeline:
-    def __init__(self, files: FakeFiles, *, dtype: DType, device: str) -> None:
+    def __init__(
+        self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, llama: object = None
+    ) -> None:
         self.files, self.dtype, self.device = files, dtype, device
 
     def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
@@ -89,6 +92,7 @@ class Pipeline:
                 sigmas=tuple(1 - step / request.steps for step in range(request.steps + 1)),
                 dtype="float32" if request.dtype is DType.auto else str(request.dtype),
                 device="cpu",
+                encoder=Encoder.exact if request.encoder is Encoder.auto else request.encoder,
                 template_date="2026-05-26",
                 timings={"denoise": 0.02},
                 versions={"torch": "0.0-fake"},

@@ -219,8 +219,12 @@ def _nvfp4_part(files: TensorFiles, weight: str, scale: str, outer: str) -> Read
         packed = files.raw(weight)
         scales = files.raw(scale).reshape(len(packed), -1)
         per_expert = files.raw(outer).reshape(-1).expand(len(packed))
-        triples = ((t[e].to(device) for t in (packed, scales, per_expert)) for e in range(first, last))
-        return _joined([block_formats.nvfp4_expert(*triple, dtype) for triple in triples])
+        return _joined(
+            [
+                block_formats.nvfp4_expert(packed[e].to(device), scales[e].to(device), per_expert[e].to(device), dtype)
+                for e in range(first, last)
+            ]
+        )
 
     return part
 

@@ -6,8 +6,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from backend.errors import UsageError
+from backend.types import Encoder
+
 if TYPE_CHECKING:
     from backend.text.llama import LlamaModel
+    from backend.weights import ModelFiles
+
+
+def choose_encoder(wanted: Encoder, files: ModelFiles) -> Encoder:
+    """exact or llama. Raises UsageError where llama.cpp cannot read the model's text encoder."""
+    if wanted is not Encoder.llama:
+        return Encoder.exact
+    if len(files.text_encoder) != 1 or files.text_encoder[0].suffix.lower() != ".gguf":
+        found = files.text_encoder[0].name
+        raise UsageError(
+            f"--encoder llama needs the text encoder of {files.name} as one GGUF file; found {found}",
+            hint="put a gpt-oss GGUF in its place, or use --encoder exact, which reads every format",
+        )
+    return Encoder.llama
 
 
 class SharedLlama:

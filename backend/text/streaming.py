@@ -2,9 +2,9 @@
 
 The published encoder has 21 billion parameters, of which a prompt needs each layer once. So a layer's attention is
 read from the memory-mapped files, used and let go; of its experts only those that some token chose are decoded, one
-after the other. Measured at the published size (MXFP4, 300 tokens, CPU): 1.18 GB resident at most in bfloat16, 1.11 GB in
-float32, of which 0.23 GB are the libraries and 0.57 GB pages of the mapped file, given back after each layer; 2.6 s a
-layer on one core.
+after the other. Measured at the published size (MXFP4, 300 tokens, CPU): 1.18 GB resident at most in bfloat16, 1.11
+in float32, of which 0.23 are the libraries and 0.57 pages of the mapped file, which are given back after each layer;
+2.6 s a layer on one core.
 
 What it computes is `backend.model.text_encoder`, made of the same modules. What it cannot do: logits, gradients,
 padding. Several prompts share one pass over the weights but never a matrix product, so that a prompt's features do

@@ -34,6 +34,7 @@ def gen(
     height: options.Height = None,
     dtype: options.Arithmetic = None,
     device: options.Device = None,
+    encoder: options.TextEncoder = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -73,6 +74,7 @@ def gen(
         height=height,
         dtype=dtype,
         device=device,
+        encoder=encoder,
         settings=settings,
         warn=talk.warn,
     )

@@ -84,7 +84,18 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
 def _record_lines(record: Any) -> list[tuple[str, str]]:
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
-    plain = ("prompt", "original_prompt", "negative_prompt", "seed", "steps", "guidance", "sampler", "dtype", "ran_on")
+    plain = (
+        "prompt",
+        "original_prompt",
+        "negative_prompt",
+        "seed",
+        "steps",
+        "guidance",
+        "sampler",
+        "dtype",
+        "encoder",
+        "ran_on",
+    )
     lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
     return [*lines, ("software", str(record.get("software"))), ("created", str(record.get("created")))]

@@ -33,6 +33,7 @@ def rerun(
     height: options.Height = None,
     dtype: options.Arithmetic = None,
     device: options.Device = None,
+    encoder: options.TextEncoder = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -60,7 +61,9 @@ def rerun(
     resized = any(value is not None for value in (ar, base, size, width, height))
     changed = resized or any(value is not None for value in (prompt, negative_prompt, num, seed, steps, guidance))
     if verify and changed:
-        raise UsageError("--verify makes the same picture: nothing may be changed", hint="only -m, --dtype, --device")
+        raise UsageError(
+            "--verify makes the same picture: nothing may be changed", hint="only -m, --dtype, --device, --encoder"
+        )
     _check_model(image, recorded, model)
     settings = load()
     request = build_request(
@@ -80,6 +83,7 @@ def rerun(
         height=height,
         dtype=dtype or recorded.dtype,
         device=device or recorded.device,
+        encoder=encoder or recorded.encoder,
         settings=settings,
         warn=talk.warn,
     )

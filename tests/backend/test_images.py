@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from backend import images, metadata
 from backend.errors import FileError
 from backend.outputs import SUFFIX
-from backend.types import DType, Generation, GenerationRequest, ImageFormat, ModelIdentity
+from backend.types import DType, Encoder, Generation, GenerationRequest, ImageFormat, ModelIdentity
 
 FORMATS = list(ImageFormat)
 PROMPTS = [
@@ -61,6 +62,21 @@ def save(made: Generation, folder: Path, format: ImageFormat, **wish: Any) -> tu
     return images.save_image(made, folder / f"picture{SUFFIX[format]}", format=format, **wish)
 
 
+def test_the_encoder_that_ran_is_recorded(tmp_path: Path) -> None:
+    """A near-exact one is named in the text for other tools too; a picture older than the choice was exact."""
+    path, record = save(replace(make(), encoder=Encoder.llama), tmp_path, ImageFormat.png)
+    assert record["encoder"] == "llama" and images.read_request(path).encoder is Encoder.llama
+    assert "Text encoder: llama.cpp (near-exact)" in metadata.a1111_text(record)
+    _, exact = save(make(), tmp_path, ImageFormat.png)
+    assert "Text encoder" not in metadata.a1111_text(exact)
+    old = {key: value for key, value in exact.items() if key != "encoder"}
+    assert metadata.request_from(old, "old.png").encoder is Encoder.exact
+    assert metadata.environment(old)["encoder"] == metadata.environment(exact)["encoder"] == "exact"
+    for damage in ("auto", "best", None, 3):
+        with pytest.raises(FileError, match="damaged: encoder"):
+            metadata.request_from({**exact, "encoder": damage}, "bad.png")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_request_round_trip(tmp_path: Path, format: ImageFormat, prompt: str) -> None:  # noqa: A002
@@ -77,6 +93,7 @@ def test_request_round_trip(tmp_path: Path, format: ImageFormat, prompt: str) ->
         steps=4,
         guidance=2.5,
         dtype=DType.float32,
+        encoder=Encoder.exact,
     )
     found = images.read_metadata(path)
     assert found.record == record

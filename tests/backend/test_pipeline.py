@@ -33,7 +33,7 @@ from backend.model.tokenizer_files import load_tokenizer
 from backend.params import TemplateParams
 from backend.pipeline import Pipeline, choose_device, choose_dtype
 from backend.text.harmony import encode_prompt
-from backend.types import DType, Event, Generation, GenerationRequest, Phase, PhaseDone, PhaseStarted, StepDone
+from backend.types import DType, Encoder, Event, Generation, GenerationRequest, Phase, PhaseDone, PhaseStarted, StepDone
 from backend.weights import ModelFiles, resolve_model
 from tests.backend import plain_lens
 from tests.backend import tiny_weights as tiny
@@ -201,7 +201,8 @@ def test_what_travels_with_a_picture(model: Path) -> None:
         assert made.image.size == (48, 64) and made.image.mode == "RGB"
         assert made.sigmas == sampling.schedule(12, 3)
         assert (made.dtype, made.device, made.template_date) == ("float32", "cpu", "2026-05-26")
-        assert set(made.timings) == {str(phase) for phase in Phase}
+        assert made.encoder is Encoder.exact
+        assert set(made.timings) == {str(phase) for phase in Phase if phase is not Phase.rewrite}
         assert made.versions["torch"] == torch.__version__ and "lens" in made.versions
         assert made.model.name == "tiny"
         whole = hashlib.sha256((model / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,133 @@
+"""From prompts to what the transformer reads of them: looked up on the disk first, else encoded by the chosen path.
+
+Two paths: exact (torch, a layer at a time, from any format) and llama (llama.cpp, near-exact, from a GGUF). The
+language model is opened only for prompts that are not kept, and is gone when this returns.
+
+Legend: T tokens of a prompt and what follows it, L encoder blocks that are read, F their width.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from backend import embeddings
+from backend.caches import Store
+from backend.errors import NumericsError
+from backend.identity import files_sha256
+from backend.model import checkpoint
+from backend.text.harmony import EncodedPrompt, encode_prompt
+from backend.text.shared import SharedLlama
+from backend.text.streaming import StreamingEncoder
+from backend.types import Encoder, Phase
+from backend.weights import ModelFiles
+
+# Raised whenever this code computes other numbers than before from the same weights and prompt.
+CODE_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSource:
+    """Everything that decides the features of a prompt but the prompt."""
+
+    files: ModelFiles
+    encoder: Encoder  # exact or llama
+    dtype: torch.dtype
+    device: torch.device
+    store: Store | None = None  # kept features; None: always computed
+    llama: SharedLlama | None = None  # the model's GGUF, where somebody else needs it too; closed here
+
+    def features(self, prompts: Sequence[str], phase: Callable[[Phase], AbstractContextManager[None]]) -> list[Tensor]:
+        """(1, T, L, F) of each prompt, in order. `phase` wraps the phases that really happen.
+
+        Raises CheckpointError, NumericsError for features that are not finite, and what opening the model raises.
+        """
+        try:
+            keys = {prompt: self._key(prompt) for prompt in prompts} if self.store and self.store.limit else {}
+            # Looking up counts as encoding where nothing else will.
+            all_kept = bool(keys) and all(self.store and self.store.path(key).exists() for key in keys.values())
+            with phase(Phase.encode) if all_kept else nullcontext():
+                found = {prompt: self._kept(keys.get(prompt)) for prompt in prompts}
+            unknown = [prompt for prompt, kept in found.items() if kept is None]
+            if unknown:
+                for prompt, features in zip(unknown, self._encode(unknown, phase), strict=True):
+                    if not bool(torch.isfinite(features).all()):
+                        raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
+                    if self.store is not None and prompt in keys:
+                        embeddings.write_features(self.store, keys[prompt], features)
+                    found[prompt] = features
+        finally:
+            if self.llama is not None:
+                self.llama.close()
+        return [_present(found[prompt]).to(self.device)[None] for prompt in prompts]
+
+    def _kept(self, key: str | None) -> Tensor | None:
+        if self.store is None or key is None:
+            return None
+        params = self.files.preset.params
+        width = (len(params.dit.selected_layer_index), params.text.hidden_size)
+        return embeddings.read_features(self.store, key, width, self.dtype)
+
+    def _key(self, prompt: str) -> str:
+        params = self.files.preset.params
+        exact = self.encoder is Encoder.exact
+        return embeddings.cache_key(
+            {
+                "code": CODE_VERSION,
+                "path": str(self.encoder),
+                "library": version("torch" if exact else "llama-cpp-python"),
+                "processor": _processor(self.device if exact else torch.device("cpu")),
+                "dtype": str(self.dtype),
+                "weights": files_sha256(self.files.text_encoder),
+                "tokenizer": files_sha256(self.files.tokenizer) if self.files.tokenizer else None,
+                "network and template": asdict(params.text),
+                "blocks": list(params.dit.selected_layer_index),
+                "prompt": prompt,
+            }
+        )
+
+    def _encode(self, prompts: Sequence[str], phase: Callable[[Phase], AbstractContextManager[None]]) -> list[Tensor]:
+        """(T, L, F) of each prompt, computed."""
+        template = self.files.preset.params.text.template
+        take = self.files.preset.params.dit.selected_layer_index
+        if self.encoder is Encoder.llama:
+            shared = self.llama or SharedLlama(self.files.text_encoder[0], context=template.max_tokens)
+            with shared:
+                with phase(Phase.load_encoder):
+                    model = shared()
+                with phase(Phase.encode):
+                    encoded = [encode_prompt(model.tokenizer, template, prompt) for prompt in prompts]
+                    states = [model.hidden_states(given.ids, take) for given in encoded]
+        else:
+            with phase(Phase.load_encoder):
+                tokenizer = checkpoint.load_tokenizer(self.files)
+                table = checkpoint.open_text_table(self.files)
+                streaming = StreamingEncoder(table, self.files.preset.params.text, self.dtype, self.device)
+            with phase(Phase.encode):
+                encoded = [encode_prompt(tokenizer, template, prompt) for prompt in prompts]
+                states = streaming.hidden_states([given.ids for given in encoded], take)
+        return [_cut(state, given).to(self.dtype) for state, given in zip(states, encoded, strict=True)]
+
+
+def _cut(states_TLF: Tensor, encoded: EncodedPrompt) -> Tensor:
+    """Without the tokens before the prompt, which the transformer never reads."""
+    return states_TLF[encoded.prefix :]
+
+
+def _present(features: Tensor | None) -> Tensor:
+    assert features is not None, "every prompt was looked up or encoded"
+    return features
+
+
+def _processor(device: torch.device) -> str:
+    """What a matrix product's last bits depend on. The number of threads is left out: it rarely changes them, and a
+    kept prompt that repeats the first picture's bits is the better answer where it does."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
