@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import FileError, UsageError
-from backend.types import DType, Encoder, ImageFormat, ReasonerMode
+from backend.types import DType, Effort, Encoder, ImageFormat, ReasonerMode
 from lens_cli.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ SystemPromptName = Annotated[
         rich_help_panel=_REQUEST,
     ),
 ]
-EffortWord = Effort  # the type of `lens refine --effort`, by the name commands use
+Thinking = Annotated[
+    Effort | None, typer.Option("--effort", help="How long the language model thinks.", rich_help_panel=_REQUEST)
+]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A name from `lens models list`, or a path.", rich_help_panel=_PICTURE),

@@ -14,7 +14,6 @@ from backend.types import GenerationRequest, OnEvent, ReasonerMode
 from lens_cli.console import Talk
 
 if TYPE_CHECKING:
-    from backend.caches import Store
     from backend.reasoner import Decision, Plan, Speaker
     from backend.text.shared import SharedLlama
 
@@ -36,10 +35,11 @@ class Rewriting:
 
         Raises ReplyError and whatever opening a model or reaching an endpoint raises; CancelledError on Ctrl-C.
         """
+        from backend.caches import open_store
         from backend.reasoner import refine
 
         self._speaker = self._speaker or self._make_speaker()
-        cache = _cache(self.settings, self.talk)
+        cache = open_store("rewrites", self.settings.cache, self.talk.warn)
         try:
             if on_event is not None:
                 decision = refine(request, self.plan, self._speaker, cache=cache, on_event=on_event)
@@ -68,6 +68,11 @@ class Rewriting:
         return replace(request, prompt=decision.prompt, original_prompt=decision.original, expander=decision.expander)
 
     @property
+    def off(self) -> bool:
+        """Nobody is asked."""
+        return self.plan.mode is ReasonerMode.off
+
+    @property
     def who(self) -> str:
         """`nano (local)`, `gpt-x (api)`: the answerer for a person."""
         return f"{self.plan.expander().model} ({self.plan.mode})"
@@ -94,18 +99,22 @@ class Rewriting:
 
 def make_rewriting(
     settings: Settings,
-    model: str,
+    model: str | None,
     talk: Talk,
     *,
     mode: ReasonerMode | None,
     system_prompt: str | None,
     insist: bool = False,
 ) -> Rewriting:
-    """The reasoner that flags and settings ask for; its plan may be "off". Raises UsageError."""
+    """The reasoner that flags and settings ask for; its plan may be "off". `model` None: the settings' or the default.
+
+    Raises UsageError.
+    """
+    from backend.presets import default_name
     from backend.reasoner import make_plan
     from backend.requests import find_preset
 
-    name, preset = find_preset(model)
+    name, preset = find_preset(model or settings.model or default_name())
     plan = make_plan(settings.reasoner, preset, name, mode=mode, system_prompt=system_prompt, insist=insist)
     if plan.mode is ReasonerMode.off and system_prompt is not None:
         talk.warn("--system-prompt is ignored: the reasoner is off")
@@ -128,10 +137,3 @@ def describe_plan(plan: Plan) -> str:
 def refusal_data(error: RefusedError, plan: Plan) -> dict[str, Any]:
     """What --json says about a refusal."""
     return {"decision": "refuse", "rule": error.rule, "reasoner": plan.data()}
-
-
-def _cache(settings: Settings, talk: Talk) -> Store:
-    from backend.caches import CACHES, Store, limit_bytes
-
-    (row,) = (row for row in CACHES if row.name == "rewrites")
-    return Store(row.folder(), row.suffix, limit_bytes(row, settings.cache) or 0, talk.warn)
