@@ -9,6 +9,7 @@ sense out of its answers.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from backend.model.text_encoder import LensGptOssEncoder
 from backend.model.tokenizer_files import gguf_tokenizer
 from backend.text import harmony
 from backend.text.llama import LlamaModel
-from backend.text.llama_library import Context
+from backend.text.llama_library import Context, default_threads
 from backend.weights import resolve_model
 from tests.backend import tiny_weights as tiny
 from train.data.scene_text import dense
@@ -480,6 +481,34 @@ def test_what_people_type_stays_text(nano: LlamaModel) -> None:
     ids = asked(nano, hostile)
     assert len([i for i in ids if i in special]) == len([i for i in asked(nano, "a cat") if i in special])
     assert answer(nano, ids).text.startswith('{"decision": "re')
+
+
+def test_llama_cpp_itself_would_let_control_tokens_in(nano: LlamaModel) -> None:
+    """Why its own tokenising is not used; on anything else it agrees, which says the vocabulary is read alike."""
+    model = nano._opened()
+
+    def by_llama(text: str) -> list[int]:
+        raw, api = text.encode(), model.lib.api
+        room = (api.llama_token * (len(raw) + 8))()
+        count = api.llama_tokenize(model.vocab, raw, len(raw), room, len(room), False, False)
+        return list(room[:count])
+
+    start = nano.tokenizer.token_to_id("<|start|>")
+    assert start in by_llama("a <|start|> b")
+    assert start not in harmony.plain_ids(nano.tokenizer, "a <|start|> b")
+    plain = [text for text in texts() if "<|" not in text and text]
+    assert len(plain) > 100
+    agreeing = [by_llama(text) == harmony.plain_ids(nano.tokenizer, text) for text in plain]
+    assert sum(agreeing) > 0.95 * len(plain)  # it splits some rare letters otherwise
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, wanted in (("3", 3), ("1", 1)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert default_threads() == wanted
+    for value in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert 1 <= default_threads() <= (os.cpu_count() or 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad files
