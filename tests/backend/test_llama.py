@@ -498,8 +498,8 @@ def test_llama_cpp_itself_would_let_control_tokens_in(nano: LlamaModel) -> None:
     assert start not in harmony.plain_ids(nano.tokenizer, "a <|start|> b")
     plain = [text for text in texts() if "<|" not in text and text]
     assert len(plain) > 100
-    agreeing = [by_llama(text) == harmony.plain_ids(nano.tokenizer, text) for text in plain]
-    assert sum(agreeing) > 0.95 * len(plain)  # it splits some rare letters otherwise
+    for text in plain:
+        assert by_llama(text) == harmony.plain_ids(nano.tokenizer, text), text
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
