@@ -200,6 +200,8 @@ def measure(path: Path, threads: int, repack: bool) -> dict[str, float]:
     start = time.perf_counter()
     with LlamaModel(path, threads=threads, repack=repack) as model:
         found["open s"] = time.perf_counter() - start
+        if repack and not model.repacked:
+            raise SystemExit("llama.cpp would use AMX here, where its repacked kernels crash")
         header = tuple(Writer(model.tokenizer).open("user").ids)
         start = time.perf_counter()
         first = model.hidden_states(prompt(PIECES, header, 1), TAKE)

@@ -58,6 +58,7 @@ class LlamaModel:
             raise
         self._special = [i for i, kind in enumerate(header.metadata["tokenizer.ggml.token_type"]) if kind != _PLAIN]
         self._model: Model | None = Model(gguf, repack=repack, gpu_layers=gpu_layers)
+        self.repacked = self._model.repacked  # what became of `repack`
         self._threads, self._limit = threads or default_threads(), context
         self._reader: StateReader | None = None
         self._answerer: Answerer | None = None

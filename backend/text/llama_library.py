@@ -64,6 +64,10 @@ class Library:
         api.llama_log_set(self._log, ctypes.c_void_p())
         api.llama_backend_init()
 
+    def uses_amx(self) -> bool:
+        """Whether llama.cpp was built for Intel's matrix extension and runs on a processor that has it."""
+        return b"AMX_INT8 = 1" in self.api.llama_print_system_info()
+
     def name(self, tensor: int) -> str:
         return self.ggml.ggml_get_name(tensor).decode("utf-8", errors="replace")
 
@@ -104,14 +108,17 @@ class Model:
     def __init__(self, path: Path, *, repack: bool, gpu_layers: int) -> None:
         """`repack`: rearrange the weights for the processor's wide instructions, in memory of the process's own.
 
-        At the published size that takes 27 s and 10 GB more, and makes prompts a fifth faster.
+        At the published size that takes 27 s and 10 GB more, and makes prompts a fifth faster. Whether it was done
+        stands in `repacked`: it is not where llama.cpp would take AMX for it, whose kernels end the process with a
+        segmentation fault at the first prompt (llama.cpp issue 20824, pull request 26954; seen with 0.3.36 as well).
         Raises CheckpointError where llama.cpp will not have the file.
         """
         self.lib = library()
         api = self.lib.api
         params = api.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        params.use_extra_bufts = repack
+        self.repacked = repack and not self.lib.uses_amx()
+        params.use_extra_bufts = self.repacked
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP
         complaint()
         self.pointer = api.llama_model_load_from_file(os.fsencode(path), params)

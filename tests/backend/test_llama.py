@@ -21,7 +21,7 @@ from backend.model.gguf_write import write_text_encoder_gguf
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.text import harmony
 from backend.text.llama import LlamaModel
-from backend.text.llama_library import Context, default_threads
+from backend.text.llama_library import Context, Library, default_threads, library
 from tests.backend import tiny_weights as tiny
 from tests.backend.llama_models import FILES, GGUF, PROMPTS, TAKE, answer, asked, encode, note_batches, write_random
 from train.data.scene_text import dense
@@ -237,6 +237,21 @@ def test_a_changed_llama_cpp_is_an_error(nano: LlamaModel, monkeypatch: pytest.M
     monkeypatch.setattr(lib, "read", lambda tensor: read(tensor)[-nano.params.hidden_size :])
     with pytest.raises(LensError, match="shows 1 of 5 tokens"):
         nano.hidden_states([1, 2, 3, 4, 5], TAKE)
+
+
+def test_repacked_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rearranged, the weights are the same; where llama.cpp would crash with them, they stay as they are."""
+    path, ids = tmp_path / "model.gguf", list(range(60))
+    tokenizer = tiny.small_tokenizer().to_str()
+    write_text_encoder_gguf(path, tiny.random_text_encoder(), tiny.TEXT, tokenizer, dtype="Q8_0")
+    with LlamaModel(path, threads=1) as plain, LlamaModel(path, threads=1, repack=True) as packed:
+        assert not plain.repacked
+        assert packed.repacked is not library().uses_amx()
+        assert min(cosines(packed.hidden_states(ids, (0, 1, 2)), plain.hidden_states(ids, (0, 1, 2)))) > 0.999
+    monkeypatch.setattr(Library, "uses_amx", lambda _: True)
+    with LlamaModel(path, threads=1, repack=True) as packed:
+        assert not packed.repacked
+        assert packed.hidden_states(ids, (2,)).isfinite().all()
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
