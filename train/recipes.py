@@ -46,7 +46,7 @@ class NanoConfig:
     # Then whole pictures: group norms see other statistics in a small crop, and flat colours shift.
     vae_whole_steps: int = 680
     vae_whole_batch: int = 8  # crops of 128x128
-    language_steps: int = 3800
+    language_steps: int = 4600
     language_tokens: int = 4096  # a step, padding included
     # 128 and 192 stand for 512 and 768, 256 for 1024: the low bases first, as in the paper's two stages.
     stages: tuple[Stage, ...] = (

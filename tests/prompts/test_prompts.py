@@ -35,7 +35,7 @@ def test_nano_reads_the_sentences_it_was_trained_on() -> None:
 
 
 def test_the_policy_names_the_rules_nano_was_trained_on() -> None:
-    from train.data.dialogues import RULES
+    from train.data.outside import RULES
 
     assert prompts.rule_names() == RULES
     for rule in prompts.rules():

@@ -225,6 +225,13 @@ def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PA
     return " ".join(sentences)
 
 
+def around(content: str, scene: Scene, rng: random.Random, parts: frozenset[str]) -> str:
+    """`content` as it is, in the style and before the background of `scene` where `parts` asks for them."""
+    opening = rng.choice(_STYLE[scene.style]) if "style" in parts else rng.choice(_BARE_STYLE)
+    first = capital(rng.choice((f"{opening} of {content}.", f"{opening} showing {content}.")))
+    return f"{first} {_background(scene.background, rng)}" if "background" in parts else first
+
+
 def brief(scene: Scene, rng: random.Random) -> str:
     """What a person would type: a few words, often without colour, size or background."""
     return brief_stating(scene, rng)[0]
