@@ -6,20 +6,23 @@ Light ring at module scope; torch, Pillow and the evaluation itself are imported
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import UsageError
-from backend.types import DType
+from backend.settings import load
+from backend.types import DType, ReasonerMode
 from lens_cli.console import Talk
+from lens_cli.reasoning import Rewriting, make_rewriting
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from backend.types import GenerationRequest
-    from train.evals.nano import Generate, Result
+    from train.evals.nano import Folder, Generate, Report, Result
+    from train.evals.nano_prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,9 @@ class Choice:
     device: str | None
     out: Path | None
     contact_sheet: Path | None
+    reasoner: ReasonerMode  # off: prompts are drawn as they are
+    system_prompt: str | None  # of the reasoner
+    compare: bool  # run without a reasoner as well, and give the difference
 
 
 def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> None:
@@ -77,8 +83,8 @@ def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> N
 
 def eval_nano(choice: Choice, talk: Talk) -> None:
     """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
-    from backend.files import make_folder, write_atomic
-    from train.evals.nano import Folder, evaluate
+    from backend.files import make_folder
+    from train.evals.nano import Comparison
     from train.evals.nano_prompts import fingerprint
     from train.evals.nano_prompts import prompts as all_prompts
 
@@ -90,6 +96,9 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         raise UsageError(str(error)) from error
     if choice.contact_sheet is not None:
         make_folder(choice.contact_sheet.resolve().parent)
+    rewriting = make_rewriting(load(), choice.model, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
+    if choice.compare and rewriting.off:
+        raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
     request, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
     settings: dict[str, Any] = {
         "model": request.model,
@@ -101,9 +110,50 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         "height": request.height,
         "dtype": str(request.dtype),
         "seed": choice.seed,
-        "reasoner": "off",
     }
-    folder = Folder(choice.out) if choice.out is not None else None
+    runs = [None, rewriting] if choice.compare else [None if rewriting.off else rewriting]
+    title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"
+    data: list[dict[str, Any]] = []
+    reports: list[Report] = []
+    try:
+        for reasoner in runs:
+            name = "off" if reasoner is None else str(reasoner.plan.mode)
+            mine = {**settings, "reasoner": "off" if reasoner is None else _reasoner_settings(reasoner)}
+            report = _one_run(choice, chosen, generate, reasoner, mine, name, talk)
+            talk.data(f"{title}, {request.width}x{request.height}, reasoner {name}")
+            for line in report.table():
+                talk.data(line)
+            reports.append(report)
+            data.append({"settings": mine, **report.data()})
+    finally:
+        rewriting.close()
+    if not choice.compare:
+        talk.result(data[0])
+        return
+    comparison = Comparison.of(*reports)
+    talk.data(f"difference: reasoner {rewriting.plan.mode} less off, same prompts and seeds")
+    for line in comparison.table():
+        talk.data(line)
+    talk.result({"runs": data, "difference": comparison.data()})
+
+
+def _reasoner_settings(rewriting: Rewriting) -> dict[str, Any]:
+    """What makes two evaluations with a reasoner comparable: all of its plan but why it was chosen."""
+    return {key: value for key, value in rewriting.plan.data().items() if key != "why"}
+
+
+def _one_run(
+    choice: Choice, chosen: Sequence[Prompt], generate: Generate, rewriting: Rewriting | None,
+    settings: dict[str, Any], name: str, talk: Talk,
+) -> Report:  # fmt: skip
+    """All prompts once, with or without a reasoner; of two runs each has a folder and a sheet of its own."""
+    from train.evals.nano import Folder, evaluate
+
+    out, sheet = choice.out, choice.contact_sheet
+    if choice.compare:
+        out = out / name if out is not None else None
+        sheet = sheet.with_name(f"{sheet.stem}-{name}{sheet.suffix}") if sheet is not None else None
+    folder = Folder(out) if out is not None else None
     done = folder.open(settings) if folder is not None else []
     pictures: dict[tuple[str, int], Image.Image] = {}
     total = len(chosen) * choice.images_per_prompt
@@ -112,12 +162,12 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     if count:
         talk.say(f"{count} of {total} pictures were judged before")
 
-    def on_result(result: Result, picture: Image.Image) -> None:
+    def on_result(result: Result, picture: Image.Image | None) -> None:
         nonlocal count
         count += 1
         if folder is not None:
             folder.add(result, picture)
-        if choice.contact_sheet is not None:
+        if sheet is not None and picture is not None:
             pictures[result.key] = picture
         talk.say(f"{count}/{total} {result.id} {'right' if result.right else 'wrong: ' + result.reason}")
 
@@ -128,35 +178,40 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         images_per_prompt=choice.images_per_prompt,
         seed=choice.seed,
         done=done,
+        rewrite=None if rewriting is None else lambda asked: rewriting.prompt_for(asked, lambda event: None),
         on_result=on_result,
     )
-    if choice.contact_sheet is not None:
-        from PIL import Image
+    if sheet is not None:
+        _write_sheet(sheet, report, pictures, folder, talk)
+    return report
 
-        from train.evals.sheet import contact_sheet
 
-        def picture_of(result: Result) -> Image.Image:
-            if result.key in pictures:
-                return pictures[result.key]
-            assert folder is not None, "a result is from this run or from the folder"
-            with Image.open(folder.picture(result)) as image:
-                return image.convert("RGB")
+def _write_sheet(
+    path: Path, report: Report, pictures: dict[tuple[str, int], Image.Image], folder: Folder | None, talk: Talk
+) -> None:
+    from PIL import Image
 
-        stream = io.BytesIO()
-        contact_sheet([(result, picture_of(result)) for result in report.results]).save(stream, "PNG")
-        write_atomic(choice.contact_sheet, stream.getvalue())
-        talk.say(f"contact sheet: {choice.contact_sheet}")
-    talk.data(f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}, "
-              f"{request.width}x{request.height}, reasoner off")  # fmt: skip
-    for line in report.table():
-        talk.data(line)
-    talk.result({"settings": settings, **report.data()})
+    from backend.files import write_atomic
+    from train.evals.sheet import contact_sheet
+
+    def picture_of(result: Result) -> Image.Image:
+        if result.key in pictures:
+            return pictures[result.key]
+        if result.unmade:
+            return Image.new("RGB", (64, 64), (200, 200, 204))  # nothing was drawn; the reason stands below
+        assert folder is not None, "a result is from this run or from the folder"
+        with Image.open(folder.picture(result)) as image:
+            return image.convert("RGB")
+
+    stream = io.BytesIO()
+    contact_sheet([(result, picture_of(result)) for result in report.results]).save(stream, "PNG")
+    write_atomic(path, stream.getvalue())
+    talk.say(f"contact sheet: {path}")
 
 
 def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, Generate]:
     """The resolved request (for its settings) and a function that makes one picture."""
     from backend.requests import build_request
-    from backend.settings import load
 
     settings = load()
 

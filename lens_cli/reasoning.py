@@ -67,6 +67,15 @@ class Rewriting:
         self.talk.say(f"rewritten{' before' if decision.cached else ''} by {self.who}: {decision.prompt}")
         return replace(request, prompt=decision.prompt, original_prompt=decision.original, expander=decision.expander)
 
+    def prompt_for(self, request: str, on_event: OnEvent | None = None) -> str:
+        """The rewritten prompt alone. Raises RefusedError where the reasoner refuses, and as `decide`."""
+        from backend.reasoner import Refused
+
+        decision = self.decide(request, on_event)
+        if isinstance(decision, Refused):
+            raise decision.error()
+        return decision.prompt
+
     @property
     def off(self) -> bool:
         """Nobody is asked."""

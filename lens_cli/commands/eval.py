@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from backend.types import ReasonerMode
 from lens_cli import options
 
 app = typer.Typer(no_args_is_help=True, help="Measure models.")
@@ -19,6 +20,14 @@ Kinds = Annotated[list[str] | None, typer.Option("--kind", help="Only this kind 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for results and pictures; again, it goes on.")]
 Sheet = Annotated[Path | None, typer.Option("--contact-sheet", help="Write all pictures with verdicts here (PNG).")]
 Prove = Annotated[bool, typer.Option("--prove-verifier", help="Measure the verifier on drawn scenes; needs no model.")]
+Reasoner = Annotated[
+    ReasonerMode,
+    typer.Option("--reasoner", help="Who rewrites each prompt first; refusals and unusable answers count as wrong."),
+]
+Compare = Annotated[
+    bool,
+    typer.Option("--compare", help="Run without the reasoner as well; print the paired difference with its interval."),
+]
 Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Scenes of --prove-verifier.")]
 Degrade = Annotated[
     str | None,
@@ -37,6 +46,9 @@ def nano(
     guidance: options.Guidance = None,
     base: options.Base = 256,
     seed: Seed = 0,
+    reasoner: Reasoner = ReasonerMode.off,
+    system_prompt: options.SystemPromptName = None,
+    compare: Compare = False,
     dtype: options.Arithmetic = None,
     device: options.Device = None,
     out: Out = None,
@@ -50,7 +62,7 @@ def nano(
     """Generate 350 prompts, let a rule say which pictures are right, and print the scores.
 
     Examples: lens eval nano --limit 70 · lens eval nano --out eval/ --contact-sheet eval.png
-    · lens eval nano --prove-verifier
+    · lens eval nano --reasoner local --compare · lens eval nano --prove-verifier
     """
     from lens_cli import evaluation  # light until it runs
 
@@ -73,6 +85,9 @@ def nano(
             device=device,
             out=out,
             contact_sheet=contact_sheet,
+            reasoner=reasoner,
+            system_prompt=system_prompt,
+            compare=compare,
         ),
         talk,
     )

@@ -2,7 +2,8 @@
 
 `evaluate` takes any function from (prompt, seed) to a picture, so a trainer scores a checkpoint with it and
 `lens eval nano` a finished model. As in GenEval the overall score is the plain mean of the kinds' scores.
-A `rewrite`, such as a reasoner, may change what the generator reads; what is checked never changes.
+A `rewrite`, such as a reasoner, may change what the generator reads; what is checked never changes, and a prompt that
+it refuses or loses counts as wrong.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from typing import Any
 
 from PIL import Image
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, RefusedError, ReplyError, UsageError
 from backend.files import make_folder, write_atomic, write_error
 from train.evals.nano_prompts import PROMPT_KINDS, Prompt
-from train.evals.stats import Tally
+from train.evals.stats import Pairs, Tally, mean_difference
 from train.evals.verifier import verify
 
 Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
 Key = tuple[str, int]  # (prompt id, which picture of it)
+REFUSED, NO_REWRITE = "refused", "no rewrite"
 SETTINGS, RESULTS, PICTURES = "settings.json", "results.jsonl", "pictures"
 _SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise, and more pictures keep the first ones
 
@@ -45,6 +47,7 @@ class Result:
     reason: str  # empty where right
     found: list[dict[str, Any]]  # what was seen: kind, colour, x, y, score, word
     seconds: float  # to generate
+    unmade: str = ""  # "refused" or "no rewrite" where the reasoner gave nothing to draw; then there is no picture
 
     @property
     def key(self) -> Key:
@@ -91,7 +94,15 @@ class Report:
         low, high = self.overall_interval
         lines = [tally.row(kind) for kind, tally in self.by_kind().items()]
         lines.append(f"{'overall':<16} {self.overall:.3f}  [{low:.3f}, {high:.3f}]  mean of kinds")
-        return [*lines, self.micro.row("all pictures")]
+        lines.append(self.micro.row("all pictures"))
+        if any(self.unmade.values()):
+            lines.append("counted as wrong: " + ", ".join(f"{n} {why}" for why, n in self.unmade.items()))
+        return lines
+
+    @property
+    def unmade(self) -> dict[str, int]:
+        """How many pictures a reasoner's refusals and unusable answers cost."""
+        return {why: sum(result.unmade == why for result in self.results) for why in (REFUSED, NO_REWRITE)}
 
     def data(self) -> dict[str, Any]:
         """The scores for JSON."""
@@ -104,10 +115,78 @@ class Report:
             "overall": self.overall if self.results else None,
             "overall_interval": list(self.overall_interval),
             "micro": one(self.micro) if self.results else None,
+            "unmade": self.unmade,
         }
 
 
-OnResult = Callable[[Result, Image.Image], None]
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two reports over the same prompts and seeds; pictures that only one of them has are left out."""
+
+    kinds: dict[str, Pairs]
+
+    @classmethod
+    def of(cls, before: Report, after: Report) -> Comparison:
+        """Raises ValueError where nothing is common to both, or a picture was made from another seed."""
+        first = {result.key: result for result in before.results}
+        kinds = {kind: Pairs() for kind in PROMPT_KINDS}
+        for result in after.results:
+            if (other := first.get(result.key)) is not None:
+                if other.seed != result.seed:
+                    raise ValueError(f"{result.id} was made from the seeds {other.seed} and {result.seed}")
+                kinds[result.kind].add(other.right, result.right)
+        found = {kind: pairs for kind, pairs in kinds.items() if pairs.total}
+        if not found:
+            raise ValueError("the two reports have no picture in common")
+        return cls(kinds=found)
+
+    @property
+    def overall(self) -> tuple[float, tuple[float, float]]:
+        """(difference of the overall scores, its 95 % interval)."""
+        return mean_difference(list(self.kinds.values()))
+
+    @property
+    def micro(self) -> Pairs:
+        """All pictures together."""
+        return sum(self.kinds.values(), Pairs())
+
+    def table(self) -> list[str]:
+        """Differences as lines of text, with 95 % intervals; won and lost are pictures."""
+        lines: list[str] = []
+        for name, pairs in self.kinds.items():
+            low, high = pairs.interval
+            lines.append(f"{name:<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost}")
+        mean, (low, high) = self.overall
+        lines.append(f"{'overall':<16} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  mean of kinds")
+        low, high = self.micro.interval
+        lines.append(
+            f"{'all pictures':<16} {self.micro.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{self.micro.won} "
+            f"-{self.micro.lost} of {self.micro.total}, p = {self.micro.p:.2g}"
+        )
+        return lines
+
+    def data(self) -> dict[str, Any]:
+        """The differences for JSON."""
+
+        def one(pairs: Pairs) -> dict[str, Any]:
+            return {
+                "difference": pairs.difference,
+                "interval": list(pairs.interval),
+                "won": pairs.won,
+                "lost": pairs.lost,
+                "total": pairs.total,
+            }
+
+        mean, interval = self.overall
+        return {
+            "kinds": {kind: one(pairs) for kind, pairs in self.kinds.items()},
+            "overall": mean,
+            "overall_interval": list(interval),
+            "micro": {**one(self.micro), "p": self.micro.p},
+        }
+
+
+OnResult = Callable[[Result, Image.Image | None], None]  # None: the reasoner gave nothing to draw
 
 
 def seed_of(prompt: Prompt, index: int, seed: int) -> int:
@@ -129,8 +208,9 @@ def evaluate(
     """Generate and judge `images_per_prompt` pictures of each prompt.
 
     `wording` is "brief" or "dense". Results in `done` are kept and not made again. `on_result` gets each new result
-    with its picture. What `generate`, `rewrite` and `on_result` raise is passed on; earlier results went to
-    `on_result`. Raises ValueError for fewer than one picture, or as many as the seeds of one prompt.
+    with its picture. A prompt that `rewrite` refuses (RefusedError) or gives no usable answer for (ReplyError) is
+    wrong. What else `generate`, `rewrite` and `on_result` raise is passed on; earlier results went to `on_result`.
+    Raises ValueError for fewer than one picture, or as many as the seeds of one prompt.
     """
     if not 1 <= images_per_prompt < _SEED_STRIDE:
         raise ValueError(f"{images_per_prompt} pictures a prompt is outside 1..{_SEED_STRIDE - 1}")
@@ -142,8 +222,21 @@ def evaluate(
         report.results += [finished[prompt.id, i] for i in range(images_per_prompt) if i not in missing]
         if not missing:
             continue
-        text = asked if rewrite is None else rewrite(asked)
+        text, unmade, reason = asked, "", ""
+        if rewrite is not None:
+            try:
+                text = rewrite(asked)
+            except RefusedError as error:
+                text, unmade, reason = "", REFUSED, str(error)
+            except ReplyError as error:
+                text, unmade, reason = "", NO_REWRITE, str(error)
         for index in missing:
+            if unmade:
+                result = _unmade(prompt, index, asked, seed_of(prompt, index, seed), unmade, reason)
+                report.results.append(result)
+                if on_result is not None:
+                    on_result(result, None)
+                continue
             number = seed_of(prompt, index, seed)
             started = time.perf_counter()
             picture = generate(text, number)
@@ -169,6 +262,22 @@ def evaluate(
             if on_result is not None:
                 on_result(result, picture)
     return report
+
+
+def _unmade(prompt: Prompt, index: int, asked: str, seed: int, unmade: str, reason: str) -> Result:
+    return Result(
+        id=prompt.id,
+        kind=prompt.kind,
+        index=index,
+        asked=asked,
+        prompt="",
+        seed=seed,
+        right=False,
+        reason=f"{unmade}: {reason}",
+        found=[],
+        seconds=0.0,
+        unmade=unmade,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- a folder of results
@@ -220,11 +329,12 @@ class Folder:
         """Where the picture of a result lies."""
         return self.path / PICTURES / f"{result.id}-{result.index}.png"
 
-    def add(self, result: Result, picture: Image.Image) -> None:
-        """Save one picture and then its line, synced. Raises FileError."""
-        stream = io.BytesIO()
-        picture.save(stream, "PNG")
-        write_atomic(self.picture(result), stream.getvalue())
+    def add(self, result: Result, picture: Image.Image | None) -> None:
+        """Save one picture, where there is one, and then its line, synced. Raises FileError."""
+        if picture is not None:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            write_atomic(self.picture(result), stream.getvalue())
         at = self.path / RESULTS
         try:
             with at.open("ab") as file:
