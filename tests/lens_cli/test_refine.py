@@ -124,7 +124,7 @@ def test_edit_prints_what_was_saved(endpoint: Endpoint, lens: Lens, monkeypatch:
 
 def test_lost_quotes_are_an_error_and_never_the_raw_request(endpoint: Endpoint, lens: Lens) -> None:
     assert lens("refine", 'lose "HELLO"').lines == ['lose "HELLO", all in red']  # the reminder brought them back
-    endpoint.answers = [completion('{"decision": "rewrite", "prompt": "a sign", "rule": null}')]
+    endpoint.answers[:] = [completion('{"decision": "rewrite", "prompt": "a sign", "rule": null}')]
     run = lens("refine", 'lose "WORLD"', "--json")
     assert run.code == 1 and run.json["error"]["code"] == "bad_reply" and "'WORLD'" in run.json["error"]["message"]
 
@@ -217,7 +217,7 @@ def test_gen_never_falls_back_to_the_raw_request(
     run = lens("gen", "a cat")
     assert run.code == 3 and "cannot reach http://127.0.0.1:1/v1" in run.err and files() == []
     monkeypatch.setenv("LENS_REASONER__BASE_URL", endpoint.url)
-    endpoint.answers = [completion("")]
+    endpoint.answers[:] = [completion("")]
     assert lens("gen", "a cat").code == 1 and files() == []
 
 
