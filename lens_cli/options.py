@@ -29,8 +29,8 @@ Reasoner = Annotated[
     ReasonerMode | None,
     typer.Option(
         "--reasoner",
-        help="Who rewrites the request first: local is the model's own language model, api a configured endpoint; "
-        "auto takes the endpoint where there is one, else the model's default.",
+        help="Who rewrites the request first, or refuses it: local is the model's own language model, api the endpoint "
+        "of the settings, off nobody; auto takes the endpoint where there is one, else the model's default.",
         rich_help_panel=_REQUEST,
     ),
 ]
