@@ -6,6 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,10 @@ from backend import paths
 from backend.caches import CACHES
 from backend.errors import UsageError
 from backend.images import read_request
-from backend.types import Encoder
+from backend.text.shared import SharedLlama
+from backend.types import Encoder, GenerationRequest
+from lens_cli.reasoning import Rewriting
+from tests import fake_pipeline
 from tests.backend import tiny_weights as tiny
 from tests.lens_cli.cli import lens_inside as inside
 
@@ -88,6 +92,31 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert read_request(Path("c.png")).encoder is Encoder.exact
     bad = inside(monkeypatch, capfd, "gen", "x", "--encoder", "fast")
     assert bad.code == 2 and "'auto', 'exact', 'llama'" in bad.err
+
+
+@pytest.mark.parametrize("encoder", ["llama", "exact"])
+def test_the_reasoners_gguf_stays_open_for_the_llama_encoder_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], encoder: str
+) -> None:
+    """What wrote the prompt reads it too; where torch reads it, the memory is given back before anything loads."""
+    shared, closed, given = SharedLlama(Path("x.gguf"), context=1), list[bool](), list[object]()
+
+    def apply(self: Rewriting, request: GenerationRequest) -> GenerationRequest:
+        self.llama = shared
+        return replace(request, prompt="a rewritten fish", original_prompt=request.prompt)
+
+    class Noting(fake_pipeline.Pipeline):
+        def __init__(self, *args: Any, llama: object, **more: Any) -> None:
+            super().__init__(*args, **more)
+            given.extend((llama, bool(closed)))
+
+    monkeypatch.setattr(Rewriting, "apply", apply)
+    monkeypatch.setattr(SharedLlama, "close", lambda self: closed.append(True))
+    monkeypatch.setattr(fake_pipeline, "Pipeline", Noting)
+    monkeypatch.setattr("backend.text.shared.choose_encoder", lambda wanted, files: wanted)
+    run = inside(monkeypatch, capfd, "gen", "a fish", "--reasoner", "local", "--encoder", encoder, "--steps", "1")
+    assert run.code == 0, run.err
+    assert given == ([shared, False] if encoder == "llama" else [None, True])
 
 
 def test_llama_without_a_gguf_is_said_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
