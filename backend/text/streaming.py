@@ -2,7 +2,7 @@
 
 The published encoder has 21 billion parameters, of which a prompt needs each layer once. So a layer's attention is
 read from the memory-mapped files, used and let go; of its experts only those that some token chose are decoded, one
-after the other. Measured at the published size (MXFP4, 300 tokens, CPU): 1.18 GB resident at most in bfloat16, 1.11
+after the other. Measured at the published size (MXFP4, 300 tokens, CPU): 1.24 GB resident at most in bfloat16, 1.13
 in float32, of which 0.23 are the libraries and 0.57 pages of the mapped file, which are given back after each layer;
 2.6 s a layer on one core.
 
