@@ -21,7 +21,7 @@ from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.presets import Embedded
 from backend.weights import resolve_model
-from train import checkpoint, language, pretrain, vae
+from train import checkpoint, language, pretrain, rounds, vae
 from train.preview import sheet
 from train.recipes import NanoConfig
 
@@ -123,7 +123,7 @@ def _tokenizer(config: NanoConfig) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def frozen(config: NanoConfig) -> pretrain.Frozen:
+def frozen(config: NanoConfig) -> rounds.Frozen:
     """The trained autoencoder, language model and tokenizer of this run."""
     device = torch.device(config.device)
     autoencoder = build_vae(config.params.vae)
@@ -131,7 +131,7 @@ def frozen(config: NanoConfig) -> pretrain.Frozen:
     cast(Any, autoencoder).to(device, memory_format=torch.channels_last)  # diffusers types its `to` as a wrapper
     encoder = LensGptOssEncoder(config.params.text, head=True)
     encoder.load_state_dict(checkpoint.load_part(config.run_dir / "language.safetensors"))
-    return pretrain.Frozen(
+    return rounds.Frozen(
         vae=autoencoder.eval().requires_grad_(False),
         encoder=encoder.to(device).eval().requires_grad_(False),
         tokenizer=_tokenizer(config),
@@ -146,6 +146,7 @@ def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
         stages=config.stages,
         scenes_per_round=config.scenes_per_round,
         passes=config.passes,
+        align=config.align,
         encode_batch=config.encode_batch,
         seed=config.seed,
         workers=config.workers,

@@ -10,9 +10,6 @@ open is a field of the config with a comment.
 
 from __future__ import annotations
 
-import functools
-import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,26 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend import latents
-from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
-from backend.model.text_encoder import LensGptOssEncoder
 from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams, TemplateParams
-from backend.sizes import buckets
-from backend.text.harmony import encode_prompt
 from train import checkpoint, flow
-from train.data.dialogues import caption_of
-from train.data.drawing import render
-from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
+from train.align import Aligner
 from train.ema import EMA
-from train.feed import Feed
 from train.metrics import Metrics
 from train.optim import Optimizers
 from train.recipes import Stage
+from train.rounds import Batches, Frozen, Grid, Sample, Samples, collate, encode_round, order_of
+from train.stopping import Stopper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +42,8 @@ class PretrainConfig:
     passes: int = 6  # times a round is seen
     dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
     ema_decay: float = 0.999  # of the weights that are saved and shown (the paper does not say)
+    align: float = 0.0  # weight of the loss of train.align; 0: none, as in the paper
+    align_block: int = 4  # 0-based: the block whose image tokens it watches
     muon: bool = True  # for the blocks' matrices (the paper: AdamW for all); False: AdamW for all
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = 0.01
@@ -66,139 +58,6 @@ class PretrainConfig:
     log_every: int = 50
     device: str = "cpu"
     compile: bool = True  # every block
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The networks that are not trained here."""
-
-    vae: AutoencoderKLFlux2
-    encoder: LensGptOssEncoder
-    tokenizer: Tokenizer
-
-
-@dataclass
-class Sample:
-    latent_NC: Tensor  # bfloat16, normalised and packed
-    text_LTF: Tensor  # bfloat16
-
-
-@dataclass
-class Drawn:
-    """What a drawing process hands over: pictures of one size and the token ids of their captions."""
-
-    images: np.ndarray  # (B, H, W, 3) uint8
-    ids: list[tuple[int, ...]]
-    prefix: int
-
-
-# ------------------------------------------------------------------------------------------------------------ rounds
-
-
-def draw(
-    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None,
-    count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
-) -> Drawn:  # fmt: skip
-    """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
-    rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
-    width, height = buckets(base)[4] if rng.random() < square_share else rng.choice(buckets(base))
-    tokenizer = _tokenizer(tokenizer_json)
-    images, ids, prefix = [], [], 0
-    for _ in range(count):
-        layouts = LAYOUTS
-        if single_share is not None:
-            layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
-        weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
-        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
-        images.append(np.asarray(render(scene, width, height)))
-        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
-        ids.append(encoded.ids)
-        prefix = encoded.prefix
-    return Drawn(np.stack(images), ids, prefix)
-
-
-@functools.cache
-def _tokenizer(text: str) -> Tokenizer:
-    return Tokenizer.from_str(text)
-
-
-@torch.no_grad()
-def encode_images(vae: AutoencoderKLFlux2, images: np.ndarray, device: torch.device) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, N, C) normalised, packed latent means."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.autocast(device.type, torch.bfloat16):
-        mean = encode_mean(vae, pixels.contiguous(memory_format=torch.channels_last))
-    return latents.pack(latents.normalise(latents.patchify(mean.float()), *latent_statistics(vae)))
-
-
-@torch.no_grad()
-def encode_texts(
-    encoder: LensGptOssEncoder, ids: list[tuple[int, ...]], prefix: int, take: tuple[int, ...], device: torch.device
-) -> list[Tensor]:
-    """Features (L, T, F) of each conversation, without its first `prefix` tokens."""
-    width = max(len(row) for row in ids)
-    batch = torch.zeros(len(ids), width, dtype=torch.long)
-    for i, row in enumerate(ids):
-        batch[i, : len(row)] = torch.tensor(row)
-    with torch.autocast(device.type, torch.bfloat16):
-        states = encoder.hidden_states(batch.to(device), take)  # right padding is harmless: attention is causal
-    stacked = torch.stack(states, 2)
-    return [stacked[i, prefix : len(row)] for i, row in enumerate(ids)]
-
-
-def encode_round(
-    config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
-) -> dict[tuple[int, int], list[Sample]]:
-    """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples."""
-    device = torch.device(config.device)
-    make = functools.partial(
-        draw,
-        seed=config.seed,
-        name=name,
-        base=stage.base,
-        square_share=stage.square_share,
-        single_share=stage.single_share,
-        count=config.encode_batch,
-        tokenizer_json=frozen.tokenizer.to_str(),
-        template=config.template,
-        captions=stage.captions,
-    )
-    chunks = config.scenes_per_round // config.encode_batch
-    out: dict[tuple[int, int], list[Sample]] = {}
-    for drawn in Feed(make, start=0, stop=chunks, workers=config.workers):
-        z = encode_images(frozen.vae, drawn.images, device).bfloat16().cpu()
-        texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, config.params.selected_layer_index, device)
-        grid = (drawn.images.shape[1] // latents.CELL, drawn.images.shape[2] // latents.CELL)
-        out.setdefault(grid, []).extend(
-            Sample(latent, text.bfloat16().cpu().clone()) for latent, text in zip(z, texts, strict=True)
-        )
-    return out
-
-
-def batches(
-    samples: dict[tuple[int, int], list[Sample]], batch: int, rng: random.Random
-) -> list[tuple[tuple[int, int], list[int]]]:
-    """One pass over a round: (grid, indices) of full batches whose captions are of similar length, in random order."""
-    out: list[tuple[tuple[int, int], list[int]]] = []
-    for grid in sorted(samples):
-        rows = samples[grid]
-        # Jitter keeps the same captions from meeting every pass; similar lengths keep padding small.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].text_LTF) + rng.uniform(0, 12))
-        out += [(grid, order[i : i + batch]) for i in range(0, len(order) - batch + 1, batch)]
-    rng.shuffle(out)
-    return out
-
-
-def collate(rows: list[Sample], device: torch.device, multiple: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, N, C), features (B, L, T, F) padded to a multiple of `multiple` tokens, mask (B, L)."""
-    longest = max(len(row.text_LTF) for row in rows)
-    length = -(-longest // multiple) * multiple
-    text = rows[0].text_LTF.new_zeros(len(rows), length, *rows[0].text_LTF.shape[1:])
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        text[i, : len(row.text_LTF)] = row.text_LTF
-        mask[i, : len(row.text_LTF)] = True
-    return torch.stack([r.latent_NC for r in rows]).float().to(device), text.to(device), mask.to(device)
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -236,41 +95,115 @@ def validate(model: LensTransformer2DModel, held: dict[tuple[int, int], list[Sam
 # --------------------------------------------------------------------------------------------------------------- run
 
 
-class _Stopper:
-    """SIGTERM or Ctrl-C asks for a checkpoint and a clean end; the second Ctrl-C is immediate."""
+@dataclass(frozen=True)
+class Position:
+    """Where a step stands in the plan."""
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> _Stopper:
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _ask(self, number: int, _frame: object) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    step: int  # of the whole run
+    stage: Stage
+    number: int  # of the round within its stage
+    first: int  # step at which the round began
+    before: int  # step at which the stage began
 
 
-def _positions(config: PretrainConfig, start: int) -> Iterator[tuple[int, Stage, int, int]]:
-    """(global step, stage, round within the stage, steps before this stage), from `start` on."""
+def positions(config: PretrainConfig, start: int) -> Iterator[Position]:
+    """Every step of the run from `start` on."""
     before = 0
     for stage in config.stages:
-        per_round = max(1, config.scenes_per_round // stage.batch * config.passes * 9 // 10)  # 10 %: part batches
+        # 9 of 10: part batches are left out, so a pass has a few batches less than its scenes would fill.
+        per_round = max(1, config.scenes_per_round // stage.batch * config.passes * 9 // 10)
         for step in range(max(before, start), before + stage.steps):
-            yield step, stage, (step - before) // per_round, before
+            number = (step - before) // per_round
+            yield Position(step, stage, number, before + number * per_round, before)
         before += stage.steps
 
 
-def learning_rate(config: PretrainConfig, stage: Stage, step: int, before: int) -> float:
+def learning_rate(config: PretrainConfig, at: Position) -> float:
     """Linear warm-up at the start of the run, constant, linear decay in the last `decay_steps` of the stage."""
-    left = before + stage.steps - step
-    decay = min(1.0, left / stage.decay_steps) if stage.decay_steps else 1.0
-    return stage.learning_rate * min(1.0, (step + 1) / config.warmup) * decay
+    left = at.before + at.stage.steps - at.step
+    decay = min(1.0, left / at.stage.decay_steps) if at.stage.decay_steps else 1.0
+    return at.stage.learning_rate * min(1.0, (at.step + 1) / config.warmup) * decay
+
+
+class _Trained:
+    """All that changes while training, as a checkpoint holds it."""
+
+    def __init__(self, config: PretrainConfig, initial: dict[str, Tensor] | None) -> None:
+        self.config, device = config, torch.device(config.device)
+        self.model = build(config.params)
+        flow.init_weights(self.model, config.params, torch.Generator().manual_seed(config.seed))
+        if initial is not None:
+            self.model.load_state_dict(initial)
+        torch.nn.Module.to(self.model, device).train()  # diffusers types its own `to` as a wrapper
+        for module in self.model.modules():
+            if isinstance(module, JointAttention):
+                module.explicit = device.type == "cpu"
+        self.optimizer = Optimizers(
+            self.model,
+            muon=muon_matrices if config.muon else lambda _name, _parameter: 0,
+            learning_rate=0.0,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self.ema = EMA(self.model, config.ema_decay)
+        self.aligner: Aligner | None = None
+        if config.align:
+            self.aligner = Aligner(self.model.transformer_blocks[config.align_block], config.params.dim).to(device)
+            self.align_optimizer = Optimizers(
+                self.aligner, muon=lambda _name, _parameter: 0, learning_rate=0.0, betas=config.betas, weight_decay=0.0
+            )
+        if config.compile:  # after the aligner has put its hook there
+            for block in self.model.transformer_blocks:
+                block.compile(dynamic=True)
+
+    def resume(self) -> int:
+        """Take over the newest checkpoint, if there is one; returns the step to go on with."""
+        found = checkpoint.latest(self.config.run_dir)
+        if found is None:
+            return 0
+        parts, state = checkpoint.load(found)
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.restore(parts["optimizer"])
+        self.ema.shadow = {name: tensor.to(self.config.device) for name, tensor in parts["ema"].items()}
+        self.ema.updates = int(state["ema_updates"])
+        if self.aligner is not None and "align" in parts:  # a run may begin to align later
+            self.aligner.load_state_dict(parts["align"])
+            self.align_optimizer.restore(parts["align_optimizer"])
+        return int(state["step"])
+
+    def save(self, step: int) -> None:
+        parts = {"model": self.model.state_dict(), "ema": self.ema.shadow, "optimizer": self.optimizer.tensors()}
+        if self.aligner is not None:
+            parts |= {"align": self.aligner.state_dict(), "align_optimizer": self.align_optimizer.tensors()}
+        checkpoint.save(self.config.run_dir, step, parts, {"ema_updates": self.ema.updates})
+
+    def step(self, rows: list[Sample], grid: Grid, at: Position) -> dict[str, float]:
+        """One optimiser step on one batch; returns what the log wants to know. Raises FloatingPointError."""
+        config, device = self.config, torch.device(self.config.device)
+        x0, text, mask = collate(rows, device)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + at.step)
+        t = flow.sample_times(len(x0), flow.training_mu(x0.shape[1]), generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        dropped = torch.rand(len(x0), generator=generator) < config.dropout
+        mask &= ~dropped.to(device)[:, None]
+        loss = loss_of(self.model, x0, eps.to(device), t.to(device), text, mask, grid)
+        values = {"loss": loss.item()}
+        self.optimizer.zero_grad()
+        if self.aligner is not None:
+            self.align_optimizer.zero_grad()
+            named = self.aligner(torch.stack([row.labels_N2 for row in rows]).to(device))
+            values["align"] = named.item()
+            loss = loss + config.align * named
+        loss.backward()
+        values["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
+        if not np.isfinite([*values.values()]).all():
+            raise FloatingPointError(f"{values} at step {at.step}: stopped before it spreads")
+        rate = learning_rate(config, at)
+        self.optimizer.step(rate)
+        if self.aligner is not None:
+            self.align_optimizer.step(rate)
+        self.ema.update(self.model)
+        return values
 
 
 def run(
@@ -284,95 +217,50 @@ def run(
 
     `preview(model, path)` draws a sheet of fixed prompts and seeds.
     """
-    device = torch.device(config.device)
-    model = build(config.params)
-    flow.init_weights(model, config.params, torch.Generator().manual_seed(config.seed))
-    if initial is not None:
-        model.load_state_dict(initial)
-    torch.nn.Module.to(model, device).train()  # diffusers types its own `to` as a wrapper
-    for module in model.modules():
-        if isinstance(module, JointAttention):
-            module.explicit = device.type == "cpu"
-    if config.compile:
-        for block in model.transformer_blocks:
-            block.compile(dynamic=True)
+    trained = _Trained(config, initial)
+    start = trained.resume()
     # The averaged weights are shown and validated in a copy of its own: not compiled, since every new shape and every
     # change of gradient mode would compile anew.
     shown = build(config.params).eval().requires_grad_(False)
-    torch.nn.Module.to(shown, device)
-    optimizer = Optimizers(
-        model,
-        muon=muon_matrices if config.muon else lambda _name, _parameter: 0,
-        learning_rate=0.0,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-    )
-    ema = EMA(model, config.ema_decay)
-    start = 0
-    found = checkpoint.latest(config.run_dir)
-    if found is not None:
-        parts, state = checkpoint.load(found)
-        model.load_state_dict(parts["model"])
-        optimizer.restore(parts["optimizer"])
-        ema.shadow = {name: tensor.to(device) for name, tensor in parts["ema"].items()}
-        ema.updates = int(state["ema_updates"])
-        start = int(state["step"])
+    torch.nn.Module.to(shown, config.device)
     metrics = Metrics(config.run_dir, start)
-    current: tuple[Stage, int] | None = None
-    samples: dict[tuple[int, int], list[Sample]] = {}
-    held: dict[tuple[int, int], list[Sample]] = {}
-    order: list[tuple[tuple[int, int], list[int]]] = []
-    clock, seen, last = time.monotonic(), 0, float("nan")
-    with _Stopper() as stopper:
-        for step, stage, number, before in _positions(config, start):
-            if current != (stage, number):
-                if current is None or current[0] != stage:
-                    usual = replace(stage, single_share=None, captions=Stage.captions)  # one set for every stage
-                    held = encode_round(replace(config, scenes_per_round=128), usual, "held out", frozen)
-                first = _first_step(config, stage, number, before)
-                samples = encode_round(config, stage, f"from {first}", frozen)
-                order = _order(samples, stage, config, number)
-                current = (stage, number)
+    before: Position | None = None
+    samples: Samples = {}
+    held: Samples = {}
+    order: Batches = []
+    clock, seen, values = time.monotonic(), 0, {"loss": float("nan")}
+    with Stopper() as stopper:
+        for at in positions(config, start):
+            if before is None or before.stage != at.stage:
+                usual = replace(at.stage, single_share=None, captions=Stage.captions)  # one set for every stage
+                held = encode_round(replace(config, scenes_per_round=128), usual, "held out", frozen)
+            if before is None or before.first != at.first:
+                samples = encode_round(config, at.stage, f"from {at.first}", frozen)
+                order = order_of(samples, at.stage, config, at.number)
                 clock, seen = time.monotonic(), 0
+            before, step = at, at.step
             if step % config.validate_every == 0 and step != start:
-                ema.copy_to(shown)
-                metrics.log(step, loss=last, validation=validate(shown, held, device))
+                trained.ema.copy_to(shown)
+                validation = validate(shown, held, torch.device(config.device))
+                metrics.log(step, loss=values["loss"], validation=validation)
             if preview is not None and step % config.preview_every == 0 and step != start:
-                ema.copy_to(shown)
+                trained.ema.copy_to(shown)
                 preview(shown, config.run_dir / "previews" / f"{step:07d}.png")
                 clock, seen = time.monotonic(), 0
             if (step % config.save_every == 0 and step != start) or stopper.asked:
-                _save(config, step, model, ema, optimizer)
+                trained.save(step)
             if stopper.asked:
                 break
 
-            first = _first_step(config, stage, number, before)
-            grid, index = order[(step - first) % len(order)]
-            x0, text, mask = collate([samples[grid][i] for i in index], device)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            mu = flow.training_mu(x0.shape[1])
-            t = flow.sample_times(len(x0), mu, generator)
-            eps = torch.randn(x0.shape, generator=generator)
-            dropped = torch.rand(len(x0), generator=generator) < config.dropout
-            mask &= ~dropped.to(device)[:, None]
-            loss = loss_of(model, x0, eps.to(device), t.to(device), text, mask, grid)
-            optimizer.zero_grad()
-            loss.backward()
-            last = loss.item()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-            if not np.isfinite(last) or not torch.isfinite(norm):
-                raise FloatingPointError(
-                    f"loss {last}, gradient norm {float(norm)} at step {step}: stopped before it spreads"
-                )
-            optimizer.step(learning_rate(config, stage, step, before))
-            ema.update(model)
-            seen += len(x0)
+            grid, index = order[(step - at.first) % len(order)]
+            values = trained.step([samples[grid][i] for i in index], grid, at)
+            seen += len(index)
             if (step + 1) % config.log_every == 0:
-                rate = seen / (time.monotonic() - clock)
-                metrics.log(step + 1, loss=last, grad_norm=float(norm), pictures_per_s=rate, base=stage.base)
+                speed = seen / (time.monotonic() - clock)
+                metrics.log(step + 1, **values, pictures_per_s=speed, base=at.stage.base)
         else:
-            _save(config, sum(s.steps for s in config.stages), model, ema, optimizer)
-    ema.copy_to(shown)
+            trained.save(sum(stage.steps for stage in config.stages))
+    trained.ema.copy_to(shown)
     return shown
 
 
@@ -400,19 +288,3 @@ def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:
     if name.endswith("_qkv.weight"):
         return 3
     return int(any(part in name for part in (".to_out.0.weight", ".to_add_out.weight", "_mlp.w")))
-
-
-def _first_step(config: PretrainConfig, stage: Stage, number: int, before: int) -> int:
-    return before + number * max(1, config.scenes_per_round // stage.batch * config.passes * 9 // 10)
-
-
-def _order(
-    samples: dict[tuple[int, int], list[Sample]], stage: Stage, config: PretrainConfig, number: int
-) -> list[tuple[tuple[int, int], list[int]]]:
-    rng = random.Random(f"order {config.seed} {stage.base} {number}")
-    return [row for _ in range(config.passes + 1) for row in batches(samples, stage.batch, rng)]
-
-
-def _save(config: PretrainConfig, step: int, model: LensTransformer2DModel, ema: EMA, optimizer: Optimizers) -> None:
-    parts = {"model": model.state_dict(), "ema": ema.shadow, "optimizer": optimizer.tensors()}
-    checkpoint.save(config.run_dir, step, parts, {"ema_updates": ema.updates})

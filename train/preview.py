@@ -13,7 +13,7 @@ from backend.model.transformer import LensTransformer2DModel
 from backend.params import ModelParams
 from backend.pipeline import decode
 from backend.text.harmony import encode_prompt
-from train.pretrain import Frozen
+from train.rounds import Frozen
 
 PROMPTS = (
     "three red balloons over a green hill",

@@ -48,14 +48,15 @@ class NanoConfig:
     vae_whole_batch: int = 8  # crops of 128x128
     language_steps: int = 4600
     language_tokens: int = 4096  # a step, padding included
-    # 128 and 192 stand for 512 and 768, 256 for 1024: the low bases first, as in the paper's two stages.
+    # 128 stands for 512, 256 for 1024. Early: a token covers 16 x 16 pixels, so at 128 a thing is four tokens wide and
+    # learns its colour and place, but no shape (seen after 320,000 pictures).
     stages: tuple[Stage, ...] = (
         # First what a thing is and which colour it has: mostly one thing, short captions, a third more steps an hour.
-        Stage(base=128, steps=8_000, batch=48, learning_rate=1e-3, single_share=0.45, captions=(0.15, 0.35, 0.5)),
-        Stage(base=128, steps=12_000, batch=48, learning_rate=8e-4),
-        Stage(base=192, steps=4_000, batch=32, learning_rate=5e-4),
-        Stage(base=256, steps=6_000, batch=24, learning_rate=4e-4, decay_steps=2_000),
+        Stage(base=128, steps=6_854, batch=48, learning_rate=1e-3, single_share=0.45, captions=(0.15, 0.35, 0.5)),
+        Stage(base=256, steps=20_000, batch=16, learning_rate=7e-4, single_share=0.45, captions=(0.15, 0.35, 0.5)),
+        Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),
     )
+    align: float = 0.1  # weight of the loss of train.align (the paper has none)
     scenes_per_round: int = 6144  # drawn and encoded once …
     passes: int = 6  # … and seen this many times
     encode_batch: int = 64

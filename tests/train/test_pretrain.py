@@ -19,7 +19,7 @@ from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
 from backend.text.harmony import Writer, system_text
-from train import checkpoint, language, pretrain
+from train import checkpoint, language, pretrain, rounds
 from train.data.dialogues import caption_of
 from train.data.scenes import sample_scene
 from train.recipes import Stage
@@ -36,7 +36,7 @@ DIT = DiTParams(
 
 
 @pytest.fixture(scope="module")
-def frozen() -> pretrain.Frozen:
+def frozen() -> rounds.Frozen:
     """Random networks: what they mean does not matter here, only that everything passes through them."""
     torch.manual_seed(0)
     template = TemplateParams(identity="You are Lens.", instruction="Describe the image.", thinking="")
@@ -62,10 +62,10 @@ def frozen() -> pretrain.Frozen:
     vae = build_vae(
         VAEParams(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
     )
-    return pretrain.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
+    return rounds.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
 
 
-def config(run_dir: Path, frozen: pretrain.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
+def config(run_dir: Path, frozen: rounds.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
     return pretrain.PretrainConfig(
         params=DIT,
         template=frozen.encoder.params.template,
@@ -86,11 +86,15 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: pretrain.Frozen) -> None:
-    whole = weights(pretrain.run(config(tmp_path / "whole", frozen), frozen))
+@pytest.mark.parametrize("align", [0.0, 0.1])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: rounds.Frozen, align: float) -> None:
+    def plan(folder: Path) -> pretrain.PretrainConfig:
+        return dataclasses.replace(config(folder, frozen), align=align, align_block=0)
+
+    whole = weights(pretrain.run(plan(tmp_path / "whole"), frozen))
 
     folder = tmp_path / "cut"
-    pretrain.run(config(folder, frozen), frozen)
+    pretrain.run(plan(folder), frozen)
     # As after a crash between two checkpoints: the newest is gone, and the log is ahead of what is left.
     newest = checkpoint.latest(folder)
     assert newest is not None and newest.name == "step-00000006"
@@ -98,7 +102,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: pretr
         file.unlink()
     newest.rmdir()
     assert checkpoint.latest(folder) == folder / "checkpoints" / "step-00000004"
-    resumed = weights(pretrain.run(config(folder, frozen), frozen))
+    resumed = weights(pretrain.run(plan(folder), frozen))
 
     assert whole.keys() == resumed.keys()
     for name in whole:
@@ -108,10 +112,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: pretr
     assert steps[0] == steps[1]  # step and loss of every line
 
 
-def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: pretrain.Frozen) -> None:
+def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: rounds.Frozen) -> None:
     """A wrong sign of the target or a network that does not learn fails this."""
     plan = config(tmp_path / "run", frozen, steps=60)
-    held = pretrain.encode_round(dataclasses.replace(plan, scenes_per_round=8), plan.stages[0], "held out", frozen)
+    held = rounds.encode_round(dataclasses.replace(plan, scenes_per_round=8), plan.stages[0], "held out", frozen)
     model = pretrain.run(plan, frozen)
     start = pretrain.build(DIT)
     pretrain.flow.init_weights(start, DIT, torch.Generator().manual_seed(plan.seed))
@@ -137,12 +141,12 @@ def test_a_dropped_caption_is_the_unconditional_call() -> None:
 def test_batches_hold_every_scene_once_a_pass() -> None:
     """Up to the rest that fills no batch; and no batch mixes shapes."""
     rng = random.Random(0)
-    sample = pretrain.Sample
+    sample = rounds.Sample
     samples = {
-        grid: [sample(torch.zeros(1), torch.zeros(rng.randrange(1, 30), 1, 1)) for _ in range(count)]
+        grid: [sample(torch.zeros(1), torch.zeros(rng.randrange(1, 30), 1, 1), torch.zeros(1, 2)) for _ in range(count)]
         for grid, count in (((4, 4), 11), ((2, 8), 6))
     }
-    rows = pretrain.batches(samples, 3, rng)
+    rows = rounds.batches(samples, 3, rng)
     for grid, count in (((4, 4), 11), ((2, 8), 6)):
         seen = [i for g, index in rows if g == grid for i in index]
         assert len(seen) == len(set(seen)) == count // 3 * 3
@@ -155,7 +159,7 @@ def test_training_never_sees_a_held_out_scene() -> None:
     assert not any(is_held_out(sample_scene(rng)) for _ in range(2000))
 
 
-def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: pretrain.Frozen) -> None:
+def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: rounds.Frozen) -> None:
     """Counted on the scenes drawn: `single_share` is a probability, None leaves the scenes' own share."""
     drawn: list[str] = []
 
@@ -164,12 +168,12 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         drawn.append(scene.layout)
         return scene
 
-    monkeypatch.setattr(pretrain, "sample_scene", recorded)
+    monkeypatch.setattr(rounds, "sample_scene", recorded)
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
     for share, low, high in ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.6, 0.45, 0.75), (None, 0.12, 0.4)):
         drawn.clear()
         stage = dataclasses.replace(plan.stages[0], single_share=share, captions=(0.0, 0.0, 1.0))
-        pretrain.encode_round(plan, stage, f"test {share}", frozen)
+        rounds.encode_round(plan, stage, f"test {share}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, share  # four deviations wide
 
 

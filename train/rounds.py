@@ -1,0 +1,172 @@
+"""Rounds of training data: scenes drawn and encoded once by the frozen networks, then seen several times.
+
+Everything derives from (seed, round): a resumed run draws what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from backend import latents
+from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
+from backend.model.text_encoder import LensGptOssEncoder
+from backend.params import TemplateParams
+from backend.sizes import buckets
+from backend.text.harmony import encode_prompt
+from train.align import token_labels
+from train.data.dialogues import caption_of
+from train.data.drawing import render
+from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
+from train.feed import Feed
+from train.recipes import Stage
+
+if TYPE_CHECKING:
+    from train.pretrain import PretrainConfig
+
+Grid = tuple[int, int]  # height and width of a latent, in tokens
+Samples = dict[Grid, list["Sample"]]
+Batches = list[tuple[Grid, list[int]]]  # of a round: grid and indices of its samples
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The networks that are not trained here."""
+
+    vae: AutoencoderKLFlux2
+    encoder: LensGptOssEncoder
+    tokenizer: Tokenizer
+
+
+@dataclass
+class Sample:
+    latent_NC: Tensor  # bfloat16, normalised and packed
+    text_LTF: Tensor  # bfloat16
+    labels_N2: Tensor  # uint8: what covers each token (train.align)
+
+
+@dataclass
+class Drawn:
+    """What a drawing process hands over: pictures of one size and the token ids of their captions."""
+
+    images: np.ndarray  # (B, H, W, 3) uint8
+    ids: list[tuple[int, ...]]
+    prefix: int
+    labels: np.ndarray  # (B, N, 2) uint8
+
+
+def draw(
+    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None,
+    count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
+) -> Drawn:  # fmt: skip
+    """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
+    rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
+    width, height = buckets(base)[4] if rng.random() < square_share else rng.choice(buckets(base))
+    tokenizer = _tokenizer(tokenizer_json)
+    images, ids, labels, prefix = [], [], [], 0
+    for _ in range(count):
+        layouts = LAYOUTS
+        if single_share is not None:
+            layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
+        weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
+        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
+        images.append(np.asarray(render(scene, width, height)))
+        labels.append(token_labels(scene, width, height))
+        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
+        ids.append(encoded.ids)
+        prefix = encoded.prefix
+    return Drawn(np.stack(images), ids, prefix, np.stack(labels))
+
+
+@functools.cache
+def _tokenizer(text: str) -> Tokenizer:
+    return Tokenizer.from_str(text)
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKLFlux2, images: np.ndarray, device: torch.device) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, N, C) normalised, packed latent means."""
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.autocast(device.type, torch.bfloat16):
+        mean = encode_mean(vae, pixels.contiguous(memory_format=torch.channels_last))
+    return latents.pack(latents.normalise(latents.patchify(mean.float()), *latent_statistics(vae)))
+
+
+@torch.no_grad()
+def encode_texts(
+    encoder: LensGptOssEncoder, ids: list[tuple[int, ...]], prefix: int, take: tuple[int, ...], device: torch.device
+) -> list[Tensor]:
+    """Features (L, T, F) of each conversation, without its first `prefix` tokens."""
+    width = max(len(row) for row in ids)
+    batch = torch.zeros(len(ids), width, dtype=torch.long)
+    for i, row in enumerate(ids):
+        batch[i, : len(row)] = torch.tensor(row)
+    with torch.autocast(device.type, torch.bfloat16):
+        states = encoder.hidden_states(batch.to(device), take)  # right padding is harmless: attention is causal
+    stacked = torch.stack(states, 2)
+    return [stacked[i, prefix : len(row)] for i, row in enumerate(ids)]
+
+
+def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen) -> Samples:
+    """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples."""
+    device = torch.device(config.device)
+    make = functools.partial(
+        draw,
+        seed=config.seed,
+        name=name,
+        base=stage.base,
+        square_share=stage.square_share,
+        single_share=stage.single_share,
+        count=config.encode_batch,
+        tokenizer_json=frozen.tokenizer.to_str(),
+        template=config.template,
+        captions=stage.captions,
+    )
+    chunks = config.scenes_per_round // config.encode_batch
+    out: Samples = {}
+    for drawn in Feed(make, start=0, stop=chunks, workers=config.workers):
+        z = encode_images(frozen.vae, drawn.images, device).bfloat16().cpu()
+        texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, config.params.selected_layer_index, device)
+        grid = (drawn.images.shape[1] // latents.CELL, drawn.images.shape[2] // latents.CELL)
+        out.setdefault(grid, []).extend(
+            Sample(latent, text.bfloat16().cpu().clone(), labels)
+            for latent, text, labels in zip(z, texts, torch.from_numpy(drawn.labels), strict=True)
+        )
+    return out
+
+
+def batches(samples: Samples, batch: int, rng: random.Random) -> Batches:
+    """One pass over a round: (grid, indices) of full batches whose captions are of similar length, in random order."""
+    out: Batches = []
+    for grid in sorted(samples):
+        rows = samples[grid]
+        # Jitter keeps the same captions from meeting every pass; similar lengths keep padding small.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].text_LTF) + rng.uniform(0, 12))
+        out += [(grid, order[i : i + batch]) for i in range(0, len(order) - batch + 1, batch)]
+    rng.shuffle(out)
+    return out
+
+
+def collate(rows: list[Sample], device: torch.device, multiple: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (B, N, C), features (B, L, T, F) padded to a multiple of `multiple` tokens, mask (B, L)."""
+    longest = max(len(row.text_LTF) for row in rows)
+    length = -(-longest // multiple) * multiple
+    text = rows[0].text_LTF.new_zeros(len(rows), length, *rows[0].text_LTF.shape[1:])
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        text[i, : len(row.text_LTF)] = row.text_LTF
+        mask[i, : len(row.text_LTF)] = True
+    return torch.stack([r.latent_NC for r in rows]).float().to(device), text.to(device), mask.to(device)
+
+
+def order_of(samples: Samples, stage: Stage, config: PretrainConfig, number: int) -> Batches:
+    """All batches of round `number`, pass after pass; one pass more than is used, since part batches are left out."""
+    rng = random.Random(f"order {config.seed} {stage.base} {number}")
+    return [row for _ in range(config.passes + 1) for row in batches(samples, stage.batch, rng)]
