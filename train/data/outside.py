@@ -8,18 +8,10 @@ from __future__ import annotations
 
 import random
 
-RULES = (
-    "minors",
-    "explicit",
-    "degrading",
-    "deception",
-    "hate",
-    "extremism",
-    "self-harm",
-    "weapons-drugs",
-    "gore",
-    "private-data",
-)
+from prompts import rule_names
+from train.data.scene_text import article
+
+RULES = rule_names()
 STRANGERS = (
     "dragon wizard knight horse elephant lion tiger bear wolf fox monkey penguin owl frog spider bee ant whale shark "
     "dolphin crab octopus dinosaur unicorn mermaid pirate princess king queen astronaut doctor baby girl boy man woman "
@@ -110,10 +102,6 @@ _FORBIDDEN: dict[str, tuple[tuple[str, ...], ...]] = {  # rule -> alternatives f
         ("home address on a sign", "phone number", "credit card number", "medical record", "password"),
     ),
 }  # fmt: skip
-
-
-def article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def harmless(rng: random.Random) -> str:
