@@ -196,16 +196,24 @@ def _join_facts(facts: list[str]) -> str:
     )
 
 
+def _opening(scene: Scene, rng: random.Random, parts: frozenset[str]) -> str:
+    return rng.choice(_STYLE[scene.style] if "style" in parts else _BARE_STYLE)
+
+
+def _first(opening: str, content: str, rng: random.Random) -> str:
+    return capital(rng.choice((f"{opening} of {content}.", f"{opening} showing {content}.")))
+
+
 def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PARTS)) -> str:
     """A caption that says everything `parts` names; with all of them 40 to 110 words."""
-    opening = rng.choice(_STYLE[scene.style]) if "style" in parts else rng.choice(_BARE_STYLE)
+    opening = _opening(scene, rng, parts)
     colour, count = "colour" in parts, "count" in parts
     heads = [phrase(scene.things[i], n, colour=colour, size="size" in parts, count=count) for i, n in scene.groups]
     if scene.relation is not None and "place" in parts:
         content = f"{heads[0]} {rng.choice(_RELATIONS[scene.relation])} {heads[1]}"
     else:
         content = _join(heads)
-    first = capital(rng.choice((f"{opening} of {content}.", f"{opening} showing {content}.")))
+    first = _first(opening, content, rng)
     body = [_about(scene, group, rng, parts) for group in scene.groups]
     if scene.relation in _INVERSE and "place" in parts:
         a, b = (kind_name(scene.things[i].kind, n) for i, n in scene.groups[:2])
@@ -227,8 +235,8 @@ def dense(scene: Scene, rng: random.Random, parts: frozenset[str] = frozenset(PA
 
 def around(content: str, scene: Scene, rng: random.Random, parts: frozenset[str]) -> str:
     """`content` as it is, in the style and before the background of `scene` where `parts` asks for them."""
-    opening = rng.choice(_STYLE[scene.style]) if "style" in parts else rng.choice(_BARE_STYLE)
-    first = capital(rng.choice((f"{opening} of {content}.", f"{opening} showing {content}.")))
+    opening = _opening(scene, rng, parts)
+    first = _first(opening, content, rng)
     return f"{first} {_background(scene.background, rng)}" if "background" in parts else first
 
 
