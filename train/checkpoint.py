@@ -59,26 +59,31 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW moments and step counts under `<moment>.<parameter name>`; `names` in the order of the parameters."""
+    """Moments and step counts under `<moment>.<parameter name>`; `names` in the order of the parameters."""
     out: dict[str, Tensor] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(names, parameters, strict=True):
-        for key, value in optimizer.state[parameter].items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             out[f"{key}.{name}"] = value
     return out
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. A parameter that never had a gradient has no state."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: list[str],
+    tensors: Mapping[str, Tensor],
+    keys: tuple[str, ...] = ("exp_avg", "exp_avg_sq"),
+) -> None:
+    """Put back what `optimizer_tensors` gave. What never had a gradient, or had another optimiser, starts anew."""
     parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     for name, (parameter, group) in zip(names, parameters, strict=True):
-        if f"step.{name}" not in tensors:
+        if any(f"{key}.{name}" not in tensors for key in (*keys, "step")):
             continue
         state = optimizer.state[parameter]
         # A fused or capturable optimizer counts its steps on the parameter's device, any other on the CPU.
         counter = parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
         state["step"] = tensors[f"step.{name}"].to(counter).clone()
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in keys:
             state[key] = tensors[f"{key}.{name}"].to(parameter.device, parameter.dtype).clone()
 
 

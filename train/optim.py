@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from train import checkpoint
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients, from the same source
 
@@ -77,18 +78,19 @@ class Optimizers:
         self, model: nn.Module, *, muon: Callable[[str, nn.Parameter], int], learning_rate: float,
         betas: tuple[float, float], weight_decay: float, fused: bool = True,
     ) -> None:  # fmt: skip
-        self._named = dict(model.named_parameters())
-        counts = {name: muon(name, p) for name, p in self._named.items()}
+        named = dict(model.named_parameters())
+        self._name_of = {p: name for name, p in named.items()}
+        counts = {name: muon(name, p) for name, p in named.items()}
         matrices = [name for name, count in counts.items() if count]
         rest = [name for name, count in counts.items() if not count]
-        plain = [name for name in rest if self._named[name].dim() < 2]  # norms, biases, sinks: never decayed
+        plain = [name for name in rest if named[name].dim() < 2]  # norms, biases, sinks: never decayed
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            stacks = {self._named[name]: counts[name] for name in matrices}
+            stacks = {named[name]: counts[name] for name in matrices}
             self.parts.append(Muon(stacks, learning_rate, stacks=stacks, weight_decay=weight_decay))
         groups = [
-            {"params": [self._named[n] for n in rest if n not in plain], "weight_decay": weight_decay},
-            {"params": [self._named[n] for n in plain], "weight_decay": 0.0},
+            {"params": [named[n] for n in rest if n not in plain], "weight_decay": weight_decay},
+            {"params": [named[n] for n in plain], "weight_decay": 0.0},
         ]
         self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], learning_rate, betas, fused=fused))
 
@@ -104,24 +106,17 @@ class Optimizers:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as `<key>.<parameter name>`, for a checkpoint."""
-        return {
-            f"{key}.{name}": value
-            for name, p in self._named.items()
-            for part in self.parts
-            if p in part.state
-            for key, value in part.state[p].items()
-        }
+        out: dict[str, Tensor] = {}
+        for part in self.parts:
+            out |= checkpoint.optimizer_tensors(part, self._names_of(part))
+        return out
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave. What never had a gradient, or had another optimiser, starts anew."""
         for part in self.parts:
             keys = ("momentum",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")
-            for group in part.param_groups:
-                for p in group["params"]:
-                    name = next(n for n, q in self._named.items() if q is p)
-                    if any(f"{key}.{name}" not in tensors for key in (*keys, "step")):
-                        continue
-                    counter = p.device if group.get("fused") else torch.device("cpu")
-                    state: dict[str, Any] = {"step": tensors[f"step.{name}"].to(counter).clone()}
-                    state |= {key: tensors[f"{key}.{name}"].to(p.device, p.dtype).clone() for key in keys}
-                    part.state[p] = state
+            checkpoint.restore_optimizer(part, self._names_of(part), tensors, keys)
+
+    def _names_of(self, part: torch.optim.Optimizer) -> list[str]:
+        """Names of a part's parameters, in its order."""
+        return [self._name_of[p] for group in part.param_groups for p in group["params"]]
