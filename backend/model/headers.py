@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,11 +73,15 @@ def read_header(path: Path) -> FileHeader:
     Remembered while the file's time and size stay the same: gpt-oss's GGUF header takes half a second.
     Raises CheckpointError for a missing, empty, truncated or foreign file, an LFS pointer and a pickle.
     """
+    stat = _stat(path)
+    return _read_header(path, stat.st_mtime_ns, stat.st_size)
+
+
+def _stat(path: Path) -> os.stat_result:
     try:
-        stat = path.stat()
+        return path.stat()
     except OSError as error:
         raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    return _read_header(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,16 +97,13 @@ def read_summary(path: Path) -> FileHeader:
     are known must not touch the language model. A value that is left out (a list of over 1000 entries, a text of over
     100,000 characters: the tokenizer) keeps its key and is None. Raises CheckpointError as `read_header` does.
     """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    stat = _stat(path)
     return _read_summary(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=64)
 def _read_summary(path: Path, _mtime: int, _size: int) -> FileHeader:
-    found = noted("header-1", path, path.stat(), lambda: _summary(read_header(path)))
+    found = noted("header-1", path, _stat(path), lambda: _summary(read_header(path)))
     try:
         tensors = {
             str(name): TensorHeader(str(name), str(dtype), tuple(map(int, shape)), int(start), int(nbytes))
