@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -37,3 +37,20 @@ def noted(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]) 
         store.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(store, json.dumps({"key": key, kind: value}).encode())
     return value
+
+
+def noted_paths(kind: str) -> Iterator[Path]:
+    """The files that notes of `kind` are about, newest note first; some may be gone or changed since."""
+    folder = notes_dir(kind)
+    for store in sorted(folder.glob("*.json"), key=_modified, reverse=True) if folder.is_dir() else ():
+        with suppress(OSError, ValueError):
+            note: Any = json.loads(store.read_text(encoding="utf-8"))
+            key = cast("dict[str, Any]", note).get("key") if isinstance(note, dict) else None
+            if isinstance(key, str) and key.count(" ") >= 2:
+                yield Path(key.rsplit(" ", 2)[0])
+
+
+def _modified(path: Path) -> int:
+    with suppress(OSError):  # another process may have removed it
+        return path.stat().st_mtime_ns
+    return 0

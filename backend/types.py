@@ -49,6 +49,14 @@ class ReasonerMode(StrEnum):
     api = "api"  # an OpenAI-compatible endpoint
 
 
+class LoraMode(StrEnum):
+    """How a LoRA meets the weights."""
+
+    auto = "auto"  # fused, but live where it is low-rank and the weights beneath it are quantised
+    fused = "fused"  # added to the weights in float32 while they are read
+    live = "live"  # low-rank ones in a path of their own beside the linears of the blocks; the rest fused
+
+
 class Effort(StrEnum):
     """How long a language model thinks before it answers."""
 
@@ -82,6 +90,16 @@ class Expander:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """One LoRA and how strongly it acts."""
+
+    path: str  # absolute path of the file; in a request read back from a picture, its base name
+    sha256: str  # of the file; see `backend.loras.lora_sha256`
+    scale: float = 1.0  # beside the file's own alpha / rank; may be negative; 0: as if it were not there
+    mode: LoraMode = LoraMode.auto  # of a finished picture: what ran, never auto
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """Everything that determines the pixels. Made by `backend.requests.build_request` only."""
 
@@ -98,6 +116,7 @@ class GenerationRequest:
     dtype: DType = DType.auto  # auto: float32 on a CPU for a float32 checkpoint, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto
+    loras: tuple[LoraUse, ...] = ()  # they add up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +174,7 @@ class Generation:
     dtype: str  # the dtype that ran: "float32" or "bfloat16"
     device: str  # "cpu", "cuda:0 (NVIDIA H200)", ...
     encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
+    loras: tuple[LoraUse, ...] = ()  # with the mode that ran
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version
