@@ -23,7 +23,7 @@ from backend.text import harmony
 from backend.text.llama import LlamaModel
 from backend.text.llama_library import Context, Library, default_threads, library
 from tests.backend import tiny_weights as tiny
-from tests.backend.llama_models import FILES, GGUF, PROMPTS, TAKE, answer, asked, encode, note_batches, write_random
+from tests.backend.llama_models import FILES, GGUF, PROMPTS, TAKE, answer, asked, encode
 from train.data.scene_text import dense
 from train.data.scenes import sample_scene
 
@@ -48,17 +48,6 @@ def shipped32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaModel]:
     write_text_encoder_gguf(path, whole.state_dict(), FILES.preset.params.text, tokenizer, dtype="F32")
     with LlamaModel(path, threads=1) as model:
         yield model
-
-
-@pytest.fixture(scope="module")
-def random_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random(tmp_path_factory.mktemp("random"))
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Every batch of token ids that any context runs from here on."""
-    return note_batches(monkeypatch)
 
 
 def by_torch(encoder: LensGptOssEncoder, ids: Sequence[int], take: Sequence[int]) -> torch.Tensor:

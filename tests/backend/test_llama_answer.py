@@ -28,8 +28,6 @@ from tests.backend.llama_models import (
     answer,
     asked,
     encode,
-    note_batches,
-    write_random,
 )
 
 
@@ -37,17 +35,6 @@ from tests.backend.llama_models import (
 def nano() -> Iterator[LlamaModel]:
     with LlamaModel(GGUF, threads=1) as model:
         yield model
-
-
-@pytest.fixture(scope="module")
-def random_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random(tmp_path_factory.mktemp("random"))
-
-
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Every batch of token ids that any context runs from here on."""
-    return note_batches(monkeypatch)
 
 
 def test_an_answer_keeps_to_the_schema(nano: LlamaModel, random_gguf: Path) -> None:

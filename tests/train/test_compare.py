@@ -11,26 +11,12 @@ import pytest
 from PIL import Image
 
 from backend.errors import NetworkError, RefusedError, ReplyError
+from tests.train.results import result
 from train.evals import nano
-from train.evals.nano import NO_REWRITE, REFUSED, Comparison, Report, Result, evaluate
+from train.evals.nano import NO_REWRITE, REFUSED, Comparison, Report, evaluate
 from train.evals.nano_prompts import prompts
 from train.evals.stats import Pairs, mean_difference
 from train.evals.verifier import Verdict
-
-
-def result(kind: str, n: int, right: bool, seed: int = 0) -> Result:
-    return Result(
-        id=f"{kind}-{n:02d}",
-        kind=kind,
-        index=0,
-        asked="",
-        prompt="",
-        seed=seed,
-        right=right,
-        reason="",
-        found=[],
-        seconds=0,
-    )
 
 
 def blank(prompt: str, seed: int) -> Image.Image:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from backend.errors import FileError, UsageError
+from tests.train.results import result
 from train.data.drawing import render
-from train.evals.nano import RESULTS, Folder, Report, Result, evaluate, seed_of
+from train.evals.nano import RESULTS, Folder, Report, evaluate, seed_of
 from train.evals.nano_prompts import PROMPT_KINDS, made_prompts, prompts
 from train.evals.sheet import contact_sheet
 
@@ -25,21 +26,6 @@ def blank(prompt: str, seed: int) -> Image.Image:
     return Image.new("RGB", (256, 256), (206, 228, 248))
 
 
-def result(kind: str, right: bool, n: int) -> Result:
-    return Result(
-        id=f"{kind}-{n:02d}",
-        kind=kind,
-        index=0,
-        asked="",
-        prompt="",
-        seed=0,
-        right=right,
-        reason="",
-        found=[],
-        seconds=0,
-    )
-
-
 def test_a_perfect_generator_is_right_and_an_empty_one_wrong() -> None:
     some = prompts(limit=14)
     report = evaluate(draw, some, wording="dense")
@@ -50,7 +36,7 @@ def test_a_perfect_generator_is_right_and_an_empty_one_wrong() -> None:
 
 
 def test_overall_is_the_mean_of_kinds_and_micro_of_pictures() -> None:
-    report = Report(results=[result("counting", True, 0), *(result("text", False, i) for i in range(3))])
+    report = Report(results=[result("counting", 0, True), *(result("text", i, False) for i in range(3))])
     assert report.overall == 0.5
     assert report.micro.rate == 0.25
     low, high = report.overall_interval
@@ -99,7 +85,7 @@ def test_a_rewriter_changes_what_is_read_and_not_what_is_checked() -> None:
 
 def test_contact_sheet_shows_every_picture() -> None:
     picture = blank("", 0)
-    sheet = contact_sheet([(result("text", bool(i % 2), i), picture) for i in range(9)], columns=4)
+    sheet = contact_sheet([(result("text", i, bool(i % 2)), picture) for i in range(9)], columns=4)
     colours = {colour for _, colour in sheet.getcolors(1 << 24) or []}
     assert (40, 150, 70) in colours and (210, 50, 50) in colours
     with pytest.raises(ValueError, match="at least one"):
