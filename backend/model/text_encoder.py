@@ -203,6 +203,34 @@ class _Decoder(nn.Module):
         self.norm = RMSNorm(params.hidden_size, params.rms_norm_eps)
 
 
+class Surroundings:
+    """What every block needs to know of its prompts: positions, and who may not look where."""
+
+    def __init__(
+        self,
+        params: TextEncoderParams,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        real_BL: Tensor | None = None,
+    ) -> None:
+        """`real_BL` marks real tokens (True) against right padding; None: all are real."""
+        frequency, factor = yarn_frequencies(params)
+        angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+        self.cos, self.sin = ((part * factor).to(device, dtype) for part in (angle.cos(), angle.sin()))
+        position = torch.arange(length, device=device)
+        back = position[:, None] - position[None, :]
+        self.full = (back < 0)[None, None]
+        self.windowed = ((back < 0) | (back >= params.sliding_window))[None, None]
+        if real_BL is not None:
+            hidden = ~real_BL[:, None, None, :]
+            self.full, self.windowed = self.full | hidden, self.windowed | hidden
+
+    def of(self, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(cos, sin, blocked) of a block with or without a window."""
+        return self.cos, self.sin, self.full if window is None else self.windowed
+
+
 class LensGptOssEncoder(nn.Module):
     """GPT-OSS as Lens uses it. `head=False` leaves out `lm_head` (features only)."""
 
@@ -234,30 +262,15 @@ class LensGptOssEncoder(nn.Module):
         wanted = set(take)
         out: list[Tensor] = []
         x = self.model.embed_tokens(ids_BL)
-        n = ids_BL.shape[1]
-        frequency, factor = yarn_frequencies(self.params)
-        angle = torch.arange(n, dtype=torch.float32)[:, None] * frequency
-        cos = (angle.cos() * factor).to(x.device, x.dtype)
-        sin = (angle.sin() * factor).to(x.device, x.dtype)
-        full, windowed = self._blocked(n, x.device, real_BL)
+        around = Surroundings(self.params, ids_BL.shape[1], x.device, x.dtype, real_BL)
         for i, block in enumerate(self.model.layers):
             assert isinstance(block, Block)
-            x = block(x, cos, sin, full if block.window is None else windowed)
+            x = block(x, *around.of(block.window))
             if i in wanted:
                 out.append(x)
             if len(out) == len(wanted):
                 break
         return out
-
-    def _blocked(self, n: int, device: torch.device, real_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        position = torch.arange(n, device=device)
-        back = position[:, None] - position[None, :]
-        full, windowed = back < 0, (back < 0) | (back >= self.params.sliding_window)
-        full, windowed = full[None, None], windowed[None, None]
-        if real_BL is not None:
-            hidden = ~real_BL[:, None, None, :]
-            full, windowed = full | hidden, windowed | hidden
-        return full, windowed
 
     def logits(self, ids_BL: Tensor, where_BL: Tensor | None = None) -> Tensor:
         """Next-token logits (B, L, vocabulary), or (count, vocabulary) of the positions that are True in `where_BL`.

@@ -24,7 +24,7 @@ from torch import Tensor
 from backend.model.checkpoint import DTYPES, Uninitialised, compare
 from backend.model.formats import TensorTable
 from backend.model.tensor_tables import text_encoder_shapes
-from backend.model.text_encoder import Block, Experts, Router, yarn_frequencies
+from backend.model.text_encoder import Block, Experts, Router, Surroundings
 from backend.params import TextEncoderParams
 
 _EXPERTS = "mlp.experts."
@@ -52,7 +52,7 @@ class StreamingEncoder:
         `take` is 0-based and ascending; blocks after its last are not read. Raises CheckpointError.
         """
         streams = [self._embed(ids) for ids in prompts]
-        surroundings = [_Surroundings(self.params, len(ids), self.device, self.dtype) for ids in prompts]
+        surroundings = [Surroundings(self.params, len(ids), self.device, self.dtype) for ids in prompts]
         taken: list[list[Tensor]] = [[] for _ in prompts]
         for index in range(max(take) + 1):
             self.table.release()
@@ -69,7 +69,7 @@ class StreamingEncoder:
         rows = {number: self.table.part(name, self.dtype, self.device, number, number + 1) for number in set(ids)}
         return torch.cat([rows[number] for number in ids])[None]
 
-    def _run_layer(self, index: int, streams: list[Tensor], surroundings: list[_Surroundings]) -> None:
+    def _run_layer(self, index: int, streams: list[Tensor], surroundings: list[Surroundings]) -> None:
         """Replace every stream by what block `index` makes of it."""
         block = self._load(index)
         around = [s.of(block.window) for s in surroundings]
@@ -115,20 +115,3 @@ class StreamingEncoder:
                     y = one.one(0, x[token]) * weights[token, slot, None]
                     out.index_add_(0, token, y.to(out.dtype))
         return mixed
-
-
-class _Surroundings:
-    """What every block needs to know about a prompt's length: positions, and who may look where."""
-
-    def __init__(self, params: TextEncoderParams, length: int, device: torch.device, dtype: torch.dtype) -> None:
-        frequency, factor = yarn_frequencies(params)
-        angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
-        self.cos, self.sin = ((part * factor).to(device, dtype) for part in (angle.cos(), angle.sin()))
-        position = torch.arange(length, device=device)
-        back = position[:, None] - position[None, :]
-        self.full = (back < 0)[None, None]
-        self.windowed = ((back < 0) | (back >= params.sliding_window))[None, None]
-
-    def of(self, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(cos, sin, blocked) of a block with or without a window."""
-        return self.cos, self.sin, self.full if window is None else self.windowed
