@@ -23,6 +23,7 @@ from PIL import Image
 from backend.errors import FileError, RefusedError, ReplyError, UsageError
 from backend.files import make_folder, write_atomic, write_error
 from train.evals.nano_prompts import PROMPT_KINDS, Prompt
+from train.evals.seeing import Found
 from train.evals.stats import Pairs, Tally, mean_difference
 from train.evals.verifier import verify
 
@@ -231,17 +232,13 @@ def evaluate(
             except ReplyError as error:
                 text, unmade, reason = "", NO_REWRITE, str(error)
         for index in missing:
-            if unmade:
-                result = _unmade(prompt, index, asked, seed_of(prompt, index, seed), unmade, reason)
-                report.results.append(result)
-                if on_result is not None:
-                    on_result(result, None)
-                continue
             number = seed_of(prompt, index, seed)
-            started = time.perf_counter()
-            picture = generate(text, number)
-            seconds = time.perf_counter() - started
-            verdict = verify(picture, prompt.expectation)
+            picture, verdict, seconds = None, None, 0.0
+            if not unmade:
+                started = time.perf_counter()
+                picture = generate(text, number)
+                seconds = time.perf_counter() - started
+                verdict = verify(picture, prompt.expectation)
             result = Result(
                 id=prompt.id,
                 kind=prompt.kind,
@@ -249,14 +246,11 @@ def evaluate(
                 asked=asked,
                 prompt=text,
                 seed=number,
-                right=verdict.right,
-                reason=verdict.reason,
-                found=[
-                    {"kind": f.kind, "colour": f.colour, "x": round(f.x, 3), "y": round(f.y, 3), "score": f.score}
-                    | ({"word": f.word} if f.kind == "sign" else {})
-                    for f in verdict.found
-                ],
+                right=verdict is not None and verdict.right,
+                reason=f"{unmade}: {reason}" if verdict is None else verdict.reason,
+                found=[] if verdict is None else [_seen(found) for found in verdict.found],
                 seconds=round(seconds, 3),
+                unmade=unmade,
             )
             report.results.append(result)
             if on_result is not None:
@@ -264,20 +258,10 @@ def evaluate(
     return report
 
 
-def _unmade(prompt: Prompt, index: int, asked: str, seed: int, unmade: str, reason: str) -> Result:
-    return Result(
-        id=prompt.id,
-        kind=prompt.kind,
-        index=index,
-        asked=asked,
-        prompt="",
-        seed=seed,
-        right=False,
-        reason=f"{unmade}: {reason}",
-        found=[],
-        seconds=0.0,
-        unmade=unmade,
-    )
+def _seen(found: Found) -> dict[str, Any]:
+    """One thing the verifier found, for JSON."""
+    row = {"kind": found.kind, "colour": found.colour, "x": round(found.x, 3), "y": round(found.y, 3)}
+    return {**row, "score": found.score, **({"word": found.word} if found.kind == "sign" else {})}
 
 
 # -------------------------------------------------------------------------------------------------- a folder of results
