@@ -27,6 +27,7 @@ from backend.errors import RefusedError, ReplyError, UsageError
 from backend.memory import process_peak_bytes
 from backend.presets import Preset
 from backend.settings import ReasonerSettings
+from backend.text.shared import is_one_gguf
 from backend.types import Expander, OnEvent, Phase, PhaseDone, PhaseStarted, ReasonerMode, Stop
 from prompts import SystemPrompt
 
@@ -322,7 +323,7 @@ def _phase(on_event: OnEvent) -> Generator[None]:
 
 def local_gguf(files: tuple[Path, ...], model: str) -> Path:
     """The one GGUF file of a model's language model. Raises UsageError where it has none: only that can write."""
-    if len(files) == 1 and files[0].suffix.lower() == ".gguf":
+    if is_one_gguf(files):
         return files[0]
     found = files[0].name if files else "none"
     raise UsageError(

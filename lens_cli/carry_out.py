@@ -37,7 +37,7 @@ def carry_out(
     `output` is the flag as typed. `rewriting` is the reasoner; None: the prompt is drawn as it stands, as by `rerun`.
     Raises typer.Exit with the code of what went wrong, if something did.
     """
-    rewrites = rewriting is not None and rewriting.plan.mode is not ReasonerMode.off
+    rewrites = rewriting is not None and not rewriting.off
     # Plain `lens gen` of what was drawn here would ask a reasoner that this run did not ask.
     plain = choose_mode(settings.reasoner, find_preset(request.model)[1])[0]
     off = () if plain is ReasonerMode.off else ("--reasoner", "off")

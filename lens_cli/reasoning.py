@@ -14,7 +14,7 @@ from backend.types import GenerationRequest, OnEvent, ReasonerMode
 from lens_cli.console import Talk
 
 if TYPE_CHECKING:
-    from backend.reasoner import Decision, Plan, Speaker
+    from backend.reasoner import Decision, Plan, Rewritten, Speaker
     from backend.text.shared import SharedLlama
 
 
@@ -57,24 +57,24 @@ class Rewriting:
 
     def apply(self, request: GenerationRequest) -> GenerationRequest:
         """The request with its rewritten prompt. Raises RefusedError where the reasoner refuses, and as `decide`."""
-        from backend.reasoner import Refused
         from backend.weights import resolve_model
 
         resolve_model(request.model)  # a model that is not here is said before a rewrite is waited or paid for
-        decision = self.decide(request.prompt)
-        if isinstance(decision, Refused):
-            raise decision.error()
+        decision = self._rewritten(request.prompt)
         self.talk.say(f"rewritten{' before' if decision.cached else ''} by {self.who}: {decision.prompt}")
         return replace(request, prompt=decision.prompt, original_prompt=decision.original, expander=decision.expander)
 
     def prompt_for(self, request: str, on_event: OnEvent | None = None) -> str:
         """The rewritten prompt alone. Raises RefusedError where the reasoner refuses, and as `decide`."""
+        return self._rewritten(request, on_event).prompt
+
+    def _rewritten(self, request: str, on_event: OnEvent | None = None) -> Rewritten:
         from backend.reasoner import Refused
 
         decision = self.decide(request, on_event)
         if isinstance(decision, Refused):
             raise decision.error()
-        return decision.prompt
+        return decision
 
     @property
     def off(self) -> bool:
