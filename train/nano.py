@@ -159,8 +159,8 @@ def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
 def _train_transformer(config: NanoConfig) -> None:
     ready = frozen(config)
 
-    def preview(model: torch.nn.Module, path: Path) -> None:
-        sheet(model, ready, config.params, path)
+    def preview(model: torch.nn.Module, path: Path, base: int) -> None:
+        sheet(model, ready, config.params, path, side=base)
 
     start = config.run_dir / _START
     initial = checkpoint.load_part(start) if start.exists() else None

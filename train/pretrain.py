@@ -211,11 +211,11 @@ def run(
     frozen: Frozen,
     *,
     initial: dict[str, Tensor] | None = None,
-    preview: Callable[[LensTransformer2DModel, Path], None] | None = None,
+    preview: Callable[[LensTransformer2DModel, Path, int], None] | None = None,
 ) -> LensTransformer2DModel:
     """Train all stages; returns the model with the averaged weights. `initial`: weights to start from.
 
-    `preview(model, path)` draws a sheet of fixed prompts and seeds.
+    `preview(model, path, base)` draws a sheet of fixed prompts and seeds.
     """
     trained = _Trained(config, initial)
     start = trained.resume()
@@ -245,7 +245,7 @@ def run(
                 metrics.log(step, loss=values["loss"], validation=validation)
             if preview is not None and step % config.preview_every == 0 and step != start:
                 trained.ema.copy_to(shown)
-                preview(shown, config.run_dir / "previews" / f"{step:07d}.png")
+                preview(shown, config.run_dir / "previews" / f"{step:07d}.png", at.stage.base)
                 clock, seen = time.monotonic(), 0
             if (step % config.save_every == 0 and step != start) or stopper.asked:
                 trained.save(step)

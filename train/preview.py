@@ -64,7 +64,7 @@ def draw(
     return decode(frozen.vae, x, h, w, torch.float32)
 
 
-def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, path: Path, side: int = 128) -> None:
+def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, path: Path, side: int) -> None:
     """The fixed prompts at `side` x `side`, each with its words beneath."""
     columns, caption = 6, 44
     rows = -(-len(PROMPTS) // columns)
