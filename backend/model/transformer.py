@@ -5,13 +5,17 @@ Own code; parameter names are those of the published checkpoints. The velocity i
 published configuration; where both leave a point open, the reference pipeline (image tokens first, qk-norm eps 1e-6,
 text-norm eps 1e-5, final norm splits into scale then shift).
 
+Two ways through the same weights. `LensTransformer2DModel.forward` is the plain one, for batches of unequal length and
+for training. Inference takes the parts one by one (`backend.model.denoiser`): text embedded once, modulation given
+instead of computed, one picture without a mask, and each pointwise operation in as few passes as torch allows.
+
 Shapes: B batch, N image tokens, L text tokens, S = N + L, C packed channels, D width, F text features, H heads,
 K head size, T text-encoder layers read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -20,13 +24,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.model.pointwise import add_gated, norm_modulate, normalised, rotate
+from backend.model.positions import apply_rope, attention_mask, rope_table
 from backend.params import DiTParams
 
 QK_NORM_EPS = 1e-6
 TEXT_NORM_EPS = 1e-5
 NORM_EPS = 1e-6
-ROPE_THETA = 10000.0
-ROPE_POSITIONS = 4096  # table length of the published model, each way
 TIME_FREQUENCIES = 256
 
 
@@ -108,7 +112,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin):
         rope = rope_table(self.params, h, w, text.shape[1], image.device)
         mask = None if text_mask_BL is None else attention_mask(text_mask_BL, h * w)
         temb = self.time_text_embed(t_B, dtype)
-        for block in self.transformer_blocks:
+        for block in self.blocks():
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 image, text = torch.utils.checkpoint.checkpoint(  # type: ignore[misc]
                     block, image, text, temb, rope, mask, use_reentrant=False
@@ -122,6 +126,21 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin):
         parts = [norm(text_BLTF[:, :, i]) for i, norm in enumerate(self.txt_norm)]
         return self.txt_in(torch.cat(parts, dim=-1))
 
+    def blocks(self) -> Iterator[LensBlock]:
+        """The blocks in order; what a `backend.model.blocks.BlockSource` is."""
+        for block in self.transformer_blocks:
+            assert isinstance(block, LensBlock)
+            yield block
+
+    def drop_modulation(self) -> None:
+        """Let go of the layers that only the time embedding feeds, a third of the published parameters.
+
+        What they say is known before the first step (`backend.model.modulation`). `forward` is gone with them.
+        """
+        del self.time_text_embed, self.norm_out.linear
+        for block in self.blocks():
+            del block.img_mod, block.txt_mod
+
 
 class RMSNorm(nn.Module):
     """Variance in float32; the product is cast to the weight's dtype before the weight multiplies it."""
@@ -134,6 +153,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         variance = x.float().square().mean(-1, keepdim=True)
         return (x * torch.rsqrt(variance + self.eps)).to(self.weight.dtype) * self.weight
+
+    def modulated(self, x: Tensor, m: Modulation) -> Tensor:
+        """`modulate(self(x), m)` in inference's way."""
+        return norm_modulate(x, self.weight, self.eps, m.shift, m.scale)
 
 
 class _TimestepMLP(nn.Module):
@@ -174,6 +197,13 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
+class BlockModulation(NamedTuple):
+    """What the time says to one block: (B, 6 D) for the image stream and for the text stream."""
+
+    image: Tensor
+    text: Tensor
+
+
 class LensBlock(nn.Module):
     """Joint attention over both streams, then a SwiGLU each; every step modulated by the time embedding."""
 
@@ -190,17 +220,55 @@ class LensBlock(nn.Module):
         self.txt_mlp = SwiGLU(dim, params.mlp_dim)
 
     def forward(
-        self, image: Tensor, text: Tensor, temb: Tensor, rope: Tensor, mask: Tensor | None
+        self,
+        image: Tensor,
+        text: Tensor,
+        time: Tensor | BlockModulation,
+        rope: Tensor,
+        mask: Tensor | None = None,
+        *,
+        text_unread: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """(B, N, D), (B, L, D) -> the same, one block further."""
-        image1, image2 = split_modulation(self.img_mod(temb))
-        text1, text2 = split_modulation(self.txt_mod(temb))
+        """(B, N, D), (B, L, D) -> the same, one block further.
+
+        `time`: the time embedding (B, D), or the modulation where it is known already: then in inference's way, without
+        a mask. `text_unread`: nobody reads the text that comes out (the last block), so it comes out as it came.
+        """
+        if isinstance(time, BlockModulation):
+            assert mask is None, "inference runs each picture in its own length"
+            return self._infer(image, text, time, rope, text_unread)
+        m = self.modulation(time)
+        image1, image2 = split_modulation(m.image)
+        text1, text2 = split_modulation(m.text)
         image_out, text_out = self.attn(
             modulate(self.img_norm1(image), image1), modulate(self.txt_norm1(text), text1), rope, mask
         )
         image, text = image + image1.gate * image_out, text + text1.gate * text_out
         image = image + image2.gate * self.img_mlp(modulate(self.img_norm2(image), image2))
         text = text + text2.gate * self.txt_mlp(modulate(self.txt_norm2(text), text2))
+        return image, text
+
+    def modulation(self, temb: Tensor) -> BlockModulation:
+        return BlockModulation(self.img_mod(temb), self.txt_mod(temb))
+
+    def _infer(
+        self, image: Tensor, text: Tensor, m: BlockModulation, rope: Tensor, text_unread: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same sums; a stream of no tokens costs nothing, nor does what nobody reads."""
+        image1, image2 = split_modulation(m.image)
+        text1, text2 = split_modulation(m.text)
+        silent = text_unread or text.shape[1] == 0
+        image_out, text_out = self.attn.infer(
+            self.img_norm1.modulated(image, image1),
+            self.txt_norm1.modulated(text, text1) if text.shape[1] else None,
+            rope,
+            text_unread=silent,
+        )
+        image = add_gated(image, image1.gate, image_out)
+        image = add_gated(image, image2.gate, self.img_mlp.infer(self.img_norm2.modulated(image, image2)))
+        if text_out is not None:
+            text = add_gated(text, text1.gate, text_out)
+            text = add_gated(text, text2.gate, self.txt_mlp.infer(self.txt_norm2.modulated(text, text2)))
         return image, text
 
 
@@ -243,6 +311,36 @@ class JointAttention(nn.Module):
         out = out.transpose(1, 2).flatten(2)
         return self.to_out[0](out[:, :n]), self.to_add_out(out[:, n:])
 
+    def infer(
+        self, image: Tensor, text: Tensor | None, rope: Tensor, *, text_unread: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries and keys of a stream lie side by side in the projection, so they are normalised and turned together.
+
+        `text`: None without text tokens. `text_unread`: no text queries, and None in place of the text's output. The
+        text's query rows are still projected with its keys and values: they are a third of one matrix product over L
+        tokens, and without them the weight would have to be cut, which packed formats do not allow.
+        """
+        n = image.shape[1]
+        qk, v = self._normed(self.img_qkv(image), self.norm_q, self.norm_k)
+        if text is not None:
+            qk_text, v_text = self._normed(self.txt_qkv(text), self.norm_added_q, self.norm_added_k)
+            qk, v = torch.cat((qk, qk_text), dim=1), torch.cat((v, v_text), dim=1)
+        q, k = rotate(qk, rope).unbind(2)
+        if text_unread:
+            q = q[:, :n]
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out = out.transpose(1, 2).flatten(2)
+        if text_unread:
+            return self.to_out[0](out), None
+        return self.to_out[0](out[:, :n]), self.to_add_out(out[:, n:])
+
+    def _normed(self, qkv_BSD3: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """Normalised queries and keys (B, S, 2, H, K), values (B, S, H, K)."""
+        b, s, width = qkv_BSD3.shape
+        qkv = qkv_BSD3.view(b, s, 3, self.heads, width // (3 * self.heads))
+        weight = torch.stack((q_norm.weight, k_norm.weight))[:, None]
+        return normalised(qkv[:, :, :2], QK_NORM_EPS, weight.dtype) * weight, qkv[:, :, 2]
+
     def _heads(self, qkv_BSD3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused projection ordered q, k, v, then head, then dimension -> three (B, S, H, K)."""
         b, s, width = qkv_BSD3.shape
@@ -275,6 +373,10 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
+    def infer(self, x: Tensor) -> Tensor:
+        """In the two products' own memory: two tensors of the hidden width at once instead of three."""
+        return self.w2(F.silu(self.w1(x), inplace=True).mul_(self.w3(x)))
+
 
 class FinalNorm(nn.Module):
     """LayerNorm without affine; its modulation splits into scale, then shift (FLUX has the opposite order)."""
@@ -284,54 +386,13 @@ class FinalNorm(nn.Module):
         self.linear = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        scale, shift = self.linear(F.silu(temb))[:, None].chunk(2, dim=-1)
+        return self.modulated(x, self.modulation(temb))
+
+    def modulation(self, temb: Tensor) -> Tensor:
+        """(B, 2 D)."""
+        return self.linear(F.silu(temb))
+
+    @staticmethod
+    def modulated(x: Tensor, modulation_BD2: Tensor) -> Tensor:
+        scale, shift = modulation_BD2[:, None].chunk(2, dim=-1)
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
-
-
-# ---------------------------------------------------------------------------------------------- positions and masks
-
-
-def rope_positions(h: int, w: int, text: int) -> Tensor:
-    """(S, 3) frame, row, column of every token, image first.
-
-    Image rows run from -(h - h // 2) to h // 2 - 1 (an odd size has its extra index on the negative side), columns
-    alike; text token i stands at t0 + i on all three axes, t0 = max(h // 2, w // 2).
-    """
-    t0 = max(h // 2, w // 2)
-    if t0 + text > ROPE_POSITIONS or max(h, w) > ROPE_POSITIONS:
-        raise ValueError(f"{text} text tokens beside a latent of {h} x {w} exceed {ROPE_POSITIONS} positions")
-    row = torch.arange(h) - (h - h // 2)
-    column = torch.arange(w) - (w - w // 2)
-    image = torch.zeros(h, w, 3, dtype=torch.long)
-    image[..., 1], image[..., 2] = row[:, None], column[None, :]
-    words = (t0 + torch.arange(text))[:, None].expand(text, 3)
-    return torch.cat((image.view(h * w, 3), words))
-
-
-def rope_table(params: DiTParams, h: int, w: int, text: int, device: torch.device) -> Tensor:
-    """(S, K/2, 2) float32 cosine and sine: 4 frame, 14 height and 14 width pairs at the published head size.
-
-    Computed in float32 from the angles as the reference's tables are; small beside one block's work.
-    """
-    position = rope_positions(h, w, text)
-    columns: list[Tensor] = []
-    for axis, size in enumerate(params.axes_dims_rope):
-        frequency = 1.0 / ROPE_THETA ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-        columns.append(position[:, axis, None].float() * frequency)
-    angle = torch.cat(columns, dim=-1)
-    return torch.stack((angle.cos(), angle.sin()), dim=-1).to(device)
-
-
-def apply_rope(x_BSHK: Tensor, rope: Tensor) -> Tensor:
-    """Rotate neighbouring pairs (2i, 2i+1) in float32, cast back."""
-    pairs = x_BSHK.float().unflatten(-1, (-1, 2))
-    real, imaginary = pairs.unbind(-1)
-    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
-    turned = torch.stack((real * cos - imaginary * sin, real * sin + imaginary * cos), dim=-1)
-    return turned.flatten(-2).to(x_BSHK.dtype)
-
-
-def attention_mask(text_mask_BL: Tensor, image_tokens: int) -> Tensor:
-    """(B, 1, 1, S) bool, True where a key may be seen: every image token, and the real text tokens."""
-    image = torch.ones(text_mask_BL.shape[0], image_tokens, dtype=torch.bool, device=text_mask_BL.device)
-    return torch.cat((image, text_mask_BL.bool()), dim=1)[:, None, None]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.model.transformer import JointAttention, LensTransformer2DModel, attention_mask, rope_positions
+from backend.model.positions import attention_mask, rope_positions
+from backend.model.transformer import JointAttention, LensTransformer2DModel
 from tests.backend import plain_lens
 from tests.backend.plain_lens import PUBLISHED, Array, Choices
 
