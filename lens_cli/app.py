@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.commands import cache, doctor, gen, info, models, refine, rerun, train
+from lens_cli.commands import bench, cache, doctor, gen, info, models, refine, rerun, train
 from lens_cli.commands import eval as eval_
 from lens_cli.console import Talk
 
@@ -30,6 +30,7 @@ app.command("refine")(refine.refine)
 app.command("rerun")(rerun.rerun)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 app.add_typer(models.app, name="models")
 app.add_typer(cache.app, name="cache")
 app.add_typer(train.app, name="train")

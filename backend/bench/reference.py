@@ -42,7 +42,7 @@ class Text:
 
 
 def pad_text(conditional_1LTF: Tensor, unconditional_1LTF: Tensor | None) -> Text:
-    """Zero-padded to the longer branch. None, or no tokens: a blank negative prompt, zeros with nothing to attend to."""
+    """Zero-padded to the longer branch. None, or no tokens: a blank negative prompt, zeros that nobody attends to."""
     length = conditional_1LTF.shape[1]
     negative = conditional_1LTF[:, :0] if unconditional_1LTF is None else unconditional_1LTF
     longest = max(length, negative.shape[1])
@@ -230,7 +230,7 @@ def build_decoder(tensors: Mapping[str, Tensor], params: VAEParams) -> Autoencod
 
 
 def decode(vae: AutoencoderKLFlux2, x_1NC: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(1, 3, 16 h, 16 w), about [-1, 1]: statistics undone in the autoencoder's dtype, one pass of diffusers' decoder."""
+    """(1, 3, 16 h, 16 w), about [-1, 1]: statistics undone in the autoencoder's dtype, one pass of diffusers' own."""
     h, w = grid
     typed = cast(Any, vae)
     dtype = typed.decoder.conv_in.weight.dtype

@@ -7,6 +7,7 @@ comparison sees what the published pipeline does differently (its roundings) as 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_denoise_equals_euler_steps_over_the_loops(weights: dict[str, Array], gu
         lens(weights), x, reference.pad_text(c, None), SIGMAS, guidance, grid, batched=batched, on_step=steps.append
     )
     state = x[0].double().numpy()
-    for sigma, following in zip(SIGMAS, SIGMAS[1:], strict=False):
+    for sigma, following in pairwise(SIGMAS):
         v = plain_lens.velocity(weights, CONFIG, state, sigma, c[0].double().numpy(), grid)
         u = plain_lens.velocity(weights, CONFIG, state, sigma, c[0, :0].double().numpy(), grid)
         combined = u + guidance * (v - u)

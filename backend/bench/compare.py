@@ -1,0 +1,207 @@
+"""This project against the published pipeline: same weights, same process, alternating, A B A B.
+
+Speed is given as ratios of neighbouring runs, so that whatever else the machine does meets both alike. Distance is
+given beside the yardstick: what merely running the published pipeline's two branches one by one instead of as a batch
+of two changes. Where arithmetic is coarser than float32, both are also held against a float32 run of the same weights,
+which is what a claim of exactness is judged by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backend import latents
+from backend.bench import reference
+from backend.bench.networks import Denoiser
+from backend.bench.subject import Subject, decode
+from backend.bench.timing import Spread, added, timed
+from backend.errors import NumericsError
+from backend.model.autoencoder import AutoencoderKLFlux2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """Seconds of both sides, run by run, in the order of the runs."""
+
+    ours: Spread
+    reference: Spread
+
+    @property
+    def ratios(self) -> Spread:
+        """How many times as long the reference took, of each pair of neighbouring runs."""
+        return Spread(tuple(b / a for a, b in zip(self.ours.samples, self.reference.samples, strict=True)))
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a tensor is from another, relative to the other: largest difference over largest value, and RMS alike."""
+
+    maximum: float
+    rms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Distance between two ways to make one picture."""
+
+    what: str  # "this project", …
+    against: str  # "reference", …
+    latent: Distance  # the final latent, normalised
+    picture: Distance  # decoded, before it is rounded to bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    denoise: Race
+    decode: Race
+    differences: tuple[Difference, ...]
+
+    @property
+    def both(self) -> Race:
+        return Race(
+            ours=added([self.denoise.ours, self.decode.ours]),
+            reference=added([self.denoise.reference, self.decode.reference]),
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    latent: Tensor
+    picture: Tensor
+
+
+def compare(denoiser: Denoiser, vae: AutoencoderKLFlux2, *, runs: int, float32_run: bool, say: Say) -> Comparison:
+    """Alternate `runs` timed pairs after one untimed run of each side. Call under inference_mode.
+
+    Takes the memory of the modulation weights where our side has none, and of nothing else that is large.
+    `float32_run` adds the run in float32, where the arithmetic is another: its weights are widened one at a time.
+    """
+    subject = denoiser.subject
+    published = _Published(subject, _shared_weights(denoiser), dict(vae.state_dict()), denoiser)
+    made = {"this project": _ours(denoiser, vae)[0], "reference": published.run()[0]}
+    say("reference ready")
+    seconds: dict[str, list[float]] = {"denoise": [], "decode": [], "reference denoise": [], "reference decode": []}
+    for run in range(runs):
+        for prefix, make in (("", lambda: _ours(denoiser, vae)), ("reference ", published.run)):
+            _, (denoised, decoded) = make()
+            seconds[f"{prefix}denoise"].append(denoised)
+            seconds[f"{prefix}decode"].append(decoded)
+        ratio = seconds["reference denoise"][-1] / seconds["denoise"][-1]
+        say(f"pair {run + 1}/{runs}: the reference denoises in {ratio:.2f} times this project's time")
+    spreads = {name: Spread(tuple(samples)) for name, samples in seconds.items()}
+
+    made["reference at batch 1"] = published.run(batched=False)[0]
+    pairs = [("this project", "reference"), ("reference at batch 1", "reference")]
+    if float32_run and subject.dtype is not torch.float32:
+        say("the reference in float32")
+        with _exact_float32():
+            made["float32"] = published.widened().run()[0]
+        pairs += [(what, "float32") for what in ("this project", "reference", "reference at batch 1")]
+    return Comparison(
+        denoise=Race(ours=spreads["denoise"], reference=spreads["reference denoise"]),
+        decode=Race(ours=spreads["decode"], reference=spreads["reference decode"]),
+        differences=tuple(_difference(made, what, against) for what, against in pairs),
+    )
+
+
+def _ours(denoiser: Denoiser, vae: AutoencoderKLFlux2) -> tuple[_Made, tuple[float, float]]:
+    """What was made, and the seconds of denoising and of decoding down to bytes on the host."""
+    subject = denoiser.subject
+    latent, denoised = timed(subject.device, lambda: denoiser(lambda i: None))
+    (picture, _), decoded = timed(subject.device, lambda: _with_bytes(decode(vae, latent, subject), latents.to_pixels))
+    return _Made(latent.float().clone(), picture.float()), (denoised, decoded)
+
+
+class _Published:
+    """The reference over one set of weights, ready to run."""
+
+    def __init__(
+        self, subject: Subject, weights: Mapping[str, Tensor], vae: Mapping[str, Tensor], denoiser: Denoiser
+    ) -> None:
+        self.subject, self.denoiser, self.tensors = subject, denoiser, vae
+        self.lens = reference.ReferenceLens(weights, subject.params.dit)
+        self.vae = reference.build_decoder(vae, subject.params.vae)
+        self.text = reference.pad_text(denoiser.text.conditional_1LTF, denoiser.text.unconditional_1LTF)
+
+    def widened(self) -> _Published:
+        """The same weights in float32, each for as long as it is used."""
+        vae = {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
+        return _Published(self.subject, Widened(self.lens.weights), vae, self.denoiser)
+
+    def run(self, *, batched: bool = True) -> tuple[_Made, tuple[float, float]]:
+        subject, request = self.subject, self.subject.case.request
+        latent, denoised = timed(
+            subject.device,
+            lambda: reference.denoise(
+                self.lens, subject.noise(), self.text, subject.sigmas, request.guidance, subject.grid, batched=batched
+            ),
+        )
+        (picture, _), decoded = timed(
+            subject.device,
+            lambda: _with_bytes(reference.decode(self.vae, latent, subject.grid), reference.to_pixels),
+        )
+        return _Made(latent.float(), picture.float()), (denoised, decoded)
+
+
+def _with_bytes(decoded: Tensor, to_pixels: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    return decoded, to_pixels(decoded).cpu()
+
+
+class Widened(Mapping[str, Tensor]):
+    """A tensor in float32 whenever it is looked up, and no copy kept."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """No TF32, which convolutions use on a GPU unless told otherwise."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def _shared_weights(denoiser: Denoiser) -> dict[str, Tensor]:
+    """Every public tensor of the transformer: our network's own where it holds it as it is, else read once more."""
+    held = dict(denoiser.transformer.state_dict())
+    table, dtype = denoiser.subject.transformer_table(), denoiser.subject.dtype
+    weights: dict[str, Tensor] = {}
+    for name, entry in table.entries.items():
+        tensor = held.get(name)
+        if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype is not dtype:
+            tensor = table.tensor(name, dtype).to(denoiser.subject.device)
+        weights[name] = tensor
+    return weights
+
+
+def _difference(made: Mapping[str, _Made], what: str, against: str) -> Difference:
+    a, b = made[what], made[against]
+    return Difference(
+        what=what, against=against, latent=distance(a.latent, b.latent), picture=distance(a.picture, b.picture)
+    )
+
+
+def distance(a: Tensor, b: Tensor) -> Distance:
+    """Of `a` from `b`, relative to `b`. Raises NumericsError where either is not finite."""
+    a, b = a.double(), b.double()
+    maximum = float((a - b).abs().max() / b.abs().max())
+    rms = float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
+    if not (maximum < float("inf") and rms < float("inf")):
+        raise NumericsError("the two pipelines cannot be compared: one of them is not finite")
+    return Distance(maximum, rms)

@@ -1,0 +1,284 @@
+"""Time and memory of every phase of one request, cold and warm, as data; `lens_cli.benching` formats it.
+
+Cold is the first time in this process, with the weights' files dropped from the system's cache as far as it lets a
+process drop them; warm is every later time, loads included. One phase runs at a time and nothing of an earlier one
+stays that `lens gen` would have freed, so a phase's peak is what that phase needs.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from backend import latents
+from backend.bench import networks
+from backend.bench.case import Case
+from backend.bench.compare import Comparison, compare
+from backend.bench.subject import Subject, Text, decode, open_subject
+from backend.bench.timing import Marks, Peak, Spread, added, timed, wait
+from backend.errors import LensError
+from backend.pipeline import describe_device
+from backend.types import Phase
+from backend.weights import ModelFiles
+
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+
+
+class Part(StrEnum):
+    """What is timed, in the order in which it happens."""
+
+    imports = "import"  # in processes of their own: what `lens gen` imports before it loads anything
+    load_encoder = "load encoder"
+    encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a part
+    load_transformer = "load transformer"
+    load_vae = "load vae"
+    denoise = "denoise"
+    step = "denoise, a step"
+    decode = "decode"
+    picture = "picture"  # encode, denoise and decode together: what a process that is warm takes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTimes:
+    """Seconds of one part. `cold` None: it has no cold side; `warm` None: it happens once (random weights)."""
+
+    part: Part
+    cold: float | None
+    warm: Spread | None
+    peak_bytes: int | None  # the highest of all its runs; None: of no phase of its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where it was measured. What else ran there is not known; the load is the system's own figure."""
+
+    device: str
+    processor: str  # instruction set that torch uses on the CPU
+    threads: int
+    torch: str
+    python: str
+    system: str
+    load: float | None  # processes that wanted to run, mean of the minute before; None: the system does not tell
+    peak_since_start: bool  # True: peaks are those since the process started
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One case, measured."""
+
+    case: Case
+    dtype: str
+    machine: Machine
+    image_tokens: int
+    text_tokens: int
+    parameters: int  # of the transformer
+    phases: tuple[PhaseTimes, ...]
+    comparison: Comparison | None
+
+    def phase(self, part: Part) -> PhaseTimes | None:
+        return next((phase for phase in self.phases if phase.part is part), None)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What does not depend on size, steps or guidance: a sweep measures it once a dtype."""
+
+    phases: tuple[PhaseTimes, ...]
+    text: Text
+    dtype: torch.dtype
+
+    def fits(self, subject: Subject) -> bool:
+        """Whether `subject` would read the same features, as long as model and prompts are the same."""
+        guided = subject.case.request.guidance != 1.0
+        return self.dtype is subject.dtype and guided == (self.text.unconditional_1LTF is not None)
+
+
+def measure(
+    case: Case, *, runs: int, against: bool = False, float32_run: bool = True, front: Front | None = None, say: Say
+) -> tuple[Measurement, Front]:
+    """Measure every part once cold and `runs` times warm, then compare where that is asked for.
+
+    `front` of an earlier case with the same model, prompt and negative prompt is taken over where its dtype and
+    branches fit. `say` gets a line per finished part. Raises what loading and running the model raise.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    subject = open_subject(case)
+    bench = _Bench(subject, runs, say)
+    if front is None or not front.fits(subject):
+        front = _measure_front(bench)
+        bench.phases.clear()
+    transformer = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
+    vae = bench.load(Part.load_vae, lambda: networks.load_vae(subject))
+    denoiser = networks.Denoiser(subject, transformer, front.text)
+    comparison = None
+    with torch.inference_mode():
+        latent = bench.denoise(denoiser)
+        bench.repeat(Part.decode, lambda: latents.to_pixels(decode(vae, latent, subject)).cpu())
+        if against:
+            comparison = compare(denoiser, vae, runs=runs, float32_run=float32_run, say=say)
+    phases = (*front.phases, *bench.phases)
+    measurement = Measurement(
+        case=case,
+        dtype=str(subject.dtype).removeprefix("torch."),
+        machine=_machine(subject, load, bench.peak.since_start),
+        image_tokens=subject.grid[0] * subject.grid[1],
+        text_tokens=front.text.tokens,
+        parameters=sum(math.prod(entry.shape) for entry in subject.transformer_table().entries.values()),
+        phases=(*phases, _picture(phases, cold=not case.random)),
+        comparison=comparison,
+    )
+    return measurement, front
+
+
+class _Bench:
+    """Collects the phases of one case."""
+
+    def __init__(self, subject: Subject, runs: int, say: Say) -> None:
+        self.subject, self.runs, self.say = subject, runs, say
+        self.peak = Peak(subject.device)
+        self.phases: list[PhaseTimes] = []
+
+    def note(self, part: Part, seconds: Sequence[float], peak: int | None, *, cold: bool = True) -> None:
+        """Keep one part's seconds, the first of them cold unless `cold` is False."""
+        first, rest = (seconds[0], seconds[1:]) if cold else (None, seconds)
+        warm = Spread(tuple(rest)) if rest else None
+        self.phases.append(PhaseTimes(part=part, cold=first, warm=warm, peak_bytes=peak))
+        shown = f"{warm.median:.3g} s" if warm else f"{first:.3g} s the first time"
+        self.say(f"{part}: {shown}" + (f", peak memory {peak / 1e9:.2f} GB" if peak is not None else ""))
+
+    def repeat(self, part: Part, work: Callable[[], Result], *, times: int | None = None) -> Result:
+        """Run `work` once cold and then again, `times` in all; what one run gives is gone before the next."""
+        self.peak.reset()
+        seconds: list[float] = []
+        result: Result | None = None
+        for _ in range(self.runs + 1 if times is None else times):
+            result = None
+            gc.collect()
+            result, took = timed(self.subject.device, work)
+            seconds.append(took)
+        self.note(part, seconds, self.peak.read())
+        return cast(Result, result)
+
+    def load(self, part: Part, work: Callable[[], Result]) -> Result:
+        """`repeat` from files that are in nobody's cache the first time. Random weights are drawn once: no file."""
+        if self.subject.files is None:
+            return self.repeat(part, work, times=1)
+        drop_from_cache(self.subject.files)
+        return self.repeat(part, work)
+
+    def denoise(self, denoiser: networks.Denoiser) -> Tensor:
+        """The whole schedule and its single steps; the latent of the last run."""
+        marks: list[Marks] = []
+
+        def once() -> Tensor:
+            marks.append(Marks(self.subject.device))
+            marks[-1].mark()
+            return denoiser(lambda i: marks[-1].mark())
+
+        latent = self.repeat(Part.denoise, once)
+        steps = [mark.seconds() for mark in marks]
+        self.note(Part.step, [steps[0][0], *(second for run in steps[1:] for second in run)], None)
+        return latent
+
+
+def _measure_front(bench: _Bench) -> Front:
+    """Imports, and the text encoder where there is one."""
+    subject = bench.subject
+    seconds, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
+    bench.note(Part.imports, seconds, max(peaks), cold=False)
+    spent: dict[Phase, list[float]] = {}
+    highest: dict[Phase, int] = {}
+
+    @contextmanager
+    def hook(phase: Phase) -> Iterator[None]:
+        bench.peak.reset()
+        start = time.perf_counter()
+        yield
+        wait(subject.device)
+        spent.setdefault(phase, []).append(time.perf_counter() - start)
+        highest[phase] = max(highest.get(phase, 0), bench.peak.read())
+
+    if subject.files is not None:
+        drop_from_cache(subject.files)
+    with torch.inference_mode():
+        text = subject.text(hook)
+        for _ in range(bench.runs if subject.files is not None else 0):
+            text = subject.text(hook)
+    for part, phase in ((Part.load_encoder, Phase.load_encoder), (Part.encode, Phase.encode)):
+        if phase in spent:
+            bench.note(part, spent[phase], highest[phase])
+    return Front(tuple(bench.phases), text, subject.dtype)
+
+
+_IMPORT = """
+import time
+start = time.perf_counter()
+import backend.pipeline, backend.model.autoencoder, backend.model.transformer
+seconds = time.perf_counter() - start
+from backend.memory import process_peak_bytes
+print(seconds, process_peak_bytes())
+"""
+
+
+def _import_once() -> tuple[float, int]:
+    """Seconds and peak bytes of a process that imports what `lens gen` imports, and does nothing else."""
+    import backend
+
+    root = str(Path(next(iter(backend.__path__))).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
+        raise LensError(f"a fresh process cannot import lens: {last}")
+    seconds, peak = done.stdout.split()
+    return float(seconds), int(peak)
+
+
+def drop_from_cache(files: ModelFiles) -> None:
+    """Ask the system to forget what it keeps of the weights' files. What another process has mapped stays."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for _, path, _ in files.files():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _picture(phases: Sequence[PhaseTimes], *, cold: bool) -> PhaseTimes:
+    """Warm: the sum of encoding, denoising and decoding, run by run. Cold: the first time of everything, imports too;
+    None where random weights stand in for files."""
+    warm = [p.warm for p in phases if p.part in (Part.encode, Part.denoise, Part.decode) and p.warm is not None]
+    firsts = [p.cold for p in phases if p.part is not Part.step and p.cold is not None]
+    imports = [p.warm.median for p in phases if p.part is Part.imports and p.warm is not None]
+    peaks = [p.peak_bytes for p in phases if p.part is not Part.imports and p.peak_bytes is not None]
+    return PhaseTimes(
+        part=Part.picture, cold=sum(firsts + imports) if cold else None, warm=added(warm), peak_bytes=max(peaks)
+    )
+
+
+def _machine(subject: Subject, load: float | None, since_start: bool) -> Machine:
+    return Machine(
+        device=describe_device(subject.device),
+        processor=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        torch=version("torch"),
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        load=load,
+        peak_since_start=since_start,
+    )

@@ -1,0 +1,113 @@
+"""What is measured: one model, from files or from random weights, made ready for one request.
+
+The networks are those of `lens gen`, loaded by the same functions; only their weights may be random, and then random
+features stand in for the text encoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backend import latents, presets, sampling
+from backend.bench import random_weights
+from backend.bench.case import Case
+from backend.errors import NumericsError
+from backend.model import formats
+from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
+from backend.model.formats import TensorTable
+from backend.params import ModelParams
+from backend.pipeline import choose_device, choose_dtype
+from backend.text.features import FeatureSource
+from backend.text.shared import choose_encoder
+from backend.types import DType, Phase
+from backend.weights import ModelFiles, resolve_model
+
+PhaseHook = Callable[[Phase], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the transformer reads: (1, L, T, F) of the prompt, and of the unconditional branch where it runs."""
+
+    conditional_1LTF: Tensor
+    unconditional_1LTF: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        return self.conditional_1LTF.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model on a device, nothing loaded yet."""
+
+    case: Case
+    params: ModelParams
+    files: ModelFiles | None  # None: random weights
+    device: torch.device
+    dtype: torch.dtype
+    grid: tuple[int, int]  # latent height and width
+    sigmas: tuple[float, ...]
+
+    def text(self, hook: PhaseHook) -> Text:
+        """Features of the request, computed (never looked up); `hook` wraps the phases that happen."""
+        request, dit = self.case.request, self.params.dit
+        negative = request.guidance != 1.0 and bool(request.negative_prompt.strip())
+        if self.files is None:
+            tokens = self.case.text_tokens
+            features = [random_weights.text_features(dit, tokens, self.dtype, self.device)]
+        else:
+            encoder = choose_encoder(request.encoder, self.files)
+            source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=self.device)
+            prompts = [request.prompt, *([request.negative_prompt] if negative else [])]
+            features = source.features(prompts, hook)
+        if request.guidance == 1.0:
+            return Text(features[0], None)
+        return Text(features[0], features[1] if len(features) > 1 else features[0][:, :0])
+
+    def transformer_table(self) -> TensorTable:
+        """Every tensor of the transformer under its public name, none read yet."""
+        if self.files is None:
+            return random_weights.transformer_table(self.params.dit, self.device)
+        return formats.open_transformer(self.files.transformer)
+
+    def noise(self) -> Tensor:
+        """(1, N, C) float32 of the request's first seed."""
+        return latents.noise(self.case.request.seeds[0], *self.grid).to(self.device)
+
+
+def open_subject(case: Case) -> Subject:
+    """Resolve files, device and dtype. Raises what `resolve_model` raises, UsageError for a device that is not here."""
+    request = case.request
+    device = choose_device(request.device)
+    if case.random:
+        preset, files = presets.get(request.model), None
+        dtype = _random_dtype(request.dtype, device, small=preset.embedded is not None)
+    else:
+        files = resolve_model(request.model)
+        preset = files.preset
+        dtype = choose_dtype(request.dtype, device, files)
+    h, w = request.height // latents.CELL, request.width // latents.CELL
+    sigmas = sampling.schedule(h * w, request.steps)
+    return Subject(case=case, params=preset.params, files=files, device=device, dtype=dtype, grid=(h, w), sigmas=sigmas)
+
+
+def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> torch.dtype:
+    """auto: what the real model of that name would run in here; the published ones are stored in bfloat16."""
+    if wanted is DType.auto:
+        return torch.float32 if small and device.type == "cpu" else torch.bfloat16
+    return torch.float32 if wanted is DType.float32 else torch.bfloat16
+
+
+def decode(vae: AutoencoderKLFlux2, x_1NC: Tensor, subject: Subject) -> Tensor:
+    """(1, 3, H, W), about [-1, 1], as `lens gen` decodes. Raises NumericsError."""
+    z = latents.denormalise(latents.unpack(x_1NC.float(), *subject.grid), *latent_statistics(vae))
+    decoded = decode_latent(vae, latents.unpatchify(z).to(subject.dtype))
+    if not bool(torch.isfinite(decoded).all()):
+        raise NumericsError("the decoded picture is not finite", hint="try --dtype float32")
+    return decoded

@@ -1,0 +1,105 @@
+"""`lens bench`: how long each phase of a picture takes, and how much memory."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lens_cli import options
+
+
+class Rival(StrEnum):
+    """What to measure against."""
+
+    reference = "reference"
+
+
+Random = Annotated[
+    str | None,
+    typer.Option(
+        "--random",
+        metavar="NAME",
+        help="Random weights of this model's shape (lens, lens-turbo, nano, …), drawn on the device: needs no "
+        "checkpoint. Random features stand in for the text encoder's.",
+    ),
+]
+TextTokens = Annotated[int, typer.Option("--text-tokens", min=1, max=512, help="With --random: length of the text.")]
+Runs = Annotated[int, typer.Option("--runs", min=1, max=1000, help="Warm runs of each phase; the median counts.")]
+Against = Annotated[
+    Rival | None,
+    typer.Option(
+        "--against",
+        help="reference: run the published pipeline on the same weights as well, alternating; print ratios, and how "
+        "far the two are apart beside what changing the batch size does.",
+    ),
+]
+Float32Run = Annotated[
+    bool,
+    typer.Option(
+        "--float32-run/--no-float32-run",
+        help="With --against, in bfloat16: hold both against a float32 run too. Slow, and worth it.",
+    ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="KEY=V,V,…",
+        help="Measure every value: size, base, ar, steps, guidance or dtype. Repeatable: every combination.",
+    ),
+]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What the text encoder reads. Default: 60 words.")]
+Plot = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.svg", help="Draw the result as bars (SVG).")]
+
+
+def bench(
+    model: options.Model = None,
+    random: Random = None,
+    prompt: Prompt = None,
+    text_tokens: TextTokens = 200,
+    ar: options.Ratio = None,
+    base: options.Base = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    dtype: options.Arithmetic = None,
+    device: options.Device = None,
+    encoder: options.TextEncoder = None,
+    runs: Runs = 3,
+    against: Against = None,
+    float32_run: Float32Run = True,
+    sweep: Sweep = None,
+    output: Plot = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Time every phase, cold and warm, with its peak memory. Makes pictures, saves none.
+
+    Examples: lens bench --size 256x256 · lens bench --random lens-turbo --base 1024 --against reference
+    · lens bench --sweep steps=4,20 --sweep base=128,256 -o nano.svg
+    """
+    from lens_cli import benching  # light until it runs
+
+    talk = options.talk_for("bench", json=json, quiet=quiet, verbose=verbose)
+    benching.bench(
+        benching.Choice(
+            model=model,
+            random=random,
+            prompt=prompt,
+            text_tokens=text_tokens,
+            given={
+                "ar": ar, "base": base, "size": size, "steps": steps, "guidance": guidance, "dtype": dtype,
+                "device": device, "encoder": encoder,
+            },
+            sweep=tuple(sweep or ()),
+            runs=runs,
+            against=against is not None,
+            float32_run=float32_run,
+            plot=output,
+        ),
+        talk,
+    )  # fmt: skip
