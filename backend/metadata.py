@@ -23,10 +23,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any, cast
 
 from backend.errors import FileError
-from backend.types import DType, Encoder, Expander, Generation, GenerationRequest
+from backend.types import DType, Encoder, Expander, Generation, GenerationRequest, LoraMode, LoraUse, Quant
 
 VERSION = 1
 SAMPLER = "FlowMatchEuler"
@@ -77,9 +78,12 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
             "revision": generation.model.revision,
             "sha256": dict(generation.model.sha256),
         },
-        "loras": [],
+        "loras": [
+            {"name": PurePath(use.path).name, "sha256": use.sha256, "scale": use.scale, "mode": str(use.mode)}
+            for use in generation.loras
+        ],
         "dtype": generation.dtype,
-        "quant": None,
+        "quant": None if generation.quant is None else str(generation.quant),
         "encoder": str(generation.encoder),
         "device": request.device,
         "ran_on": generation.device,
@@ -117,7 +121,7 @@ def load_record(text: str, where: str) -> dict[str, Any]:
 def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
     """The request that made a picture, with the dtype that ran and its one seed. Raises FileError.
 
-    The model is named as recorded: where it was a path, only its base name is known.
+    Model and LoRAs are named as recorded: where they were paths, only their base names are known.
     """
     known = {str(kind) for kind in DType}
 
@@ -145,6 +149,8 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
         dtype=DType(dtype),
         device=text("device"),
         encoder=_encoder(record, where),
+        loras=_loras(record, where),
+        quant=_quant(record, where),
     )
 
 
@@ -154,6 +160,30 @@ def _encoder(record: Mapping[str, Any], where: str) -> Encoder:
         return Encoder.exact
     ran = {str(kind) for kind in Encoder if kind is not Encoder.auto}
     return Encoder(_field(record, "encoder", where, lambda value: isinstance(value, str) and value in ran))
+
+
+def _quant(record: Mapping[str, Any], where: str) -> Quant:
+    """What approximated the weights. Where nothing did, auto: it never does, and how they lie in memory is free."""
+    rounding = {str(kind) for kind in Quant if kind not in (Quant.auto, Quant.none)}
+    found = _field({"quant": None, **record}, "quant", where, lambda value: value is None or value in rounding)
+    return Quant.auto if found is None else Quant(found)
+
+
+def _loras(record: Mapping[str, Any], where: str) -> tuple[LoraUse, ...]:
+    """The LoRAs that acted; none in a record that is older than they are."""
+    ran = {str(mode) for mode in LoraMode if mode is not LoraMode.auto}
+    found = _field({"loras": [], **record}, "loras", where, lambda value: isinstance(value, list))
+    uses: list[LoraUse] = []
+    for said in cast("list[Any]", found):
+        if not isinstance(said, dict):
+            raise FileError(f"{where}: the lens record is damaged: loras = {found!r}"[:300])
+        one = cast("dict[str, Any]", said)
+        name = _field(one, "name", where, lambda value: isinstance(value, str) and PurePath(value).name == value)
+        scale = _field(one, "scale", where, lambda value: type(value) in (int, float) and math.isfinite(value))
+        sha256 = _field(one, "sha256", where, lambda value: isinstance(value, str))
+        mode = _field(one, "mode", where, lambda value: isinstance(value, str) and value in ran)
+        uses.append(LoraUse(path=name, sha256=sha256, scale=float(scale), mode=LoraMode(mode)))
+    return tuple(uses)
 
 
 def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
@@ -196,6 +226,9 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
         flat[key] = str(record.get(key))
     flat["encoder"] = str(record.get("encoder", Encoder.exact))
+    loras: Any = record.get("loras")
+    for number, use in enumerate(cast("list[Any]", loras) if isinstance(loras, list) else [], 1):
+        flat[f"lora.{number}"] = describe_lora(use)
     model: Any = record.get("model")
     for prefix, table in (("model", model), ("versions", record.get("versions"))):
         if isinstance(table, dict):
@@ -206,6 +239,13 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
                 else:
                     flat[f"{prefix}.{key}"] = str(value)
     return flat
+
+
+def describe_lora(use: Any) -> str:
+    """`sky.safetensors 0.8, fused, SHA-256 0123456789ab…` of one entry of a record's `loras`, whatever it holds."""
+    said = cast("dict[str, Any]", use) if isinstance(use, dict) else {}
+    digest = str(said.get("sha256"))[:12]
+    return f"{said.get('name')} {said.get('scale')}, {said.get('mode')}, SHA-256 {digest}…"
 
 
 # ---------------------------------------------------------------------------------------------------------- A1111 text
@@ -226,6 +266,10 @@ def a1111_text(record: Mapping[str, Any]) -> str:
         pairs["Model hash"] = weights[:10]
     if record.get("encoder") == Encoder.llama:
         pairs["Text encoder"] = "llama.cpp (near-exact)"
+    if record["quant"]:
+        pairs["Quantization"] = record["quant"]
+    if record["loras"]:
+        pairs["LoRAs"] = "; ".join(f"{use['name']} {use['scale']} ({use['sha256'][:10]})" for use in record["loras"])
     pairs |= {"Model": model["name"], "RNG": "CPU", "Version": record["software"]}
     lines = [str(record["prompt"])]
     if record["negative_prompt"]:

@@ -20,9 +20,12 @@ from backend.caches import Store
 from backend.errors import CancelledError, NumericsError, UsageError
 from backend.errors import OutOfMemoryError as LensOutOfMemoryError
 from backend.identity import identify_model
+from backend.loras import settle
 from backend.memory import peak_bytes
 from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
+from backend.quant_plan import QuantPlan, plan_quant
+from backend.quantize import check_device, device_note
 from backend.text.features import FeatureSource
 from backend.text.shared import SharedLlama, choose_encoder
 from backend.types import (
@@ -77,13 +80,16 @@ class Pipeline:
         CheckpointError for unusable weights, OutOfMemoryError (of backend.errors) where memory ran out.
         """
         encoder = choose_encoder(request.encoder, self.files)
+        # What of a LoRA does not fit was said by whoever made the request: here it is only left aside.
+        quant = self.plan_quant(request)
+        loras = settle(request.loras, self.params.dit, quantised=quant.packed, warn=lambda _: None)
         timings: dict[str, float] = {}
         with out_of_memory_as_error(request):
             # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer arrives.
             conditional, unconditional = self._encode(request, encoder, timings, on_event)
             # 2. The transformer and the autoencoder.
             with phase(Phase.load_transformer, timings, on_event, self.device):
-                transformer = checkpoint.load_transformer(self.files, self.dtype, self.device)
+                transformer = checkpoint.load_transformer(self.files, self.dtype, self.device, loras, quant)
                 vae = checkpoint.load_vae(self.files, self.dtype, self.device)
             identity = identify_model(self.files)
             h, w = request.height // latents.CELL, request.width // latents.CELL
@@ -141,12 +147,27 @@ class Pipeline:
                     dtype=self._dtype_name,
                     device=describe_device(self.device),
                     encoder=encoder,
+                    loras=loras,
+                    quant=quant.approximation,
                     template_date=self.params.text.template.date,
                     timings=mine,
                     versions=package_versions(),
                 )
                 if index + 1 < len(request.seeds) and stop():
                     raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
+
+    def plan_quant(self, request: GenerationRequest) -> QuantPlan:
+        """How the transformer's linears will be held on this device. Raises CheckpointError or UsageError."""
+        check_device(request.quant, self.device)
+        return plan_quant(
+            self.files, request.quant, itemsize=self.dtype.itemsize, on_cpu=self.device.type == "cpu"
+        )
+
+    def notes(self, request: GenerationRequest) -> list[str]:
+        """What a person should know before it runs: one line each."""
+        plan = self.plan_quant(request)
+        about = device_note(plan, self.device)
+        return [*plan.notes, *([] if about is None else [about])]
 
     @property
     def _dtype_name(self) -> str:

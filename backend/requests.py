@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from backend.errors import UsageError
 from backend.settings import Settings
 from backend.sizes import resolve_size
-from backend.types import DType, Encoder, Expander, GenerationRequest
+from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
 
 if TYPE_CHECKING:
     from backend.presets import Preset
@@ -52,13 +52,17 @@ def build_request(
     dtype: DType | None = None,
     device: str | None = None,
     encoder: Encoder | None = None,
+    loras: Sequence[str] | None = None,
+    lora_mode: LoraMode | None = None,
+    quant: Quant | None = None,
     settings: Settings,
     warn: Warn,
 ) -> GenerationRequest:
     """A complete request from what was given; None and () mean "not given".
 
-    `seeds` are texts: "42", "-1" (draw one), "100..120". `warn` is called with one line for everything that was asked
-    for and cannot be honoured. Raises UsageError; for a model given as a path also what `weights.resolve_model` raises.
+    `seeds` are texts: "42", "-1" (draw one), "100..120"; `loras` too: "NAME=0.8" or "PATH=0.8". `warn` is called with
+    one line for everything that was asked for and cannot be honoured. Raises UsageError; for a model given as a path
+    also what `weights.resolve_model` raises, for a LoRA what `loras.parse_lora` does.
     """
     name = model or settings.model or _default_model()
     name, preset = find_preset(name)
@@ -97,6 +101,8 @@ def build_request(
         dtype=dtype or chosen.dtype,
         device=check_device(device or chosen.device),
         encoder=encoder or chosen.encoder,
+        loras=_find_loras(chosen.loras if loras is None else loras, lora_mode or chosen.lora_mode),
+        quant=quant or chosen.quant,
     )
 
 
@@ -179,6 +185,14 @@ def _parse_seed(text: str) -> Sequence[int]:
             f"the seed range {text} asks for {last - first + 1:,} pictures; the limit is {PICTURES_LIMIT:,}"
         )
     return range(first, last + 1)
+
+
+def _find_loras(texts: Sequence[str], mode: LoraMode) -> tuple[LoraUse, ...]:
+    if not texts:
+        return ()
+    from backend.loras import parse_lora  # with hashlib and what it names; only where there are some
+
+    return tuple(parse_lora(text, mode) for text in texts)
 
 
 def check_device(device: str) -> str:

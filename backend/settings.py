@@ -3,7 +3,8 @@
 Precedence: flag > environment > `lens.toml` in the working folder > user's config.toml > the model's default. Flags
 are applied by `backend.requests`; `None` here always means "the next one decides".
 
-Environment names derive from the fields: `model` is LENS_MODEL, `generate.steps` is LENS_GENERATE__STEPS.
+Environment names derive from the fields: `model` is LENS_MODEL, `generate.steps` is LENS_GENERATE__STEPS. A list is
+written there as PATH is: its parts joined by ":" (";" on Windows).
 
 Light ring: standard library only.
 """
@@ -23,7 +24,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from backend import paths
 from backend.errors import UsageError
 from backend.outputs import DEFAULT_TEMPLATE
-from backend.types import DType, Effort, Encoder, ImageFormat, ReasonerMode
+from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class GenerateSettings:
     dtype: DType = DType.auto
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto  # of text; auto: exact
+    loras: tuple[str, ...] = ()  # each NAME=SCALE or PATH=SCALE
+    lora_mode: LoraMode = LoraMode.auto
+    quant: Quant = Quant.auto  # of the transformer's linears; auto never rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +191,9 @@ def _plain(kind: Any) -> Any:
 def _check(value: Any, kind: Any, where: str) -> Any:
     """A TOML value as the field's type. Raises UsageError."""
     kind = _plain(kind)
+    if get_origin(kind) is tuple:
+        parts: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list) else [None]
+        return tuple(parts) if all(isinstance(part, str) for part in parts) else _refuse(value, kind, where)
     if issubclass(kind, StrEnum):
         return _check_text(value, kind, where) if isinstance(value, str) else _refuse(value, kind, where)
     if kind is float and type(value) is int:
@@ -197,6 +204,8 @@ def _check(value: Any, kind: Any, where: str) -> Any:
 def _check_text(text: str, kind: Any, where: str) -> Any:
     """An environment variable's text as the field's type. Raises UsageError."""
     kind = _plain(kind)
+    if get_origin(kind) is tuple:
+        return tuple(part for part in text.split(os.pathsep) if part)
     if kind is bool:
         word = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
         return word[text.lower()] if text.lower() in word else _refuse(text, kind, where)
@@ -207,7 +216,9 @@ def _check_text(text: str, kind: Any, where: str) -> Any:
 
 
 def _refuse(value: object, kind: Any, where: str) -> Any:
-    if issubclass(kind, StrEnum):
+    if get_origin(kind) is tuple:
+        wanted = 'a list of texts, such as ["sky=0.8"]'
+    elif issubclass(kind, StrEnum):
         wanted = "one of " + ", ".join(kind)
     else:
         wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}[kind]

@@ -32,6 +32,31 @@ class Encoder(StrEnum):
     llama = "llama"  # llama.cpp; near-exact, since it rounds gpt-oss's YaRN range. GGUF only
 
 
+class Quant(StrEnum):
+    """How the big linears of the transformer's blocks lie in memory. auto, none and a GGUF's own packing give the same
+    numbers; fp8, int8 and nf4 are approximations, and so is gguf for a file that is none."""
+
+    auto = "auto"  # as the file is, where that saves memory worth the decoding
+    none = "none"  # in the network's dtype
+    fp8 = "fp8"  # E4M3 weights and activations, scaled by row; fast where the GPU has fp8 units
+    int8 = "int8"  # weights only, scaled by row
+    nf4 = "nf4"  # weights only, 4.5 bits a value
+    gguf = "gguf"  # a GGUF file's own types; any other file as Q8_0
+
+
+class QuantTarget(StrEnum):
+    """What `lens models quantize` writes."""
+
+    q8_0 = "q8_0"  # GGUF
+    q6_k = "q6_k"
+    q5_k = "q5_k"
+    q4_k = "q4_k"
+    nf4 = "nf4"  # safetensors as bitsandbytes and diffusers write them
+    int8 = "int8"
+    fp8 = "fp8"  # safetensors as ComfyUI reads them
+    mxfp8 = "mxfp8"
+
+
 class ImageFormat(StrEnum):
     """File formats a picture is saved in."""
 
@@ -117,6 +142,7 @@ class GenerationRequest:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto
     loras: tuple[LoraUse, ...] = ()  # they add up
+    quant: Quant = Quant.auto  # of the transformer's linears
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +201,7 @@ class Generation:
     device: str  # "cpu", "cuda:0 (NVIDIA H200)", ...
     encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
     loras: tuple[LoraUse, ...] = ()  # with the mode that ran
+    quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import ModelMissingError
 from backend.outputs import OutputPlan
 from backend.requests import find_preset
-from backend.types import GenerationRequest
+from backend.types import DType, GenerationRequest
 from lens_cli.console import Talk, human_bytes
 from lens_cli.wording import arithmetic, command_line, describe
 
@@ -28,7 +28,18 @@ def explain(
     `reasoner` is who would rewrite the prompt first; None: nobody is asked (`lens rerun`). `flags` are the ones about
     that for the command line which does it.
     """
+    from backend.quant_plan import plan_quant
+    from backend.weights import resolve_model
+    from lens_cli.runner import check_loras
+
     files, total, missing = model_files(request.model)
+    packing, itemsize = None, 4 if request.dtype is DType.float32 else 2
+    if not missing:
+        found = resolve_model(request.model)
+        check_loras(request, found, talk)
+        packing = plan_quant(found, request.quant, itemsize=itemsize, on_cpu=request.device == "cpu")
+    rows = [{"component": "lora", "path": use.path, "bytes": Path(use.path).stat().st_size} for use in request.loras]
+    files, total = [*files, *rows], None if total is None else total + (0 if missing else sum(r["bytes"] for r in rows))
     outputs = [] if plan.template is None else list(plan.paths(request, datetime.now()))
     talk.say(describe(request))
     talk.say(f"prompt: {request.prompt}")
@@ -45,6 +56,11 @@ def explain(
         talk.say(f"{missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
     else:
         talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
+    if packing is not None:
+        held = packing.linear_bytes(itemsize)
+        talk.say(f"holds {human_bytes(held):>8}  linears of the transformer, {packing.scheme or f'{itemsize} bytes each'}")
+        for note in packing.notes:
+            talk.warn(note)
     for path in outputs:
         talk.data(path)
     line = command_line(request, output, reasoner=flags)
@@ -56,6 +72,9 @@ def explain(
             "total_bytes": 0 if missing else total,
             "download_bytes": total if missing else 0,
             "outputs": [str(path) for path in outputs],
+            "quant": None
+            if packing is None
+            else {"scheme": packing.scheme, "linear_bytes": packing.linear_bytes(itemsize)},
             "again": line,
             "reasoner": reasoner.data() if reasoner is not None else None,
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import FileError, UsageError
-from backend.types import DType, Effort, Encoder, ImageFormat, ReasonerMode
+from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 from lens_cli.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
@@ -95,6 +95,34 @@ TextEncoder = Annotated[
         "--encoder",
         help="What reads the prompt: exact (torch, any format; the default), or llama (llama.cpp, GGUF only), which is "
         "near-exact: it rounds gpt-oss's positions. Lens-Nano was trained with the rounding.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Quantise = Annotated[
+    Quant | None,
+    typer.Option(
+        "--quant",
+        help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, none "
+        "unpacks it: the same picture. fp8, int8, nf4, and gguf (as Q8_0) for a file that is none, are approximations.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="NAME|PATH[=SCALE]",
+        help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left out. "
+        "Repeatable: they add up.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+LoraHow = Annotated[
+    LoraMode | None,
+    typer.Option(
+        "--lora-mode",
+        help="fused adds them to the weights, live runs low-rank ones beside the weights; auto: live where those are "
+        "quantised.",
         rich_help_panel=_PICTURE,
     ),
 ]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError, RefusedError
 from backend.files import make_folder
 from backend.outputs import OutputPlan
-from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted
+from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted, Quant
 from lens_cli.console import Talk, write_bytes
 from lens_cli.progress import Meter
 from lens_cli.show import show
@@ -29,6 +29,7 @@ from lens_cli.show import show
 if TYPE_CHECKING:
     from backend.caches import Store
     from backend.text.shared import SharedLlama
+    from backend.weights import ModelFiles
 
 
 class Interrupt(AbstractContextManager["Interrupt"]):
@@ -100,6 +101,15 @@ class Outcome:
         }
 
 
+def check_loras(request: GenerationRequest, files: ModelFiles, talk: Talk) -> None:
+    """Say what of the LoRAs does not fit the model, from their headers alone. Raises CheckpointError or UsageError."""
+    if request.loras:
+        from backend.loras import settle
+
+        rounds = request.quant not in (Quant.auto, Quant.none)
+        settle(request.loras, files.preset.params.dit, quantised=rounds, warn=talk.warn)
+
+
 def generations(
     request: GenerationRequest,
     meter: Meter,
@@ -118,6 +128,7 @@ def generations(
 
     files = resolve_model(request.model)  # before torch: a model that is not here is said at once
     choose_encoder(request.encoder, files)
+    check_loras(request, files, talk)
     from backend.pipeline import Pipeline  # torch: 1.4 s, and this is the first moment that needs it
 
     def on_event(event: Event) -> None:
@@ -127,6 +138,8 @@ def generations(
     if files.assumed:
         talk.say(f"note: {files.assumed}")
     pipeline = Pipeline(files, dtype=request.dtype, device=request.device, embeddings=embeddings, llama=llama)
+    for note in pipeline.notes(request):
+        talk.warn(note)
     done = 0
     while done < len(request.seeds):
         meter.first = done

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.types import DType, Encoder, GenerationRequest
+from backend.types import DType, Encoder, GenerationRequest, LoraMode, Quant
 
 
 def command_line(request: GenerationRequest, output: str | None = None, *, reasoner: Sequence[str] = ()) -> str:
@@ -27,6 +27,11 @@ def command_line(request: GenerationRequest, output: str | None = None, *, reaso
     words += ["--dtype", str(request.dtype)] if request.dtype is not DType.auto else []
     words += ["--device", request.device] if request.device != "auto" else []
     words += ["--encoder", str(request.encoder)] if request.encoder is not Encoder.auto else []
+    words += ["--quant", str(request.quant)] if request.quant is not Quant.auto else []
+    for use in request.loras:
+        words += ["--lora", f"{use.path}={use.scale!r}"]
+    mode = request.loras[0].mode if request.loras else LoraMode.auto
+    words += ["--lora-mode", str(mode)] if mode is not LoraMode.auto else []
     words += ["--reasoner", "off"] if request.expander is not None else reasoner
     words += ["--output", output] if output is not None else []
     return shlex.join(words)
@@ -35,7 +40,10 @@ def command_line(request: GenerationRequest, output: str | None = None, *, reaso
 def arithmetic(request: GenerationRequest) -> str:
     """How it is computed, in one line: for -v and --dry-run."""
     near = " (near-exact)" if request.encoder is Encoder.llama else ""
-    return f"arithmetic: {request.dtype}, device: {request.device}, text encoder: {request.encoder}{near}"
+    return (
+        f"arithmetic: {request.dtype}, quant: {request.quant}, device: {request.device}, "
+        f"text encoder: {request.encoder}{near}"
+    )
 
 
 def seed_runs(seeds: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -52,7 +60,8 @@ def seed_runs(seeds: tuple[int, ...]) -> list[tuple[int, int]]:
 def describe(request: GenerationRequest) -> str:
     """What is about to run, in one line: the answer to "which size, which seed?"."""
     seeds = ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
+    loras = "".join(f", LoRA {Path(use.path).stem} {use.scale:g}" for use in request.loras)
     return (
         f"{request.width}x{request.height}, {Path(request.model).name}, {request.steps} steps, "
-        f"guidance {request.guidance:g}, seed {seeds}"
+        f"guidance {request.guidance:g}, seed {seeds}{loras}"
     )

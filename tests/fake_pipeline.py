@@ -43,6 +43,7 @@ class FakeFiles:
 
     name: str
     preset: Preset
+    transformer: tuple[Path, ...] = ()
     revision: str | None = None
     assumed: str | None = None
     total_bytes: int = 12_345_678
@@ -60,6 +61,9 @@ class Pipeline:
         self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, llama: object = None
     ) -> None:
         self.files, self.dtype, self.device = files, dtype, device
+
+    def notes(self, request: GenerationRequest) -> list[str]:
+        return []
 
     def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
         from PIL import Image

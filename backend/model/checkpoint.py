@@ -7,8 +7,9 @@ that need no conversion stay views of the memory-mapped file, so loading them co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,9 +17,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from backend.errors import CheckpointError
-from backend.model import formats
+from backend.model import formats, lora
 from backend.model.formats import TensorTable
 from backend.model.tokenizer_files import load_tokenizer
+from backend.quant_plan import QuantPlan
+from backend.quantize import pack_while_loading
+from backend.types import LoraUse
 from backend.weights import ModelFiles
 
 if TYPE_CHECKING:
@@ -35,8 +39,17 @@ SHOWN = 3  # names listed in one error
 __all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]
 
 
-def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> LensTransformer2DModel:
-    """The transformer, in evaluation mode, without gradients. Raises CheckpointError."""
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+) -> LensTransformer2DModel:
+    """The transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
+
+    `quant`: how the blocks' linears are held; None: decoded, in `dtype`.
+    """
     from backend.model.transformer import LensTransformer2DModel
 
     params = files.preset.params.dit
@@ -45,7 +58,10 @@ def load_transformer(files: ModelFiles, dtype: torch.dtype, device: Device) -> L
         raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
     with torch.device("meta"), Uninitialised():
         network = LensTransformer2DModel(**asdict(params))
-    return _fill(network, table, dtype, device)
+    fused = lora.fuse(table, loras)
+    network = _fill(network, fused, dtype, device, quant=quant)
+    lora.attach(network, lora.live_updates(table, loras), dtype)
+    return network
 
 
 def load_text_encoder(
@@ -109,17 +125,23 @@ class Uninitialised(TorchFunctionMode):
 
 
 def _fill(
-    network: Network, table: TensorTable, dtype: torch.dtype, device: Device, unused: tuple[str, ...] = ()
+    network: Network,
+    table: TensorTable,
+    dtype: torch.dtype,
+    device: Device,
+    unused: tuple[str, ...] = (),
+    quant: QuantPlan | None = None,
 ) -> Network:
     """Compare, then read every tensor and give it to `network`, which was built on the meta device."""
     if dtype not in DTYPES:
         raise ValueError(f"{dtype} is not one of {DTYPES}: float16 overflows in these networks")
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     compare(expected, {n: e.shape for n, e in table.entries.items() if n not in unused}, table.origin)
-    state = {name: table.tensor(name, dtype).to(device) for name in expected}
-    network.load_state_dict(state, strict=True, assign=True)
-    hollow = [name for name, buffer in network.named_buffers() if buffer.is_meta]
-    assert not hollow, f"buffers without memory: {hollow}"  # a table made in __init__ must not depend on the device
+    packed = set[str]() if quant is None else pack_while_loading(network, table, quant, dtype, device)
+    state = {name: table.tensor(name, dtype).to(device) for name in expected if name not in packed}
+    network.load_state_dict(state, strict=not packed, assign=True)
+    hollow = [n for n, tensor in chain(network.named_parameters(), network.named_buffers()) if tensor.is_meta]
+    assert not hollow, f"tensors without memory: {hollow}"  # a table made in __init__ must not depend on the device
     return network.eval().requires_grad_(False)
 
 

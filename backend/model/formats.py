@@ -7,17 +7,18 @@ Legend: E experts, O outputs, I inputs.
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from backend.errors import CheckpointError
-from backend.model import block_formats, detect, gguf_keys, vae_keys
+from backend.model import block_formats, detect, gguf_keys, packed_formats, vae_keys
 from backend.model.headers import FileFormat
+from backend.model.packed import PackedLinear
 from backend.model.tensor_files import TensorFiles
 from backend.params import DiTParams, TextEncoderParams
 
@@ -36,6 +37,7 @@ class Entry:
     shape: tuple[int, ...]
     read: Read
     part: ReadPart | None = None  # None: a tensor that nobody reads in parts
+    packed: Callable[[], PackedLinear] | None = None  # a linear over the stored bytes, on the CPU; None: not packed
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ class TensorTable:
 
 
 def open_transformer(paths: Sequence[Path]) -> TensorTable:
-    """safetensors (plain, MXFP8, scaled FP8) or GGUF. Raises CheckpointError naming another model."""
+    """safetensors (plain, MXFP8, scaled FP8, bitsandbytes' NF4 and int8) or GGUF.
+
+    Raises CheckpointError naming another model.
+    """
     files = TensorFiles(paths)
     if not detect.is_transformer(files.names()):
         raise CheckpointError(f"{files.origin}: {detect.identify(files.names())}, expected a Lens transformer")
@@ -73,45 +78,20 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
     entries: dict[str, Entry] = {}
     for stored in _wanted(files, prefix):
         name = stored.removeprefix(prefix)
-        stem = stored.removesuffix(".weight")
-        if name.endswith(_SCALE_SUFFIXES) or name == "scaled_fp8":
-            continue  # consumed with the weight it belongs to; an orphan is caught below
-        if files.kind(stored).startswith("F8"):
-            entries[name] = Entry(files.shape(stored), _fp8_reader(files, stored, stem))
-        else:
-            entries[name] = _plain(files, stored)
-    for stored in _wanted(files, prefix):
-        owner = re.sub(r"\.(weight_scale|scale_weight|input_scale|scale_input|comfy_quant)$", ".weight", stored)
-        if owner != stored and owner not in files:
-            entries[stored] = _plain(files, stored)
+        if name == "scaled_fp8" or packed_formats.owner(files, stored) is not None:
+            continue  # a marker of the whole file, or consumed with the weight it belongs to
+        entries[name] = _transformer_entry(files, stored)
     params = gguf_keys.transformer_params(files.metadata, files.origin) if files.format is FileFormat.gguf else None
     return TensorTable(files.origin, entries, params)
 
 
-_SCALE_SUFFIXES = (".weight_scale", ".scale_weight", ".input_scale", ".scale_input", ".comfy_quant")
-
-
-def _fp8_reader(files: TensorFiles, stored: str, stem: str) -> Read:
-    """F8-E4M3 with block scales (MXFP8) or one scalar scale, told from the scale's own size."""
-    scale = next((stem + suffix for suffix in (".weight_scale", ".scale_weight") if stem + suffix in files), None)
-    if scale is None:
-        raise CheckpointError(f"{files.origin}: tensor {stored!r} is stored as {files.kind(stored)} without a scale")
-    _check_marker(files, stem, ("mxfp8", "float8_e4m3fn"))
-    if files.kind(scale) == "F32" and _count(files.shape(scale)) == 1:
-        return lambda dtype: (files.raw(stored).float() * files.raw(scale).reshape(())).to(dtype)
-    shape = files.shape(stored)
-    if (
-        files.kind(stored) != "F8_E4M3"
-        or files.kind(scale) not in ("U8", "F8_E8M0")
-        or len(shape) != 2
-        or shape[1] % block_formats.MXFP8_BLOCK
-        or _count(files.shape(scale)) != block_formats.padded(shape[0], shape[1] // block_formats.MXFP8_BLOCK)
-    ):
-        raise CheckpointError(
-            f"{files.origin}: {stored!r} {list(shape)} ({files.kind(stored)}) with scales "
-            f"{list(files.shape(scale))} ({files.kind(scale)}) is no MXFP8 linear"
-        )
-    return lambda dtype: block_formats.mxfp8_linear(files.raw(stored), files.raw(scale), dtype)
+def _transformer_entry(files: TensorFiles, stored: str) -> Entry:
+    """A weight in whichever packing it is stored; GGUF's are read by the same code as its plain ones."""
+    found = packed_formats.linear(files, stored)
+    if found is None or files.format is FileFormat.gguf:
+        return replace(_plain(files, stored), packed=found.make if found is not None else None)
+    make = found.make
+    return Entry(found.shape, lambda dtype: make().decoded(dtype), packed=make)
 
 
 # text encoder --------------------------------------------------------------------------------------------------------
@@ -158,7 +138,7 @@ def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, E
             _mxfp4_part(files, stored, stem + "_scales"),
         )
     elif part == ".weight":  # NVFP4
-        _check_marker(files, stem, ("nvfp4",))
+        packed_formats.check_marker(files, stem, ("nvfp4",))
         scale, outer = stem + ".weight_scale", stem + ".weight_scale_2"
         shape = _nvfp4_shape(files, stored, scale, outer)
         entries[public] = Entry(
@@ -196,8 +176,8 @@ def _nvfp4_shape(files: TensorFiles, weight: str, scale: str, outer: str) -> tup
     good = len(shape) == 3 and files.kind(weight) == "U8" and files.kind(scale) == "F8_E4M3"
     if good:
         per_expert = block_formats.padded(shape[1], 2 * shape[2] // block_formats.NVFP4_BLOCK)
-        good = 2 * shape[2] % block_formats.NVFP4_BLOCK == 0 and _count(files.shape(scale)) == shape[0] * per_expert
-        good = good and files.kind(outer) == "F32" and _count(files.shape(outer)) in (1, shape[0])
+        good = 2 * shape[2] % block_formats.NVFP4_BLOCK == 0 and math.prod(files.shape(scale)) == shape[0] * per_expert
+        good = good and files.kind(outer) == "F32" and math.prod(files.shape(outer)) in (1, shape[0])
     if not good:
         raise CheckpointError(
             f"{files.origin}: {weight!r} {list(shape)} ({files.kind(weight)}) with scales "
@@ -356,24 +336,3 @@ def _wanted(files: TensorFiles, prefix: str) -> list[str]:
     if not prefix:
         return files.names()
     return [name for name in files.names() if name.startswith(prefix) or not name.startswith(_OTHER_PARTS)]
-
-
-def _check_marker(files: TensorFiles, stem: str, accepted: tuple[str, ...]) -> None:
-    """Comfy's `.comfy_quant` names the packing as JSON bytes; another one than ours must not be decoded as ours."""
-    marker = stem + ".comfy_quant"
-    if marker not in files:
-        return
-    try:
-        stated = json.loads(bytes(files.raw(marker).numpy().tobytes()))
-    except ValueError as error:
-        raise CheckpointError(f"{files.origin}: tensor {marker!r} is no JSON") from error
-    packing = stated.get("format") if isinstance(stated, dict) else None
-    if packing not in accepted:
-        raise CheckpointError(f"{files.origin}: {stem!r} is packed as {packing!r}, expected {' or '.join(accepted)}")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total

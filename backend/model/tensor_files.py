@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from backend.errors import CheckpointError
+from backend.model import ggml_types
 from backend.model.block_formats import ggml_mxfp4
 from backend.model.headers import FileFormat, TensorHeader, read_header
 
@@ -102,6 +103,11 @@ class TensorFiles:
             return self._dequantised(name, dtype, first, last, device)
         return self.floats(name, dtype)  # raises: no format of whole weights but these
 
+    def packed_rows(self, name: str) -> torch.Tensor:
+        """The stored bytes of a packed GGUF weight, U8 (rows, bytes of a row): a view of the file."""
+        info = self.header(name)
+        return self._bytes(name).reshape(math.prod(info.shape[:-1]), -1)
+
     def release(self) -> None:
         """Give the pages that were read back to the system; whoever reads on reads them from the files again.
 
@@ -135,6 +141,9 @@ class TensorFiles:
         for at in range(0, rows, slab):
             if kind is gguf.GGMLQuantizationType.MXFP4:  # the experts of every gpt-oss: ours is faster, on any device
                 out[at : at + slab] = ggml_mxfp4(packed[at : at + slab].to(device), dtype)
+                continue
+            if ggml_types.can_dequantise(int(kind)):  # the same values, and the same speed and more
+                out[at : at + slab] = ggml_types.dequantise(packed[at : at + slab].to(device), int(kind), dtype)
                 continue
             try:
                 values = gguf.quants.dequantize(packed[at : at + slab].numpy(), kind)

@@ -35,6 +35,9 @@ def gen(
     dtype: options.Arithmetic = None,
     device: options.Device = None,
     encoder: options.TextEncoder = None,
+    lora: options.Lora = None,
+    lora_mode: options.LoraHow = None,
+    quant: options.Quantise = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -75,6 +78,9 @@ def gen(
         dtype=dtype,
         device=device,
         encoder=encoder,
+        loras=lora,
+        lora_mode=lora_mode,
+        quant=quant,
         settings=settings,
         warn=talk.warn,
     )

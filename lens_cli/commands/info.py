@@ -82,6 +82,8 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
 
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
+    from backend.metadata import describe_lora
+
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
     plain = (
@@ -93,9 +95,13 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
         "guidance",
         "sampler",
         "dtype",
+        "quant",
         "encoder",
         "ran_on",
     )
     lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
+    loras: Any = record.get("loras")
+    for use in cast("list[Any]", loras) if isinstance(loras, list) else []:
+        lines.append(("lora", describe_lora(use)))
     return [*lines, ("software", str(record.get("software"))), ("created", str(record.get("created")))]

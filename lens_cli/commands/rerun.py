@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.errors import FileError, UsageError
+from backend.types import LoraMode
 from lens_cli import options
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def rerun(
     dtype: options.Arithmetic = None,
     device: options.Device = None,
     encoder: options.TextEncoder = None,
+    lora: options.Lora = None,
+    lora_mode: options.LoraHow = None,
+    quant: options.Quantise = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -59,10 +63,10 @@ def rerun(
         raise FileError(f"{image} holds no lens record{made}", hint=f"`lens info {image}` shows what it says")
     recorded = request_from(found.record, str(image))
     resized = any(value is not None for value in (ar, base, size, width, height))
-    changed = resized or any(value is not None for value in (prompt, negative_prompt, num, seed, steps, guidance))
+    changed = resized or any(value is not None for value in (prompt, negative_prompt, num, seed, steps, guidance, lora))
     if verify and changed:
         raise UsageError(
-            "--verify makes the same picture: nothing may be changed", hint="only -m, --dtype, --device, --encoder"
+            "--verify makes the same picture: nothing may be changed", hint="only -m, --dtype, --device, --encoder, --quant"
         )
     _check_model(image, recorded, model)
     settings = load()
@@ -84,6 +88,9 @@ def rerun(
         dtype=dtype or recorded.dtype,
         device=device or recorded.device,
         encoder=encoder or recorded.encoder,
+        loras=lora if lora is not None else _recorded_loras(recorded),
+        lora_mode=lora_mode or _recorded_mode(recorded),
+        quant=quant or recorded.quant,
         settings=settings,
         warn=talk.warn,
     )
@@ -105,6 +112,19 @@ def rerun(
         settings=settings,
         parent_id=str(found.record.get("id")),
     )
+
+
+def _recorded_loras(recorded: GenerationRequest) -> list[str]:
+    """What made the picture, found again by its hash. Raises UsageError naming the hash of what is not here."""
+    from backend.loras import find_again, written
+
+    return [written(find_again(use)) for use in recorded.loras]
+
+
+def _recorded_mode(recorded: GenerationRequest) -> LoraMode:
+    """The one mode that all ran in; where they ran in several, auto had chosen them."""
+    modes = {use.mode for use in recorded.loras}
+    return modes.pop() if len(modes) == 1 else LoraMode.auto
 
 
 def _check_model(image: Path, recorded: GenerationRequest, override: str | None) -> None:
