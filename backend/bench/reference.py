@@ -220,11 +220,11 @@ def denoise(
 
 def build_decoder(tensors: Mapping[str, Tensor], params: VAEParams) -> AutoencoderKLFlux2:
     """diffusers' own autoencoder over `tensors`: shared wherever they lie in the plain memory format."""
-    from backend.model.autoencoder import build_vae
+    from backend.model.autoencoder import build_diffusers_vae
     from backend.model.checkpoint import Uninitialised
 
     with torch.device("meta"), Uninitialised():
-        vae = build_vae(params)
+        vae = build_diffusers_vae(params)
     vae.load_state_dict({name: tensor.contiguous() for name, tensor in tensors.items()}, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
 
