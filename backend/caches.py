@@ -45,6 +45,13 @@ CACHES = (
         limit_mb=lambda settings: settings.embeddings_mb,
     ),
     NamedCache(
+        name="schedules",
+        what="folded schedules",
+        folder=paths.schedules_dir,
+        suffix=".safetensors",
+        limit_mb=lambda settings: settings.schedules_mb,
+    ),
+    NamedCache(
         name="rewrites",
         what="rewritten requests",
         folder=paths.rewrites_dir,

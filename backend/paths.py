@@ -76,6 +76,11 @@ def embeds_dir() -> Path:
     return cache_dir() / "embeds"
 
 
+def schedules_dir() -> Path:
+    """Folded schedules, so that a known one does not read the modulation weights again."""
+    return cache_dir() / "schedules"
+
+
 def notes_dir(kind: str) -> Path:
     """Facts about weights files (`backend.notes`), one folder a kind: their SHA-256, their headers."""
     return cache_dir() / kind
@@ -84,6 +89,21 @@ def notes_dir(kind: str) -> Path:
 def rewrites_dir() -> Path:
     """Rewritten requests, so that a known one asks no language model again."""
     return cache_dir() / "rewrites"
+
+
+def kernels_dir() -> Path:
+    """Which kernel was measured to be the fastest, a file a GPU."""
+    return cache_dir() / "kernels"
+
+
+def triton_dir() -> Path:
+    """What triton has compiled."""
+    return cache_dir() / "triton"
+
+
+def inductor_dir() -> Path:
+    """What torch.compile has compiled."""
+    return cache_dir() / "inductor"
 
 
 def thumbs_dir() -> Path:

@@ -24,6 +24,7 @@ from backend.loras import settle
 from backend.memory import peak_bytes
 from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
+from backend.model.denoiser import Denoiser
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.quantize import check_device, device_note
 from backend.text.features import FeatureSource
@@ -63,12 +64,13 @@ class Pipeline:
         dtype: DType = DType.auto,
         device: str = "auto",
         embeddings: Store | None = None,
+        schedules: Store | None = None,
         llama: SharedLlama | None = None,
     ) -> None:
-        """`embeddings`: encoded prompts of earlier processes; None: every prompt is encoded. `llama`: the model's GGUF
-        where the reasoner has it open already; closed once the prompt is encoded."""
+        """`embeddings` and `schedules`: encoded prompts and folded schedules of earlier processes; None: computed.
+        `llama`: the model's GGUF where the reasoner has it open already; closed once the prompt is encoded."""
         self.files = files
-        self.embeddings, self.llama = embeddings, llama
+        self.embeddings, self.schedules, self.llama = embeddings, schedules, llama
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device, files)
         self.params = files.preset.params
@@ -87,13 +89,19 @@ class Pipeline:
         with out_of_memory_as_error(request):
             # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer arrives.
             conditional, unconditional = self._encode(request, encoder, timings, on_event)
-            # 2. The transformer and the autoencoder.
-            with phase(Phase.load_transformer, timings, on_event, self.device):
-                transformer = checkpoint.load_transformer(self.files, self.dtype, self.device, loras, quant)
-                vae = checkpoint.load_vae(self.files, self.dtype, self.device)
-            identity = identify_model(self.files)
+            # 2. The transformer, with all that depends on the prompt and the schedule alone, and the autoencoder.
             h, w = request.height // latents.CELL, request.width // latents.CELL
             sigmas = sampling.schedule(h * w, request.steps)
+            with phase(Phase.load_transformer, timings, on_event, self.device):
+                transformer, folded = checkpoint.load_transformer(
+                    self.files, self.dtype, self.device, loras, quant, sigmas=sigmas[:-1], schedules=self.schedules
+                )
+                velocity = Denoiser(
+                    transformer, folded, (h, w), conditional.features_1LTF,
+                    None if unconditional is None else unconditional.features_1LTF, guidance=request.guidance,
+                )  # fmt: skip
+                vae = checkpoint.load_vae(self.files, self.dtype, self.device)
+            identity = identify_model(self.files)
 
             for index, seed in enumerate(request.seeds):
                 # 3. Noise, the same on every device.
@@ -117,15 +125,6 @@ class Pipeline:
                         # The last step leaves only the decoding: a finished picture is worth keeping.
                         if i + 1 < request.steps and stop():
                             raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
-
-                    def velocity(x: Tensor, sigma: float) -> Tensor:
-                        t = torch.full((1,), sigma, device=self.device)
-                        x = x.to(self.dtype)
-                        c = transformer(x, t, conditional.features_1LTF, (h, w))
-                        if unconditional is None:
-                            return c
-                        u = transformer(x, t, unconditional.features_1LTF, (h, w))
-                        return sampling.guide(c, u, request.guidance)
 
                     with torch.inference_mode():
                         x = sampling.denoise(velocity, x, sigmas, on_step)
@@ -159,9 +158,7 @@ class Pipeline:
     def plan_quant(self, request: GenerationRequest) -> QuantPlan:
         """How the transformer's linears will be held on this device. Raises CheckpointError or UsageError."""
         check_device(request.quant, self.device)
-        return plan_quant(
-            self.files, request.quant, itemsize=self.dtype.itemsize, on_cpu=self.device.type == "cpu"
-        )
+        return plan_quant(self.files, request.quant, itemsize=self.dtype.itemsize, on_cpu=self.device.type == "cpu")
 
     def notes(self, request: GenerationRequest) -> list[str]:
         """What a person should know before it runs: one line each."""

@@ -76,6 +76,7 @@ class CacheSettings:
     """Size caps; the least recently used files go first."""
 
     embeddings_mb: int = 512  # encoded prompts, in MB; 0: none are kept
+    schedules_mb: int = 512  # modulation of a model's blocks for a schedule, in MB; 0: none is kept
     rewrites_mb: int = 16  # rewritten requests, in MB; 0: none are kept
 
 

@@ -71,6 +71,7 @@ def carry_out(
         parent_id=parent_id,
         draw=wanted(show, settings.output.show, talk),
         embeddings=open_store("embeddings", settings.cache, talk.warn),
+        schedules=open_store("schedules", settings.cache, talk.warn),
         llama=llama,
     )
     error = outcome.error()

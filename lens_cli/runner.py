@@ -117,11 +117,12 @@ def generations(
     talk: Talk,
     *,
     embeddings: Store | None = None,
+    schedules: Store | None = None,
     llama: SharedLlama | None = None,
 ) -> Iterator[tuple[int, Generation | Failure]]:
     """(index, picture or failure) in order. A failure of one picture goes on with the next; every other is raised.
 
-    `embeddings` and `llama` as `Pipeline` has them.
+    `embeddings`, `schedules` and `llama` as `Pipeline` has them.
     """
     from backend.text.shared import choose_encoder
     from backend.weights import resolve_model
@@ -137,7 +138,9 @@ def generations(
 
     if files.assumed:
         talk.say(f"note: {files.assumed}")
-    pipeline = Pipeline(files, dtype=request.dtype, device=request.device, embeddings=embeddings, llama=llama)
+    pipeline = Pipeline(
+        files, dtype=request.dtype, device=request.device, embeddings=embeddings, schedules=schedules, llama=llama
+    )
     for note in pipeline.notes(request):
         talk.warn(note)
     done = 0
@@ -163,6 +166,7 @@ def run(
     draw: bool = False,
     on_picture: Callable[[Generation, dict[str, Any]], None] | None = None,
     embeddings: Store | None = None,
+    schedules: Store | None = None,
     llama: SharedLlama | None = None,
 ) -> Outcome:
     """Make and save every picture of `request`; each path goes to stdout the moment its file is whole.
@@ -179,7 +183,10 @@ def run(
     meter = Meter(talk=talk, total=len(request.seeds))
     with Interrupt() as interrupt, meter:
         try:
-            for index, made in generations(request, meter, interrupt, talk, embeddings=embeddings, llama=llama):
+            made_in_order = generations(
+                request, meter, interrupt, talk, embeddings=embeddings, schedules=schedules, llama=llama
+            )
+            for index, made in made_in_order:
                 meter.pause()
                 if isinstance(made, Failure):
                     outcome.failures.append(made)

@@ -58,8 +58,9 @@ def resolve_model(name: str) -> FakeFiles:
 
 class Pipeline:
     def __init__(
-        self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, llama: object = None
-    ) -> None:
+        self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, schedules: object = None,
+        llama: object = None,
+    ) -> None:  # fmt: skip
         self.files, self.dtype, self.device = files, dtype, device
 
     def notes(self, request: GenerationRequest) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from backend.errors import CheckpointError
 from backend.model import formats, lora
 from backend.model.formats import TensorTable
+from backend.model.tensor_tables import transformer_shapes
 from backend.model.tokenizer_files import load_tokenizer
 from backend.quant_plan import QuantPlan
 from backend.quantize import pack_while_loading
@@ -26,10 +27,11 @@ from backend.types import LoraUse
 from backend.weights import ModelFiles
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
-
+    from backend.caches import Store
+    from backend.model.modulation import Folded
     from backend.model.text_encoder import LensGptOssEncoder
     from backend.model.transformer import LensTransformer2DModel
+    from backend.model.vae_network import AutoencoderKLFlux2
 
 DTYPES = (torch.float32, torch.bfloat16)  # float16 overflows: activations reach 3e7
 Device = torch.device | str
@@ -39,16 +41,40 @@ SHOWN = 3  # names listed in one error
 __all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]
 
 
+@overload
 def load_transformer(
     files: ModelFiles,
     dtype: torch.dtype,
     device: Device,
     loras: Sequence[LoraUse] = (),
     quant: QuantPlan | None = None,
-) -> LensTransformer2DModel:
+) -> LensTransformer2DModel: ...
+@overload
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+    *,
+    sigmas: Sequence[float],
+    schedules: Store | None = None,
+) -> tuple[LensTransformer2DModel, Folded]: ...
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+    *,
+    sigmas: Sequence[float] | None = None,
+    schedules: Store | None = None,
+) -> LensTransformer2DModel | tuple[LensTransformer2DModel, Folded]:
     """The transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
 
-    `quant`: how the blocks' linears are held; None: decoded, in `dtype`.
+    `quant`: how the blocks' linears are held; None: decoded, in `dtype`. `sigmas`: of the steps to come, without the 0
+    at the end: the network is then without its modulation layers, which are read one block at a time into the
+    `Folded` beside it, or not at all where `schedules` has it. The files must hold them all the same.
     """
     from backend.model.transformer import LensTransformer2DModel
 
@@ -59,9 +85,17 @@ def load_transformer(
     with torch.device("meta"), Uninitialised():
         network = LensTransformer2DModel(**asdict(params))
     fused = lora.fuse(table, loras)
-    network = _fill(network, fused, dtype, device, quant=quant)
+    known, folded_in = None, ()
+    if sigmas is not None:
+        from backend.model.modulation import modulation_names
+        from backend.model.schedules import folded
+
+        compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
+        known, folded_in = folded(files, fused, sigmas, dtype, device, loras, schedules), modulation_names(params)
+        network.drop_modulation()
+    network = _fill(network, fused, dtype, device, tuple(folded_in), quant)
     lora.attach(network, lora.live_updates(table, loras), dtype)
-    return network
+    return network if known is None else (network, known)
 
 
 def load_text_encoder(
@@ -102,7 +136,10 @@ def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> Autoencod
     table = formats.open_vae(files.vae, len(params.block_out_channels))
     with torch.device("meta"), Uninitialised():
         network = build_vae(params)
-    return _fill(network, table, dtype, device)
+    network = _fill(network, table, dtype, device)
+    if torch.device(device).type == "cuda":  # a processor gains nothing, and mapped weights would be copied
+        network.to(memory_format=torch.channels_last)
+    return network
 
 
 class Uninitialised(TorchFunctionMode):

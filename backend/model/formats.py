@@ -82,7 +82,7 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
             continue  # a marker of the whole file, or consumed with the weight it belongs to
         entries[name] = _transformer_entry(files, stored)
     params = gguf_keys.transformer_params(files.metadata, files.origin) if files.format is FileFormat.gguf else None
-    return TensorTable(files.origin, entries, params)
+    return TensorTable(files.origin, entries, params, release=files.release)
 
 
 def _transformer_entry(files: TensorFiles, stored: str) -> Entry:

@@ -8,7 +8,6 @@ Legend: T tokens of a prompt and what follows it, L encoder blocks that are read
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from backend import embeddings
+from backend import kept
 from backend.caches import Store
 from backend.errors import NumericsError
 from backend.identity import files_sha256
@@ -54,13 +53,13 @@ class FeatureSource:
             all_kept = bool(keys) and all(self.store and self.store.path(key).exists() for key in keys.values())
             with phase(Phase.encode) if all_kept else nullcontext():
                 found = {prompt: self._kept(keys.get(prompt)) for prompt in prompts}
-            unknown = [prompt for prompt, kept in found.items() if kept is None]
+            unknown = [prompt for prompt, looked_up in found.items() if looked_up is None]
             if unknown:
                 for prompt, features in zip(unknown, self._encode(unknown, phase), strict=True):
                     if not bool(torch.isfinite(features).all()):
                         raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
                     if self.store is not None and prompt in keys:
-                        embeddings.write_features(self.store, keys[prompt], features)
+                        kept.write_rows(self.store, keys[prompt], features)
                     found[prompt] = features
         finally:
             if self.llama is not None:
@@ -72,17 +71,17 @@ class FeatureSource:
             return None
         params = self.files.preset.params
         width = (len(params.dit.selected_layer_index), params.text.hidden_size)
-        return embeddings.read_features(self.store, key, width, self.dtype)
+        return kept.read_rows(self.store, key, width, self.dtype)
 
     def _key(self, prompt: str) -> str:
         params = self.files.preset.params
         exact = self.encoder is Encoder.exact
-        return embeddings.cache_key(
+        return kept.cache_key(
             {
                 "code": CODE_VERSION,
                 "path": str(self.encoder),
                 "library": version("torch" if exact else "llama-cpp-python"),
-                "processor": _processor(self.device if exact else torch.device("cpu")),
+                "processor": kept.processor(self.device if exact else torch.device("cpu")),
                 "dtype": str(self.dtype),
                 "weights": files_sha256(self.files.text_encoder),
                 "tokenizer": files_sha256(self.files.tokenizer) if self.files.tokenizer else None,
@@ -123,11 +122,3 @@ def _cut(states_TLF: Tensor, encoded: EncodedPrompt) -> Tensor:
 def _present(features: Tensor | None) -> Tensor:
     assert features is not None, "every prompt was looked up or encoded"
     return features
-
-
-def _processor(device: torch.device) -> str:
-    """What a matrix product's last bits depend on. The number of threads is left out: it rarely changes them, and a
-    kept prompt that repeats the first picture's bits is the better answer where it does."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

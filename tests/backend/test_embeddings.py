@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from backend import embeddings
+from backend import kept as kept_tensors
 from backend.caches import CACHES, MB, Store, clear, entries, limit_bytes, named, open_store
 from backend.errors import CheckpointError, FileError, NumericsError, UsageError
 from backend.model.checkpoint import load_text_encoder, load_tokenizer
@@ -249,8 +249,8 @@ def test_a_damaged_file_is_made_again(
     "wrong", [torch.zeros(4, 2, 63), torch.zeros(4, 2, 64, dtype=torch.float64), torch.zeros(4, 128)]
 )
 def test_a_whole_file_of_other_numbers_is_refused(store: Store, warnings: list[str], wrong: torch.Tensor) -> None:
-    embeddings.write_features(store, "a", wrong)
-    assert embeddings.read_features(store, "a", (2, 64), torch.float32) is None
+    kept_tensors.write_rows(store, "a", wrong)
+    assert kept_tensors.read_rows(store, "a", (2, 64), torch.float32) is None
     assert "it holds" in warnings[0] and not store.path("a").exists()
 
 

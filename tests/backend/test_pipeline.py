@@ -94,14 +94,20 @@ def same(a: Generation, b: Generation) -> bool:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
-    """(sigma, text tokens) of every run of the transformer."""
+    """(sigma, text tokens) of every run through the transformer's first block."""
     seen: list[tuple[float, int]] = []
-    load = product.checkpoint.load_transformer
+    load: Any = product.checkpoint.load_transformer
 
-    def spied(*args: Any) -> torch.nn.Module:
-        network = load(*args)
-        network.register_forward_pre_hook(lambda _, inputs: seen.append((float(inputs[1]), inputs[2].shape[1])))
-        return network
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        network, folded = load(*args, **kwargs)
+
+        def note(_: object, inputs: tuple[Any, ...]) -> None:
+            steps = [i for i in range(len(folded.sigmas)) if torch.equal(folded.block(i, 0).image, inputs[2].image)]
+            assert len(steps) == 1  # every step's modulation differs
+            seen.append((folded.sigmas[steps[0]], inputs[1].shape[1]))
+
+        network.transformer_blocks[0].register_forward_pre_hook(note)
+        return network, folded
 
     monkeypatch.setattr(product.checkpoint, "load_transformer", spied)
     return seen
@@ -331,7 +337,7 @@ def test_nothing_finite_left(damaged: Path) -> None:
 def test_no_memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (torch.OutOfMemoryError("tried to allocate 2 GiB\nlong story"), MemoryError()):
 
-        def full(*_: object, error: BaseException = error) -> None:
+        def full(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(product.checkpoint, "load_transformer", full)
