@@ -24,7 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.model.pointwise import add_gated, norm_modulate, normalised, rotate
+from backend.model.kernels.pointwise import Stream, add_gated, joint_qkv, norm_modulate, silu_mul
 from backend.model.positions import apply_rope, attention_mask, rope_table
 from backend.params import DiTParams
 
@@ -314,32 +314,21 @@ class JointAttention(nn.Module):
     def infer(
         self, image: Tensor, text: Tensor | None, rope: Tensor, *, text_unread: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Queries and keys of a stream lie side by side in the projection, so they are normalised and turned together.
+        """The same, for one picture without a mask.
 
         `text`: None without text tokens. `text_unread`: no text queries, and None in place of the text's output. The
         text's query rows are still projected with its keys and values: they are a third of one matrix product over L
         tokens, and without them the weight would have to be cut, which packed formats do not allow.
         """
         n = image.shape[1]
-        qk, v = self._normed(self.img_qkv(image), self.norm_q, self.norm_k)
+        streams = [Stream(self.img_qkv(image), self.norm_q.weight, self.norm_k.weight)]
         if text is not None:
-            qk_text, v_text = self._normed(self.txt_qkv(text), self.norm_added_q, self.norm_added_k)
-            qk, v = torch.cat((qk, qk_text), dim=1), torch.cat((v, v_text), dim=1)
-        q, k = rotate(qk, rope).unbind(2)
-        if text_unread:
-            q = q[:, :n]
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        out = out.transpose(1, 2).flatten(2)
+            streams.append(Stream(self.txt_qkv(text), self.norm_added_q.weight, self.norm_added_k.weight))
+        q, k, v = joint_qkv(streams, rope, self.heads, QK_NORM_EPS, query_streams=1 if text_unread else 2)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         if text_unread:
             return self.to_out[0](out), None
         return self.to_out[0](out[:, :n]), self.to_add_out(out[:, n:])
-
-    def _normed(self, qkv_BSD3: Tensor, q_norm: RMSNorm, k_norm: RMSNorm) -> tuple[Tensor, Tensor]:
-        """Normalised queries and keys (B, S, 2, H, K), values (B, S, H, K)."""
-        b, s, width = qkv_BSD3.shape
-        qkv = qkv_BSD3.view(b, s, 3, self.heads, width // (3 * self.heads))
-        weight = torch.stack((q_norm.weight, k_norm.weight))[:, None]
-        return normalised(qkv[:, :, :2], QK_NORM_EPS, weight.dtype) * weight, qkv[:, :, 2]
 
     def _heads(self, qkv_BSD3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fused projection ordered q, k, v, then head, then dimension -> three (B, S, H, K)."""
@@ -374,8 +363,7 @@ class SwiGLU(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
     def infer(self, x: Tensor) -> Tensor:
-        """In the two products' own memory: two tensors of the hidden width at once instead of three."""
-        return self.w2(F.silu(self.w1(x), inplace=True).mul_(self.w3(x)))
+        return self.w2(silu_mul(self.w1(x), self.w3(x)))
 
 
 class FinalNorm(nn.Module):
