@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from backend.bench.timing import Spread
 
 _WIDE = 18  # characters of the first column
+_INSIDE = {"fold": "  of it, folding", "step": "  of it, a step"}  # parts that lie in the one above
 
 
 def label(case: Case) -> str:
@@ -34,7 +35,10 @@ def machine_line(measurement: Measurement) -> str:
     m = measurement.machine
     load = "load unknown" if m.load is None else f"load {m.load:.1f} before"
     threads = f"{m.threads} CPU thread{'s' * (m.threads != 1)} ({m.processor})"
-    return f"{m.device}, {measurement.dtype}, {threads}, torch {m.torch}, {load}"
+    dtype = ", ".join(
+        filter(None, [measurement.dtype, measurement.packed and f"linears packed as {measurement.packed}"])
+    )
+    return f"{m.device}, {dtype}, {threads}, torch {m.torch}, {load}"
 
 
 def describe(measurement: Measurement) -> list[str]:
@@ -42,7 +46,7 @@ def describe(measurement: Measurement) -> list[str]:
     m = measurement
     tokens = f"{m.image_tokens} image and {m.text_tokens} text tokens"
     lines = [
-        f"{label(m.case)}: {tokens}, {m.parameters / 1e9:.3g} billion parameters",
+        f"{label(m.case)}: {tokens}, {m.parameters:,} parameters",
         f"{machine_line(m)}; what else was running is not known",
         "",
         f"{'phase':<{_WIDE}}{'cold':>10}{'median':>10}{'min':>10}{'max':>10}   peak memory",
@@ -50,7 +54,9 @@ def describe(measurement: Measurement) -> list[str]:
     for p in m.phases:
         cells = [seconds(p.cold), *spread_cells(p.warm)]
         peak = "" if p.peak_bytes is None else human_bytes(p.peak_bytes)
-        lines.append(f"{p.part:<{_WIDE}}" + "".join(f"{cell:>10}" for cell in cells) + f"   {peak}".rstrip())
+        lines.append(
+            f"{_INSIDE.get(p.part, p.part):<{_WIDE}}" + "".join(f"{cell:>10}" for cell in cells) + f"   {peak}".rstrip()
+        )
     if m.machine.peak_since_start:
         lines.append("peak memory: since the process started; this system cannot reset it")
     if m.case.random:
@@ -93,7 +99,7 @@ def spread_cells(spread: Spread | None) -> list[str]:
 def bars(m: Measurement) -> list[Bar]:
     """One row of warm phases, and one of the published pipeline where it ran (which encodes no text)."""
     r = m.case.request
-    name = f"{r.width}x{r.height}, {r.steps} steps, g {r.guidance:g}, {m.dtype}"
+    name = f"{r.width}x{r.height}, {r.steps} steps, g {r.guidance:g}, {m.packed or m.dtype}"
     parts = [(str(p.part), p.warm) for p in m.phases if str(p.part) in ("encode", "denoise", "decode")]
     whole = next(p.warm for p in m.phases if str(p.part) == "picture")
     assert whole is not None, "denoising and decoding always have warm runs"
@@ -119,6 +125,7 @@ def as_data(m: Measurement) -> dict[str, Any]:
         "guidance": r.guidance,
         "seed": r.seeds[0],
         "dtype": m.dtype,
+        "packed": m.packed,
         "parameters": m.parameters,
         "machine": _machine(m.machine),
         "phases": {

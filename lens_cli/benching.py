@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from backend.errors import LensError, PartialBatchError, UsageError
-from backend.types import DType, GenerationRequest
+from backend.types import DType, GenerationRequest, Quant
 from lens_cli import bench_tables
 from lens_cli.console import Talk
 
@@ -102,6 +102,7 @@ def build_cases(choice: Choice, talk: Talk) -> list[Case]:
             prompt=choice.prompt or PROMPT,
             model=choice.random or choice.model,
             seeds=("0",),
+            loras=(),
             **_override(choice.given, values),
             settings=settings,
             warn=talk.detail if cases else talk.warn,  # what cannot be honoured is said once
@@ -123,7 +124,7 @@ def _override(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
     """["steps=4,20", "base=128"] -> [{steps: 4, base: 128}, {steps: 20, base: 128}]. Raises UsageError."""
     kinds: dict[str, Callable[[str], Any]] = {
-        "size": str, "ar": str, "base": int, "steps": int, "guidance": float, "dtype": DType,
+        "size": str, "ar": str, "base": int, "steps": int, "guidance": float, "dtype": DType, "quant": Quant,
     }  # fmt: skip
     axes: dict[str, list[Any]] = {}
     for text in texts:

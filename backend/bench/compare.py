@@ -17,11 +17,10 @@ from torch import Tensor
 
 from backend import latents
 from backend.bench import reference
-from backend.bench.networks import Denoiser
-from backend.bench.subject import Subject, decode
+from backend.bench.networks import Ours
+from backend.bench.subject import Subject, Text
 from backend.bench.timing import Spread, added, timed
 from backend.errors import NumericsError
-from backend.model.autoencoder import AutoencoderKLFlux2
 
 Say = Callable[[str], None]
 
@@ -77,19 +76,18 @@ class _Made:
     picture: Tensor
 
 
-def compare(denoiser: Denoiser, vae: AutoencoderKLFlux2, *, runs: int, float32_run: bool, say: Say) -> Comparison:
+def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison:
     """Alternate `runs` timed pairs after one untimed run of each side. Call under inference_mode.
 
-    Takes the memory of the modulation weights where our side has none, and of nothing else that is large.
+    Takes the memory of the weights that our side does not hold as they are (modulation), and of no others.
     `float32_run` adds the run in float32, where the arithmetic is another: its weights are widened one at a time.
     """
-    subject = denoiser.subject
-    published = _Published(subject, _shared_weights(denoiser), dict(vae.state_dict()), denoiser)
-    made = {"this project": _ours(denoiser, vae)[0], "reference": published.run()[0]}
+    published = _Published(ours.subject, ours.text, _shared_weights(ours), dict(ours.vae.state_dict()))
+    made = {"this project": _make(ours)[0], "reference": published.run()[0]}
     say("reference ready")
     seconds: dict[str, list[float]] = {"denoise": [], "decode": [], "reference denoise": [], "reference decode": []}
     for run in range(runs):
-        for prefix, make in (("", lambda: _ours(denoiser, vae)), ("reference ", published.run)):
+        for prefix, make in (("", lambda: _make(ours)), ("reference ", published.run)):
             _, (denoised, decoded) = make()
             seconds[f"{prefix}denoise"].append(denoised)
             seconds[f"{prefix}decode"].append(decoded)
@@ -99,7 +97,7 @@ def compare(denoiser: Denoiser, vae: AutoencoderKLFlux2, *, runs: int, float32_r
 
     made["reference at batch 1"] = published.run(batched=False)[0]
     pairs = [("this project", "reference"), ("reference at batch 1", "reference")]
-    if float32_run and subject.dtype is not torch.float32:
+    if float32_run and ours.subject.dtype is not torch.float32:
         say("the reference in float32")
         with _exact_float32():
             made["float32"] = published.widened().run()[0]
@@ -111,29 +109,27 @@ def compare(denoiser: Denoiser, vae: AutoencoderKLFlux2, *, runs: int, float32_r
     )
 
 
-def _ours(denoiser: Denoiser, vae: AutoencoderKLFlux2) -> tuple[_Made, tuple[float, float]]:
+def _make(ours: Ours) -> tuple[_Made, tuple[float, float]]:
     """What was made, and the seconds of denoising and of decoding down to bytes on the host."""
-    subject = denoiser.subject
-    latent, denoised = timed(subject.device, lambda: denoiser(lambda i: None))
-    (picture, _), decoded = timed(subject.device, lambda: _with_bytes(decode(vae, latent, subject), latents.to_pixels))
+    device = ours.subject.device
+    latent, denoised = timed(device, lambda: ours.denoise(lambda i: None))
+    (picture, _), decoded = timed(device, lambda: _with_bytes(ours.decode(latent), latents.to_pixels))
     return _Made(latent.float().clone(), picture.float()), (denoised, decoded)
 
 
 class _Published:
     """The reference over one set of weights, ready to run."""
 
-    def __init__(
-        self, subject: Subject, weights: Mapping[str, Tensor], vae: Mapping[str, Tensor], denoiser: Denoiser
-    ) -> None:
-        self.subject, self.denoiser, self.tensors = subject, denoiser, vae
+    def __init__(self, subject: Subject, text: Text, weights: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
+        self.subject, self.ours_text, self.tensors = subject, text, vae
         self.lens = reference.ReferenceLens(weights, subject.params.dit)
         self.vae = reference.build_decoder(vae, subject.params.vae)
-        self.text = reference.pad_text(denoiser.text.conditional_1LTF, denoiser.text.unconditional_1LTF)
+        self.text = reference.pad_text(text.conditional_1LTF, text.unconditional_1LTF)
 
     def widened(self) -> _Published:
         """The same weights in float32, each for as long as it is used."""
         vae = {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
-        return _Published(self.subject, Widened(self.lens.weights), vae, self.denoiser)
+        return _Published(self.subject, self.ours_text, Widened(self.lens.weights), vae)
 
     def run(self, *, batched: bool = True) -> tuple[_Made, tuple[float, float]]:
         subject, request = self.subject, self.subject.case.request
@@ -177,15 +173,15 @@ def _exact_float32() -> Iterator[None]:
         yield
 
 
-def _shared_weights(denoiser: Denoiser) -> dict[str, Tensor]:
+def _shared_weights(ours: Ours) -> dict[str, Tensor]:
     """Every public tensor of the transformer: our network's own where it holds it as it is, else read once more."""
-    held = dict(denoiser.transformer.state_dict())
-    table, dtype = denoiser.subject.transformer_table(), denoiser.subject.dtype
+    held = dict(ours.transformer.state_dict())
+    table, dtype = ours.subject.transformer_table(), ours.subject.dtype
     weights: dict[str, Tensor] = {}
     for name, entry in table.entries.items():
         tensor = held.get(name)
         if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype is not dtype:
-            tensor = table.tensor(name, dtype).to(denoiser.subject.device)
+            tensor = table.tensor(name, dtype).to(ours.subject.device)
         weights[name] = tensor
     return weights
 

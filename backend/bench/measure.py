@@ -29,7 +29,7 @@ from backend import latents
 from backend.bench import networks
 from backend.bench.case import Case
 from backend.bench.compare import Comparison, compare
-from backend.bench.subject import Subject, Text, decode, open_subject
+from backend.bench.subject import Subject, Text, open_subject
 from backend.bench.timing import Marks, Peak, Spread, added, timed, wait
 from backend.errors import LensError
 from backend.pipeline import describe_device
@@ -47,9 +47,10 @@ class Part(StrEnum):
     load_encoder = "load encoder"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a part
     load_transformer = "load transformer"
+    fold = "fold"  # modulation of the whole schedule: a part of loading the transformer, measured once more
     load_vae = "load vae"
     denoise = "denoise"
-    step = "denoise, a step"
+    step = "step"  # of denoising
     decode = "decode"
     picture = "picture"  # encode, denoise and decode together: what a process that is warm takes
 
@@ -87,6 +88,7 @@ class Measurement:
     machine: Machine
     image_tokens: int
     text_tokens: int
+    packed: str | None  # how the transformer's linears lie in memory; None: in `dtype`
     parameters: int  # of the transformer
     phases: tuple[PhaseTimes, ...]
     comparison: Comparison | None
@@ -121,17 +123,18 @@ def measure(
     subject = open_subject(case)
     bench = _Bench(subject, runs, say)
     if front is None or not front.fits(subject):
-        front = _measure_front(bench)
+        front = _measure_front(bench, front)
         bench.phases.clear()
-    transformer = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
+    transformer, folded = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
+    bench.load(Part.fold, lambda: networks.fold(subject))
     vae = bench.load(Part.load_vae, lambda: networks.load_vae(subject))
-    denoiser = networks.Denoiser(subject, transformer, front.text)
+    ours = networks.Ours(subject=subject, transformer=transformer, folded=folded, vae=vae, text=front.text)
     comparison = None
     with torch.inference_mode():
-        latent = bench.denoise(denoiser)
-        bench.repeat(Part.decode, lambda: latents.to_pixels(decode(vae, latent, subject)).cpu())
+        latent = bench.denoise(ours)
+        bench.repeat(Part.decode, lambda: latents.to_pixels(ours.decode(latent)).cpu())
         if against:
-            comparison = compare(denoiser, vae, runs=runs, float32_run=float32_run, say=say)
+            comparison = compare(ours, runs=runs, float32_run=float32_run, say=say)
     phases = (*front.phases, *bench.phases)
     measurement = Measurement(
         case=case,
@@ -139,6 +142,7 @@ def measure(
         machine=_machine(subject, load, bench.peak.since_start),
         image_tokens=subject.grid[0] * subject.grid[1],
         text_tokens=front.text.tokens,
+        packed=subject.quant.scheme if subject.quant.packed else None,
         parameters=sum(math.prod(entry.shape) for entry in subject.transformer_table().entries.values()),
         phases=(*phases, _picture(phases, cold=not case.random)),
         comparison=comparison,
@@ -182,14 +186,14 @@ class _Bench:
         drop_from_cache(self.subject.files)
         return self.repeat(part, work)
 
-    def denoise(self, denoiser: networks.Denoiser) -> Tensor:
+    def denoise(self, ours: networks.Ours) -> Tensor:
         """The whole schedule and its single steps; the latent of the last run."""
         marks: list[Marks] = []
 
         def once() -> Tensor:
             marks.append(Marks(self.subject.device))
             marks[-1].mark()
-            return denoiser(lambda i: marks[-1].mark())
+            return ours.denoise(lambda i: marks[-1].mark())
 
         latent = self.repeat(Part.denoise, once)
         steps = [mark.seconds() for mark in marks]
@@ -197,11 +201,14 @@ class _Bench:
         return latent
 
 
-def _measure_front(bench: _Bench) -> Front:
-    """Imports, and the text encoder where there is one."""
+def _measure_front(bench: _Bench, earlier: Front | None) -> Front:
+    """Imports where no earlier case has measured them, and the text encoder where there is one."""
     subject = bench.subject
-    seconds, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
-    bench.note(Part.imports, seconds, max(peaks), cold=False)
+    if earlier is not None:
+        bench.phases += [phase for phase in earlier.phases if phase.part is Part.imports]
+    else:
+        seconds, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
+        bench.note(Part.imports, seconds, max(peaks), cold=False)
     spent: dict[Phase, list[float]] = {}
     highest: dict[Phase, int] = {}
 
@@ -231,8 +238,8 @@ import time
 start = time.perf_counter()
 import backend.pipeline, backend.model.autoencoder, backend.model.transformer
 seconds = time.perf_counter() - start
-from backend.memory import process_peak_bytes
-print(seconds, process_peak_bytes())
+from backend.bench.timing import high_water
+print(seconds, high_water())
 """
 
 
@@ -263,7 +270,7 @@ def _picture(phases: Sequence[PhaseTimes], *, cold: bool) -> PhaseTimes:
     """Warm: the sum of encoding, denoising and decoding, run by run. Cold: the first time of everything, imports too;
     None where random weights stand in for files."""
     warm = [p.warm for p in phases if p.part in (Part.encode, Part.denoise, Part.decode) and p.warm is not None]
-    firsts = [p.cold for p in phases if p.part is not Part.step and p.cold is not None]
+    firsts = [p.cold for p in phases if p.part not in (Part.fold, Part.step) and p.cold is not None]
     imports = [p.warm.median for p in phases if p.part is Part.imports and p.warm is not None]
     peaks = [p.peak_bytes for p in phases if p.part is not Part.imports and p.peak_bytes is not None]
     return PhaseTimes(

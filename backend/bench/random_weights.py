@@ -1,6 +1,6 @@
 """Random weights of any model's shape, for measuring speed and memory where no checkpoint is.
 
-Each tensor is a function of its name, the seed, the dtype and the device, and is drawn where and as it is needed: a
+Each tensor is a function of its name, the seed, the dtype and the device, and is drawn where and when it is needed: a
 network of 4.1 billion parameters never exists in float32 or on another device first, and a tensor that was dropped
 can be drawn again. The scales keep activations of order one through 48 blocks, with gates that let every block
 contribute; they are not those of trained weights (whose residual stream reaches 3e7), and neither speed nor memory
@@ -25,19 +25,19 @@ ORIGIN = "random weights"
 MODULATION_GAIN = 0.3  # of modulation rows: scales and gates of a few tenths
 
 
-def transformer_table(params: DiTParams, device: torch.device, seed: int = 0) -> TensorTable:
-    """Every tensor of the transformer, none of them drawn yet."""
-    return _table(transformer_shapes(params), device, seed, params)
+def transformer_table(params: DiTParams, dtype: torch.dtype, device: torch.device, seed: int = 0) -> TensorTable:
+    """Every tensor of the transformer as a file of `dtype` would hold it, none of them drawn yet."""
+    return _table(transformer_shapes(params), dtype, device, seed, params)
 
 
-def vae_table(params: VAEParams, device: torch.device, seed: int = 0) -> TensorTable:
+def vae_table(params: VAEParams, dtype: torch.dtype, device: torch.device, seed: int = 0) -> TensorTable:
     """Every tensor of the autoencoder, none of them drawn yet."""
     from backend.model.autoencoder import build_vae
     from backend.model.checkpoint import Uninitialised
 
     with torch.device("meta"), Uninitialised():
         shapes = {name: tuple(tensor.shape) for name, tensor in build_vae(params).state_dict().items()}
-    return _table(shapes, device, seed, None)
+    return _table(shapes, dtype, device, seed, None)
 
 
 def text_features(params: DiTParams, tokens: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
@@ -47,9 +47,17 @@ def text_features(params: DiTParams, tokens: int, dtype: torch.dtype, device: to
 
 
 def _table(
-    shapes: Mapping[str, tuple[int, ...]], device: torch.device, seed: int, params: DiTParams | None
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    params: DiTParams | None,
 ) -> TensorTable:
-    entries = {name: Entry(shape, partial(random_tensor, name, shape, device, seed)) for name, shape in shapes.items()}
+    def read(name: str, shape: tuple[int, ...], wanted: torch.dtype) -> Tensor:
+        drawn = random_tensor(name, shape, device, seed, dtype)
+        return drawn.to(wanted) if drawn.is_floating_point() else drawn
+
+    entries = {name: Entry(shape, partial(read, name, shape)) for name, shape in shapes.items()}
     return TensorTable(ORIGIN, entries, params)
 
 

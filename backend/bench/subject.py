@@ -16,15 +16,15 @@ from torch import Tensor
 from backend import latents, presets, sampling
 from backend.bench import random_weights
 from backend.bench.case import Case
-from backend.errors import NumericsError
 from backend.model import formats
-from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
 from backend.model.formats import TensorTable
 from backend.params import ModelParams
 from backend.pipeline import choose_device, choose_dtype
+from backend.quant_plan import QuantPlan, plan_quant
+from backend.quantize import check_device
 from backend.text.features import FeatureSource
 from backend.text.shared import choose_encoder
-from backend.types import DType, Phase
+from backend.types import DType, Phase, Quant
 from backend.weights import ModelFiles, resolve_model
 
 PhaseHook = Callable[[Phase], AbstractContextManager[None]]
@@ -53,6 +53,7 @@ class Subject:
     dtype: torch.dtype
     grid: tuple[int, int]  # latent height and width
     sigmas: tuple[float, ...]
+    quant: QuantPlan
 
     def text(self, hook: PhaseHook) -> Text:
         """Features of the request, computed (never looked up); `hook` wraps the phases that happen."""
@@ -73,7 +74,7 @@ class Subject:
     def transformer_table(self) -> TensorTable:
         """Every tensor of the transformer under its public name, none read yet."""
         if self.files is None:
-            return random_weights.transformer_table(self.params.dit, self.device)
+            return random_weights.transformer_table(self.params.dit, self.dtype, self.device)
         return formats.open_transformer(self.files.transformer)
 
     def noise(self) -> Tensor:
@@ -94,7 +95,26 @@ def open_subject(case: Case) -> Subject:
         dtype = choose_dtype(request.dtype, device, files)
     h, w = request.height // latents.CELL, request.width // latents.CELL
     sigmas = sampling.schedule(h * w, request.steps)
-    return Subject(case=case, params=preset.params, files=files, device=device, dtype=dtype, grid=(h, w), sigmas=sigmas)
+    return Subject(
+        case=case,
+        params=preset.params,
+        files=files,
+        device=device,
+        dtype=dtype,
+        grid=(h, w),
+        sigmas=sigmas,
+        quant=_quant(request.quant, files, dtype, device),
+    )
+
+
+def _quant(wanted: Quant, files: ModelFiles | None, dtype: torch.dtype, device: torch.device) -> QuantPlan:
+    """As `lens gen` decides it; random weights are packed only where that is asked for."""
+    check_device(wanted, device)
+    if files is not None:
+        return plan_quant(files, wanted, itemsize=dtype.itemsize, on_cpu=device.type == "cpu")
+    quant = Quant.none if wanted is Quant.auto else wanted
+    scheme = None if quant is Quant.none else "q8_0" if quant is Quant.gguf else str(quant)
+    return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=None, values=0, notes=())
 
 
 def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> torch.dtype:
@@ -102,12 +122,3 @@ def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> torch.
     if wanted is DType.auto:
         return torch.float32 if small and device.type == "cpu" else torch.bfloat16
     return torch.float32 if wanted is DType.float32 else torch.bfloat16
-
-
-def decode(vae: AutoencoderKLFlux2, x_1NC: Tensor, subject: Subject) -> Tensor:
-    """(1, 3, H, W), about [-1, 1], as `lens gen` decodes. Raises NumericsError."""
-    z = latents.denormalise(latents.unpack(x_1NC.float(), *subject.grid), *latent_statistics(vae))
-    decoded = decode_latent(vae, latents.unpatchify(z).to(subject.dtype))
-    if not bool(torch.isfinite(decoded).all()):
-        raise NumericsError("the decoded picture is not finite", hint="try --dtype float32")
-    return decoded

@@ -48,7 +48,7 @@ Sweep = Annotated[
     typer.Option(
         "--sweep",
         metavar="KEY=V,V,…",
-        help="Measure every value: size, base, ar, steps, guidance or dtype. Repeatable: every combination.",
+        help="Measure every value: size, base, ar, steps, guidance, dtype or quant. Repeatable: every combination.",
     ),
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What the text encoder reads. Default: 60 words.")]
@@ -68,6 +68,7 @@ def bench(
     dtype: options.Arithmetic = None,
     device: options.Device = None,
     encoder: options.TextEncoder = None,
+    quant: options.Quantise = None,
     runs: Runs = 3,
     against: Against = None,
     float32_run: Float32Run = True,
@@ -93,7 +94,7 @@ def bench(
             text_tokens=text_tokens,
             given={
                 "ar": ar, "base": base, "size": size, "steps": steps, "guidance": guidance, "dtype": dtype,
-                "device": device, "encoder": encoder,
+                "device": device, "encoder": encoder, "quant": quant,
             },
             sweep=tuple(sweep or ()),
             runs=runs,
