@@ -33,7 +33,7 @@ FROM_BYTES = 256 * 2**20  # auto keeps a packing that saves at least so much; be
 ON_CPU = 0.5  # a CPU decodes for longer than it multiplies: auto unpacks there what fits in this part of free memory
 BITS = {Quant.fp8: 8.0, Quant.int8: 8.0, Quant.nf4: 4.5, Quant.gguf: 8.5}  # of a weight, beside one scale a row
 _ROW_SCALE = {Quant.fp8, Quant.int8}
-_WEAK_BITS = 8.0  # modulation under this many bits shows: see the README's table
+_WEAK_BITS = 8.0  # modulation of fewer bits is warned of; 4 are reported to give grids and broken letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ def _modulation_note(found: Stored) -> list[str]:
     if found.modulation is None or found.modulation_bits >= _WEAK_BITS:
         return []
     return [
-        f"this file's modulation is quantised to {found.modulation} ({found.modulation_bits:.1f} bits), which costs "
-        "more of the picture than all other layers together; a file that keeps it in bf16 is better"
+        f"this file's modulation is quantised too ({found.modulation}, {found.modulation_bits:.1f} bits), which is "
+        "reported to break pictures of the published model; a file that keeps it in bf16 is safer"
     ]
 
 

@@ -57,8 +57,8 @@ def explain(
     else:
         talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
     if packing is not None:
-        held = packing.linear_bytes(itemsize)
-        talk.say(f"holds {human_bytes(held):>8}  linears of the transformer, {packing.scheme or f'{itemsize} bytes each'}")
+        held = human_bytes(packing.linear_bytes(itemsize))
+        talk.say(f"holds {held:>8}  linears of the transformer, {packing.scheme or f'{itemsize} bytes a weight'}")
         for note in packing.notes:
             talk.warn(note)
     for path in outputs:

@@ -102,8 +102,8 @@ Quantise = Annotated[
     Quant | None,
     typer.Option(
         "--quant",
-        help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, none "
-        "unpacks it: the same picture. fp8, int8, nf4, and gguf (as Q8_0) for a file that is none, are approximations.",
+        help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, "
+        "none unpacks it: the same picture. fp8, int8, nf4, and gguf (as Q8_0) for a file that is none, approximate.",
         rich_help_panel=_PICTURE,
     ),
 ]

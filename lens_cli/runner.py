@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 class Interrupt(AbstractContextManager["Interrupt"]):
     """Ctrl-C once: `pressed`, and the pipeline stops after its step. Twice: KeyboardInterrupt, at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, says: str = "stopping after this step; Ctrl-C again stops at once") -> None:
         self.pressed = False
+        self._says = says
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
@@ -57,7 +58,7 @@ class Interrupt(AbstractContextManager["Interrupt"]):
         self.pressed = True
         # Not through Talk: the handler may run in the middle of one of its writes.
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")
+            os.write(2, f"\n{self._says}\n".encode())
 
     def check(self, event: Event) -> None:
         """Between phases nobody polls `pressed`; loading may take minutes. A finished picture is still decoded."""

@@ -95,6 +95,30 @@ def mxfp8_linear(weight_OI: torch.Tensor, scales: torch.Tensor, dtype: torch.dty
     return torch.ldexp(blocks, exponent[..., None]).reshape(outputs, inputs).to(dtype)
 
 
+def quantise_mxfp8(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(O, I), I a multiple of 32 -> F8-E4M3 (O, I) and E8M0 scales U8 (O, I/32), not swizzled.
+
+    The scale is the smallest power of two that brings a block's largest magnitude to 448 or less, so nothing is cut.
+    """
+    blocks = weight_OI.float().reshape(len(weight_OI), -1, MXFP8_BLOCK)
+    largest = blocks.abs().amax(dim=-1)
+    mantissa, exponent = torch.frexp(largest)  # largest = mantissa * 2^exponent, 0.5 <= mantissa < 1; 448 = 0.875 * 2^9
+    exponent = (exponent - 9 + (mantissa > 0.875)).clamp(-127, 127)
+    exponent = torch.where(largest == 0, -127, exponent)
+    scaled = torch.ldexp(blocks, -exponent[..., None])
+    return scaled.reshape(weight_OI.shape).to(torch.float8_e4m3fn), (exponent + 127).to(torch.uint8)
+
+
+def swizzle(scales_RC: torch.Tensor) -> torch.Tensor:
+    """(rows, columns) -> cuBLAS's blocked layout, (rows, columns) padded with zeros: what `unswizzle` undoes."""
+    rows, columns = scales_RC.shape
+    tall, wide = -(-rows // 128), -(-columns // 4)
+    plain = scales_RC.new_zeros(tall * 128, wide * 4)
+    plain[:rows, :columns] = scales_RC
+    tiles = plain.view(tall, 4, 32, wide, 4).permute(0, 3, 2, 1, 4)  # row block, r div 32, r mod 32, column block, c
+    return tiles.reshape(tall * 128, wide * 4)
+
+
 def padded(rows: int, columns: int) -> int:
     """Elements of a swizzled scale matrix: padded to multiples of 128 rows and 4 columns."""
     return -(-rows // 128) * 128 * (-(-columns // 4) * 4)

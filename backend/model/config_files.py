@@ -17,6 +17,7 @@ from backend.errors import CheckpointError
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
 
 VAE_METADATA_KEY = "lens.config"  # vae/config.json inside a safetensors header: Lens-Nano's single VAE file
+TRANSFORMER_METADATA_KEY = VAE_METADATA_KEY  # transformer/config.json in the header of what lens quantised
 TEMPLATE_KEY = "lens_template"  # ours, in text_encoder/config.json: a conversation other than the published one
 
 

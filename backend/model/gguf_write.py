@@ -1,15 +1,18 @@
 """Writes the transformer and the text encoder as GGUF: how Lens-Nano is stored, and how a fine-tune can be shipped.
 
-The text encoder's file is llama.cpp's `gpt-oss`, so llama.cpp and torch read the same bytes. Writes are atomic:
+The transformer goes out tensor by tensor, so that the published one needs the memory of its largest matrix. The text
+encoder's file is llama.cpp's `gpt-oss`, so llama.cpp and torch read the same bytes. Writes are atomic:
 a temporary file beside the target, fsync, rename. Legend: E experts, H hidden width, I expert width.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from backend.errors import CheckpointError, FileError
+from backend.model.ggml_write import K_TYPES, pack
 from backend.model.gguf_keys import (
     HF_TOKENIZER_KEY,
     TEXT_ARCH,
@@ -31,13 +35,16 @@ from backend.model.gguf_keys import (
 from backend.model.tensor_tables import Shapes, text_encoder_shapes, transformer_shapes
 from backend.params import DiTParams, TextEncoderParams
 
-QUANTS = {  # name -> (ggml type, file type for general.file_type); what gguf.quants can write and llama.cpp can run
+QUANTS = {  # name -> (ggml type, file type for general.file_type); what llama.cpp can run
     "F32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "F16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
     "BF16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
     "Q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "Q5_0": (gguf.GGMLQuantizationType.Q5_0, gguf.LlamaFileType.MOSTLY_Q5_0),
     "Q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+    "Q6_K": (gguf.GGMLQuantizationType.Q6_K, gguf.LlamaFileType.MOSTLY_Q6_K),
+    "Q5_K": (gguf.GGMLQuantizationType.Q5_K, gguf.LlamaFileType.MOSTLY_Q5_K_S),
+    "Q4_K": (gguf.GGMLQuantizationType.Q4_K, gguf.LlamaFileType.MOSTLY_Q4_K_S),
 }
 HALF_MAX = 65504.0  # largest float16
 
@@ -61,20 +68,64 @@ def write_transformer_gguf(
 ) -> None:
     """Write the transformer under its public tensor names, parameters as `lens.*` keys (architecture "lens").
 
-    2-D weights whose input width divides into the blocks of `quant` (32 for the quantised types) are stored in it,
-    other 2-D weights in F16, and vectors (norms, biases: 0.1 % of the bytes) in F32. `metadata`: further keys, for
-    instance {"general.name": "Lens-Nano", "general.license": "mit"}.
+    Every 2-D weight is quantised where its width allows it: see `stream_transformer_gguf`. `metadata`: further keys,
+    for instance {"general.name": "Lens-Nano", "general.license": "mit"}.
     Raises CheckpointError for a missing, extra, misshapen or non-finite tensor, FileError if it cannot be written.
     """
     _check(state, transformer_shapes(params), Path(path))
+    stream_transformer_gguf(path, state.__getitem__, params, quant=quant, metadata=metadata)
+
+
+def stream_transformer_gguf(
+    path: Path | str,
+    read: Callable[[str], torch.Tensor],
+    params: DiTParams,
+    *,
+    quant: str,
+    plain: Callable[[str], bool] = lambda name: False,
+    metadata: Mapping[str, str | int | float | bool] | None = None,
+    on_tensor: Callable[[int], None] = lambda nbytes: None,
+) -> Counter[str]:
+    """Write the transformer, asking `read` for one public tensor at a time; how many matrices have which type.
+
+    2-D weights for which `plain` is true are stored in BF16. Others have the type `quant` where their input width
+    divides into its blocks (32, or 256 for the K types); else Q8_0 where 32 divides it, else F16. Vectors (norms,
+    biases: 0.1 % of the bytes) are F32. `on_tensor` is told the bytes of each tensor written; what it raises ends the
+    writing and leaves nothing behind, as every other error does.
+    Raises CheckpointError for a non-finite tensor, FileError if it cannot be written.
+    """
+    target = Path(path)
     kind, file_type = _quant(quant)
     writer = gguf.GGUFWriter(None, TRANSFORMER_ARCH)
     _add_keys(writer, {"general.type": "model", **transformer_header(params)}, metadata)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_file_type(int(file_type))
-    for name in transformer_shapes(params):
-        _add_tensor(writer, name, _float32(state[name]), kind, Path(path))
-    _finish(writer, Path(path))
+    kinds = {
+        name: _kind_for(shape, gguf.GGMLQuantizationType.BF16 if plain(name) else kind)
+        for name, shape in transformer_shapes(params).items()
+    }
+    for name, shape in transformer_shapes(params).items():
+        stored = gguf.quant_shape_to_byte_shape(shape, kinds[name])
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), math.prod(stored), raw_dtype=kinds[name])
+
+    def packed() -> Iterator[Array]:
+        for name, found in kinds.items():
+            array = _packed(name, _float32(read(name)), found, target)
+            yield array
+            on_tensor(array.nbytes)
+
+    _finish(writer, target, packed())
+    return Counter(found.name for name, found in kinds.items() if len(transformer_shapes(params)[name]) == 2)
+
+
+def transformer_gguf_bytes(params: DiTParams, quant: str, plain: Callable[[str], bool]) -> int:
+    """Of the tensors of such a file; the header adds less than 1 MB."""
+    kind, _ = _quant(quant)
+    kinds = gguf.GGMLQuantizationType
+    return sum(
+        math.prod(gguf.quant_shape_to_byte_shape(shape, _kind_for(shape, kinds.BF16 if plain(name) else kind)))
+        for name, shape in transformer_shapes(params).items()
+    )
 
 
 def write_text_encoder_gguf(
@@ -155,20 +206,31 @@ def _float32(tensor: torch.Tensor) -> Array:
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, array: Array, kind: gguf.GGMLQuantizationType, path: Path) -> None:
+    kind = _kind_for(array.shape, kind)
+    packed = _packed(name, array, kind, path)
+    writer.add_tensor(name, packed, raw_shape=gguf.quant_shape_to_byte_shape(array.shape, kind), raw_dtype=kind)
+
+
+def _kind_for(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
+    """The type a tensor gets where most have `kind`: told from its shape, before it is read."""
+    types = gguf.GGMLQuantizationType
+    if len(shape) == 1:
+        return types.F32
+    if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+        return kind
+    return types.Q8_0 if kind in K_TYPES and shape[-1] % gguf.GGML_QUANT_SIZES[types.Q8_0][0] == 0 else types.F16
+
+
+def _packed(name: str, array: Array, kind: gguf.GGMLQuantizationType, path: Path) -> Array:
+    """A float32 tensor as the bytes of its type, U8 with the leading axes kept. Raises CheckpointError."""
     types = gguf.GGMLQuantizationType
     array = np.ascontiguousarray(array)
-    if array.ndim == 1:
-        kind = types.F32
-    elif array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-        kind = types.F16
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{path}: not written: {name!r} has values that are not finite")
     if kind is types.F16 and np.abs(array).max(initial=0.0) > HALF_MAX:
         raise CheckpointError(f"{path}: {name!r} does not fit float16", hint="write it as BF16 or F32")
-    if kind is types.F32:
-        writer.add_tensor(name, array)
-    elif kind is types.F16:
-        writer.add_tensor(name, array.astype(np.float16))
-    else:
-        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    rows = array.reshape(-1, array.shape[-1])
+    return pack(rows, kind).reshape(*array.shape[:-1], -1)
 
 
 def _add_keys(
@@ -220,14 +282,20 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer_json: str, vocab_size: int
     writer.add_string(HF_TOKENIZER_KEY, tokenizer_json)
 
 
-def _finish(writer: gguf.GGUFWriter, path: Path) -> None:
+def _finish(writer: gguf.GGUFWriter, path: Path, tensors: Iterator[Array] | None = None) -> None:
+    """`tensors`: the data of what was announced, in that order; None: the writer holds it."""
     handle, temporary = -1, ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         writer.write_header_to_file(Path(temporary))
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        if tensors is None:
+            writer.write_tensors_to_file()
+        else:
+            writer.write_ti_data_to_file()
+            for array in tensors:
+                writer.write_tensor_data(array)
         for file in writer.fout or ():
             file.flush()
             os.fsync(file.fileno())

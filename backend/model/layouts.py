@@ -373,12 +373,14 @@ def read_params(parts: Parts) -> ModelParams:
 
 
 def read_transformer_params(parts: Parts) -> DiTParams:
-    """From config.json, the GGUF header, or the tensors' shapes, in this order."""
+    """From config.json, what the weights' header states, or the tensors' shapes, in this order."""
     config, origin = parts.transformer_config, str(parts.transformer[0])
     stated: DiTParams | None = None
     for header in map(read_summary, parts.transformer):
         if header.format is FileFormat.gguf:
             stated = stated or gguf_keys.transformer_params(header.metadata, origin)
+        elif text := header.metadata.get(config_files.TRANSFORMER_METADATA_KEY):
+            stated = stated or config_files.transformer_params(config_files.parse_json(text, origin), origin)
     if config is not None:
         params = config_files.transformer_params(config_files.read_json(config), str(config))
         if stated is not None and stated != params:

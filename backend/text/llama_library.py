@@ -33,22 +33,25 @@ _ABORTED = 2  # llama_decode's return value after its abort callback said so
 _complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last error messages, for ours
 
 
+def load_ggml(hint: str = "Install llama-cpp-python again.") -> ctypes.CDLL:
+    """The library of tensors beneath llama.cpp. Raises LensError where it cannot be loaded."""
+    try:
+        import llama_cpp
+        from llama_cpp import _ctypes_extensions
+
+        folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
+        return _ctypes_extensions.load_shared_library("ggml-base", folder)
+    except (ImportError, OSError, RuntimeError) as error:  # a build for another processor, a missing libgomp
+        raise LensError(f"llama.cpp cannot be loaded: {error}", hint=hint) from error
+
+
 class Library:
     """llama.cpp's and ggml's functions. Made once a process, by `library()`."""
 
     def __init__(self) -> None:
-        try:
-            import llama_cpp
-            from llama_cpp import _ctypes_extensions
-            from llama_cpp import llama_cpp as api
+        ggml = load_ggml("Install llama-cpp-python again, or do without it: --encoder exact --reasoner off.")
+        from llama_cpp import llama_cpp as api
 
-            folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
-            ggml = _ctypes_extensions.load_shared_library("ggml-base", folder)
-        except (ImportError, OSError, RuntimeError) as error:  # a build for another processor, a missing libgomp
-            raise LensError(
-                f"llama.cpp cannot be loaded: {error}",
-                hint="Install llama-cpp-python again, or do without it: --encoder exact --reasoner off.",
-            ) from error
         self.api: Any = api
         self.ggml = ggml
         tensor, size = ctypes.c_void_p, ctypes.c_size_t

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backend.types import QuantTarget
 from lens_cli import options
 
-app = typer.Typer(no_args_is_help=True, help="List, fetch, check and remove models.")
+app = typer.Typer(no_args_is_help=True, help="List, fetch, check, quantize and remove models.")
+
+
+class Modulation(StrEnum):
+    """What becomes of the modulation when a model is quantised."""
+
+    bf16 = "bf16"
+    same = "same"
+
 
 Name = Annotated[str, typer.Argument(help="A name from `lens models list`.", metavar="NAME")]
 NameOrPath = Annotated[str, typer.Argument(help="A name from `lens models list`, or a path.", metavar="NAME|PATH")]
@@ -107,6 +117,33 @@ def verify(
     from lens_cli.model_verify import verify_all
 
     verify_all(names or [], options.talk_for("models verify", json=json, quiet=quiet), quick=quick)
+
+
+@app.command()
+def quantize(
+    source: Annotated[str, typer.Argument(help="A name from `lens models list`, or a path.", metavar="SRC")],
+    to: Annotated[QuantTarget, typer.Option("--to", help="GGUF: q8_0 to q4_k. Safetensors: the others.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="DIR|FILE", help="Where to; the name ends in the file format's.")
+    ],
+    modulation: Annotated[
+        Modulation,
+        typer.Option("--modulation", help="bf16 keeps it; same quantises it too, which is reported to break 4 bits."),
+    ] = Modulation.bf16,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a smaller file of a model's transformer, for `lens gen -m` and for other programs.
+
+    Only the blocks' attention and MLP are quantised; the rest is bfloat16. Encoder and autoencoder stay where they are.
+
+    Examples: lens models quantize lens --to q4_k -o lens-q4_K.gguf   ·   lens models quantize nano --to mxfp8 -o small/
+    """
+    from lens_cli.model_quantize import quantize as write
+
+    talk = options.talk_for("models quantize", json=json, quiet=quiet)
+    write(source, to, output, talk, modulation=modulation is Modulation.same, force=force)
 
 
 @app.command()

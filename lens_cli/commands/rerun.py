@@ -66,7 +66,8 @@ def rerun(
     changed = resized or any(value is not None for value in (prompt, negative_prompt, num, seed, steps, guidance, lora))
     if verify and changed:
         raise UsageError(
-            "--verify makes the same picture: nothing may be changed", hint="only -m, --dtype, --device, --encoder, --quant"
+            "--verify makes the same picture: nothing may be changed",
+            hint="only -m, --dtype, --device, --encoder, --quant",
         )
     _check_model(image, recorded, model)
     settings = load()
