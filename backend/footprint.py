@@ -13,6 +13,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+from backend.model.decode_plan import DecodePlan, plan_decode, plan_leanest
 from backend.model.tensor_tables import transformer_shapes
 from backend.params import ModelParams, TextEncoderParams, VAEParams
 
@@ -38,8 +39,21 @@ class Job:
     block_bits: float | None = None  # of a weight of a block's linears as it is held; None: unquantised
 
     @property
+    def rows(self) -> int:
+        """Of image tokens."""
+        return math.ceil(self.height / CELL)
+
+    @property
+    def columns(self) -> int:
+        return math.ceil(self.width / CELL)
+
+    @property
     def image_tokens(self) -> int:
-        return math.ceil(self.width / CELL) * math.ceil(self.height / CELL)
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        return self.image_tokens + self.text_tokens
 
     @property
     def bits(self) -> float:
@@ -117,44 +131,65 @@ def vae_parameters(params: VAEParams) -> int:
 
 
 def encoding(params: TextEncoderParams, tokens: int, itemsize: int) -> int:
-    """The text encoder run layer by layer: one layer's attention, one expert, and what runs through them."""
-    hidden, heads = params.hidden_size, params.num_attention_heads
-    queries, keys = heads * params.head_dim, params.num_key_value_heads * params.head_dim
+    """The text encoder run layer by layer: a layer's attention, an expert and the one before it, and eight streams:
+    the residual, the kept ones, what the experts add up to, and what goes through one of them."""
+    hidden = params.hidden_size
+    queries, keys = params.num_attention_heads * params.head_dim, params.num_key_value_heads * params.head_dim
     attention = 2 * hidden * queries + 2 * hidden * keys
     expert = 3 * hidden * params.intermediate_size
-    states = tokens * (5 * hidden + 3 * queries)  # the residual, four kept ones; queries, keys and values
-    scores = 2 * heads * tokens * (tokens + 1)
-    # An expert is decoded from four bits beside its packed bytes and a look-up's indices: twice its own size.
-    return itemsize * (attention + 2 * expert + states + scores)
+    return itemsize * (attention + 2 * expert + 8 * tokens * hidden)
 
 
-def denoising(job: Job) -> int:
-    """Activations of the larger branch at its fullest, the text features and both branches' velocities."""
-    return max(_attention(job), _mlp(job)) + _kept(job)
+def denoising(job: Job, device: str) -> int:
+    """Activations of one step at their fullest, within a block; `device`: torch's type of it."""
+    # The fused kernels of a GPU hold nothing in float32.
+    turning = 0 if device == "cuda" else _turning(job)
+    return max(turning, _attending(job), _mlp(job)) + _kept(job)
 
 
-def _attention(job: Job) -> int:
-    """In the attention half of a block: both streams, what they were normed to, queries, keys and values as projected
-    and again as joined, and float32 copies of the queries while they are turned."""
-    s, d, e = job.image_tokens + job.text_tokens, job.params.dit.dim, job.itemsize
-    return s * d * (8 * e + 12)
+def _turning(job: Job) -> int:
+    """Attention, where the longer stream's queries and keys are turned: both streams' projections (3 D a token), the
+    joint queries, keys and values that they go to (3), and queries and keys as float32, normed and turned."""
+    longer = max(job.image_tokens, job.text_tokens)
+    return job.params.dit.dim * (6 * job.itemsize * job.tokens + 2 * 8 * longer)
+
+
+def _attending(job: Job) -> int:
+    """Attention, after its products: both streams' projections (3 D a token), the joint queries, keys and values (3),
+    the result, the result token by token, and projected (1 each)."""
+    return 9 * job.params.dit.dim * job.itemsize * job.tokens
 
 
 def _mlp(job: Job) -> int:
-    """In the image's MLP: both streams, the normed input, and three of its hidden width."""
-    n, s = job.image_tokens, job.image_tokens + job.text_tokens
-    return job.itemsize * (s * job.params.dit.dim + n * job.params.dit.dim + 3 * n * job.params.dit.mlp_dim)
+    """The longer stream's MLP: two of its hidden width; the first takes the activation and the product in place."""
+    return 2 * job.itemsize * max(job.image_tokens, job.text_tokens) * job.params.dit.mlp_dim
 
 
 def _kept(job: Job) -> int:
-    """Through the whole loop: embedded text of both branches, rope tables, the latent in float32 and velocities."""
-    dit, branches = job.params.dit, 2 if job.guided else 1
-    s = job.image_tokens + job.text_tokens
-    rope = 4 * s * dit.attention_head_dim
-    return branches * (job.itemsize * job.text_tokens * dit.dim + rope) + 4 * job.image_tokens * dit.in_channels * 6
+    """Around a block: its streams as they came and as they were normed, the other branch's streams meanwhile, the
+    picture as the first block got it, every branch's embedded text and positions; the latent in float32."""
+    dit, e, branches = job.params.dit, job.itemsize, 2 if job.guided else 1
+    streams = 2 * job.tokens + branches * job.image_tokens + branches * job.text_tokens
+    positions = branches * 4 * job.tokens * dit.attention_head_dim
+    return e * dit.dim * streams + positions + 4 * job.image_tokens * dit.in_channels
 
 
-def decoding(job: Job, strips: int) -> int:
-    """The VAE's decoder on the whole picture, or in strips: its widest tensor is of the second width at full size."""
-    whole = job.itemsize * job.width * job.height * job.params.vae.block_out_channels[1] * 2.75
-    return round(whole / strips)
+@functools.lru_cache(maxsize=256)
+def decodings(job: Job, device: str) -> tuple[DecodePlan, ...]:
+    """Ways to decode on a device of torch's type, from the least work to the least memory."""
+    params, height, width = job.params.vae, CELL * job.rows, CELL * job.columns
+    plain = plan_decode(params, height, width, job.itemsize, device=device)
+    leanest = plan_leanest(params, height, width, job.itemsize, device=device)
+    found = [plain]
+    for share in (0.75, 0.5):
+        if plain.peak_bytes * share > leanest.peak_bytes:
+            memory = round(plain.peak_bytes * share)
+            found.append(plan_decode(params, height, width, job.itemsize, memory, device))
+    found.append(leanest)
+    # A little less memory for more work is no step: each has to be leaner than the one before.
+    return tuple(plan for i, plan in enumerate(found) if not i or plan.peak_bytes < found[i - 1].peak_bytes)
+
+
+def strips(job: Job, plan: DecodePlan) -> int:
+    """In how many strips the decoder's last and largest stage runs."""
+    return math.ceil(CELL * job.rows / plan.stages[-1].rows)

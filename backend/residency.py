@@ -20,9 +20,10 @@ from typing import Any
 from backend import footprint
 from backend.errors import OutOfMemoryError, UsageError
 from backend.footprint import GB, Job
+from backend.model.decode_plan import DecodePlan
 
-STRIPS = (1, 2, 4, 8, 16)  # of the VAE's decoding; 1: the whole picture at once
 SLOTS = 3  # device memory of streamed blocks, in blocks: one runs, one arrives, one has a start
+LEANER = 200_000_000  # bytes
 
 
 class Place(StrEnum):
@@ -101,7 +102,8 @@ class Plan:
     device: str  # "cuda", "mps" or "cpu"
     place: Place
     reader: Reader
-    strips: int  # of the VAE's decoding; 1: whole
+    decode: DecodePlan  # how the VAE runs
+    strips: int  # in how many of them its largest stage does
     graphs: int  # CUDA graphs kept; 0: none are made
     held: str  # format of the blocks' weights, such as "bf16"
     blocks: int  # their bytes
@@ -142,12 +144,15 @@ class Plan:
             Reader.llama: "encoder llama.cpp on the CPU",
         }[self.reader]
         parts = [self.profile, f"transformer {where}", reader]
-        parts.append("VAE whole" if self.strips == 1 else f"VAE in {self.strips} strips")
+        again = f" at {self.decode.work:.2f} times the work" if self.decode.recomputes else ""
+        parts.append(f"VAE {'whole' if self.strips == 1 else f'in {self.strips} strips'}{again}")
         parts += ["CUDA graphs"] if self.graphs else []
         return " · ".join([*parts, f"peak about {_gb(self.peak.most)}"])
 
     def data(self) -> dict[str, Any]:
-        return {**asdict(self), "line": self.line(), "peak_bytes": self.peak.most, "fits": self.fits}
+        plain = {key: value for key, value in asdict(self).items() if key != "decode"}
+        decode = {"peak_bytes": self.decode.peak_bytes, "work": round(self.decode.work, 3)}
+        return {**plain, "decode": decode, "line": self.line(), "peak_bytes": self.peak.most, "fits": self.fits}
 
     def pixels(self) -> dict[str, str | int]:
         """The part that may change a picture's last bits: for its record. Streaming never does."""
@@ -184,12 +189,13 @@ def make_plan(model: Model, machine: Machine, *, profile: str | None = None, vra
 def step_down(model: Model, machine: Machine, plan: Plan, phase: str) -> Plan | None:
     """The next leaner placement after memory ran out in `phase` ("encode", "denoise" or "decode"); None: there is none.
 
-    Leaner where it failed by an eighth at least: prediction and truth may differ by a tenth.
+    Leaner by a step worth a second try, where it failed: LEANER bytes or an eighth.
     """
     row = find_profile(plan.profile)
     rungs = list(_rungs(model, machine, row, plan.budget, cap=plan.cap))
     after = next(index for index, rung in enumerate(rungs) if rung == plan) + 1
-    most = getattr(plan.peak, phase) * 7 / 8
+    failed: int = getattr(plan.peak, phase)
+    most = max(failed - LEANER, failed * 7 // 8)
     return next((rung for rung in rungs[after:] if getattr(rung.peak, phase) <= most), None)
 
 
@@ -238,35 +244,48 @@ def _rungs(model: Model, machine: Machine, row: Profile, budget: int, *, cap: in
     job, held = model.job, model.held
     w = footprint.weights(job)
 
-    def plan(place: Place, strips: int, *, reader: Reader, graphs: int = 0) -> Plan:
-        return Plan(
-            profile=row.name, device=machine.device, place=place, reader=reader, strips=strips, graphs=graphs,
-            held=held, blocks=w.blocks, peak=_peak(model, machine, place, strips, reader, graphs),
-            host=_host(model, machine, place, strips, reader), host_free=machine.host_free, budget=budget, cap=cap,
-        )  # fmt: skip
+    decodings = footprint.decodings(job, machine.device)
 
+    def plan(place: Place, decode: DecodePlan, *, reader: Reader, graphs: int = 0) -> Plan:
+        return Plan(
+            profile=row.name,
+            device=machine.device,
+            place=place,
+            reader=reader,
+            decode=decode,
+            strips=footprint.strips(job, decode),
+            graphs=graphs,
+            held=held,
+            blocks=w.blocks,
+            peak=_peak(job, machine, place, decode, reader, graphs),
+            host=_host(model, machine, place, decode, reader),
+            host_free=machine.host_free,
+            budget=budget,
+            cap=cap,
+        )
+
+    on_host = Reader.llama if model.llama else Reader.cpu
     if machine.device == "cpu":
         place = Place.mapped if model.mapped else Place.resident
-        yield from (plan(place, strips, reader=Reader.llama if model.llama else Reader.cpu) for strips in STRIPS)
+        yield from (plan(place, decode, reader=on_host) for decode in decodings)
         return
     reader = Reader.llama if model.llama else Reader.gpu
     if row.graphs and machine.device == "cuda":
-        yield plan(Place.resident, 1, reader=reader, graphs=row.graphs)
-    yield from (plan(Place.resident, strips, reader=reader) for strips in STRIPS)
+        yield plan(Place.resident, decodings[0], reader=reader, graphs=row.graphs)
+    yield from (plan(Place.resident, decode, reader=reader) for decode in decodings)
     if machine.device != "cuda":
         return
     streamed = [Place.pinned, *([Place.mapped] if model.mapped else [])]
     for place in streamed:
-        yield from (plan(place, strips, reader=reader) for strips in STRIPS)
-    yield plan(streamed[-1], STRIPS[-1], reader=Reader.llama if model.llama else Reader.cpu)
+        yield from (plan(place, decode, reader=reader) for decode in decodings)
+    yield plan(streamed[-1], decodings[-1], reader=on_host)
 
 
-def _peak(model: Model, machine: Machine, place: Place, strips: int, reader: Reader, graphs: int) -> Peak:
+def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: Reader, graphs: int) -> Peak:
     """Of the device; see `Peak`."""
-    job = model.job
     w = footprint.weights(job)
     encoding = footprint.encoding(job.params.text, job.params.text.template.max_tokens, job.itemsize)
-    denoising, decoding = footprint.denoising(job), footprint.decoding(job, strips)
+    denoising, decoding = footprint.denoising(job, machine.device), decode.peak_bytes
     if machine.device == "cpu":
         held = w.transformer + w.vae
         return Peak(
@@ -278,17 +297,13 @@ def _peak(model: Model, machine: Machine, place: Place, strips: int, reader: Rea
     encode = base + (encoding if reader is Reader.gpu else 0)
     if place is Place.resident:
         # A graph's tensors live in a pool of their own, beside those of the first pass that ran without it.
-        fixed = base + w.transformer + w.vae
-        return Peak(
-            encode=encode,
-            denoise=fixed + denoising + (denoising if graphs else 0),
-            decode=fixed + decoding + (denoising if graphs else 0),
-        )
+        fixed, pool = base + w.transformer + w.vae, denoising if graphs else 0
+        return Peak(encode=encode, denoise=fixed + pool + denoising, decode=fixed + pool + decoding)
     lying = base + w.outer + w.folded
     return Peak(encode=encode, denoise=lying + SLOTS * w.block + denoising, decode=lying + w.vae + decoding)
 
 
-def _host(model: Model, machine: Machine, place: Place, strips: int, reader: Reader) -> int:
+def _host(model: Model, machine: Machine, place: Place, decode: DecodePlan, reader: Reader) -> int:
     """Bytes of host memory that no file backs. Pages of mapped files come and go, so they are not counted."""
     job = model.job
     w = footprint.weights(job)
@@ -296,8 +311,7 @@ def _host(model: Model, machine: Machine, place: Place, strips: int, reader: Rea
     encoding = encoding if reader is not Reader.gpu else 0
     if machine.device == "cpu":
         own = w.folded + (0 if model.mapped else w.outer + w.blocks) + w.vae
-        working = max(footprint.denoising(job), footprint.decoding(job, strips))
-        return footprint.PROCESS + max(encoding, own + working)
+        return footprint.PROCESS + max(encoding, own + max(footprint.denoising(job, machine.device), decode.peak_bytes))
     if place is Place.pinned:
         return footprint.PROCESS + max(encoding, job.params.dit.num_layers * _pinned(w.block) + w.vae)
     return footprint.PROCESS + max(encoding, w.vae)

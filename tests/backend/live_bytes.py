@@ -1,44 +1,41 @@
-"""Counts the bytes of tensors that are alive while something runs: what a device's allocator would have to hold.
-
-Sees every result of a torch operation, not the scratch inside one. Tensors that were there before are not counted.
-Two tensors on one storage count once.
-"""
+"""How many bytes of tensors were alive at once: what a test holds a predicted peak against."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """A context manager; `peak` is the largest sum seen after any operation inside it."""
+    """Within the context, counts every storage that an operation returns until nobody holds it any more.
 
-    def __init__(self, *before: torch.Tensor) -> None:
-        """`before`: tensors that exist already and are not to be counted, such as weights and inputs."""
+    Whatever an operation allocates and frees inside itself is not seen. Only storages made within are counted, and none
+    on the meta device.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in before}
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._known: set[int] = set()
 
     def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # An address may be reused once its storage is gone, so the dead are counted out first.
+        out = func(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
-        for value in tree_iter(result):
-            if isinstance(value, torch.Tensor):
-                storage = value.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.peak = max(self.peak, self.now)
-        return result
+        given = {_key(t) for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta and _key(tensor) not in given:
+                storage = tensor.untyped_storage()
+                self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
 
-    @property
-    def now(self) -> int:
-        return sum(size for _, size in self._live.values())
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -92,7 +92,7 @@ def test_each_card(name: str) -> None:
         assert (plan.profile, plan.place, plan.reader) == (name, place, reader)
         assert plan.fits and plan.peak.most <= most * GB
         assert plan.stays == (place is Place.resident)
-        assert (plan.strips > 1) == (name == "8GB")  # streamed blocks make room for the VAE
+        assert plan.decode.recomputes == (name == "8GB")  # streamed blocks make room for the VAE
         assert bool(plan.graphs) == (find_profile(name).card >= 12 * GB)
     assert make_plan(MODEL, H200, vram=find_profile(name).card).cap == find_profile(name).card
     assert make_plan(MODEL, H200, profile=name).cap is None
@@ -114,16 +114,16 @@ def test_four_bits_need_three_and_a_half() -> None:
 def test_small_models_are_resident_everywhere() -> None:
     for row in PROFILES[1:]:
         plan = make_plan(nano(), H200, vram=row.card)
-        assert (plan.place, plan.strips) == (Place.resident, 1)
+        assert (plan.place, plan.decode.recomputes) == (Place.resident, False)
         assert plan.peak.most < 1 * GB
 
 
 def test_no_gpu() -> None:
     plan = make_plan(MODEL, NO_GPU)
-    assert (plan.profile, plan.place, plan.reader, plan.strips) == ("cpu", Place.mapped, Reader.cpu, 1)
+    assert (plan.profile, plan.place, plan.reader) == ("cpu", Place.mapped, Reader.cpu)
     assert plan.host < 3 * GB < plan.peak.most  # the mapped file counts as resident but is nobody's
     small = make_plan(MODEL, replace(NO_GPU, host_free=plan.host - 1))
-    assert small.strips > 1 and small.host < plan.host
+    assert small.decode.work > plan.decode.work and small.host < plan.host
     converted = make_plan(replace(MODEL, mapped=False), NO_GPU)
     assert converted.place is Place.resident and converted.host > 5.4 * GB
 
@@ -149,9 +149,9 @@ def test_short_of_host_memory() -> None:
 SPEED = (Place.mapped, Place.pinned, Place.resident)
 
 
-def rank(plan: Plan) -> tuple[int, int, int, int]:
+def rank(plan: Plan) -> tuple[bool, int, float, int]:
     """Larger is faster."""
-    return plan.device != "cpu", SPEED.index(plan.place), -plan.strips, plan.graphs
+    return plan.device != "cpu", SPEED.index(plan.place), -plan.decode.work, plan.graphs
 
 
 @pytest.mark.parametrize("model", [MODEL, packed(4.5), nano(), sized(MODEL, 1440, 1440), sized(MODEL, 512, 512)])
@@ -166,7 +166,7 @@ def test_more_memory_is_never_slower(model: Model) -> None:
         assert plan.peak.most <= plan.budget < tenths * GB // 10
         assert last is None or rank(plan) >= rank(last)
         last = plan
-    assert last is not None and last.place is Place.resident and last.strips == 1
+    assert last is not None and last.place is Place.resident and not last.decode.recomputes
 
 
 def test_more_host_memory_is_never_slower() -> None:
@@ -190,7 +190,8 @@ def test_bigger_pictures_need_more() -> None:
     for place in ("6GB", "24GB"):
         peaks = [make_plan(sized(MODEL, n, n), H200, profile=place).peak for n in sizes]
         assert all(a.denoise < b.denoise for a, b in itertools.pairwise(peaks))
-    assert footprint.denoising(replace(JOB, width=512)) < footprint.denoising(JOB)
+    for device in ("cpu", "cuda"):
+        assert footprint.denoising(replace(JOB, width=512), device) < footprint.denoising(JOB, device)
 
 
 # ----------------------------------------------------------------------------------------------------------- step down
@@ -199,7 +200,9 @@ def test_bigger_pictures_need_more() -> None:
 def test_step_down() -> None:
     plan = make_plan(MODEL, H200, vram=24 * GB)
     decode = step_down(MODEL, H200, plan, "decode")
-    assert decode is not None and decode.place is Place.resident and decode.strips > 1
+    assert decode is not None and plan.graphs and not decode.graphs  # 0.2 GB of buffers
+    decode = step_down(MODEL, H200, decode, "decode")
+    assert decode is not None and decode.place is Place.resident and decode.decode.work > plan.decode.work
     assert decode.peak.decode < plan.peak.decode
     denoise = step_down(MODEL, H200, decode, "denoise")
     assert denoise is not None and denoise.place is Place.pinned
