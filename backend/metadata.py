@@ -85,6 +85,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "dtype": generation.dtype,
         "quant": None if generation.quant is None else str(generation.quant),
         "encoder": str(generation.encoder),
+        "plan": generation.plan.pixels() if generation.plan is not None else None,
         "device": request.device,
         "ran_on": generation.device,
         "template_date": generation.template_date,
@@ -165,7 +166,7 @@ def _encoder(record: Mapping[str, Any], where: str) -> Encoder:
 def _quant(record: Mapping[str, Any], where: str) -> Quant:
     """What approximated the weights. Where nothing did, auto: it never does, and how they lie in memory is free."""
     rounding = {str(kind) for kind in Quant if kind not in (Quant.auto, Quant.none)}
-    found = _field({"quant": None, **record}, "quant", where, lambda value: value is None or value in rounding)
+    found = _field({"quant": None, **record}, "quant", where, lambda value: value is None or str(value) in rounding)
     return Quant.auto if found is None else Quant(found)
 
 
@@ -226,6 +227,9 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
         flat[key] = str(record.get(key))
     flat["encoder"] = str(record.get("encoder", Encoder.exact))
+    plan: Any = record.get("plan")
+    for key, value in cast("dict[str, Any]", plan).items() if isinstance(plan, dict) else ():
+        flat[f"plan.{key}"] = str(value)
     loras: Any = record.get("loras")
     for number, use in enumerate(cast("list[Any]", loras) if isinstance(loras, list) else [], 1):
         flat[f"lora.{number}"] = describe_lora(use)

@@ -5,6 +5,7 @@ Knows nothing about flags, files of output or progress bars: it is given `ModelF
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,26 +25,34 @@ from backend.loras import settle
 from backend.memory import peak_bytes
 from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
+from backend.model.decode_plan import DecodePlan
 from backend.model.denoiser import Denoiser
+from backend.model.placement import making_room, stream_blocks
+from backend.planning import Planned, capped, choose_arithmetic, look_at, plan_request
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.quantize import check_device, device_note
+from backend.residency import Place, Plan, Reader, step_down
 from backend.text.features import FeatureSource
 from backend.text.shared import SharedLlama, choose_encoder
 from backend.types import (
     DType,
     Encoder,
+    Event,
     Generation,
     GenerationRequest,
+    LoraUse,
     OnEvent,
     Phase,
     PhaseDone,
     PhaseStarted,
+    PlanMade,
     StepDone,
     Stop,
 )
 from backend.weights import ModelFiles
 
 _TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "not enough memory: you tried", "CUDA error: out of memory")
 _PACKAGES = ("lens", "torch", "diffusers", "transformers", "tokenizers")
 
 
@@ -52,6 +61,15 @@ class TextFeatures:
     """What the transformer reads of one prompt: (1, L, T, F)."""
 
     features_1LTF: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """What a request leaves open, decided."""
+
+    encoder: Encoder
+    quant: QuantPlan
+    loras: tuple[LoraUse, ...]
 
 
 class Pipeline:
@@ -71,6 +89,7 @@ class Pipeline:
         `llama`: the model's GGUF where the reasoner has it open already; closed once the prompt is encoded."""
         self.files = files
         self.embeddings, self.schedules, self.llama = embeddings, schedules, llama
+        self._wanted = (dtype, device)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device, files)
         self.params = files.preset.params
@@ -81,79 +100,147 @@ class Pipeline:
         Raises CancelledError between steps once `stop()` is true, NumericsError for a non-finite latent,
         CheckpointError for unusable weights, OutOfMemoryError (of backend.errors) where memory ran out.
         """
-        encoder = choose_encoder(request.encoder, self.files)
-        # What of a LoRA does not fit was said by whoever made the request: here it is only left aside.
-        quant = self.plan_quant(request)
-        loras = settle(request.loras, self.params.dit, quantised=quant.packed, warn=lambda _: None)
-        timings: dict[str, float] = {}
-        with out_of_memory_as_error(request):
-            # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer arrives.
-            conditional, unconditional = self._encode(request, encoder, timings, on_event)
-            # 2. The transformer, with all that depends on the prompt and the schedule alone, and the autoencoder.
-            h, w = request.height // latents.CELL, request.width // latents.CELL
-            sigmas = sampling.schedule(h * w, request.steps)
-            with phase(Phase.load_transformer, timings, on_event, self.device):
-                transformer, folded = checkpoint.load_transformer(
-                    self.files, self.dtype, self.device, loras, quant, sigmas=sigmas[:-1], schedules=self.schedules
-                )
-                velocity = Denoiser(
-                    transformer, folded, (h, w), conditional.features_1LTF,
-                    None if unconditional is None else unconditional.features_1LTF, guidance=request.guidance,
-                )  # fmt: skip
-                vae = checkpoint.load_vae(self.files, self.dtype, self.device)
-            identity = identify_model(self.files)
+        planned = self.plan_memory(request)
+        settled = self._settle(request)
+        plan, texts, done, reason = planned.plan, None, 0, None
+        watch, timings = _Watch(on_event), dict[str, float]()
+        on_event(PlanMade(plan=plan))
+        with capped(plan, self.device):
+            while True:
+                try:
+                    # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer comes.
+                    if texts is None:
+                        texts = self._encode(request, settled.encoder, plan, timings, watch)
+                    for generation in self._draw(request, settled, plan, texts, done, timings, watch, stop):
+                        done += 1
+                        yield generation
+                    return
+                except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of these
+                    if not ran_out(error):
+                        raise
+                    # Once: whoever fails twice needs another size or another machine, not a third guess.
+                    leaner = None
+                    if reason is None:
+                        leaner = step_down(planned.model, planned.machine, plan, watch.stage)
+                    if leaner is None:
+                        raise too_little(request, error) from error
+                    reason = f"memory ran out ({watch.phase}): {first_line(error)}"
+                # Only here, where the error has let go of what failed, can its memory be given back.
+                plan = leaner
+                give_back(self.device)
+                on_event(PlanMade(plan=plan, reason=reason))
 
-            for index, seed in enumerate(request.seeds):
-                # 3. Noise, the same on every device.
-                x = latents.noise(seed, h, w).to(self.device)
-                # 4. Denoise. Guidance lives inside the velocity; at 1.0 the unconditional branch does not run.
-                mine = dict(timings)
-                with phase(Phase.denoise, mine, on_event, self.device, total=request.steps, image=index):
-                    clock = time.perf_counter()
+    def _draw(
+        self,
+        request: GenerationRequest,
+        settled: _Settled,
+        plan: Plan,
+        texts: tuple[TextFeatures, TextFeatures | None],
+        first: int,
+        timings: dict[str, float],
+        on_event: OnEvent,
+        stop: Stop,
+    ) -> Iterator[Generation]:
+        """Steps 2 to 5 for the seeds from `first` on. Raises torch's errors where memory runs out."""
+        conditional, unconditional = texts
+        # 2. The transformer, with all that depends on the prompt and the schedule alone, and the autoencoder.
+        h, w = request.height // latents.CELL, request.width // latents.CELL
+        sigmas = sampling.schedule(h * w, request.steps)
+        home = torch.device("cpu") if plan.streamed else self.device
+        with phase(Phase.load_transformer, timings, on_event, self.device):
+            transformer, folded = checkpoint.load_transformer(
+                self.files, self.dtype, home, settled.loras, settled.quant, sigmas=sigmas[:-1],
+                schedules=self.schedules, fold_on=self.device,
+            )  # fmt: skip
+            source = None
+            if plan.streamed:
+                source = stream_blocks(transformer, self.device, packed=plan.place is Place.pinned)
+            velocity = Denoiser(
+                transformer, folded, (h, w), conditional.features_1LTF,
+                None if unconditional is None else unconditional.features_1LTF, guidance=request.guidance,
+                source=source,
+            )  # fmt: skip
+            vae = checkpoint.load_vae(self.files, self.dtype, home)
+        identity = identify_model(self.files)
 
-                    def on_step(i: int, x: Tensor, index: int = index) -> None:
-                        nonlocal clock
-                        if self.device.type == "cuda":
-                            torch.cuda.synchronize(self.device)
-                        now = time.perf_counter()
-                        on_event(
-                            StepDone(
-                                phase=Phase.denoise, step=i + 1, total=request.steps, image=index, seconds=now - clock
-                            )
-                        )
-                        clock = now
-                        # The last step leaves only the decoding: a finished picture is worth keeping.
-                        if i + 1 < request.steps and stop():
-                            raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
+        for index, seed in list(enumerate(request.seeds))[first:]:
+            # 3. Noise, the same on every device.
+            x = latents.noise(seed, h, w).to(self.device)
+            # 4. Denoise. Guidance lives inside the velocity; at 1.0 the unconditional branch does not run.
+            mine = dict(timings)
+            with phase(Phase.denoise, mine, on_event, self.device, total=request.steps, image=index):
+                clock = time.perf_counter()
 
-                    with torch.inference_mode():
-                        x = sampling.denoise(velocity, x, sigmas, on_step)
-                if not bool(torch.isfinite(x).all()):
-                    raise NumericsError(
-                        f"seed {seed}: the latent is not finite after {request.steps} steps in {self._dtype_name}",
-                        hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
+                def on_step(i: int, x: Tensor, index: int = index) -> None:
+                    nonlocal clock
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize(self.device)
+                    now = time.perf_counter()
+                    on_event(
+                        StepDone(phase=Phase.denoise, step=i + 1, total=request.steps, image=index, seconds=now - clock)
                     )
-                # 5. Latent -> pixels.
-                with phase(Phase.decode, mine, on_event, self.device, image=index), torch.inference_mode():
-                    image = decode(vae, x, h, w, self.dtype)
-                yield Generation(
-                    image=image,
-                    request=request,
-                    index=index,
-                    seed=seed,
-                    model=identity,
-                    sigmas=sigmas,
-                    dtype=self._dtype_name,
-                    device=describe_device(self.device),
-                    encoder=encoder,
-                    loras=loras,
-                    quant=quant.approximation,
-                    template_date=self.params.text.template.date,
-                    timings=mine,
-                    versions=package_versions(),
+                    clock = now
+                    # The last step leaves only the decoding: a finished picture is worth keeping.
+                    if i + 1 < request.steps and stop():
+                        raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
+
+                with torch.inference_mode():
+                    x = sampling.denoise(velocity, x, sigmas, on_step)
+            if not bool(torch.isfinite(x).all()):
+                raise NumericsError(
+                    f"seed {seed}: the latent is not finite after {request.steps} steps in {self._dtype_name}",
+                    hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
                 )
-                if index + 1 < len(request.seeds) and stop():
-                    raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
+            # 5. Latent -> pixels.
+            with (
+                phase(Phase.decode, mine, on_event, self.device, image=index),
+                making_room(source, vae, self.device),
+                torch.inference_mode(),
+            ):
+                image = decode(vae, x, h, w, self.dtype, plan.decode)
+            yield Generation(
+                image=image,
+                request=request,
+                index=index,
+                seed=seed,
+                model=identity,
+                sigmas=sigmas,
+                dtype=self._dtype_name,
+                device=describe_device(self.device),
+                encoder=settled.encoder,
+                loras=settled.loras,
+                quant=settled.quant.approximation,
+                plan=plan,
+                template_date=self.params.text.template.date,
+                timings=mine,
+                versions=package_versions(),
+            )
+            if index + 1 < len(request.seeds) and stop():
+                raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
+
+    def _settle(self, request: GenerationRequest) -> _Settled:
+        """Raises UsageError and CheckpointError, before anything is loaded."""
+        quant = self.plan_quant(request)
+        # What of a LoRA does not fit was said by whoever made the request: here it is only left aside.
+        loras = settle(request.loras, self.params.dit, quantised=quant.packed, warn=lambda _: None)
+        return _Settled(encoder=choose_encoder(request.encoder, self.files), quant=quant, loras=loras)
+
+    def plan_memory(self, request: GenerationRequest) -> Planned:
+        """Where everything will lie. A GPU that nobody named and that is too small even for the leanest plan is left
+        alone, for the CPU. Raises OutOfMemoryError with the numbers, UsageError, CheckpointError."""
+        try:
+            return self._plan_memory(request)
+        except LensOutOfMemoryError:
+            wished = request.profile is not None or request.vram is not None
+            if self.device.type == "cpu" or self._wanted[1] != "auto" or wished:
+                raise
+        self.device = torch.device("cpu")
+        self.dtype = choose_dtype(self._wanted[0], self.device, self.files)
+        return self._plan_memory(request)
+
+    def _plan_memory(self, request: GenerationRequest) -> Planned:
+        dtype = next(name for name, dtype in _TORCH_DTYPES.items() if dtype is self.dtype)
+        return plan_request(request, self.files, look_at(self.device), dtype, self.plan_quant(request))
 
     def plan_quant(self, request: GenerationRequest) -> QuantPlan:
         """How the transformer's linears will be held on this device. Raises CheckpointError or UsageError."""
@@ -171,11 +258,12 @@ class Pipeline:
         return str(self.dtype).removeprefix("torch.")
 
     def _encode(
-        self, request: GenerationRequest, encoder: Encoder, timings: dict[str, float], on_event: OnEvent
+        self, request: GenerationRequest, encoder: Encoder, plan: Plan, timings: dict[str, float], on_event: OnEvent
     ) -> tuple[TextFeatures, TextFeatures | None]:
         """Features of the prompt, and of the unconditional branch where guidance is not 1."""
+        device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
         source = FeatureSource(
-            files=self.files, encoder=encoder, dtype=self.dtype, device=self.device, store=self.embeddings,
+            files=self.files, encoder=encoder, dtype=self.dtype, device=device, store=self.embeddings,
             llama=self.llama,
         )  # fmt: skip
         negative = request.guidance != 1.0 and bool(request.negative_prompt.strip())
@@ -189,10 +277,15 @@ class Pipeline:
         return conditional, rest[0] if rest else TextFeatures(conditional.features_1LTF[:, :0])
 
 
-def decode(vae: AutoencoderKLFlux2, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype) -> Image.Image:
-    """One packed, normalised latent -> a picture. The normalisation is undone in float32. Raises NumericsError."""
+def decode(
+    vae: AutoencoderKLFlux2, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype, plan: DecodePlan | None = None
+) -> Image.Image:
+    """One packed, normalised latent -> a picture. The normalisation is undone in float32. Raises NumericsError.
+
+    `plan`: made for this size; None: the least work.
+    """
     z = latents.denormalise(latents.unpack(x_BNC.float(), h, w), *latent_statistics(vae))
-    decoded = decode_latent(vae, latents.unpatchify(z).to(dtype))
+    decoded = decode_latent(vae, latents.unpatchify(z).to(dtype), plan)
     if not bool(torch.isfinite(decoded).all()):
         raise NumericsError(
             f"the decoded picture is not finite in {str(dtype).removeprefix('torch.')}",
@@ -217,16 +310,56 @@ def phase(
     on_event(PhaseDone(phase=name, seconds=seconds, peak_bytes=peak_bytes(device), image=image))
 
 
+class _Watch:
+    """Passes events on and remembers which phase is running."""
+
+    def __init__(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self.phase = Phase.encode
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            self.phase = event.phase
+        self._on_event(event)
+
+    @property
+    def stage(self) -> str:
+        """The part of the plan's prediction that this phase belongs to."""
+        if self.phase is Phase.decode:
+            return "decode"
+        return "denoise" if self.phase in (Phase.load_transformer, Phase.denoise) else "encode"
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory is what failed. torch's CPU allocator and CUDA's own calls say it in a RuntimeError's words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
 @contextmanager
 def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
     """torch's and Python's out-of-memory errors -> the one with an exit code and a hint."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise LensOutOfMemoryError(
-            f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
-            hint="Try a smaller --base, --dtype bfloat16, or another --device.",
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise too_little(request, error) from error
+
+
+def too_little(request: GenerationRequest, error: BaseException) -> LensOutOfMemoryError:
+    return LensOutOfMemoryError(
+        f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
+        hint="Try a smaller --base, --dtype bfloat16, --vram with less than the card has, or another --device.",
+    )
+
+
+def give_back(device: torch.device) -> None:
+    """What nobody holds any more, to the system and to the GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:
@@ -252,22 +385,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(wanted: DType, device: torch.device, files: ModelFiles) -> torch.dtype:
-    """auto: bfloat16 on an accelerator; on a CPU float32, except for a transformer stored in bfloat16.
-
-    A bfloat16 checkpoint gains nothing from float32 arithmetic but twice the memory; a float32 or 8-bit one would lose.
-    """
-    if wanted is not DType.auto:
-        return _TORCH_DTYPES[wanted]
-    if device.type != "cpu":
-        return torch.bfloat16
-    return torch.bfloat16 if _stored_in_bfloat16(files) else torch.float32
-
-
-def _stored_in_bfloat16(files: ModelFiles) -> bool:
-    from backend.model.headers import read_summary
-
-    tensors = [t for path in files.transformer for t in read_summary(path).tensors.values()]
-    return sum(t.nbytes for t in tensors if t.dtype == "BF16") > sum(t.nbytes for t in tensors) / 2
+    """As `backend.planning.choose_arithmetic` says."""
+    return _TORCH_DTYPES[choose_arithmetic(wanted, device.type, files)]
 
 
 def describe_device(device: torch.device) -> str:

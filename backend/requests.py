@@ -55,6 +55,8 @@ def build_request(
     loras: Sequence[str] | None = None,
     lora_mode: LoraMode | None = None,
     quant: Quant | None = None,
+    profile: str | None = None,
+    vram: str | None = None,
     settings: Settings,
     warn: Warn,
 ) -> GenerationRequest:
@@ -87,6 +89,7 @@ def build_request(
         bases=preset.bases,
         default_base=preset.default_base,
     )
+    device, profile, memory = _memory(check_device(device or chosen.device), profile, vram, settings)
     return GenerationRequest(
         prompt=check_prompt(prompt, "prompt"),
         original_prompt=check_prompt(original_prompt, "original prompt") if original_prompt is not None else None,
@@ -99,10 +102,12 @@ def build_request(
         steps=_in_range("--steps", _first(steps, chosen.steps, preset.steps), 1, STEPS_LIMIT),
         guidance=guidance,
         dtype=dtype or chosen.dtype,
-        device=check_device(device or chosen.device),
+        device=device,
         encoder=encoder or chosen.encoder,
         loras=_find_loras(chosen.loras if loras is None else loras, lora_mode or chosen.lora_mode),
         quant=quant or chosen.quant,
+        profile=profile,
+        vram=memory,
     )
 
 
@@ -185,6 +190,35 @@ def _parse_seed(text: str) -> Sequence[int]:
             f"the seed range {text} asks for {last - first + 1:,} pictures; the limit is {PICTURES_LIMIT:,}"
         )
     return range(first, last + 1)
+
+
+def _memory(
+    device: str, profile: str | None, vram: str | None, settings: Settings
+) -> tuple[str, str | None, int | None]:
+    """(device, profile, bytes of a GPU) that fit each other; a flag for one of the two sets the other's default aside.
+
+    Raises UsageError.
+    """
+    if profile is None and vram is None and device not in ("cpu", "mps"):  # a default for the GPU says nothing there
+        profile, vram = settings.generate.profile, settings.generate.vram
+    if profile is None and vram is None:
+        return device, None, None
+    from backend.residency import find_profile, parse_bytes
+
+    if profile is not None and vram is not None:
+        raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
+    memory = None if vram is None else parse_bytes(vram)
+    if profile is not None:
+        row = find_profile(profile)
+        profile = row.name
+        if not row.card and device not in ("auto", "cpu"):
+            raise UsageError(f"--profile {profile} and --device {device} contradict each other")
+        if not row.card:
+            return "cpu", profile, None
+    if device in ("cpu", "mps"):
+        wish = f"--profile {profile}" if profile is not None else f"--vram {vram}"
+        raise UsageError(f"{wish} is about a CUDA GPU, and the device is {device}", hint="drop one of the two")
+    return device, profile, memory
 
 
 def _find_loras(texts: Sequence[str], mode: LoraMode) -> tuple[LoraUse, ...]:

@@ -10,7 +10,6 @@ Light ring: standard library only; what the machine has is measured elsewhere an
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -340,7 +339,7 @@ def parse_bytes(text: str, flag: str = "--vram") -> int:
     size = float(found.group(1)) * unit
     if not 0 < size < 10**15:
         raise UsageError(f"{flag} {text!r} is no amount of memory", hint="write 8GB, 7.5GB or 8GiB")
-    return math.floor(size)
+    return round(size)
 
 
 def _gb(size: int) -> str:

@@ -41,6 +41,8 @@ class GenerateSettings:
     encoder: Encoder = Encoder.auto  # of text; auto: exact
     loras: tuple[str, ...] = ()  # each NAME=SCALE or PATH=SCALE
     lora_mode: LoraMode = LoraMode.auto
+    profile: str | None = None  # memory plan for a class of card: cpu, 4GB … 141GB; None: for what is free
+    vram: str | None = None  # of the GPU to use at most, such as "8GB"; None: what is free
     quant: Quant = Quant.auto  # of the transformer's linears; auto never rounds
 
 

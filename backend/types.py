@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
+    from backend.residency import Plan
+
 
 class DType(StrEnum):
     """Arithmetic of transformer and encoder. float16 is absent on purpose: activations reach 3e7."""
@@ -143,6 +145,8 @@ class GenerationRequest:
     encoder: Encoder = Encoder.auto
     loras: tuple[LoraUse, ...] = ()  # they add up
     quant: Quant = Quant.auto  # of the transformer's linears
+    profile: str | None = None  # class of card to plan memory for, by name; None: what is free decides
+    vram: int | None = None  # bytes of the GPU to plan for and to keep to; None: what is free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,15 @@ class PhaseDone:
     image: int | None = None
 
 
-Event = PhaseStarted | StepDone | PhaseDone
+@dataclass(frozen=True, kw_only=True)
+class PlanMade:
+    """Where everything will lie, before the first phase; again where memory ran out and a leaner plan takes over."""
+
+    plan: Plan
+    reason: str | None = None  # why it replaces the one before; None: it is the first
+
+
+Event = PhaseStarted | StepDone | PhaseDone | PlanMade
 OnEvent = Callable[[Event], None]
 Stop = Callable[[], bool]  # polled after every step; True: raise CancelledError
 
@@ -202,6 +214,7 @@ class Generation:
     encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
     loras: tuple[LoraUse, ...] = ()  # with the mode that ran
     quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
+    plan: Plan | None = None  # where everything lay; None: not planned
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version

@@ -34,10 +34,14 @@ def explain(
 
     files, total, missing = model_files(request.model)
     packing, itemsize = None, 4 if request.dtype is DType.float32 else 2
+    memory, refused = None, None
     if not missing:
+        from backend.planning import forecast
+
         found = resolve_model(request.model)
         check_loras(request, found, talk)
         packing = plan_quant(found, request.quant, itemsize=itemsize, on_cpu=request.device == "cpu")
+        memory, refused = forecast(request, found)
     rows = [{"component": "lora", "path": use.path, "bytes": Path(use.path).stat().st_size} for use in request.loras]
     files, total = [*files, *rows], None if total is None else total + (0 if missing else sum(r["bytes"] for r in rows))
     outputs = [] if plan.template is None else list(plan.paths(request, datetime.now()))
@@ -61,6 +65,10 @@ def explain(
         talk.say(f"holds {held:>8}  linears of the transformer, {packing.scheme or f'{itemsize} bytes a weight'}")
         for note in packing.notes:
             talk.warn(note)
+    if memory is not None:
+        talk.say(f"plan: {memory.plan.line()}")
+    elif refused is not None:
+        talk.warn(f"this will not run: {refused}")
     for path in outputs:
         talk.data(path)
     line = command_line(request, output, reasoner=flags)
@@ -71,6 +79,7 @@ def explain(
             "files": files,
             "total_bytes": 0 if missing else total,
             "download_bytes": total if missing else 0,
+            "plan": memory.plan.data() if memory is not None else None,
             "outputs": [str(path) for path in outputs],
             "quant": None
             if packing is None

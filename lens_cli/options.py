@@ -127,6 +127,26 @@ LoraHow = Annotated[
     ),
 ]
 
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="Plan memory for a class of machine: 4GB, 6GB, 8GB, 12GB, 16GB, 24GB, 80GB, 141GB or cpu. Left out: for "
+        "what is free.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+Vram = Annotated[
+    str | None,
+    typer.Option(
+        "--vram",
+        metavar="SIZE",
+        help="Use at most so much of the GPU, such as 8GB: planned for, and kept to.",
+        rich_help_panel=_PICTURE,
+    ),
+]
+
 Output = Annotated[
     str | None,
     typer.Option(

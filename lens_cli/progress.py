@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from backend.types import Event, Phase, PhaseDone, PhaseStarted, StepDone
+from backend.types import Event, Phase, PhaseDone, PhaseStarted, PlanMade, StepDone
 from lens_cli.console import Talk, human_bytes, talking_to_a_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from backend.residency import Plan
+
+PhaseEvent = PhaseStarted | StepDone | PhaseDone
 EVENT_INTERVAL = 0.1  # seconds between two "step" lines of --json-stream; the last step is never held back
 
 
@@ -28,7 +31,8 @@ class Meter(AbstractContextManager["Meter"]):
     steps: int = 0  # sampler steps done
     step_seconds: float = 0.0  # their wall time together
     peak_bytes: int = 0
-    _show: Callable[[Event, str], None] = field(init=False)
+    plan: Plan | None = None  # the last one made
+    _show: Callable[[PhaseEvent, str], None] = field(init=False)
     _bar: Progress | None = field(init=False, default=None)
     _task: TaskID | None = field(init=False, default=None)
     _last_event: float = field(init=False, default=0.0)  # time.monotonic() of the last "step" line
@@ -60,6 +64,9 @@ class Meter(AbstractContextManager["Meter"]):
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, PlanMade):
+            self._tell(event)
+            return
         if isinstance(event, StepDone):
             self.steps += 1
             self.step_seconds += event.seconds
@@ -71,6 +78,17 @@ class Meter(AbstractContextManager["Meter"]):
             name += f" {self.first + image + 1}/{self.total}"
         self._show(event, name)
 
+    def _tell(self, event: PlanMade) -> None:
+        """A plan in one line; said once for a run of several pictures, unless it changes."""
+        self.pause()
+        if self.talk.stream:
+            self.talk.event("plan", reason=event.reason, **event.plan.data())
+        elif event.reason is not None:
+            self.talk.warn(f"{event.reason}; going on with a leaner plan: {event.plan.line()}")
+        elif self.plan is None or self.plan.line() != event.plan.line():
+            self.talk.say(f"plan: {event.plan.line()}")
+        self.plan = event.plan
+
     def summary(self, pictures: int, seconds: float) -> str:
         """`2 pictures in 6.1 s, 3.4 it/s, peak memory 812 MB`."""
         parts = [f"{pictures} picture{'' if pictures == 1 else 's'} in {seconds:.1f} s"]
@@ -80,7 +98,7 @@ class Meter(AbstractContextManager["Meter"]):
             parts.append(f"peak memory {human_bytes(self.peak_bytes)}")
         return ", ".join(parts)
 
-    def _draw(self, event: Event, name: str) -> None:
+    def _draw(self, event: PhaseEvent, name: str) -> None:
         assert self._bar is not None
         if isinstance(event, PhaseStarted):
             for task in list(self._bar.task_ids):
@@ -91,13 +109,13 @@ class Meter(AbstractContextManager["Meter"]):
             note = f"{1 / max(event.seconds, 1e-9):.2f} it/s"
             self._bar.update(self._task, completed=event.step, total=event.total, note=note)
 
-    def _write(self, event: Event, name: str) -> None:
+    def _write(self, event: PhaseEvent, name: str) -> None:
         """One line per finished phase: logs and pipes keep no bar."""
         if isinstance(event, PhaseDone):
             rate = f", {_rate(self.steps, self.step_seconds)}" if event.phase is Phase.denoise and self.steps else ""
             self.talk.say(f"{name}: {event.seconds:.2f} s{rate}, peak memory {human_bytes(event.peak_bytes)}")
 
-    def _emit(self, event: Event, name: str) -> None:
+    def _emit(self, event: PhaseEvent, name: str) -> None:
         image = None if event.image is None else self.first + event.image
         if isinstance(event, PhaseStarted):
             self.talk.event("phase_started", phase=event.phase, total=event.total, image=image)

@@ -28,6 +28,7 @@ from lens_cli.show import show
 
 if TYPE_CHECKING:
     from backend.caches import Store
+    from backend.residency import Plan
     from backend.text.shared import SharedLlama
     from backend.weights import ModelFiles
 
@@ -81,6 +82,7 @@ class Outcome:
     pictures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     failures: list[Failure] = field(default_factory=list[Failure])
     stopped: LensError | None = None  # what ended the run before its last picture
+    plan: Plan | None = None  # of memory, the last one made; None: none was
 
     def error(self) -> LensError | None:
         """The one error that decides the exit code; None: all pictures are there."""
@@ -95,6 +97,7 @@ class Outcome:
     def data(self) -> dict[str, Any]:
         return {
             "images": self.pictures,
+            "plan": self.plan.data() if self.plan is not None else None,
             "failed": [
                 {"index": item.index, "seed": item.seed, "code": item.error.code, "message": str(item.error)}
                 for item in self.failures
@@ -207,6 +210,7 @@ def run(
         except LensError as error:
             # A full disk, an unreadable checkpoint, too little memory: the next picture would meet the same.
             outcome.stopped = error
+    outcome.plan = meter.plan
     if outcome.pictures:
         talk.say(meter.summary(len(outcome.pictures), time.monotonic() - started))
     return outcome

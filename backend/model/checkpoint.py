@@ -59,6 +59,7 @@ def load_transformer(
     *,
     sigmas: Sequence[float],
     schedules: Store | None = None,
+    fold_on: Device | None = None,
 ) -> tuple[LensTransformer2DModel, Folded]: ...
 def load_transformer(
     files: ModelFiles,
@@ -69,12 +70,14 @@ def load_transformer(
     *,
     sigmas: Sequence[float] | None = None,
     schedules: Store | None = None,
+    fold_on: Device | None = None,
 ) -> LensTransformer2DModel | tuple[LensTransformer2DModel, Folded]:
     """The transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
 
     `quant`: how the blocks' linears are held; None: decoded, in `dtype`. `sigmas`: of the steps to come, without the 0
     at the end: the network is then without its modulation layers, which are read one block at a time into the
-    `Folded` beside it, or not at all where `schedules` has it. The files must hold them all the same.
+    `Folded` beside it, or not at all where `schedules` has it. The files must hold them all the same. `fold_on`: where
+    the `Folded` is computed and lies; None: on `device`.
     """
     from backend.model.transformer import LensTransformer2DModel
 
@@ -91,7 +94,8 @@ def load_transformer(
         from backend.model.schedules import folded
 
         compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
-        known, folded_in = folded(files, fused, sigmas, dtype, device, loras, schedules), modulation_names(params)
+        known = folded(files, fused, sigmas, dtype, fold_on or device, loras, schedules)
+        folded_in = modulation_names(params)
         network.drop_modulation()
     network = _fill(network, fused, dtype, device, tuple(folded_in), quant)
     lora.attach(network, lora.live_updates(table, loras), dtype)
@@ -138,7 +142,7 @@ def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> Autoencod
         network = build_vae(params)
     network = _fill(network, table, dtype, device)
     if torch.device(device).type == "cuda":  # a processor gains nothing, and mapped weights would be copied
-        network.to(memory_format=torch.channels_last)
+        cast(Any, network).to(memory_format=torch.channels_last)
     return network
 
 

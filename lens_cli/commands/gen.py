@@ -38,6 +38,8 @@ def gen(
     lora: options.Lora = None,
     lora_mode: options.LoraHow = None,
     quant: options.Quantise = None,
+    profile: options.Profile = None,
+    vram: options.Vram = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -81,6 +83,8 @@ def gen(
         loras=lora,
         lora_mode=lora_mode,
         quant=quant,
+        profile=profile,
+        vram=vram,
         settings=settings,
         warn=talk.warn,
     )

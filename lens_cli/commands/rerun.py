@@ -38,6 +38,8 @@ def rerun(
     lora: options.Lora = None,
     lora_mode: options.LoraHow = None,
     quant: options.Quantise = None,
+    profile: options.Profile = None,
+    vram: options.Vram = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -92,6 +94,8 @@ def rerun(
         loras=lora if lora is not None else _recorded_loras(recorded),
         lora_mode=lora_mode or _recorded_mode(recorded),
         quant=quant or recorded.quant,
+        profile=profile,
+        vram=vram,
         settings=settings,
         warn=talk.warn,
     )
