@@ -16,7 +16,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backend import presets
@@ -27,6 +27,7 @@ from backend.types import (
     Encoder,
     Generation,
     GenerationRequest,
+    LoraMode,
     ModelIdentity,
     OnEvent,
     Phase,
@@ -97,6 +98,7 @@ class Pipeline:
                 sigmas=tuple(1 - step / request.steps for step in range(request.steps + 1)),
                 dtype="float32" if request.dtype is DType.auto else str(request.dtype),
                 device="cpu",
+                loras=tuple(replace(use, mode=LoraMode.fused) for use in request.loras),
                 encoder=Encoder.exact if request.encoder is Encoder.auto else request.encoder,
                 template_date="2026-05-26",
                 timings={"denoise": 0.02},
@@ -105,7 +107,8 @@ class Pipeline:
 
 
 def _pixels(request: GenerationRequest, seed: int) -> bytes:
-    key = f"{request.prompt}|{seed}|{request.steps}|{request.guidance}".encode()
+    loras = "".join(f"|{use.sha256} {use.scale}" for use in request.loras if use.scale)
+    key = f"{request.prompt}|{seed}|{request.steps}|{request.guidance}{loras}".encode()
     tile = hashlib.sha256(key).digest()
     return (tile * (request.width * request.height * 3 // len(tile) + 1))[: request.width * request.height * 3]
 
