@@ -5,6 +5,8 @@ modulation. Each branch of guidance runs by itself in its own length, so nothing
 from its fast kernels; at guidance 1 there is one branch. The last block leaves out the text that nobody reads. The
 blocks are passed over once a step, both branches through each: a streamed block is brought to the device once.
 
+A step is a function of tensors alone (`_step`), so a GPU may record it and replay it (`backend.model.kernels.graphs`).
+
 Shapes: N image tokens, L text tokens, T text-encoder layers, F their width, C packed channels, D width.
 """
 
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from backend import sampling
 from backend.model.blocks import BlockSource
+from backend.model.kernels.attention import Backend, Choices, Shape, using
+from backend.model.kernels.graphs import GraphKey, Graphs, Inputs
 from backend.model.modulation import Folded
 from backend.model.positions import rope_table
 from backend.model.transformer import LensTransformer2DModel
@@ -43,19 +47,29 @@ class Denoiser:
         *,
         guidance: float = 1.0,
         source: BlockSource | None = None,
+        attention: Choices | None = None,
+        graphs: Graphs | None = None,
     ) -> None:
         """`grid`: latent height and width. `unconditional_1LTF`: features of a negative prompt; None: no text tokens;
         not used at guidance 1. `source`: None: the network's own blocks, which are then on its device.
 
-        The network may be without its modulation layers.
+        `attention`: the measured choice of a kernel; None: torch's own. `graphs`: of this network; None, or with a
+        `source`: steps are launched one operation after the other. The network may be without its modulation layers.
         """
         self.network, self.folded, self.grid, self.guidance = network, folded, grid, guidance
         self.source = network if source is None else source
         features = [conditional_1LTF]
         if guidance != 1.0:
             features.append(conditional_1LTF[:, :0] if unconditional_1LTF is None else unconditional_1LTF)
-        with torch.no_grad():
+        with torch.inference_mode():
             self.branches = tuple(self._branch(text) for text in features)
+        # One kernel for all branches: they differ by a few text tokens, and switching costs more.
+        self.backend = Backend.torch if attention is None else attention.choose(self._shape())
+        self.graphs = graphs if source is None else None
+        self._key = GraphKey(
+            grid, tuple(branch.text_1LD.shape[1] for branch in self.branches), guidance,
+            network.img_in.weight.dtype, self.backend,
+        )  # fmt: skip
 
     def __call__(self, x_1NC: Tensor, sigma: float) -> Tensor:
         """As `sampling.denoise` calls it. Raises ValueError for a sigma that is not of the schedule."""
@@ -66,21 +80,47 @@ class Denoiser:
         h, w = self.grid
         if x_1NC.shape[:2] != (1, h * w):
             raise ValueError(f"{list(x_1NC.shape[:2])} image tokens do not fill one latent of {h} x {w}")
-        image = self.network.img_in(x_1NC.to(self.network.img_in.weight.dtype))
-        images = [image] * len(self.branches)
-        texts = [branch.text_1LD for branch in self.branches]
+        inputs = {"picture": x_1NC, "modulation": self.folded.table_SW[step : step + 1]}
+        for i, branch in enumerate(self.branches):
+            inputs[f"text {i}"], inputs[f"rope {i}"] = branch.text_1LD, branch.rope
+        with using(self.backend):
+            return self._step(inputs) if self.graphs is None else self.graphs.run(self._key, inputs, self._step)
+
+    def _step(self, inputs: Inputs) -> Tensor:
+        """One step's velocity of nothing but its inputs and the weights."""
+        folded = Folded((0.0,), inputs["modulation"], self.folded.dim)  # of this step alone
+        image = self.network.img_in(inputs["picture"].to(self.network.img_in.weight.dtype))
+        branches = range(len(self.branches))
+        images, texts = [image for _ in branches], [inputs[f"text {i}"] for i in branches]
         last = self.network.params.num_layers - 1
         for index, block in enumerate(self.source.blocks()):
-            modulation = self.folded.block(step, index)
-            for i, branch in enumerate(self.branches):
-                images[i], texts[i] = block(images[i], texts[i], modulation, branch.rope, text_unread=index == last)
-        velocities = [self._output(image, step) for image in images]
-        return velocities[0] if len(velocities) == 1 else sampling.guide(*velocities, self.guidance)
+            modulation = folded.block(0, index)
+            for i in branches:
+                images[i], texts[i] = block(
+                    images[i], texts[i], modulation, inputs[f"rope {i}"], text_unread=index == last
+                )
+        velocities = [self._output(image, folded.final(0)) for image in images]
+        if len(velocities) == 1:
+            return velocities[0]
+        conditional, unconditional = velocities
+        return sampling.guide(conditional, unconditional, self.guidance)
 
     def _branch(self, text_1LTF: Tensor) -> Branch:
         weight = self.network.img_in.weight
         rope = rope_table(self.network.params, *self.grid, text_1LTF.shape[1], weight.device)
         return Branch(self.network.embed_text(text_1LTF.to(weight.device, weight.dtype)), rope)
 
-    def _output(self, image: Tensor, step: int) -> Tensor:
-        return self.network.proj_out(self.network.norm_out.modulated(image, self.folded.final(step)))
+    def _output(self, image: Tensor, modulation_BD2: Tensor) -> Tensor:
+        return self.network.proj_out(self.network.norm_out.modulated(image, modulation_BD2))
+
+    def _shape(self) -> Shape:
+        """What attention is given, in the branch with the most text."""
+        params = self.network.params
+        tokens = max(branch.rope.shape[0] for branch in self.branches)
+        return Shape(
+            heads=params.num_attention_heads,
+            queries=tokens,
+            keys=tokens,
+            head_size=params.attention_head_dim,
+            dtype=self.network.img_in.weight.dtype,
+        )

@@ -7,16 +7,20 @@ are constants; they belong to the model.
 Shapes: B batch, S tokens, D width, H heads, K head size, M hidden width of the MLP, R = B S rows.
 """
 
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: reportMissingImports=false, reportUnknownParameterType=false, reportMissingParameterType=false
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from backend.model.pointwise import Stream
 
 ELEMENTS = 1024  # handled by one program of an elementwise kernel
 HEADS_TOGETHER = 8  # of one token in one program of the kernel for queries and keys
@@ -142,7 +146,7 @@ def silu_mul(a: Tensor, b: Tensor, out: torch.dtype | None = None) -> Tensor:
 
 
 def joint_qkv(
-    streams: list[tuple[Tensor, Tensor, Tensor]],
+    streams: Sequence[Stream],
     rope: Tensor,
     heads: int,
     eps: float,
@@ -152,8 +156,7 @@ def joint_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the joint sequence, (B, H, S, K) each, from the streams' projections.
 
-    `streams`: for each (projection (B, s, 3 D), weight of the queries' norm, of the keys'). The first `query_streams`
-    of them have queries. The memory is laid out (B, S, H, K), which is what flash kernels read and how they write
+    Only the first `query_streams` streams have queries. The memory is laid out (B, S, H, K), which is what flash kernels read and how they write
     their answer, so that joining the heads afterwards copies nothing.
     """
     first = streams[0][0]
