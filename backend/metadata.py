@@ -84,6 +84,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         ],
         "dtype": generation.dtype,
         "quant": None if generation.quant is None else str(generation.quant),
+        "compiled": generation.compiled,
         "encoder": str(generation.encoder),
         "plan": generation.plan.pixels() if generation.plan is not None else None,
         "device": request.device,
@@ -152,6 +153,7 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
         encoder=_encoder(record, where),
         loras=_loras(record, where),
         quant=_quant(record, where),
+        compiled=record.get("compiled") is True,
     )
 
 

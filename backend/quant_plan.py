@@ -121,7 +121,7 @@ def _worth_keeping(found: Stored, itemsize: int, on_cpu: bool, free_memory: int 
 
 
 def _is_gguf(scheme: str | None) -> bool:
-    return scheme is not None and (scheme in _GGML_NAMES.values() or scheme.startswith("ggml "))
+    return scheme is not None and (scheme in GGML_NAMES.values() or scheme.startswith("ggml "))
 
 
 def _modulation_note(found: Stored) -> list[str]:
@@ -135,7 +135,7 @@ def _modulation_note(found: Stored) -> list[str]:
 
 # What is in the files ------------------------------------------------------------------------------------------------
 
-_GGML_NAMES = {
+GGML_NAMES = {
     2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k",
 }  # fmt: skip
 _GGML_FLOATS = {0: 4, 1: 2, 30: 2}
@@ -201,7 +201,7 @@ def _most(linears: list[_Linear]) -> str | None:
 
 def _ggml(dtype: str) -> str | None:
     kind = int(dtype)
-    return None if kind in _GGML_FLOATS else _GGML_NAMES.get(kind, f"ggml {kind}")
+    return None if kind in _GGML_FLOATS else GGML_NAMES.get(kind, f"ggml {kind}")
 
 
 def _safetensors(tensor: TensorHeader, stem: str, tensors: Mapping[str, TensorHeader]) -> str | None:
