@@ -35,7 +35,8 @@ def making_room(source: StreamedBlocks[LensBlock] | None, guest: nn.Module, devi
         return
     source.release()
     home = guest.state_dict()
-    cast(Any, guest).to(device, memory_format=torch.channels_last)  # as `checkpoint.load_vae` lays it on a GPU
+    # On a GPU as `checkpoint.load_vae` lays it there.
+    cast(Any, guest).to(device, **({"memory_format": torch.channels_last} if device.type == "cuda" else {}))
     try:
         yield
     finally:

@@ -33,7 +33,18 @@ from backend.model.tokenizer_files import load_tokenizer
 from backend.params import TemplateParams
 from backend.pipeline import Pipeline, choose_device, choose_dtype
 from backend.text.harmony import encode_prompt
-from backend.types import DType, Encoder, Event, Generation, GenerationRequest, Phase, PhaseDone, PhaseStarted, StepDone
+from backend.types import (
+    DType,
+    Encoder,
+    Event,
+    Generation,
+    GenerationRequest,
+    Phase,
+    PhaseDone,
+    PhaseStarted,
+    PlanMade,
+    StepDone,
+)
 from backend.weights import ModelFiles, resolve_model
 from tests.backend import plain_lens
 from tests.backend import tiny_weights as tiny
@@ -237,6 +248,8 @@ def test_events_in_order(model: Path) -> None:
         expected += [("start", Phase.denoise, 2, image), ("step", 1, 2, image), ("step", 2, 2, image)]
         expected += [("done", Phase.denoise, image)]
         expected += [("start", Phase.decode, None, image), ("done", Phase.decode, image)]
+    plan, *events = events
+    assert isinstance(plan, PlanMade) and plan.reason is None and plan.plan.device == "cpu"
     assert [short(event) for event in events] == expected
 
 

@@ -1,0 +1,197 @@
+"""The pipeline under other plans: the same pictures from streamed blocks, and what happens when memory runs out.
+
+Why it can be trusted: the yardstick is the same pipeline with everything in memory, which `test_pipeline` holds against
+a hand-written one. A GPU's plan is carried out on the CPU: the same code, with plain copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backend import pipeline as product
+from backend.errors import OutOfMemoryError
+from backend.model.block_stream import StreamedBlocks
+from backend.pipeline import Pipeline, ran_out
+from backend.planning import Planned
+from backend.residency import Machine, Place, Plan, Reader
+from backend.types import Event, Generation, Phase, PlanMade
+from backend.weights import resolve_model
+from tests.backend.test_pipeline import REQUEST, make, model, same
+
+__all__ = ["model"]  # a fixture
+
+GB = 10**9
+SEEDS = replace(REQUEST, seeds=(5, 9, 7), steps=1, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def wanted(model: Path) -> list[Generation]:
+    """The pictures of `SEEDS` with everything in memory."""
+    return make(model, SEEDS)
+
+
+def leaner(plan: Plan, place: Place = Place.pinned) -> Plan:
+    return replace(plan, device="cuda", place=place, reader=Reader.cpu)
+
+
+@pytest.mark.parametrize("place", [Place.pinned, Place.mapped])
+def test_streamed_blocks_make_the_same_picture(
+    model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch, place: Place
+) -> None:
+    sources: list[StreamedBlocks[Any]] = []
+    stream, planned = product.stream_blocks, product.plan_request
+
+    def spied(*args: Any, **kwargs: Any) -> StreamedBlocks[Any]:
+        assert kwargs["packed"] is (place is Place.pinned)
+        sources.append(stream(*args, **kwargs))
+        return sources[0]
+
+    def planned_for_a_card(*args: Any) -> Planned:
+        found = planned(*args)
+        return replace(found, plan=leaner(found.plan, place))
+
+    monkeypatch.setattr(product, "stream_blocks", spied)
+    monkeypatch.setattr(product, "plan_request", planned_for_a_card)
+    streamed = make(model, SEEDS)
+    assert len(sources) == 1 and not sources[0]._slots  # given back for the last decoding
+    assert all(same(a, b) for a, b in zip(wanted, streamed, strict=True))
+    assert streamed[0].plan is not None and streamed[0].plan.place is place
+
+
+# ------------------------------------------------------------------------------------------------- memory that runs out
+
+
+class Failing:
+    """Wraps a function; its calls with these numbers (from 0) find no memory."""
+
+    def __init__(self, function: Callable[..., Any], *calls: int, error: BaseException | None = None) -> None:
+        self.function, self.calls, self.count = function, calls, 0
+        self.error = error or torch.OutOfMemoryError("tried to allocate 2 GiB\nlong story")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        if self.count - 1 in self.calls:
+            raise self.error
+        return self.function(*args, **kwargs)
+
+
+def drawn(model: Path, events: list[Event]) -> Iterator[Generation]:
+    yield from Pipeline(resolve_model(str(model)), device="cpu").generate(
+        SEEDS, on_event=events.append, stop=lambda: False
+    )
+
+
+FAILURES = [
+    ("checkpoint.open_text_table", (0,), 0, "load encoder"),
+    ("checkpoint.load_transformer", (0,), 0, "load transformer"),
+    ("sampling.denoise", (1,), 1, "denoise"),
+    ("decode", (2,), 2, "decode"),
+]
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, name: str, *calls: int, error: BaseException | None = None) -> None:
+    *owners, last = name.split(".")
+    owner: Any = product
+    for part in owners:
+        owner = getattr(owner, part)
+    monkeypatch.setattr(owner, last, Failing(getattr(owner, last), *calls, error=error))
+
+
+@pytest.mark.parametrize(("where", "calls", "kept", "phase"), FAILURES, ids=[row[3] for row in FAILURES])
+def test_steps_down_once_and_goes_on(
+    model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch, where: str, calls: tuple[int, ...],
+    kept: int, phase: str,
+) -> None:  # fmt: skip
+    stages: list[str] = []
+
+    def step_down(model: Any, machine: Any, plan: Plan, stage: str) -> Plan:
+        stages.append(stage)
+        return leaner(plan)
+
+    monkeypatch.setattr(product, "step_down", step_down)
+    fail(monkeypatch, where, *calls)
+    events: list[Event] = []
+    made = list(drawn(model, events))
+    assert [g.seed for g in made] == [5, 9, 7] and [g.index for g in made] == [0, 1, 2]
+    assert all(same(a, b) for a, b in zip(made, wanted, strict=True))
+    assert [g.plan is not None and g.plan.streamed for g in made] == [index >= kept for index in range(3)]
+    first, second = [event for event in events if isinstance(event, PlanMade)]
+    assert first.reason is None and second.plan == leaner(first.plan)
+    assert second.reason == f"memory ran out ({phase}): tried to allocate 2 GiB"
+    assert stages == [{"load encoder": "encode", "decode": "decode"}.get(phase, "denoise")]
+
+
+def test_a_second_failure_is_the_error_and_keeps_what_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "step_down", lambda model, machine, plan, stage: leaner(plan))
+    fail(monkeypatch, "decode", 1, 2)
+    made: list[Generation] = []
+    with pytest.raises(OutOfMemoryError, match="not enough memory for 48x64 with tiny: tried to allocate") as raised:
+        for generation in drawn(model, []):
+            made.append(generation)  # noqa: PERF402  a list() would lose what came before the error
+    assert [g.seed for g in made] == [5] and raised.value.exit_code == 6
+    assert "--base" in str(raised.value.hint) and "\n" not in str(raised.value)
+
+
+def test_no_leaner_plan_is_the_error_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On this tiny model nothing can be saved: its plans differ by kilobytes."""
+    fail(monkeypatch, "decode", 0)
+    events: list[Event] = []
+    with pytest.raises(OutOfMemoryError):
+        list(drawn(model, events))
+    assert sum(isinstance(event, PlanMade) for event in events) == 1
+
+
+def test_which_errors_are_memory() -> None:
+    words = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
+    assert all(map(ran_out, (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError(words))))
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert ran_out(real.value)
+    assert not any(map(ran_out, (RuntimeError("shapes differ"), ValueError("out of memory"), KeyError("x"))))
+
+
+def test_other_errors_pass_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail(monkeypatch, "decode", 0, error=RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(drawn(model, []))
+
+
+# ------------------------------------------------------------------------------------------------------- which device
+
+
+def on_a_card(model: Path, monkeypatch: pytest.MonkeyPatch, free: int, *, device: str = "auto") -> Pipeline:
+    """A pipeline that believes in a card with so many bytes free."""
+
+    def look_at(device: torch.device) -> Machine:
+        return Machine(device=device.type, card=8 * GB, card_free=free, host_free=32 * GB)
+
+    monkeypatch.setattr(product, "look_at", look_at)
+    monkeypatch.setattr(product, "choose_device", lambda name: torch.device("cuda"))
+    return Pipeline(resolve_model(str(model)), device=device)
+
+
+def test_a_card_too_small_is_left_alone_unless_it_was_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = on_a_card(model, monkeypatch, 8 * GB)
+    assert roomy.plan_memory(REQUEST).plan.device == "cuda" and roomy.dtype == torch.bfloat16
+    full = on_a_card(model, monkeypatch, 100_000_000)
+    assert full.plan_memory(REQUEST).plan.device == "cpu"
+    assert (full.device.type, full.dtype) == ("cpu", torch.float32)
+    with pytest.raises(OutOfMemoryError, match="of memory on the GPU even in the leanest plan; 95 MB can be had"):
+        on_a_card(model, monkeypatch, 100_000_000, device="cuda").plan_memory(REQUEST)
+    with pytest.raises(OutOfMemoryError):
+        on_a_card(model, monkeypatch, 8 * GB).plan_memory(replace(REQUEST, vram=100_000_000))
+
+
+def test_every_phase_belongs_to_a_prediction() -> None:
+    watch = product._Watch(lambda event: None)
+    stages = set[str]()
+    for phase in Phase:
+        watch.phase = phase
+        stages.add(watch.stage)
+    assert stages == {"encode", "denoise", "decode"}

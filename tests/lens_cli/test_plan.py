@@ -1,0 +1,100 @@
+"""--profile and --vram from the outside: what --dry-run says, what a run says and records, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from backend.errors import UsageError
+from backend.images import read_metadata
+from backend.requests import build_request
+from backend.settings import GenerateSettings, Settings
+from backend.types import GenerationRequest
+from tests.lens_cli.cli import lens
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_dry_run_plans_for_a_card_that_is_not_here() -> None:
+    words = ("gen", "--dry-run", "a fish", "-m", "nano", "--vram", "8GB")
+    said = [line for line in lens(*words, real=True).err.splitlines() if line.startswith("plan: ")]
+    assert len(said) == 1 and said[0].startswith("plan: 8GB · transformer resident bf16 ")
+    plan = lens(*words, "--json", real=True).json["data"]["plan"]
+    assert f"plan: {plan['line']}" == said[0]
+    assert (plan["profile"], plan["device"], plan["cap"], plan["fits"]) == ("8GB", "cuda", 8_000_000_000, True)
+    assert 0 < plan["peak"]["denoise"] <= plan["peak_bytes"] < plan["budget"] < plan["cap"]
+
+
+def test_dry_run_says_what_will_not_run() -> None:
+    run = lens("gen", "--dry-run", "a fish", "-m", "nano", "--vram", "500MB", "--json", real=True)
+    assert run.code == 0 and run.json["data"]["plan"] is None
+    assert "will not run" in run.err and "even in the leanest plan" in run.err
+
+
+def test_a_run_by_profile_says_its_plan_and_records_it() -> None:
+    run = lens(
+        "gen", "a fish", "-m", "nano", "--profile", "cpu", "--steps", "1", "--base", "128", "-s", "3", "--json",
+        real=True, timeout=300, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    (line,) = [line for line in run.err.splitlines() if line.startswith("plan: ")]
+    assert line.startswith("plan: cpu · transformer float32 ")
+    assert f"plan: {run.json['data']['plan']['line']}" == line
+    assert "--profile cpu" in run.json["data"]["again"]
+    record = read_metadata(Path(run.json["data"]["images"][0]["path"])).record
+    assert record is not None and record["plan"]["encoder_on"] == "cpu" and record["plan"]["vae_strips"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vram", "8"], "'8' is no amount of memory"),
+        (["--vram", "-8GB"], "is no amount of memory"),
+        (["--profile", "9GB"], "unknown profile '9GB'"),
+        (["--profile", "8GB", "--vram", "8GB"], "exclude each other"),
+        (["--vram", "8GB", "--device", "cpu"], "is about a CUDA GPU"),
+        (["--profile", "8GB", "--device", "cpu"], "is about a CUDA GPU"),
+        (["--profile", "cpu", "--device", "cuda"], "contradict each other"),
+    ],
+)
+def test_refused(words: list[str], message: str) -> None:
+    run = lens("gen", "a fish", "-m", "nano", "--json", *words)
+    assert run.code == 2 and run.json["error"]["code"] == "usage"
+    assert message in run.json["error"]["message"] and run.json["error"]["hint"]
+    assert "\n" not in run.json["error"]["message"]
+    assert not list(Path().iterdir())
+
+
+def built(settings: GenerateSettings, **given: str | None) -> GenerationRequest:
+    return build_request(
+        prompt="a fish", model="nano", settings=Settings(generate=settings), warn=lambda line: None,
+        **given,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
+
+
+def test_settings_and_flags() -> None:
+    capped = GenerateSettings(vram="6GiB")
+    assert built(capped).vram == 6 * 2**30
+    assert built(capped, vram="8GB").vram == 8 * 10**9
+    assert (built(capped, profile="12gb").profile, built(capped, profile="12gb").vram) == ("12GB", None)
+    assert built(capped, device="cpu").vram is None  # a default for the GPU says nothing there
+    assert built(GenerateSettings(profile="cpu")).device == "cpu"
+    assert (built(GenerateSettings()).profile, built(GenerateSettings()).vram) == (None, None)
+    with pytest.raises(UsageError, match="no amount of memory"):
+        built(GenerateSettings(vram="plenty"))
+
+
+def test_the_last_line_keeps_the_cap() -> None:
+    run = lens("gen", "--dry-run", "a fish", "--vram", "6GiB", "--json")
+    assert run.json["data"]["request"]["vram"] == 6 * 2**30
+    again = run.json["data"]["again"].split()
+    size = again[again.index("--vram") + 1]
+    repeated = json.loads(lens("gen", "--dry-run", "a fish", "--vram", size, "--json").out)
+    assert repeated["data"]["request"]["vram"] == 6 * 2**30
