@@ -1,4 +1,4 @@
-"""How a picture is decoded in a given memory: what is kept, what is computed twice, how high a strip is. No torch needed.
+"""How a picture is decoded in a given memory: what is kept, what is computed twice, how high a strip is. No torch.
 
 The decoder's activations are largest at full resolution: 256 channels of 1024 x 1024 in bfloat16 are 512 MiB, and the
 obvious order of work holds three of those. Every group norm needs the mean and variance of the whole picture, so strips
@@ -70,10 +70,10 @@ def plan_decode(
         for elements in STRIP_ELEMENTS.get(device, STRIP_ELEMENTS["cuda"])
     ]
     fitting = [plan for plan in plans if memory is None or plan.peak_bytes <= memory]
-    if not fitting:
+    if not fitting and memory is not None:
         least = min(plan.peak_bytes for plan in plans)
         raise OutOfMemoryError(
-            f"decoding {width}x{height} needs {least / MiB:.0f} MiB beside the weights, {(memory or 0) / MiB:.0f} are free",
+            f"decoding {width}x{height} needs {least / MiB:.0f} MiB beside the weights, it may use {memory / MiB:.0f}",
             hint="Choose a smaller --base, or decode on the CPU with --device cpu.",
         )
     return min(fitting, key=lambda plan: plan.work)  # the first of equals: the highest strips
@@ -207,9 +207,9 @@ def _with_strips(shapes: list[StageShape], elements: int, middle: int, memory: i
         ]
         fitting = [o for o in options if memory is None or stage_peak(shape, o) <= memory]
         if fitting:
-            stages.append(min(fitting, key=lambda o: stage_work(shape, o)))  # noqa: B023  (used at once)
+            stages.append(min(fitting, key=lambda o: stage_work(shape, o)))
         else:
-            stages.append(min(options, key=lambda o: stage_peak(shape, o)))  # noqa: B023
+            stages.append(min(options, key=lambda o: stage_peak(shape, o)))
     return _plan(shapes, tuple(stages), middle)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,7 +67,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = params.block_out_channels[::-1], params.norm_num_groups
         self.conv_in = nn.Conv2d(params.latent_channels, widths[0], 3, padding=1)
-        self.up_blocks = nn.ModuleList()  # filled after the middle is made; first, so that names come in the usual order
+        self.up_blocks = nn.ModuleList()  # named before the middle, made after it
         self.mid_block = Middle(widths[0], groups, params.mid_block_add_attention)
         self.up_blocks.extend(
             Stage(wide, narrow, params.layers_per_block + 1, groups, up=i + 1 < len(widths))
@@ -102,7 +101,6 @@ class Stage(nn.Module):
             self.downsamplers = nn.ModuleList([Downsample(outside)])
         if up:
             self.upsamplers = nn.ModuleList([Upsample(outside)])
-        self.resampled = down or up
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x = x_BCHW

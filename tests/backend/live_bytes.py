@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -28,8 +29,8 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
-        given = {_key(t) for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in torch.utils._pytree.tree_leaves(out):
+        given = {_key(t) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and not tensor.is_meta and _key(tensor) not in given:
                 storage = tensor.untyped_storage()
                 self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())
