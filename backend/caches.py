@@ -32,7 +32,7 @@ class NamedCache:
     name: str  # what a person types
     what: str  # one phrase
     folder: Callable[[], Path]
-    suffix: str  # of its files
+    suffix: str  # of its files; "": every file, however deep
     limit_mb: Callable[[CacheSettings], int | None]  # None: no cap; 0: nothing is kept
 
 
@@ -70,6 +70,20 @@ CACHES = (
         what="headers of weights files",
         folder=lambda: paths.notes_dir("header-1"),
         suffix=".json",
+        limit_mb=lambda settings: None,
+    ),
+    NamedCache(
+        name="kernels",
+        what="which kernel is the fastest",
+        folder=paths.kernels_dir,
+        suffix=".json",
+        limit_mb=lambda settings: 1,
+    ),
+    NamedCache(
+        name="compiled",
+        what="kernels compiled for this machine",
+        folder=paths.compiled_dir,
+        suffix="",
         limit_mb=lambda settings: None,
     ),
 )
@@ -112,13 +126,18 @@ def open_store(name: str, settings: CacheSettings, warn: Callable[[str], None]) 
 
 
 def entries(folder: Path, suffix: str) -> list[Entry]:
-    """The kept files of a folder, least recently used first; a folder that is not there has none. Raises FileError."""
+    """The kept files of a folder, least recently used first; a folder that is not there has none. Raises FileError.
+
+    An empty suffix means every file, of the folders within as well.
+    """
     found: list[Entry] = []
     try:
         with os.scandir(folder) as listing:
             for item in listing:
                 with suppress(FileNotFoundError):  # another process has just removed it
-                    if item.name.endswith(suffix) and item.is_file(follow_symlinks=False):
+                    if not suffix and item.is_dir(follow_symlinks=False):
+                        found += entries(Path(item.path), suffix)
+                    elif item.name.endswith(suffix) and item.is_file(follow_symlinks=False):
                         stat = item.stat(follow_symlinks=False)
                         found.append(Entry(Path(item.path), stat.st_size, stat.st_mtime))
     except FileNotFoundError:

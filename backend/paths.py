@@ -96,14 +96,19 @@ def kernels_dir() -> Path:
     return cache_dir() / "kernels"
 
 
+def compiled_dir() -> Path:
+    """What compilers have made for this machine."""
+    return cache_dir() / "compiled"
+
+
 def triton_dir() -> Path:
-    """What triton has compiled."""
-    return cache_dir() / "triton"
+    """Of it, triton's kernels."""
+    return compiled_dir() / "triton"
 
 
 def inductor_dir() -> Path:
-    """What torch.compile has compiled."""
-    return cache_dir() / "inductor"
+    """Of it, what torch.compile made."""
+    return compiled_dir() / "inductor"
 
 
 def thumbs_dir() -> Path:

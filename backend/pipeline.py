@@ -27,7 +27,11 @@ from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
 from backend.model.decode_plan import DecodePlan
 from backend.model.denoiser import Denoiser
+from backend.model.kernels.attention import Choices
+from backend.model.kernels.compile import compile_blocks, failing_as_ours
+from backend.model.kernels.graphs import cuda_graphs
 from backend.model.placement import making_room, stream_blocks
+from backend.model.transformer import LensTransformer2DModel
 from backend.planning import Planned, capped, choose_arithmetic, look_at, plan_request
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.quantize import check_device, device_note
@@ -41,6 +45,7 @@ from backend.types import (
     Generation,
     GenerationRequest,
     LoraUse,
+    Noticed,
     OnEvent,
     Phase,
     PhaseDone,
@@ -83,12 +88,14 @@ class Pipeline:
         device: str = "auto",
         embeddings: Store | None = None,
         schedules: Store | None = None,
+        kernels: Store | None = None,
         llama: SharedLlama | None = None,
     ) -> None:
-        """`embeddings` and `schedules`: encoded prompts and folded schedules of earlier processes; None: computed.
-        `llama`: the model's GGUF where the reasoner has it open already; closed once the prompt is encoded."""
+        """`embeddings`, `schedules` and `kernels`: encoded prompts, folded schedules and measured kernels of earlier
+        processes; None: computed. `llama`: the model's GGUF where the reasoner has it open already; closed once the
+        prompt is encoded."""
         self.files = files
-        self.embeddings, self.schedules, self.llama = embeddings, schedules, llama
+        self.embeddings, self.schedules, self.kernels, self.llama = embeddings, schedules, kernels, llama
         self._wanted = (dtype, device)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device, files)
@@ -155,10 +162,12 @@ class Pipeline:
             source = None
             if plan.streamed:
                 source = stream_blocks(transformer, self.device, packed=plan.place is Place.pinned)
+            compiled = request.compiled and self._compile(transformer, plan, on_event)
             velocity = Denoiser(
                 transformer, folded, (h, w), conditional.features_1LTF,
                 None if unconditional is None else unconditional.features_1LTF, guidance=request.guidance,
-                source=source,
+                source=source, attention=Choices(self.device, self.kernels),
+                graphs=cuda_graphs(self.device, 0 if compiled else plan.graphs, lambda t: on_event(Noticed(text=t))),
             )  # fmt: skip
             vae = checkpoint.load_vae(self.files, self.dtype, home)
         identity = identify_model(self.files)
@@ -184,7 +193,7 @@ class Pipeline:
                     if i + 1 < request.steps and stop():
                         raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
 
-                with torch.inference_mode():
+                with torch.inference_mode(), failing_as_ours():
                     x = sampling.denoise(velocity, x, sigmas, on_step)
             if not bool(torch.isfinite(x).all()):
                 raise NumericsError(
@@ -210,6 +219,7 @@ class Pipeline:
                 encoder=settled.encoder,
                 loras=settled.loras,
                 quant=settled.quant.approximation,
+                compiled=compiled,
                 plan=plan,
                 template_date=self.params.text.template.date,
                 timings=mine,
@@ -217,6 +227,14 @@ class Pipeline:
             )
             if index + 1 < len(request.seeds) and stop():
                 raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
+
+    def _compile(self, transformer: LensTransformer2DModel, plan: Plan, on_event: OnEvent) -> bool:
+        """Whether the blocks will be compiled. Raises UsageError where nothing can be compiled here."""
+        if plan.streamed:
+            on_event(Noticed(text="--compile is ignored: the blocks are streamed"))
+            return False
+        compile_blocks(transformer)
+        return True
 
     def _settle(self, request: GenerationRequest) -> _Settled:
         """Raises UsageError and CheckpointError, before anything is loaded."""

@@ -57,6 +57,7 @@ def build_request(
     quant: Quant | None = None,
     profile: str | None = None,
     vram: str | None = None,
+    compiled: bool = False,
     settings: Settings,
     warn: Warn,
 ) -> GenerationRequest:
@@ -108,6 +109,7 @@ def build_request(
         quant=quant or chosen.quant,
         profile=profile,
         vram=memory,
+        compiled=compiled,
     )
 
 

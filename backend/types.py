@@ -147,6 +147,7 @@ class GenerationRequest:
     quant: Quant = Quant.auto  # of the transformer's linears
     profile: str | None = None  # class of card to plan memory for, by name; None: what is free decides
     vram: int | None = None  # bytes of the GPU to plan for and to keep to; None: what is free
+    compiled: bool = False  # the transformer's blocks by torch.compile: other last bits, just as exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +186,14 @@ class PlanMade:
     reason: str | None = None  # why it replaces the one before; None: it is the first
 
 
-Event = PhaseStarted | StepDone | PhaseDone | PlanMade
+@dataclass(frozen=True, kw_only=True)
+class Noticed:
+    """Something a person should know: what was asked for runs, but in another way."""
+
+    text: str
+
+
+Event = PhaseStarted | StepDone | PhaseDone | PlanMade | Noticed
 OnEvent = Callable[[Event], None]
 Stop = Callable[[], bool]  # polled after every step; True: raise CancelledError
 
@@ -215,6 +223,7 @@ class Generation:
     loras: tuple[LoraUse, ...] = ()  # with the mode that ran
     quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
     plan: Plan | None = None  # where everything lay; None: not planned
+    compiled: bool = False  # whether torch.compile fused the blocks
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version

@@ -72,6 +72,7 @@ def carry_out(
         draw=wanted(show, settings.output.show, talk),
         embeddings=open_store("embeddings", settings.cache, talk.warn),
         schedules=open_store("schedules", settings.cache, talk.warn),
+        kernels=open_store("kernels", settings.cache, talk.warn),
         llama=llama,
     )
     error = outcome.error()

@@ -146,6 +146,15 @@ Vram = Annotated[
         rich_help_panel=_PICTURE,
     ),
 ]
+Compiled = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Let torch.compile fuse the transformer's blocks. The first picture waits for it; kept for later runs. "
+        "Other last bits than without, just as exact.",
+        rich_help_panel=_PICTURE,
+    ),
+]
 
 Output = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from backend.types import Event, Phase, PhaseDone, PhaseStarted, PlanMade, StepDone
+from backend.types import Event, Noticed, Phase, PhaseDone, PhaseStarted, PlanMade, StepDone
 from lens_cli.console import Talk, human_bytes, talking_to_a_terminal
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class Meter(AbstractContextManager["Meter"]):
     def __call__(self, event: Event) -> None:
         if isinstance(event, PlanMade):
             self._tell(event)
+            return
+        if isinstance(event, Noticed):
+            self.pause()
+            self.talk.warn(event.text)
             return
         if isinstance(event, StepDone):
             self.steps += 1

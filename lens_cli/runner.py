@@ -122,11 +122,12 @@ def generations(
     *,
     embeddings: Store | None = None,
     schedules: Store | None = None,
+    kernels: Store | None = None,
     llama: SharedLlama | None = None,
 ) -> Iterator[tuple[int, Generation | Failure]]:
     """(index, picture or failure) in order. A failure of one picture goes on with the next; every other is raised.
 
-    `embeddings`, `schedules` and `llama` as `Pipeline` has them.
+    `embeddings`, `schedules`, `kernels` and `llama` as `Pipeline` has them.
     """
     from backend.text.shared import choose_encoder
     from backend.weights import resolve_model
@@ -143,8 +144,9 @@ def generations(
     if files.assumed:
         talk.say(f"note: {files.assumed}")
     pipeline = Pipeline(
-        files, dtype=request.dtype, device=request.device, embeddings=embeddings, schedules=schedules, llama=llama
-    )
+        files, dtype=request.dtype, device=request.device, embeddings=embeddings, schedules=schedules,
+        kernels=kernels, llama=llama,
+    )  # fmt: skip
     for note in pipeline.notes(request):
         talk.warn(note)
     done = 0
@@ -171,6 +173,7 @@ def run(
     on_picture: Callable[[Generation, dict[str, Any]], None] | None = None,
     embeddings: Store | None = None,
     schedules: Store | None = None,
+    kernels: Store | None = None,
     llama: SharedLlama | None = None,
 ) -> Outcome:
     """Make and save every picture of `request`; each path goes to stdout the moment its file is whole.
@@ -188,7 +191,14 @@ def run(
     with Interrupt() as interrupt, meter:
         try:
             made_in_order = generations(
-                request, meter, interrupt, talk, embeddings=embeddings, schedules=schedules, llama=llama
+                request,
+                meter,
+                interrupt,
+                talk,
+                embeddings=embeddings,
+                schedules=schedules,
+                kernels=kernels,
+                llama=llama,
             )
             for index, made in made_in_order:
                 meter.pause()

@@ -34,6 +34,7 @@ def command_line(request: GenerationRequest, output: str | None = None, *, reaso
     words += ["--lora-mode", str(mode)] if mode is not LoraMode.auto else []
     words += ["--profile", request.profile] if request.profile is not None else []
     words += ["--vram", f"{request.vram / 10**6:.15g}MB"] if request.vram is not None else []
+    words += ["--compile"] if request.compiled else []
     words += ["--reasoner", "off"] if request.expander is not None else reasoner
     words += ["--output", output] if output is not None else []
     return shlex.join(words)

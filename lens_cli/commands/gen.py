@@ -40,6 +40,7 @@ def gen(
     quant: options.Quantise = None,
     profile: options.Profile = None,
     vram: options.Vram = None,
+    compiled: options.Compiled = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -85,6 +86,7 @@ def gen(
         quant=quant,
         profile=profile,
         vram=vram,
+        compiled=compiled or False,
         settings=settings,
         warn=talk.warn,
     )

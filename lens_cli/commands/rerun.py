@@ -40,6 +40,7 @@ def rerun(
     quant: options.Quantise = None,
     profile: options.Profile = None,
     vram: options.Vram = None,
+    compiled: options.Compiled = None,
     output: options.Output = None,
     format: options.Format = None,  # noqa: A002  the flag's own name
     quality: options.Quality = None,
@@ -96,6 +97,7 @@ def rerun(
         quant=quant or recorded.quant,
         profile=profile,
         vram=vram,
+        compiled=recorded.compiled if compiled is None else compiled,
         settings=settings,
         warn=talk.warn,
     )

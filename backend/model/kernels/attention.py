@@ -42,9 +42,6 @@ LARGE_V = 3e4  # standard deviation of the values tried: their largest reaches t
 CHECKED = 64  # queries compared with float32
 WORSE = 2.0  # times the smallest error of all kernels that a kernel may have
 
-Warn = Callable[[str], None]
-
-
 class Backend(StrEnum):
     """A kernel of `scaled_dot_product_attention`."""
 
@@ -141,10 +138,9 @@ class Choices:
         *,
         measure: Callable[[torch.device, Shape, Backend], Trial] | None = None,
         machine: dict[str, str] | None = None,
-        warn: Warn = lambda _: None,
     ) -> None:
         """`store`: where tables are kept; None: this process only. `measure`, `machine`: None: CUDA's."""
-        self.device, self._store, self._warn = device, store, warn
+        self.device, self._store = device, store
         self._measure = measure or (_time if device.type == "cuda" else None)
         if machine is None:
             machine = describe_machine(device) if device.type == "cuda" else {"device": device.type}

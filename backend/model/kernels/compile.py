@@ -13,11 +13,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from backend import paths
-from backend.errors import UsageError
+from backend.errors import LensError, UsageError
 from backend.model.transformer import LensTransformer2DModel
 
 COMPILERS = ("g++", "c++", "clang++")  # what torch looks for where CXX names none
@@ -30,6 +32,19 @@ def compile_blocks(network: LensTransformer2DModel) -> None:
     _keep_on_disk()
     for block in list(network.blocks())[:-1]:
         block.compile(dynamic=True, fullgraph=True)
+
+
+@contextmanager
+def failing_as_ours() -> Iterator[None]:
+    """The compiler's own failures as a LensError; nothing that is compiled runs outside of this."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Asked by name: importing torch._dynamo to know its class would cost every run 1.2 s.
+        if not any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+            raise
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LensError(f"torch.compile failed: {first}", hint="Drop --compile.") from error
 
 
 def check_compiler(device: torch.device) -> None:

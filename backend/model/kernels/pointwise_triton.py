@@ -156,8 +156,8 @@ def joint_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the joint sequence, (B, H, S, K) each, from the streams' projections.
 
-    Only the first `query_streams` streams have queries. The memory is laid out (B, S, H, K), which is what flash kernels read and how they write
-    their answer, so that joining the heads afterwards copies nothing.
+    Only the first `query_streams` streams have queries. The memory is laid out (B, S, H, K), which is what flash
+    kernels read and how they write their answer, so that joining the heads afterwards copies nothing.
     """
     first = streams[0][0]
     b, dtype = first.shape[0], out or first.dtype
