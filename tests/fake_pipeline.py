@@ -60,6 +60,7 @@ def resolve_model(name: str) -> FakeFiles:
 class Pipeline:
     def __init__(
         self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, schedules: object = None,
+        kernels: object = None,
         llama: object = None,
     ) -> None:  # fmt: skip
         self.files, self.dtype, self.device = files, dtype, device
