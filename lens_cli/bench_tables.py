@@ -48,11 +48,12 @@ def describe(measurement: Measurement) -> list[str]:
     lines = [
         f"{label(m.case)}: {tokens}, {m.parameters:,} parameters",
         f"{machine_line(m)}; what else was running is not known",
+        f"plan: {m.plan.line()}",
         "",
-        f"{'phase':<{_WIDE}}{'cold':>10}{'median':>10}{'min':>10}{'max':>10}   peak memory",
+        f"{'phase':<{_WIDE}}{'cold':>10}{'median':>10}{'min':>10}{'max':>10}{'cpu':>10}   peak memory",
     ]
     for p in m.phases:
-        cells = [seconds(p.cold), *spread_cells(p.warm)]
+        cells = [seconds(p.cold), *spread_cells(p.warm), seconds(p.processor and p.processor.median)]
         peak = "" if p.peak_bytes is None else human_bytes(p.peak_bytes)
         lines.append(
             f"{_INSIDE.get(p.part, p.part):<{_WIDE}}" + "".join(f"{cell:>10}" for cell in cells) + f"   {peak}".rstrip()
@@ -67,14 +68,13 @@ def describe(measurement: Measurement) -> list[str]:
 
 
 def _compared(c: Comparison) -> list[str]:
-    lines = [
-        f"{'against published':<{_WIDE}}{'lens':>10}{'reference':>12}{'ratio':>10}{'min':>8}{'max':>8}   (A B A B)",
-    ]
+    heads = f"{'lens':>10}{'reference':>12}{'ratio':>10}{'min':>8}{'max':>8}{'cpu ratio':>12}"
+    lines = [f"{'against published':<{_WIDE}}{heads}"]
     for name, race in (("denoise", c.denoise), ("decode", c.decode), ("both", c.both)):
         ratios = race.ratios
         lines.append(
-            f"{name:<{_WIDE}}{seconds(race.ours.median):>10}{seconds(race.reference.median):>12}"
-            f"{ratios.median:>9.2f}x{ratios.low:>8.2f}{ratios.high:>8.2f}"
+            f"{name:<{_WIDE}}{seconds(race.ours.median):>10}{seconds(race.reference.median):>12}{ratios.median:>9.2f}x"
+            f"{ratios.low:>8.2f}{ratios.high:>8.2f}{race.processor_ratios.median:>11.2f}x"
         )
     lines += ["", f"{'relative error':<44}{'latent max':>12}{'rms':>10}{'picture max':>14}{'rms':>10}"]
     for d in c.differences:
@@ -128,8 +128,14 @@ def as_data(m: Measurement) -> dict[str, Any]:
         "packed": m.packed,
         "parameters": m.parameters,
         "machine": _machine(m.machine),
+        "plan": m.plan.data(),
         "phases": {
-            str(p.part): {"cold": p.cold, "warm": p.warm and _spread(p.warm), "peak_bytes": p.peak_bytes}
+            str(p.part): {
+                "cold": p.cold,
+                "warm": p.warm and _spread(p.warm),
+                "processor": p.processor and _spread(p.processor),
+                "peak_bytes": p.peak_bytes,
+            }
             for p in m.phases
         },
         "against": m.comparison and _comparison(m.comparison),
@@ -146,7 +152,12 @@ def _spread(spread: Spread) -> dict[str, Any]:
 
 def _comparison(c: Comparison) -> dict[str, Any]:
     def race(race: Race) -> dict[str, Any]:
-        return {"lens": _spread(race.ours), "reference": _spread(race.reference), "ratio": _spread(race.ratios)}
+        return {
+            "lens": _spread(race.ours),
+            "reference": _spread(race.reference),
+            "ratio": _spread(race.ratios),
+            "processor_ratio": _spread(race.processor_ratios),
+        }
 
     def distance(d: Distance) -> dict[str, float]:
         return {"max": d.maximum, "rms": d.rms}

@@ -118,6 +118,8 @@ def _override(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
         out |= {"ar": None, "base": None}
     elif "base" in values or "ar" in values:
         out |= {"size": None}
+    if "vram" in values or "profile" in values:
+        out |= {"vram": None, "profile": None}
     return out | values
 
 
@@ -125,6 +127,7 @@ def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
     """["steps=4,20", "base=128"] -> [{steps: 4, base: 128}, {steps: 20, base: 128}]. Raises UsageError."""
     kinds: dict[str, Callable[[str], Any]] = {
         "size": str, "ar": str, "base": int, "steps": int, "guidance": float, "dtype": DType, "quant": Quant,
+        "profile": str, "vram": str,
     }  # fmt: skip
     axes: dict[str, list[Any]] = {}
     for text in texts:

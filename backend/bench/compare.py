@@ -8,7 +8,7 @@ which is what a claim of exactness is judged by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,23 +19,41 @@ from backend import latents
 from backend.bench import reference
 from backend.bench.networks import Ours
 from backend.bench.subject import Subject, Text
-from backend.bench.timing import Spread, added, timed
-from backend.errors import NumericsError
+from backend.bench.timing import Spread, Took, timed, walls
+from backend.errors import NumericsError, UsageError
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Race:
-    """Seconds of both sides, run by run, in the order of the runs."""
+    """What both sides took, run by run, in the order of the runs."""
 
-    ours: Spread
-    reference: Spread
+    ours_took: tuple[Took, ...]
+    reference_took: tuple[Took, ...]
+
+    @property
+    def ours(self) -> Spread:
+        """Seconds."""
+        return walls(self.ours_took)
+
+    @property
+    def reference(self) -> Spread:
+        """Seconds."""
+        return walls(self.reference_took)
 
     @property
     def ratios(self) -> Spread:
         """How many times as long the reference took, of each pair of neighbouring runs."""
-        return Spread(tuple(b / a for a, b in zip(self.ours.samples, self.reference.samples, strict=True)))
+        return Spread(tuple(b.wall / a.wall for a, b in self._pairs()))
+
+    @property
+    def processor_ratios(self) -> Spread:
+        """The same of processor seconds; says nothing where a GPU does the work."""
+        return Spread(tuple(b.processor / a.processor for a, b in self._pairs()))
+
+    def _pairs(self) -> Iterator[tuple[Took, Took]]:
+        return zip(self.ours_took, self.reference_took, strict=True)
 
 
 @dataclass(frozen=True)
@@ -65,9 +83,14 @@ class Comparison:
     @property
     def both(self) -> Race:
         return Race(
-            ours=added([self.denoise.ours, self.decode.ours]),
-            reference=added([self.denoise.reference, self.decode.reference]),
+            _summed(self.denoise.ours_took, self.decode.ours_took),
+            _summed(self.denoise.reference_took, self.decode.reference_took),
         )
+
+
+def _summed(first: Sequence[Took], second: Sequence[Took]) -> tuple[Took, ...]:
+    pairs = zip(first, second, strict=True)
+    return tuple(Took(a.wall + b.wall, a.processor + b.processor) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -79,21 +102,26 @@ class _Made:
 def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison:
     """Alternate `runs` timed pairs after one untimed run of each side. Call under inference_mode.
 
-    Takes the memory of the weights that our side does not hold as they are (modulation), and of no others.
-    `float32_run` adds the run in float32, where the arithmetic is another: its weights are widened one at a time.
+    Takes the memory of the weights that our side does not hold as they are (modulation), and of no others. Raises
+    UsageError where blocks are streamed: the published pipeline is resident. `float32_run` adds the run in float32,
+    where the arithmetic is another: its weights are widened one at a time.
     """
+    if ours.transformer.source is not None:
+        raise UsageError(
+            "--against reference needs the whole model on the device, and this plan streams it",
+            hint="drop --vram or --profile, or measure without --against",
+        )
     published = _Published(ours.subject, ours.text, _shared_weights(ours), dict(ours.vae.state_dict()))
     made = {"this project": _make(ours)[0], "reference": published.run()[0]}
     say("reference ready")
-    seconds: dict[str, list[float]] = {"denoise": [], "decode": [], "reference denoise": [], "reference decode": []}
+    took: dict[str, list[Took]] = {"denoise": [], "decode": [], "reference denoise": [], "reference decode": []}
     for run in range(runs):
         for prefix, make in (("", lambda: _make(ours)), ("reference ", published.run)):
             _, (denoised, decoded) = make()
-            seconds[f"{prefix}denoise"].append(denoised)
-            seconds[f"{prefix}decode"].append(decoded)
-        ratio = seconds["reference denoise"][-1] / seconds["denoise"][-1]
+            took[f"{prefix}denoise"].append(denoised)
+            took[f"{prefix}decode"].append(decoded)
+        ratio = took["reference denoise"][-1].wall / took["denoise"][-1].wall
         say(f"pair {run + 1}/{runs}: the reference denoises in {ratio:.2f} times this project's time")
-    spreads = {name: Spread(tuple(samples)) for name, samples in seconds.items()}
 
     made["reference at batch 1"] = published.run(batched=False)[0]
     pairs = [("this project", "reference"), ("reference at batch 1", "reference")]
@@ -103,14 +131,14 @@ def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison
             made["float32"] = published.widened().run()[0]
         pairs += [(what, "float32") for what in ("this project", "reference", "reference at batch 1")]
     return Comparison(
-        denoise=Race(ours=spreads["denoise"], reference=spreads["reference denoise"]),
-        decode=Race(ours=spreads["decode"], reference=spreads["reference decode"]),
+        denoise=Race(tuple(took["denoise"]), tuple(took["reference denoise"])),
+        decode=Race(tuple(took["decode"]), tuple(took["reference decode"])),
         differences=tuple(_difference(made, what, against) for what, against in pairs),
     )
 
 
-def _make(ours: Ours) -> tuple[_Made, tuple[float, float]]:
-    """What was made, and the seconds of denoising and of decoding down to bytes on the host."""
+def _make(ours: Ours) -> tuple[_Made, tuple[Took, Took]]:
+    """What was made, and what denoising took and decoding down to bytes on the host."""
     device = ours.subject.device
     latent, denoised = timed(device, lambda: ours.denoise(lambda i: None))
     (picture, _), decoded = timed(device, lambda: _with_bytes(ours.decode(latent), latents.to_pixels))
@@ -131,7 +159,7 @@ class _Published:
         vae = {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
         return _Published(self.subject, self.ours_text, Widened(self.lens.weights), vae)
 
-    def run(self, *, batched: bool = True) -> tuple[_Made, tuple[float, float]]:
+    def run(self, *, batched: bool = True) -> tuple[_Made, tuple[Took, Took]]:
         subject, request = self.subject, self.subject.case.request
         latent, denoised = timed(
             subject.device,
@@ -175,7 +203,7 @@ def _exact_float32() -> Iterator[None]:
 
 def _shared_weights(ours: Ours) -> dict[str, Tensor]:
     """Every public tensor of the transformer: our network's own where it holds it as it is, else read once more."""
-    held = dict(ours.transformer.state_dict())
+    held = dict(ours.transformer.network.state_dict())
     table, dtype = ours.subject.transformer_table(), ours.subject.dtype
     weights: dict[str, Tensor] = {}
     for name, entry in table.entries.items():

@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +29,11 @@ from backend.bench import networks
 from backend.bench.case import Case
 from backend.bench.compare import Comparison, compare
 from backend.bench.subject import Subject, Text, open_subject
-from backend.bench.timing import Marks, Peak, Spread, added, timed, wait
+from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, processors, timed, walls
 from backend.errors import LensError
 from backend.pipeline import describe_device
+from backend.planning import capped
+from backend.residency import Plan
 from backend.types import Phase
 from backend.weights import ModelFiles
 
@@ -62,6 +63,7 @@ class PhaseTimes:
     part: Part
     cold: float | None
     warm: Spread | None
+    processor: Spread | None  # seconds of all threads, of the warm runs, or of the cold one where that is the only one
     peak_bytes: int | None  # the highest of all its runs; None: of no phase of its own
 
 
@@ -90,6 +92,7 @@ class Measurement:
     text_tokens: int
     packed: str | None  # how the transformer's linears lie in memory; None: in `dtype`
     parameters: int  # of the transformer
+    plan: Plan  # of memory, with the peak that it predicts
     phases: tuple[PhaseTimes, ...]
     comparison: Comparison | None
 
@@ -122,20 +125,9 @@ def measure(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     subject = open_subject(case)
     bench = _Bench(subject, runs, say)
-    if front is None or not front.fits(subject):
-        front = _measure_front(bench, front)
-        bench.phases.clear()
-    transformer, folded = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
-    bench.load(Part.fold, lambda: networks.fold(subject))
-    vae = bench.load(Part.load_vae, lambda: networks.load_vae(subject))
-    ours = networks.Ours(subject=subject, transformer=transformer, folded=folded, vae=vae, text=front.text)
-    comparison = None
-    with torch.inference_mode():
-        latent = bench.denoise(ours)
-        bench.repeat(Part.decode, lambda: latents.to_pixels(ours.decode(latent)).cpu())
-        if against:
-            comparison = compare(ours, runs=runs, float32_run=float32_run, say=say)
-    phases = (*front.phases, *bench.phases)
+    say(subject.plan.line())
+    with capped(subject.plan, subject.device):
+        front, phases, comparison = _measure(bench, front, against=against, float32_run=float32_run)
     measurement = Measurement(
         case=case,
         dtype=str(subject.dtype).removeprefix("torch."),
@@ -144,10 +136,32 @@ def measure(
         text_tokens=front.text.tokens,
         packed=subject.quant.scheme if subject.quant.packed else None,
         parameters=sum(math.prod(entry.shape) for entry in subject.transformer_table().entries.values()),
+        plan=subject.plan,
         phases=(*phases, _picture(phases, cold=not case.random)),
         comparison=comparison,
     )
     return measurement, front
+
+
+def _measure(
+    bench: _Bench, front: Front | None, *, against: bool, float32_run: bool
+) -> tuple[Front, tuple[PhaseTimes, ...], Comparison | None]:
+    """One phase after the other, as `lens gen` has them."""
+    subject = bench.subject
+    if front is None or not front.fits(subject):
+        front = _measure_front(bench, front)
+        bench.phases.clear()
+    transformer = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
+    bench.load(Part.fold, lambda: networks.fold(subject))
+    vae = bench.load(Part.load_vae, lambda: networks.load_vae(subject))
+    ours = networks.Ours(subject=subject, transformer=transformer, vae=vae, text=front.text, say=bench.say)
+    comparison = None
+    with torch.inference_mode():
+        latent = bench.denoise(ours)
+        bench.repeat(Part.decode, lambda: latents.to_pixels(ours.decode(latent)).cpu())
+        if against:
+            comparison = compare(ours, runs=bench.runs, float32_run=float32_run, say=bench.say)
+    return front, (*front.phases, *bench.phases), comparison
 
 
 class _Bench:
@@ -158,25 +172,33 @@ class _Bench:
         self.peak = Peak(subject.device)
         self.phases: list[PhaseTimes] = []
 
-    def note(self, part: Part, seconds: Sequence[float], peak: int | None, *, cold: bool = True) -> None:
-        """Keep one part's seconds, the first of them cold unless `cold` is False."""
-        first, rest = (seconds[0], seconds[1:]) if cold else (None, seconds)
-        warm = Spread(tuple(rest)) if rest else None
-        self.phases.append(PhaseTimes(part=part, cold=first, warm=warm, peak_bytes=peak))
-        shown = f"{warm.median:.3g} s" if warm else f"{first:.3g} s the first time"
-        self.say(f"{part}: {shown}" + (f", peak memory {peak / 1e9:.2f} GB" if peak is not None else ""))
+    def note(self, part: Part, runs: Sequence[Took], peak: int, *, cold: bool = True) -> None:
+        """Keep what one part took, the first of its runs cold unless `cold` is False."""
+        warm = runs[1:] if cold else runs
+        spread = walls(warm) if warm else None
+        self.phases.append(
+            PhaseTimes(
+                part=part,
+                cold=runs[0].wall if cold else None,
+                warm=spread,
+                processor=processors(warm or runs),
+                peak_bytes=peak,
+            )
+        )
+        shown = f"{spread.median:.3g} s" if spread else f"{runs[0].wall:.3g} s the first time"
+        self.say(f"{part}: {shown}, peak memory {peak / 1e9:.2f} GB")
 
     def repeat(self, part: Part, work: Callable[[], Result], *, times: int | None = None) -> Result:
         """Run `work` once cold and then again, `times` in all; what one run gives is gone before the next."""
         self.peak.reset()
-        seconds: list[float] = []
+        runs: list[Took] = []
         result: Result | None = None
         for _ in range(self.runs + 1 if times is None else times):
             result = None
             gc.collect()
             result, took = timed(self.subject.device, work)
-            seconds.append(took)
-        self.note(part, seconds, self.peak.read())
+            runs.append(took)
+        self.note(part, runs, self.peak.read())
         return cast(Result, result)
 
     def load(self, part: Part, work: Callable[[], Result]) -> Result:
@@ -197,7 +219,8 @@ class _Bench:
 
         latent = self.repeat(Part.denoise, once)
         steps = [mark.seconds() for mark in marks]
-        self.note(Part.step, [steps[0][0], *(second for run in steps[1:] for second in run)], None)
+        warm = Spread(tuple(second for run in steps[1:] for second in run))
+        self.phases.append(PhaseTimes(part=Part.step, cold=steps[0][0], warm=warm, processor=None, peak_bytes=None))
         return latent
 
 
@@ -207,18 +230,17 @@ def _measure_front(bench: _Bench, earlier: Front | None) -> Front:
     if earlier is not None:
         bench.phases += [phase for phase in earlier.phases if phase.part is Part.imports]
     else:
-        seconds, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
-        bench.note(Part.imports, seconds, max(peaks), cold=False)
-    spent: dict[Phase, list[float]] = {}
+        took, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
+        bench.note(Part.imports, took, max(peaks), cold=False)
+    spent: dict[Phase, list[Took]] = {}
     highest: dict[Phase, int] = {}
 
     @contextmanager
     def hook(phase: Phase) -> Iterator[None]:
         bench.peak.reset()
-        start = time.perf_counter()
+        clock = Clock(subject.device)
         yield
-        wait(subject.device)
-        spent.setdefault(phase, []).append(time.perf_counter() - start)
+        spent.setdefault(phase, []).append(clock.read())
         highest[phase] = max(highest.get(phase, 0), bench.peak.read())
 
     if subject.files is not None:
@@ -239,12 +261,12 @@ start = time.perf_counter()
 import backend.pipeline, backend.model.autoencoder, backend.model.transformer
 seconds = time.perf_counter() - start
 from backend.bench.timing import high_water
-print(seconds, high_water())
+print(seconds, time.process_time(), high_water())
 """
 
 
-def _import_once() -> tuple[float, int]:
-    """Seconds and peak bytes of a process that imports what `lens gen` imports, and does nothing else."""
+def _import_once() -> tuple[Took, int]:
+    """Time and peak bytes of a process that imports what `lens gen` imports, and does nothing else."""
     import backend
 
     root = str(Path(next(iter(backend.__path__))).parent)
@@ -253,8 +275,8 @@ def _import_once() -> tuple[float, int]:
     if done.returncode:
         last = next(reversed(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
         raise LensError(f"a fresh process cannot import lens: {last}")
-    seconds, peak = done.stdout.split()
-    return float(seconds), int(peak)
+    wall, processor, peak = done.stdout.split()
+    return Took(float(wall), float(processor)), int(peak)
 
 
 def drop_from_cache(files: ModelFiles) -> None:
@@ -269,12 +291,16 @@ def drop_from_cache(files: ModelFiles) -> None:
 def _picture(phases: Sequence[PhaseTimes], *, cold: bool) -> PhaseTimes:
     """Warm: the sum of encoding, denoising and decoding, run by run. Cold: the first time of everything, imports too;
     None where random weights stand in for files."""
-    warm = [p.warm for p in phases if p.part in (Part.encode, Part.denoise, Part.decode) and p.warm is not None]
+    parts = [p for p in phases if p.part in (Part.encode, Part.denoise, Part.decode)]
     firsts = [p.cold for p in phases if p.part not in (Part.fold, Part.step) and p.cold is not None]
     imports = [p.warm.median for p in phases if p.part is Part.imports and p.warm is not None]
     peaks = [p.peak_bytes for p in phases if p.part is not Part.imports and p.peak_bytes is not None]
     return PhaseTimes(
-        part=Part.picture, cold=sum(firsts + imports) if cold else None, warm=added(warm), peak_bytes=max(peaks)
+        part=Part.picture,
+        cold=sum(firsts + imports) if cold else None,
+        warm=added([p.warm for p in parts if p.warm is not None]),
+        processor=added([p.processor for p in parts if p.processor is not None]),
+        peak_bytes=max(peaks),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,26 +16,50 @@ from backend.bench.subject import Subject, Text
 from backend.errors import NumericsError
 from backend.model import checkpoint, modulation
 from backend.model.autoencoder import AutoencoderKLFlux2, build_vae, decode_latent, latent_statistics
+from backend.model.block_stream import StreamedBlocks
 from backend.model.denoiser import Denoiser
+from backend.model.kernels.attention import Choices
+from backend.model.kernels.compile import compile_blocks, failing_as_ours
+from backend.model.kernels.graphs import cuda_graphs
 from backend.model.modulation import Folded
-from backend.model.transformer import LensTransformer2DModel
+from backend.model.placement import making_room, stream_blocks
+from backend.model.transformer import LensBlock, LensTransformer2DModel
+from backend.residency import Place
 
 
-def load_transformer(subject: Subject) -> tuple[LensTransformer2DModel, Folded]:
-    """Without its modulation layers, and what they say of the request's schedule: from its files, or drawn at random on
-    the device itself, the modulation one block at a time. Raises CheckpointError.
+@dataclass(frozen=True)
+class Transformer:
+    """The network without its modulation layers, what those say of the schedule, and where its blocks come from."""
+
+    network: LensTransformer2DModel
+    folded: Folded
+    source: StreamedBlocks[LensBlock] | None  # None: they are on the device
+
+
+def load_transformer(subject: Subject) -> Transformer:
+    """From its files, or drawn at random where it is to lie, the modulation one block at a time.
+
+    Raises CheckpointError, UsageError where the request wants compiled blocks and nothing can be compiled here.
     """
     if subject.files is not None:
-        return checkpoint.load_transformer(
-            subject.files, subject.dtype, subject.device, quant=subject.quant, sigmas=subject.sigmas[:-1]
-        )
-    params, table = subject.params.dit, subject.transformer_table()
-    folded = fold(subject)
-    with torch.device("meta"), checkpoint.Uninitialised():
-        network = LensTransformer2DModel(**asdict(params))
-    network.drop_modulation()
-    unused = tuple(modulation.modulation_names(params))
-    return checkpoint._fill(network, table, subject.dtype, subject.device, unused, subject.quant), folded
+        network, folded = checkpoint.load_transformer(
+            subject.files, subject.dtype, subject.home, quant=subject.quant, sigmas=subject.sigmas[:-1],
+            fold_on=subject.device,
+        )  # fmt: skip
+    else:
+        params, folded = subject.params.dit, fold(subject)
+        with torch.device("meta"), checkpoint.Uninitialised():
+            network = LensTransformer2DModel(**asdict(params))
+        network.drop_modulation()
+        unused = tuple(modulation.modulation_names(params))
+        table = subject.transformer_table()
+        network = checkpoint._fill(network, table, subject.dtype, subject.home, unused, subject.quant)
+    source = None
+    if subject.plan.streamed:
+        source = stream_blocks(network, subject.device, packed=subject.plan.place is Place.pinned)
+    elif subject.case.request.compiled:
+        compile_blocks(network)
+    return Transformer(network, folded, source)
 
 
 def fold(subject: Subject) -> Folded:
@@ -47,11 +72,14 @@ def fold(subject: Subject) -> Folded:
 def load_vae(subject: Subject) -> AutoencoderKLFlux2:
     """As `load_transformer`."""
     if subject.files is not None:
-        return checkpoint.load_vae(subject.files, subject.dtype, subject.device)
-    table = random_weights.vae_table(subject.params.vae, subject.dtype, subject.device)
+        return checkpoint.load_vae(subject.files, subject.dtype, subject.home)
+    table = random_weights.vae_table(subject.params.vae, subject.dtype, subject.home)
     with torch.device("meta"), checkpoint.Uninitialised():
         network = build_vae(subject.params.vae)
-    return checkpoint._fill(network, table, subject.dtype, subject.device)
+    network = checkpoint._fill(network, table, subject.dtype, subject.home)
+    if subject.home.type == "cuda":  # as `checkpoint.load_vae` lays it
+        cast(Any, network).to(memory_format=torch.channels_last)
+    return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +87,42 @@ class Ours:
     """Everything between noise and picture. Call it within `torch.inference_mode`."""
 
     subject: Subject
-    transformer: LensTransformer2DModel
-    folded: Folded
+    transformer: Transformer
     vae: AutoencoderKLFlux2
     text: Text
+    say: Callable[[str], None]  # gets what a person should know about the device's kernels
 
     @cached_property
     def denoiser(self) -> Denoiser:
-        """Made by the first picture and kept for the others, as `lens gen` does for all seeds of a request."""
+        """Made by the first picture, which chooses its kernels, and kept for the others, as for all of a request."""
+        subject, transformer = self.subject, self.transformer
+        graphs = 0 if subject.case.request.compiled else subject.plan.graphs
         return Denoiser(
-            self.transformer,
-            self.folded,
-            self.subject.grid,
+            transformer.network,
+            transformer.folded,
+            subject.grid,
             self.text.conditional_1LTF,
             self.text.unconditional_1LTF,
-            guidance=self.subject.case.request.guidance,
+            guidance=subject.case.request.guidance,
+            source=transformer.source,
+            attention=Choices(subject.device, None),
+            graphs=cuda_graphs(subject.device, graphs, self.say),
         )
 
     def denoise(self, on_step: Callable[[int], None]) -> Tensor:
-        """The packed latent (1, N, C) float32. Raises NumericsError."""
-        x = sampling.denoise(self.denoiser, self.subject.noise(), self.subject.sigmas, lambda i, x: on_step(i))
+        """The packed latent (1, N, C) float32. Raises NumericsError, LensError where compiling fails."""
+        with failing_as_ours():
+            x = sampling.denoise(self.denoiser, self.subject.noise(), self.subject.sigmas, lambda i, x: on_step(i))
         if not bool(torch.isfinite(x).all()):
             raise NumericsError("the latent is not finite", hint="try --dtype float32")
         return x
 
     def decode(self, x_1NC: Tensor) -> Tensor:
         """(1, 3, H, W), about [-1, 1]. Raises NumericsError."""
-        z = latents.denormalise(latents.unpack(x_1NC.float(), *self.subject.grid), *latent_statistics(self.vae))
-        decoded = decode_latent(self.vae, latents.unpatchify(z).to(self.subject.dtype))
+        subject = self.subject
+        with making_room(self.transformer.source, self.vae, subject.device):
+            z = latents.denormalise(latents.unpack(x_1NC.float(), *subject.grid), *latent_statistics(self.vae))
+            decoded = decode_latent(self.vae, latents.unpatchify(z).to(subject.dtype), subject.plan.decode)
         if not bool(torch.isfinite(decoded).all()):
             raise NumericsError("the decoded picture is not finite", hint="try --dtype float32")
         return decoded

@@ -6,6 +6,7 @@ features stand in for the text encoder's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,12 +17,16 @@ from torch import Tensor
 from backend import latents, presets, sampling
 from backend.bench import random_weights
 from backend.bench.case import Case
+from backend.footprint import Job
 from backend.model import formats
 from backend.model.formats import TensorTable
-from backend.params import ModelParams
+from backend.model.tensor_tables import transformer_shapes
+from backend.params import DiTParams, ModelParams
 from backend.pipeline import choose_device, choose_dtype
-from backend.quant_plan import QuantPlan, plan_quant
+from backend.planning import look_at, plan_request
+from backend.quant_plan import BITS, BLOCK_LINEAR, QuantPlan, plan_quant
 from backend.quantize import check_device
+from backend.residency import Model, Plan, Reader, make_plan
 from backend.text.features import FeatureSource
 from backend.text.shared import choose_encoder
 from backend.types import DType, Phase, Quant
@@ -54,6 +59,12 @@ class Subject:
     grid: tuple[int, int]  # latent height and width
     sigmas: tuple[float, ...]
     quant: QuantPlan
+    plan: Plan  # of memory: `lens gen` would make the same
+
+    @property
+    def home(self) -> torch.device:
+        """Where the networks are loaded to: the CPU for blocks that are streamed, and the VAE that waits its turn."""
+        return torch.device("cpu") if self.plan.streamed else self.device
 
     def text(self, hook: PhaseHook) -> Text:
         """Features of the request, computed (never looked up); `hook` wraps the phases that happen."""
@@ -64,17 +75,19 @@ class Subject:
             features = [random_weights.text_features(dit, tokens, self.dtype, self.device)]
         else:
             encoder = choose_encoder(request.encoder, self.files)
-            source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=self.device)
+            reader = self.device if self.plan.reader is Reader.gpu else torch.device("cpu")
+            source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=reader)
             prompts = [request.prompt, *([request.negative_prompt] if negative else [])]
             features = source.features(prompts, hook)
         if request.guidance == 1.0:
             return Text(features[0], None)
+        # A blank negative prompt: no text tokens.
         return Text(features[0], features[1] if len(features) > 1 else features[0][:, :0])
 
     def transformer_table(self) -> TensorTable:
         """Every tensor of the transformer under its public name, none read yet."""
         if self.files is None:
-            return random_weights.transformer_table(self.params.dit, self.dtype, self.device)
+            return random_weights.transformer_table(self.params.dit, self.dtype, self.home)
         return formats.open_transformer(self.files.transformer)
 
     def noise(self) -> Tensor:
@@ -95,6 +108,7 @@ def open_subject(case: Case) -> Subject:
         dtype = choose_dtype(request.dtype, device, files)
     h, w = request.height // latents.CELL, request.width // latents.CELL
     sigmas = sampling.schedule(h * w, request.steps)
+    quant = _quant(request.quant, preset.params.dit, files, dtype, device)
     return Subject(
         case=case,
         params=preset.params,
@@ -103,18 +117,50 @@ def open_subject(case: Case) -> Subject:
         dtype=dtype,
         grid=(h, w),
         sigmas=sigmas,
-        quant=_quant(request.quant, files, dtype, device),
+        quant=quant,
+        plan=_plan(case, preset.params, files, dtype, device, quant),
     )
 
 
-def _quant(wanted: Quant, files: ModelFiles | None, dtype: torch.dtype, device: torch.device) -> QuantPlan:
+def _quant(
+    wanted: Quant, params: DiTParams, files: ModelFiles | None, dtype: torch.dtype, device: torch.device
+) -> QuantPlan:
     """As `lens gen` decides it; random weights are packed only where that is asked for."""
     check_device(wanted, device)
     if files is not None:
         return plan_quant(files, wanted, itemsize=dtype.itemsize, on_cpu=device.type == "cpu")
+    shapes = transformer_shapes(params)
+    values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name))
     quant = Quant.none if wanted is Quant.auto else wanted
     scheme = None if quant is Quant.none else "q8_0" if quant is Quant.gguf else str(quant)
-    return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=None, values=0, notes=())
+    return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=BITS.get(quant), values=values, notes=())
+
+
+def _plan(
+    case: Case,
+    params: ModelParams,
+    files: ModelFiles | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    quant: QuantPlan,
+) -> Plan:
+    """Raises OutOfMemoryError with the numbers where nothing fits, UsageError for a wish this machine cannot meet."""
+    request, machine = case.request, look_at(device)
+    if files is not None:
+        name = DType.float32 if dtype is torch.float32 else DType.bfloat16
+        return plan_request(request, files, machine, name, quant).plan
+    job = Job(
+        params=params,
+        width=request.width,
+        height=request.height,
+        steps=request.steps,
+        guided=request.guidance != 1.0,
+        text_tokens=case.text_tokens,
+        itemsize=dtype.itemsize,
+        block_bits=quant.bits,
+    )
+    model = Model(job=job, held=quant.scheme or str(dtype).removeprefix("torch."), mapped=False)
+    return make_plan(model, machine, profile=request.profile, vram=request.vram)
 
 
 def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> torch.dtype:

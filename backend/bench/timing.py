@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -130,10 +130,36 @@ class Marks:
         return [after - before for before, after in zip(self._moments, self._moments[1:], strict=False)]
 
 
-def timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` gives, and its wall time with the device idle at both ends."""
-    wait(device)
-    start = time.perf_counter()
+class Took(NamedTuple):
+    """One run."""
+
+    wall: float  # seconds
+    processor: float  # seconds of all threads of this process together: on a machine that others use too, the steadier
+
+
+def walls(runs: Sequence[Took]) -> Spread:
+    return Spread(tuple(run.wall for run in runs))
+
+
+def processors(runs: Sequence[Took]) -> Spread:
+    return Spread(tuple(run.processor for run in runs))
+
+
+class Clock:
+    """Started when it is made, with the device idle."""
+
+    def __init__(self, device: torch.device) -> None:
+        wait(device)
+        self._device, self._wall, self._processor = device, time.perf_counter(), time.process_time()
+
+    def read(self) -> Took:
+        """Waits for the device."""
+        wait(self._device)
+        return Took(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
+def timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, Took]:
+    """What `work` gives, and what it took."""
+    clock = Clock(device)
     result = work()
-    wait(device)
-    return result, time.perf_counter() - start
+    return result, clock.read()

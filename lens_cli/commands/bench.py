@@ -48,7 +48,8 @@ Sweep = Annotated[
     typer.Option(
         "--sweep",
         metavar="KEY=V,V,…",
-        help="Measure every value: size, base, ar, steps, guidance, dtype or quant. Repeatable: every combination.",
+        help="Measure every value: size, base, ar, steps, guidance, dtype, quant, profile or vram. Repeatable: every "
+        "combination.",
     ),
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What the text encoder reads. Default: 60 words.")]
@@ -69,6 +70,9 @@ def bench(
     device: options.Device = None,
     encoder: options.TextEncoder = None,
     quant: options.Quantise = None,
+    profile: options.Profile = None,
+    vram: options.Vram = None,
+    compiled: options.Compiled = None,
     runs: Runs = 3,
     against: Against = None,
     float32_run: Float32Run = True,
@@ -94,7 +98,8 @@ def bench(
             text_tokens=text_tokens,
             given={
                 "ar": ar, "base": base, "size": size, "steps": steps, "guidance": guidance, "dtype": dtype,
-                "device": device, "encoder": encoder, "quant": quant,
+                "device": device, "encoder": encoder, "quant": quant, "profile": profile, "vram": vram,
+                "compiled": compiled or False,
             },
             sweep=tuple(sweep or ()),
             runs=runs,
