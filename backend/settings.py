@@ -195,7 +195,7 @@ def _check(value: Any, kind: Any, where: str) -> Any:
     """A TOML value as the field's type. Raises UsageError."""
     kind = _plain(kind)
     if get_origin(kind) is tuple:
-        parts: list[Any] = list(cast("list[Any]", value)) if isinstance(value, list) else [None]
+        parts: list[Any] = cast("list[Any]", value) if type(value) is list else [None]
         return tuple(parts) if all(isinstance(part, str) for part in parts) else _refuse(value, kind, where)
     if issubclass(kind, StrEnum):
         return _check_text(value, kind, where) if isinstance(value, str) else _refuse(value, kind, where)

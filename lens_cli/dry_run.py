@@ -42,8 +42,12 @@ def explain(
         check_loras(request, found, talk)
         packing = plan_quant(found, request.quant, itemsize=itemsize, on_cpu=request.device == "cpu")
         memory, refused = forecast(request, found)
-    rows = [{"component": "lora", "path": use.path, "bytes": Path(use.path).stat().st_size} for use in request.loras]
-    files, total = [*files, *rows], None if total is None else total + (0 if missing else sum(r["bytes"] for r in rows))
+    sizes = [Path(use.path).stat().st_size for use in request.loras]
+    files += [
+        {"component": "lora", "path": use.path, "bytes": size} for use, size in zip(request.loras, sizes, strict=True)
+    ]
+    if total is not None and not missing:  # otherwise it is what a download would take
+        total += sum(sizes)
     outputs = [] if plan.template is None else list(plan.paths(request, datetime.now()))
     talk.say(describe(request))
     talk.say(f"prompt: {request.prompt}")

@@ -25,6 +25,7 @@ from backend.errors import CheckpointError
 from backend.model import detect
 from backend.model.headers import FileFormat, FileHeader, TensorHeader, read_header
 from backend.model.lora_scales import Scales
+from backend.quant_plan import BLOCK_LINEAR
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]  # public tensor name of the network -> shape
@@ -33,11 +34,6 @@ SHOWN = 3  # names listed in one message
 _DOTTED = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
 _FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
 _TEXT = re.compile(r"lora_te[0-9]*_|lora_text_encoder_|(base_model\.model\.)?(text_encoders?|text_model|te)[._0-9]")
-# Where quantisation acts, and so where a low-rank path of its own is worth its time: everything else depends on the
-# timestep alone (modulation), or stays unquantised.
-_LIVE = re.compile(
-    r"transformer_blocks\.\d+\.(attn\.(img_qkv|txt_qkv|to_out\.0|to_add_out)|(img|txt)_mlp\.w[123])\.weight"
-)
 # Stored key -> role. PEFT puts the adapter's name between lora_A and weight while it trains.
 _ROLES: tuple[tuple[re.Pattern[str], Mapping[str, str]], ...] = (
     (re.compile(r"\.lora_([AB])(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?$"), {"A": "down", "B": "up"}),
@@ -81,7 +77,7 @@ class Update:
     @property
     def quantisable(self) -> bool:
         """True where the changed weight is one that quantisation acts on."""
-        return _LIVE.fullmatch(self.target) is not None
+        return BLOCK_LINEAR.fullmatch(self.target) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,10 @@ hashes and scales. `tests/backend/test_lora.py` judges what a LoRA does to the w
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 from backend import presets
 from backend.images import read_metadata
 from backend.types import LoraMode
-from tests.lens_cli.cli import lens
+from tests.lens_cli.cli import Run, lens, lens_inside
 
 DIM = presets.get("nano").params.dit.dim
 WORDS = ["gen", "a red circle", "-s", "3", "--steps", "2", "--base", "128"]
@@ -34,7 +36,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def make(path: str | Path, seed: int = 0, **more: torch.Tensor) -> Path:
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """`lens` in this process with the fake pipeline."""
+    return lambda *words: lens_inside(monkeypatch, capfd, *words)
+
+
+def make(path: str | Path, more: Mapping[str, torch.Tensor] | None = None, *, seed: int = 0) -> Path:
     """A LoRA that Lens-Nano feels: rank 4 on two linears of every block."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, torch.Tensor] = {}
@@ -44,7 +52,7 @@ def make(path: str | Path, seed: int = 0, **more: torch.Tensor) -> Path:
             tensors[f"{stem}.lora_A.weight"] = torch.randn(4, DIM, generator=generator) * 0.1
             tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, 4, generator=generator) * 0.1
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({**tensors, **more}, path, {"rank": "4", "alpha": "4"})
+    save_file({**tensors, **(more or {})}, path, {"rank": "4", "alpha": "4"})
     return Path(path).absolute()
 
 
@@ -91,12 +99,12 @@ def test_rerun_without_the_file(folder: Path) -> None:
     assert Image.open("y.png").tobytes() == Image.open("x.png").tobytes()
 
 
-def test_a_name_and_settings(folder: Path) -> None:
+def test_a_name_and_settings(folder: Path, inside: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     sky = make(folder / "home/data/loras/sky.safetensors")
     make(folder / "home/data/loras/ink.safetensors", seed=1)
 
-    def loras(*words: str, **env: str) -> list[tuple[str, float, str]]:
-        uses = lens(*WORDS, "--dry-run", "--json", *words, **env).json["data"]["request"]["loras"]
+    def loras(*words: str) -> list[tuple[str, float, str]]:
+        uses = inside(*WORDS, "--dry-run", "--json", *words).json["data"]["request"]["loras"]
         return [(Path(use["path"]).name, use["scale"], use["mode"]) for use in uses]
 
     assert loras() == []
@@ -104,26 +112,24 @@ def test_a_name_and_settings(folder: Path) -> None:
     assert loras("--lora", "sky", "--lora-mode", "live") == [("sky.safetensors", 1.0, "live")]
     Path("lens.toml").write_text('[generate]\nloras = ["sky=0.5", "ink"]\nlora_mode = "fused"\n')
     assert loras() == [("sky.safetensors", 0.5, "fused"), ("ink.safetensors", 1.0, "fused")]
-    assert loras(LENS_GENERATE__LORAS=f"ink=2:{sky}=-1") == [
-        ("ink.safetensors", 2.0, "fused"),
-        ("sky.safetensors", -1.0, "fused"),
-    ]
+    monkeypatch.setenv("LENS_GENERATE__LORAS", os.pathsep.join(("ink=2", f"{sky}=-1")))
+    assert loras() == [("ink.safetensors", 2.0, "fused"), ("sky.safetensors", -1.0, "fused")]
     assert loras("--lora", "ink=0.1") == [("ink.safetensors", 0.1, "fused")]  # a flag replaces them all
     for wrong in ("loras = 'sky'", "loras = [1]"):
         Path("lens.toml").write_text(f"[generate]\n{wrong}\n")
-        run = lens(*WORDS, "--dry-run")
+        run = inside(*WORDS, "--dry-run")
         assert run.code == 2 and "a list of texts" in run.err
 
 
-def test_dry_run_counts_its_bytes() -> None:
+def test_dry_run_counts_its_bytes(inside: Callable[..., Run]) -> None:
     path = make("x.safetensors")
-    plain = lens(*WORDS, "--dry-run", "--json").json["data"]
-    data = lens(*WORDS, "--lora", "x.safetensors=0.5", "--dry-run", "--json").json["data"]
+    plain = inside(*WORDS, "--dry-run", "--json").json["data"]
+    data = inside(*WORDS, "--lora", "x.safetensors=0.5", "--dry-run", "--json").json["data"]
     row = data["files"][-1]
     assert (row["component"], row["path"], row["bytes"]) == ("lora", str(path), path.stat().st_size)
     assert data["total_bytes"] == plain["total_bytes"] + path.stat().st_size
     assert f"--lora {path}=0.5" in data["again"]
-    assert "x.safetensors" in lens(*WORDS, "--lora", "x.safetensors=0.5", "--dry-run").err
+    assert "x.safetensors" in inside(*WORDS, "--lora", "x.safetensors=0.5", "--dry-run").err
 
 
 @pytest.mark.parametrize(
@@ -138,19 +144,19 @@ def test_dry_run_counts_its_bytes() -> None:
         (["--lora", "x.safetensors", "--lora-mode", "molten"], 2, "molten"),
     ],
 )
-def test_mistakes(words: list[str], code: int, says: str) -> None:
+def test_mistakes(words: list[str], code: int, says: str, inside: Callable[..., Run]) -> None:
     make("x.safetensors")
     save_file({"double_blocks.0.img_attn.qkv.lora_A.weight": torch.zeros(2, 2)}, "foreign.safetensors")
     stem = "transformer_blocks.0.attn.to_out.0"
     save_file({f"{stem}.lokr_w1": torch.zeros(1, 1), f"{stem}.lokr_w2": torch.zeros(DIM, DIM)}, "lokr.safetensors")
     torch.save({}, "x.pt")
     for more in ([], ["--dry-run"]):
-        run = lens(*WORDS, *words, *more)
+        run = inside(*WORDS, *words, *more)
         assert run.code == code and says in " ".join(run.err.split()) and run.out == b"", run.err
 
 
 def test_what_is_left_aside_is_said_once() -> None:
-    make("x.safetensors", lora_te_text_model=torch.zeros(1), **{"blocks.0.lora_A.weight": torch.zeros(1, 1)})
+    make("x.safetensors", {"lora_te_text_model": torch.zeros(1), "blocks.0.lora_A.weight": torch.zeros(1, 1)})
     run = lens(*WORDS, "-n", "2", "--lora", "x.safetensors")
     assert run.code == 0 and len(run.lines) == 2
     assert run.err.count("blocks.0.lora_A.weight") == 1 and run.err.count("lora_te_text_model") == 1
@@ -161,7 +167,7 @@ def test_a_record_that_was_tampered_with() -> None:
     from backend.metadata import request_from
 
     make("x.safetensors")
-    lens(*WORDS, "--lora", "x.safetensors", "-o", "x.png")
+    assert lens(*WORDS, "--lora", "x.safetensors", "-o", "x.png").code == 0
     good = record("x.png")
     (use,) = request_from(good, "x").loras
     assert (use.path, use.scale, use.mode) == ("x.safetensors", 1.0, LoraMode.fused)
