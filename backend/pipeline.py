@@ -369,7 +369,8 @@ def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
 def too_little(request: GenerationRequest, error: BaseException) -> LensOutOfMemoryError:
     return LensOutOfMemoryError(
         f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
-        hint="Try a smaller --base, --dtype bfloat16, --vram with less than the card has, or another --device.",
+        hint="Try a smaller --base, --dtype bfloat16, --quant nf4, --vram with less than the card has, or another "
+        "--device.",
     )
 
 

@@ -31,6 +31,7 @@ _STORED = re.compile(rf"(?:^|\.)(?P<stem>(?P<block>{_LINEAR})|{_MODULATION})\.(?
 
 FROM_BYTES = 256 * 2**20  # auto keeps a packing that saves at least so much; below, decoding once is worth more
 ON_CPU = 0.5  # a CPU decodes for longer than it multiplies: auto unpacks there what fits in this part of free memory
+FP8_FILE = "fp8 weights"  # E4M3 in a file; with --quant fp8 its codes are taken as they are
 BITS = {Quant.fp8: 8.0, Quant.int8: 8.0, Quant.nf4: 4.5, Quant.gguf: 8.5}  # of a weight, beside one scale a row
 _ROW_SCALE = {Quant.fp8, Quant.int8}
 _WEAK_BITS = 8.0  # modulation of fewer bits is warned of; 4 are reported to give grids and broken letters
@@ -44,7 +45,6 @@ class Stored:
     values: int  # weights of all block linears
     rows: int  # their outputs together
     nbytes: int  # their bytes in the files
-    itemsize: float  # bytes of a plain weight there
     readable: bool  # the packing can stay packed in memory
     modulation: str | None  # packing of the modulation; None: plain
     modulation_bits: float  # of a weight of it
@@ -88,12 +88,12 @@ def plan_quant(
     if quant is Quant.auto:
         keep = _worth_keeping(found, itemsize, on_cpu, free_memory)
         return _plan(found, Quant.none, keep, notes)
-    if quant is Quant.gguf and _is_gguf(found.scheme):
+    if found.scheme == quant or (quant is Quant.gguf and _is_gguf(found.scheme)):
         if found.readable:
             return _plan(found, Quant.none, True, notes)
         notes.append(f"{found.scheme} is not kept packed: it is decoded while it is loaded")
         return _plan(found, Quant.none, False, notes)
-    if quant is not Quant.none and found.scheme is not None:
+    if quant is not Quant.none and found.scheme is not None and not (quant is Quant.fp8 and found.scheme == FP8_FILE):
         notes.append(f"the file holds {found.scheme} already; --quant {quant} rounds a second time")
     return _plan(found, quant, False, notes)
 
@@ -139,7 +139,7 @@ GGML_NAMES = {
     2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k",
 }  # fmt: skip
 _GGML_FLOATS = {0: 4, 1: 2, 30: 2}
-_READABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp8", "fp8 weights", "int8", "nf4")
+_READABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp8", FP8_FILE, "int8", "nf4")
 
 
 @dataclass
@@ -180,7 +180,6 @@ def stored(paths: tuple[Path, ...]) -> Stored:
         values=sum(linear.values for linear in inside),
         rows=sum(linear.rows for linear in inside),
         nbytes=sum(linear.nbytes for linear in inside),
-        itemsize=_bytes_a_value(inside),
         readable=scheme in _READABLE,
         modulation=_most(outside),
         modulation_bits=8 * _bytes_a_value(outside),
@@ -207,7 +206,7 @@ def _ggml(dtype: str) -> str | None:
 def _safetensors(tensor: TensorHeader, stem: str, tensors: Mapping[str, TensorHeader]) -> str | None:
     if tensor.dtype.startswith("F8"):
         scale = tensors.get(f"{stem}.weight_scale") or tensors.get(f"{stem}.scale_weight")
-        return "fp8 weights" if scale is not None and scale.dtype == "F32" else "mxfp8"
+        return FP8_FILE if scale is not None and scale.dtype == "F32" else "mxfp8"
     if tensor.dtype == "I8":
         return "int8"
     return "nf4" if tensor.dtype == "U8" else None

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from backend.errors import NumericsError, UsageError
 from backend.model import ggml_types
 from backend.model.formats import TensorTable
-from backend.model.packed import Fp8Linear, GgufLinear, Int8Linear, Nf4Linear, PackedLinear, has_fp8_units
+from backend.model.packed import (
+    Fp8Linear,
+    GgufLinear,
+    Int8Linear,
+    Nf4Linear,
+    PackedLinear,
+    ScaledFp8Linear,
+    has_fp8_units,
+)
 from backend.quant_plan import BLOCK_LINEAR, QuantPlan
 from backend.types import Quant
 
@@ -66,7 +74,14 @@ def pack_while_loading(
     for name, linear in list(block_linears(network)):
         weight, bias = f"{name}.weight", f"{name}.bias"
         entry = table.entries[weight]
-        if not plan.keep:
+        if (
+            plan.quant is Quant.fp8
+            and entry.packed is not None
+            and isinstance(source := entry.packed(), ScaledFp8Linear)
+        ):
+            scales = source.scales.expand(source.out_features, 1)[:, 0].contiguous()
+            packed = Fp8Linear(source.packed, scales).to(device)
+        elif not plan.keep:
             # From float32, so that the codes are the same in every dtype; on the device, where it takes milliseconds.
             packed = quantised(entry.read(torch.float32).to(device), plan.quant)
         elif entry.packed is not None:

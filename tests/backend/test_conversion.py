@@ -226,6 +226,23 @@ def test_the_result_loads_as_a_model(source: Path, tmp_path: Path, target: Quant
     assert missing_companions(plan) is None
 
 
+@pytest.mark.parametrize("target", [QuantTarget.nf4, QuantTarget.int8, QuantTarget.fp8])
+def test_a_file_is_not_rounded_again_to_what_it_holds(source: Path, tmp_path: Path, target: QuantTarget) -> None:
+    """--quant of the file's own kind takes its codes; fp8 then rounds the activations as well."""
+    file = quantize(source, target, tmp_path / "model.safetensors")
+    with_companions(file, source)
+    files = resolve_model(str(file))
+    plan = plan_quant(files, Quant(str(target)))
+    assert not plan.notes and (plan.approximation is None) == (target is not QuantTarget.fp8)
+    network = load_transformer(files, torch.float32, "cpu", quant=plan)
+    stem = "transformer_blocks.0.txt_mlp.w2"
+    linear, stored_codes = network.get_submodule(stem), load_file(file)[f"{stem}.weight"]
+    assert isinstance(linear, PackedLinear) and linear.scheme == str(target)
+    assert torch.equal(linear.packed.view(torch.uint8), stored_codes.view(torch.uint8))
+    decoded = open_transformer((file,)).tensor(f"{stem}.weight", torch.float32)
+    assert torch.equal(linear.decoded(torch.float32), decoded)
+
+
 def test_a_lone_transformer_can_be_quantised(source: Path, tmp_path: Path) -> None:
     """Without encoder and autoencoder; the name is the file's."""
     lone = tmp_path / "mine-turbo.safetensors"
