@@ -20,7 +20,7 @@ from backend.bench import reference
 from backend.bench.networks import Ours
 from backend.bench.subject import Subject, Text
 from backend.bench.timing import Spread, Took, timed, walls
-from backend.errors import NumericsError, UsageError
+from backend.errors import NumericsError
 
 Say = Callable[[str], None]
 
@@ -102,15 +102,10 @@ class _Made:
 def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison:
     """Alternate `runs` timed pairs after one untimed run of each side. Call under inference_mode.
 
-    Takes the memory of the weights that our side does not hold as they are (modulation), and of no others. Raises
-    UsageError where blocks are streamed: the published pipeline is resident. `float32_run` adds the run in float32,
-    where the arithmetic is another: its weights are widened one at a time.
+    Takes the memory of the weights that our side does not hold as they are (modulation), and of no others; nothing of
+    it is streamed. `float32_run` adds the run in float32, where the arithmetic is another: its weights are widened one
+    at a time.
     """
-    if ours.transformer.source is not None:
-        raise UsageError(
-            "--against reference needs the whole model on the device, and this plan streams it",
-            hint="drop --vram or --profile, or measure without --against",
-        )
     published = _Published(ours.subject, ours.text, _shared_weights(ours), dict(ours.vae.state_dict()))
     made = {"this project": _make(ours)[0], "reference": published.run()[0]}
     say("reference ready")

@@ -30,7 +30,7 @@ from backend.bench.case import Case
 from backend.bench.compare import Comparison, compare
 from backend.bench.subject import Subject, Text, open_subject
 from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, processors, timed, walls
-from backend.errors import LensError
+from backend.errors import LensError, UsageError
 from backend.pipeline import describe_device
 from backend.planning import capped
 from backend.residency import Plan
@@ -120,10 +120,16 @@ def measure(
     """Measure every part once cold and `runs` times warm, then compare where that is asked for.
 
     `front` of an earlier case with the same model, prompt and negative prompt is taken over where its dtype and
-    branches fit. `say` gets a line per finished part. Raises what loading and running the model raise.
+    branches fit. `say` gets a line per finished part. Raises UsageError for a comparison with blocks that are streamed,
+    and what loading and running the model raise.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     subject = open_subject(case)
+    if against and subject.plan.streamed:
+        raise UsageError(
+            "--against reference needs the whole model on the device, and this plan streams it",
+            hint="drop --vram or --profile, or measure without --against",
+        )
     bench = _Bench(subject, runs, say)
     say(subject.plan.line())
     with capped(subject.plan, subject.device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from backend.errors import CheckpointError
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
 from backend.model.safetensors_write import write_vae
 from backend.model.tensor_tables import text_encoder_shapes, transformer_shapes
 from backend.model.tokenizer_files import O200K_SPLIT
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
+from backend.text.harmony import encode_prompt
 
 HARMONY = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
@@ -208,4 +210,20 @@ def write_embedded(folder: Path, dtype: str = "F32", quant: str = "F32") -> Path
     tokenizer = small_tokenizer().to_str()
     write_text_encoder_gguf(folder / "text_encoder.gguf", random_text_encoder(), TEXT, tokenizer, dtype=dtype)
     write_vae(folder / "vae.safetensors", random_vae(), VAE, dtype=torch.float32)
+    return folder
+
+
+def write_runnable(folder: Path) -> Path:
+    """`write_embedded` with a short template that fits its tokenizer, so that prompts can be encoded."""
+    template = TemplateParams(identity="", instruction="Describe.", thinking="Need.", prefix_tokens=-1, max_tokens=1000)
+    try:
+        encode_prompt(small_tokenizer(), template, "")
+    except CheckpointError as error:  # says how many tokens the template has
+        prefix = int(str(error).split(" tokens long")[0].rsplit(maxsplit=1)[-1])
+    else:
+        raise AssertionError("no template has -1 tokens")
+    write_embedded(folder)
+    text = replace(TEXT, template=replace(template, prefix_tokens=prefix))
+    tokenizer = small_tokenizer().to_str()
+    write_text_encoder_gguf(folder / "text_encoder.gguf", random_text_encoder(), text, tokenizer, dtype="F32")
     return folder
