@@ -112,8 +112,8 @@ Lora = Annotated[
     typer.Option(
         "--lora",
         metavar="NAME|PATH[=SCALE]",
-        help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left out. "
-        "Repeatable: they add up.",
+        help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left "
+        "out. Repeatable: they add up.",
         rich_help_panel=_PICTURE,
     ),
 ]

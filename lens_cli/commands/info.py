@@ -102,6 +102,6 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
     lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
     loras: Any = record.get("loras")
-    for use in cast("list[Any]", loras) if isinstance(loras, list) else []:
-        lines.append(("lora", describe_lora(use)))
+    uses = cast("list[Any]", loras) if isinstance(loras, list) else []
+    lines += [("lora", describe_lora(use)) for use in uses]
     return [*lines, ("software", str(record.get("software"))), ("created", str(record.get("created")))]

@@ -42,6 +42,7 @@ LARGE_V = 3e4  # standard deviation of the values tried: their largest reaches t
 CHECKED = 64  # queries compared with float32
 WORSE = 2.0  # times the smallest error of all kernels that a kernel may have
 
+
 class Backend(StrEnum):
     """A kernel of `scaled_dot_product_attention`."""
 
