@@ -41,7 +41,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **more}
 
 
-def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: float = 60, **env: str) -> Run:
+def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: float = 300, **env: str) -> Run:
     """Run in the working folder. Without `stdin` the child has an empty one."""
     done = subprocess.run(
         command(*words, real=real),

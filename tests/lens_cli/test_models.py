@@ -31,7 +31,7 @@ def environment(hub: Hub | None = None) -> dict[str, str]:
 
 
 def lens(*words: str, hub: Hub | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=60, env=environment(hub))
+    return subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=300, env=environment(hub))
 
 
 def data_of(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_ctrl_c_keeps_what_came(hub: Hub) -> None:
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     hub.served.clear()

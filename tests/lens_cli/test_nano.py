@@ -34,20 +34,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_picture_and_the_same_again() -> None:
-    run = lens(*WORDS, "-n", "2", real=True, timeout=120)
+    run = lens(*WORDS, "-n", "2", real=True, timeout=600)
     assert run.code == 0, run.err
     assert len(run.lines) == 2
     for path in run.lines:
         with Image.open(path) as image:
             assert image.size == (176, 96)
             assert len(image.getcolors(10**6) or []) > 100  # a picture, not one colour
-    verified = lens("rerun", run.lines[1], "--verify", real=True, timeout=120)
+    verified = lens("rerun", run.lines[1], "--verify", real=True, timeout=600)
     assert (verified.code, verified.lines) == (0, ["identical"]), verified.err
 
 
 def test_the_prompt_matters() -> None:
-    first = lens(*WORDS, "-q", real=True, timeout=120).lines[0]
+    first = lens(*WORDS, "-q", real=True, timeout=600).lines[0]
     words = [*WORDS]
     words[1] = "a blue fish on a yellow ground"
-    second = lens(*words, "-q", real=True, timeout=120).lines[0]
+    second = lens(*words, "-q", real=True, timeout=600).lines[0]
     assert Image.open(first).tobytes() != Image.open(second).tobytes()
