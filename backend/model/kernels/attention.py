@@ -80,7 +80,7 @@ class Shape:
 
     @property
     def bucket(self) -> str:
-        """The key of the table: lengths rounded up, in steps of at most an eighth."""
+        """The key of the table: lengths rounded up, in steps of at most an eighth, or of 64 tokens."""
         dtype = str(self.dtype).removeprefix("torch.")
         lengths = f"{_rounded(self.queries)}x{_rounded(self.keys)}"
         return f"{dtype} {self.batch}x{self.heads}x{lengths}x{self.head_size}"
