@@ -214,7 +214,9 @@ def _memory(
         row = find_profile(profile)
         profile = row.name
         if not row.card and device not in ("auto", "cpu"):
-            raise UsageError(f"--profile {profile} and --device {device} contradict each other")
+            raise UsageError(
+                f"--profile {profile} and --device {device} contradict each other", hint="drop one of the two"
+            )
         if not row.card:
             return "cpu", profile, None
     if device in ("cpu", "mps"):
