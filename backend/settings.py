@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from backend import paths
 from backend.errors import UsageError
@@ -195,8 +195,9 @@ def _check(value: Any, kind: Any, where: str) -> Any:
     """A TOML value as the field's type. Raises UsageError."""
     kind = _plain(kind)
     if get_origin(kind) is tuple:
-        parts: list[Any] = cast("list[Any]", value) if type(value) is list else [None]
-        return tuple(parts) if all(isinstance(part, str) for part in parts) else _refuse(value, kind, where)
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in cast("list[Any]", value)):
+            _refuse(cast("Any", value), kind, where)
+        return tuple(cast("list[str]", value))
     if issubclass(kind, StrEnum):
         return _check_text(value, kind, where) if isinstance(value, str) else _refuse(value, kind, where)
     if kind is float and type(value) is int:
@@ -218,7 +219,7 @@ def _check_text(text: str, kind: Any, where: str) -> Any:
         return _refuse(text, kind, where)
 
 
-def _refuse(value: object, kind: Any, where: str) -> Any:
+def _refuse(value: object, kind: Any, where: str) -> NoReturn:
     if get_origin(kind) is tuple:
         wanted = 'a list of texts, such as ["sky=0.8"]'
     elif issubclass(kind, StrEnum):

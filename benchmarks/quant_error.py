@@ -162,7 +162,7 @@ def replaced(network: nn.Module, packed: Mapping[str, nn.Module], dtype: torch.d
             stand_in.bias = linear.bias
             network.set_submodule(name, stand_in)
         else:
-            module.bias = None if linear.bias is None else linear.bias.detach()
+            module.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
             network.set_submodule(name, module)
     try:
         yield
@@ -202,7 +202,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def table(exact: LensTransformer2DModel, runs: Sequence[Run], schemes: Sequence[Scheme]) -> None:
     """Print one line for each scheme as it is measured."""
-    narrow = copy.deepcopy(exact).to(torch.bfloat16)
+    narrow = copy.deepcopy(exact).bfloat16()
     known = [trajectory(exact, run) for run in runs]
     print("| | velocity, float32 | largest | velocity, bfloat16 | latent, float32 | latent, bfloat16 |")
     print("|---|--:|--:|--:|--:|--:|", flush=True)

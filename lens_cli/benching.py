@@ -120,7 +120,7 @@ def _override(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
         out |= {"size": None}
     if "vram" in values or "profile" in values:
         out |= {"vram": None, "profile": None}
-    return out | values
+    return out | dict(values)
 
 
 def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:

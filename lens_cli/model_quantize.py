@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def quantize(source: str, target: QuantTarget, output: str, talk: Talk, *, modul
 
 
 @contextmanager
-def _progress(plan: Conversion, talk: Talk) -> Iterator[Callable[[int], None]]:
+def _progress(plan: Conversion, talk: Talk) -> Generator[Callable[[int], None]]:
     """Gives a function that is told the bytes of each tensor written: a bar, or a line every some seconds."""
     done, said = 0, time.monotonic()
 

@@ -161,7 +161,7 @@ class Fp8Linear(PackedLinear):
     def _multiply(self, x_TI: Tensor, scale_T1: Tensor, dtype: torch.dtype) -> Tensor:
         # Fast accumulation keeps fewer bits between the partial sums (about 14) and is still far below the 3 bits of
         # the factors; without it Hopper's tensor cores run fp8 at little more than their bfloat16 rate.
-        return torch._scaled_mm(
+        return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]: torch has no public name for it
             x_TI,
             self.packed.t(),
             scale_a=scale_T1,

@@ -103,9 +103,9 @@ def test_bfloat16_rounds_times_twice_as_published(weights: dict[str, Array]) -> 
     seen: list[float] = []
 
     class Spy(reference.ReferenceLens):
-        def velocity(self, x_BNC: Tensor, t_B: Tensor, *rest: Any) -> Tensor:
+        def velocity(self, x_BNC: Tensor, t_B: Tensor, *rest: Any, **named: Any) -> Tensor:
             seen.append(float(t_B[0]) * 1000)
-            return super().velocity(x_BNC, t_B, *rest)
+            return super().velocity(x_BNC, t_B, *rest, **named)
 
     x, c = given((2, 2), 2)
     spy = Spy(lens(weights, torch.bfloat16).weights, PARAMS)

@@ -132,7 +132,7 @@ def test_gguf_with_a_community_prefix_loads_packed(source: Path, tmp_path: Path)
 
 def test_nf4_is_read_by_bitsandbytes(source: Path, tmp_path: Path) -> None:
     """Through Params4bit.from_prequantized, which is how transformers and diffusers open such a file."""
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     tensors = load_file(quantize(source, QuantTarget.nf4, tmp_path / "out"))
     for name in packed_names(WIDE, False):
@@ -145,15 +145,15 @@ def test_nf4_is_read_by_bitsandbytes(source: Path, tmp_path: Path) -> None:
         assert (back.float() - STATE[name]).norm() < BOUNDS["nf4"] * STATE[name].norm()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "bitsandbytes"
-    from diffusers import BitsAndBytesConfig
+    from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
-    stated = BitsAndBytesConfig.from_dict(config["quantization_config"])
+    stated: Any = BitsAndBytesConfig.from_dict(config["quantization_config"])
     assert stated.load_in_4bit and stated.quantization_method() == "nf4"
 
 
 def test_int8_is_read_by_bitsandbytes(source: Path, tmp_path: Path) -> None:
     """Linear8bitLt takes it from a state dict and, on a CPU too, multiplies with it."""
-    from bitsandbytes.nn import Linear8bitLt
+    from bitsandbytes.nn.modules import Linear8bitLt
 
     tensors = load_file(quantize(source, QuantTarget.int8, tmp_path / "out"))
     stem = "transformer_blocks.0.img_mlp.w1"

@@ -246,11 +246,13 @@ def test_guided_velocity(dtype: torch.dtype, large: bool) -> None:
         c, u = truth(large, dtype, step)
         mixed = u + GUIDANCE * (c - u)
         wanted = mixed * np.linalg.norm(c, axis=-1, keepdims=True) / np.linalg.norm(mixed, axis=-1, keepdims=True)
-        both = published_way(network, step)
+        conditional, unconditional = published_way(network, step)
         got = run(x, sigma)
         assert torch.equal(got, run.velocity(x, step)) and got.dtype == torch.float32
         ours += float(((got[0].double().numpy() - wanted) ** 2).sum())
-        reference += float(((sampling.guide(*both, GUIDANCE).double().numpy() - wanted) ** 2).sum())
+        reference += float(
+            ((sampling.guide(conditional, unconditional, GUIDANCE).double().numpy() - wanted) ** 2).sum()
+        )
         total += float((wanted**2).sum())
     assert ours <= LUCK**2 * reference
     assert (reference / total) ** 0.5 < (1e-4 if dtype is torch.float32 else 0.5)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backend import sampling
 from backend.caches import MB, Store, entries
@@ -47,11 +47,12 @@ def store(tmp_path: Path) -> Store:
 def said_in_the_loop(network: LensTransformer2DModel, sigma: float) -> list[Tensor]:
     """What every modulation layer returns during one `forward`: image and text of each block, then the final norm."""
     said: list[Tensor] = []
-    layers = [layer for block in network.transformer_blocks for layer in (block.img_mod, block.txt_mod)]
-    hooks = [
-        layer.register_forward_hook(lambda _module, _inputs, out: said.append(out))
-        for layer in (*layers, network.norm_out.linear)
-    ]
+
+    def keep(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+        said.append(out)
+
+    layers = [layer for block in network.blocks() for layer in (block.img_mod, block.txt_mod)]
+    hooks = [layer.register_forward_hook(keep) for layer in (*layers, network.norm_out.linear)]
     params = network.params
     text = torch.zeros(1, 2, len(params.selected_layer_index), params.enc_hidden_dim)
     with torch.no_grad():

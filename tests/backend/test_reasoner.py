@@ -136,7 +136,7 @@ def test_a_rewrite_tells_who_made_it() -> None:
     expander = decision.expander
     assert (expander.kind, expander.model, expander.system_prompt, expander.seed) == ("local", "nano", "nano", 0)
     assert [type(event) for event in events] == [PhaseStarted, PhaseDone]
-    assert all(event.phase is Phase.rewrite for event in events)
+    assert all(isinstance(event, PhaseStarted | PhaseDone) and event.phase is Phase.rewrite for event in events)
     path = nano_plan(model="/home/me/models/mine")
     assert path.expander().model == "mine"  # a record tells nothing about folders
 

@@ -43,7 +43,8 @@ def small_network(dtype: torch.dtype) -> LensTransformer2DModel:
                 parameter.normal_(std=parameter.shape[1] ** -0.5)
             elif "norm" not in name:
                 parameter.normal_(std=0.1)
-    return network.eval().requires_grad_(False).to(CUDA, dtype)
+    torch.nn.Module.to(network, CUDA, dtype)  # diffusers' own `to` has no usable type
+    return network.eval().requires_grad_(False)
 
 
 def given(dtype: torch.dtype, length: int = 37, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
