@@ -103,3 +103,8 @@ class CancelledError(LensError):
 
     exit_code = 130
     code = "cancelled"
+
+
+def first_line(error: BaseException) -> str:
+    """Of somebody else's error, to be told in a message; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backend import latents, sampling
 from backend.caches import Store
-from backend.errors import CancelledError, NumericsError, UsageError
+from backend.errors import CancelledError, NumericsError, UsageError, first_line
 from backend.errors import OutOfMemoryError as LensOutOfMemoryError
 from backend.identity import identify_model
 from backend.loras import settle
@@ -379,10 +379,6 @@ def give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.model.headers import FileFormat, TensorHeader, read_summary
+from backend.model.headers import GGML_NAMES, FileFormat, TensorHeader, ggml_name, read_summary
 from backend.types import Quant
 
 if TYPE_CHECKING:
@@ -135,10 +135,7 @@ def _modulation_note(found: Stored) -> list[str]:
 
 # What is in the files ------------------------------------------------------------------------------------------------
 
-GGML_NAMES = {
-    2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_k", 11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k",
-}  # fmt: skip
-_GGML_FLOATS = {0: 4, 1: 2, 30: 2}
+_GGML_FLOATS = (0, 1, 30)
 _READABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp8", FP8_FILE, "int8", "nf4")
 
 
@@ -200,7 +197,7 @@ def _most(linears: list[_Linear]) -> str | None:
 
 def _ggml(dtype: str) -> str | None:
     kind = int(dtype)
-    return None if kind in _GGML_FLOATS else GGML_NAMES.get(kind, f"ggml {kind}")
+    return None if kind in _GGML_FLOATS else ggml_name(kind)
 
 
 def _safetensors(tensor: TensorHeader, stem: str, tensors: Mapping[str, TensorHeader]) -> str | None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from backend.errors import NumericsError, UsageError
 from backend.model import ggml_types
-from backend.model.formats import TensorTable
+from backend.model.formats import Entry, TensorTable
+from backend.model.kernels.pointwise import has_fp8_units
 from backend.model.packed import (
     Fp8Linear,
     GgufLinear,
@@ -21,16 +22,12 @@ from backend.model.packed import (
     Nf4Linear,
     PackedLinear,
     ScaledFp8Linear,
-    has_fp8_units,
 )
+from backend.model.pointwise import FP8
 from backend.quant_plan import BLOCK_LINEAR, QuantPlan
 from backend.types import Quant
 
 Q8_0 = 8  # ggml's number of the type
-
-
-def is_packed(linear: nn.Module) -> bool:
-    return isinstance(linear, PackedLinear)
 
 
 def block_linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -74,13 +71,9 @@ def pack_while_loading(
     for name, linear in list(block_linears(network)):
         weight, bias = f"{name}.weight", f"{name}.bias"
         entry = table.entries[weight]
-        if (
-            plan.quant is Quant.fp8
-            and entry.packed is not None
-            and isinstance(source := entry.packed(), ScaledFp8Linear)
-        ):
-            scales = source.scales.expand(source.out_features, 1)[:, 0].contiguous()
-            packed = Fp8Linear(source.packed, scales).to(device)
+        codes = _fp8_codes(entry) if plan.quant is Quant.fp8 else None
+        if codes is not None:
+            packed = codes.to(device)
         elif not plan.keep:
             # From float32, so that the codes are the same in every dtype; on the device, where it takes milliseconds.
             packed = quantised(entry.read(torch.float32).to(device), plan.quant)
@@ -92,6 +85,14 @@ def pack_while_loading(
         _replace(network, name, packed, values)
         done |= {weight} if values is None else {weight, bias}
     return done
+
+
+def _fp8_codes(entry: Entry) -> Fp8Linear | None:
+    """What `Fp8Linear` needs, taken from a file as it is; None: the file holds something else."""
+    source = None if entry.packed is None else entry.packed()
+    if not isinstance(source, ScaledFp8Linear) or source.packed.dtype is not FP8:
+        return None
+    return Fp8Linear(source.packed, source.scales.expand(source.out_features, 1)[:, 0].contiguous())
 
 
 def check_device(quant: Quant, device: torch.device) -> None:

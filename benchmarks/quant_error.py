@@ -32,8 +32,6 @@ from backend import latents, sampling
 from backend.model import block_formats
 from backend.model.ggml_write import K_TYPES, pack
 from backend.model.packed import (
-    FP8,
-    FP8_MAX,
     Fp8Linear,
     GgufLinear,
     Int8Linear,
@@ -42,6 +40,7 @@ from backend.model.packed import (
     PackedLinear,
     ScaledFp8Linear,
 )
+from backend.model.pointwise import FP8, FP8_MAX
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import DiTParams
 from backend.quant_plan import BLOCK_LINEAR, MODULATION

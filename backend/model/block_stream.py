@@ -72,6 +72,7 @@ class StreamCopies:
             self._stream.wait_event(self._free[slot])
             for source, target in pairs:
                 target.copy_(source, non_blocking=True)
+                target.record_stream(self._stream)  # a slot given back meanwhile is nobody else's before the copy ends
             self._arrived[slot].record(self._stream)
 
     def wait(self, slot: int) -> None:

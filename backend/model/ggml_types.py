@@ -15,20 +15,11 @@ from torch import Tensor
 from backend.model.headers import GGML_BLOCKS
 
 SLAB = 2**19  # values decoded in one step on a CPU: 2 MB of float32, so that the steps stay in its cache
-NAMES = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_k", 11: "q3_k", 12: "q4_k",
-    13: "q5_k", 14: "q6_k", 20: "iq4_nl", 30: "bf16", 39: "mxfp4",
-}  # fmt: skip
 
 
 def can_dequantise(kind: int) -> bool:
     """Whether a ggml type number is one of this file's; the gguf package reads some more, slower and on a CPU."""
     return kind in _DECODERS
-
-
-def type_name(kind: int) -> str:
-    """ "q4_k" for 12; a type without a name here is "ggml N"."""
-    return NAMES.get(kind, f"ggml {kind}")
 
 
 def dequantise(packed_RB: Tensor, kind: int, dtype: torch.dtype, *, slab: int | None = None) -> Tensor:

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.errors import CheckpointError
-from backend.model.formats import Entry, ReadPart, TensorTable
+from backend.model.formats import Entry, TensorTable
 from backend.model.lora_keys import Kind, Update, read_lora
 from backend.model.tensor_files import TensorFiles
 from backend.types import LoraMode, LoraUse
@@ -58,26 +59,9 @@ def live_updates(table: TensorTable, uses: Sequence[LoraUse]) -> dict[str, tuple
 
 
 def attach(network: nn.Module, updates: Mapping[str, Sequence[LowRank]], dtype: torch.dtype) -> None:
-    """Put every linear that `updates` names behind a `LiveLora`, in place."""
+    """Put every linear that `updates` names, of whatever kind, behind a `LiveLora`, in place."""
     for name, several in updates.items():
-        network.set_submodule(name, wrap(network.get_submodule(name), several, dtype=dtype))
-
-
-def wrap(linear: nn.Module, updates: Sequence[LowRank], *, dtype: torch.dtype | None = None) -> nn.Module:
-    """The linear, of whatever kind, with low-rank updates beside it; without updates the linear itself.
-
-    `dtype` of the arithmetic; None: of the weight, which a quantised linear does not tell.
-    """
-    if not updates:
-        return linear
-    weight = next(linear.parameters(), None)
-    if weight is None:
-        weight = next(linear.buffers())
-    if dtype is None:
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"a linear stored in {weight.dtype} does not tell its arithmetic: give dtype")
-        dtype = weight.dtype
-    return LiveLora(linear, updates, dtype, weight.device)
+        network.set_submodule(name, LiveLora(network.get_submodule(name), several, dtype))
 
 
 def fingerprint(uses: Sequence[LoraUse]) -> str:
@@ -105,9 +89,11 @@ class LowRank:
 class LiveLora(nn.Module):
     """linear(x) + up (down x): all LoRAs of one linear as one pair of matrices, their scales inside `up`."""
 
-    def __init__(self, linear: nn.Module, updates: Sequence[LowRank], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, linear: nn.Module, updates: Sequence[LowRank], dtype: torch.dtype) -> None:
+        """`dtype` of the arithmetic, which a quantised linear does not tell."""
         super().__init__()
         self.linear = linear
+        device = next(chain(linear.parameters(), linear.buffers())).device  # a quantised one has buffers only
         self.down_RI: Tensor
         self.up_OR: Tensor
         self.register_buffer("down_RI", torch.cat([u.down_RI for u in updates]).to(device, dtype))
@@ -204,8 +190,4 @@ def _fused(entry: Entry, changes: Sequence[_Change]) -> Entry:
             total = change.added_to(total, weight)
         return total.to(dtype)
 
-    def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> Tensor:
-        return read(dtype)[first:last].to(device)  # whole: a norm over inputs or a Kronecker product has no rows
-
-    parts: ReadPart | None = part if entry.part is not None else None
-    return Entry(entry.shape, read, parts)
+    return Entry(entry.shape, read)

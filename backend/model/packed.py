@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from backend.model import block_formats, ggml_types
 from backend.model.bitsandbytes_library import dequantise_nf4, quantise_nf4
+from backend.model.headers import ggml_name
+from backend.model.kernels.pointwise import has_fp8_units, quantise_fp8_rows
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 INT8_MAX = 127
 
 
@@ -56,7 +56,7 @@ class GgufLinear(PackedLinear):
     """Any ggml type of `ggml_types`; `packed` U8 (O, bytes of a row)."""
 
     def __init__(self, packed_OB: Tensor, kind: int, width: int) -> None:
-        super().__init__(ggml_types.type_name(kind), (len(packed_OB), width), packed_OB)
+        super().__init__(ggml_name(kind), (len(packed_OB), width), packed_OB)
         self.kind = kind
 
     def decoded(self, dtype: torch.dtype) -> Tensor:
@@ -128,7 +128,7 @@ class Nf4Linear(PackedLinear):
 class Fp8Linear(PackedLinear):
     """E4M3 times E4M3: weights scaled per output, activations per token, at every call; sums in float32.
 
-    With fp8 units (compute capability 8.9 and up) one `torch._scaled_mm`; elsewhere the same roundings and the
+    With fp8 units (compute capability 8.9 and up) one `scaled_mm`; elsewhere the same roundings and the
     product of the decoded factors, in float32: for proving the maths, not for speed.
     """
 
@@ -161,29 +161,14 @@ class Fp8Linear(PackedLinear):
     def _multiply(self, x_TI: Tensor, scale_T1: Tensor, dtype: torch.dtype) -> Tensor:
         # Fast accumulation keeps fewer bits between the partial sums (about 14) and is still far below the 3 bits of
         # the factors; without it Hopper's tensor cores run fp8 at little more than their bfloat16 rate.
-        return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]: torch has no public name for it
-            x_TI,
-            self.packed.t(),
-            scale_a=scale_T1,
-            scale_b=self.scales[None],
-            bias=self.bias,
-            out_dtype=dtype,
-            use_fast_accum=True,
-        )
+        return F.scaled_mm(
+            x_TI, self.packed.t(), scale_T1, F.ScalingType.RowWise, self.scales[None], F.ScalingType.RowWise,
+            bias=self.bias, output_dtype=dtype, use_fast_accum=True,
+        )  # fmt: skip
 
     def _emulate(self, x_TI: Tensor, scale_T1: Tensor, dtype: torch.dtype) -> Tensor:
         y = (x_TI.float() @ self.packed.float().t()) * scale_T1 * self.scales
         return (y if self.bias is None else y + self.bias).to(dtype)
-
-
-def quantise_fp8_rows(x_RI: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, I) -> F8-E4M3 (R, I) and float32 scales (R, 1): the largest magnitude of a row becomes 448.
-
-    Scaled, never merely cast: E4M3 ends at 448, the activations of Lens at 3e7.
-    """
-    scale = x_RI.abs().amax(dim=-1, keepdim=True).float() / FP8_MAX
-    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # a row of zeros
-    return (x_RI.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def quantise_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,8 +177,3 @@ def quantise_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     absmax = wide.abs().amax(dim=-1)
     factor = torch.where(absmax > 0, INT8_MAX / absmax, 0.0)
     return torch.round(wide * factor[:, None]).to(torch.int8), absmax
-
-
-def has_fp8_units(device: torch.device) -> bool:
-    """Whether the device multiplies fp8 itself: Ada, Hopper and later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

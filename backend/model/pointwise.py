@@ -1,7 +1,8 @@
 """The pointwise operations of inference, each in as few passes over its tensor as torch's own kernels allow.
 
 The plain statements are in `backend.model.transformer`; these compute the same, in float32 up to one rounding at the
-end. Shapes as there. `backend.model.kernels.pointwise` chooses between these and the fused kernels for GPUs.
+end (`silu_mul` rounds SiLU as well, as torch's own kernel does). Shapes as there. `backend.model.kernels.pointwise`
+chooses between these and the fused kernels for GPUs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
 
 
 class Stream(NamedTuple):
@@ -69,6 +73,16 @@ def joint_qkv(
         joint[:, 2, :, here] = parts[:, 2]
     q, k, v = joint.unbind(1)
     return q[:, :, : sum(lengths[:query_streams])], k, v
+
+
+def quantise_fp8_rows(x_RI: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, I) -> F8-E4M3 (R, I) and float32 scales (R, 1): the largest magnitude of a row becomes 448.
+
+    Scaled, never merely cast: E4M3 ends at 448, the activations of Lens at 3e7.
+    """
+    scale = x_RI.abs().amax(dim=-1, keepdim=True).float() / FP8_MAX
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # a row of zeros
+    return (x_RI.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
 
 def turned(x: Tensor, rope_SK: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from backend.errors import CheckpointError, UsageError
 from backend.model import block_formats
 from backend.model.bitsandbytes_library import NF4_BLOCK, NF4_STATE, library, nf4_state, quantise_nf4
-from backend.model.packed import FP8, FP8_MAX, quantise_int8
+from backend.model.packed import quantise_int8
+from backend.model.pointwise import FP8, FP8_MAX
 from backend.model.safetensors_stream import Item, Spec
 from backend.model.tensor_tables import Shapes
 from backend.params import DiTParams

@@ -38,12 +38,12 @@ def test_compiled_blocks(fresh: None) -> None:
     network = build(random_weights(config), config)
     folded = fold_network(network, SIGMAS)
     cases = [(grid, inputs(grid, length)) for grid, length in (((3, 4), 5), ((2, 3), 7))]
-    plain = [Denoiser(network, folded, grid, text).velocity(x, 1) for grid, (x, text) in cases]
+    plain = [Denoiser(network, folded, grid, text).velocity(x, step) for grid, (x, text) in cases for step in (0, 1)]
     compiling.compile_blocks(network)
-    compiled = [Denoiser(network, folded, grid, text).velocity(x, 1) for grid, (x, text) in cases]
+    compiled = [Denoiser(network, folded, grid, text).velocity(x, step) for grid, (x, text) in cases for step in (0, 1)]
     for ours, theirs in zip(compiled, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    # Three blocks and two sizes are one graph; the last block stays plain.
+    # Three blocks, two steps and two sizes are one graph; the last block stays plain.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert any(path.suffix == ".so" for path in paths.inductor_dir().rglob("*"))
 

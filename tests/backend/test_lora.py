@@ -23,11 +23,12 @@ from backend.loras import lora_sha256
 from backend.model import formats
 from backend.model.checkpoint import load_transformer
 from backend.model.gguf_write import write_transformer_gguf
-from backend.model.lora import LiveLora, LowRank, fingerprint, fuse, live_updates, wrap
+from backend.model.lora import LiveLora, LowRank, fingerprint, fuse, live_updates
 from backend.model.lora_write import Factors, Family, write_lora
 from backend.model.packed import PackedLinear
 from backend.model.transformer import LensTransformer2DModel
 from backend.quant_plan import plan_quant
+from backend.quantize import quantised
 from backend.types import LoraMode, LoraUse, Quant
 from backend.weights import ModelFiles, resolve_model
 from tests.backend import lora_files as made
@@ -233,24 +234,20 @@ def test_the_file_is_not_written_to(tmp_path: Path) -> None:
     assert torch.equal(fused.tensor(f"{QKV}.weight", torch.float32), first)
     assert torch.equal(table.tensor(f"{QKV}.weight", torch.float32), base[f"{QKV}.weight"])
     assert torch.equal(load_file(tmp_path / "t.safetensors")[f"{QKV}.weight"], base[f"{QKV}.weight"])
-    part = fused.part(f"{QKV}.weight", torch.float32, "cpu", 3, 9)
-    assert torch.equal(part, first[3:9])
 
 
 # ---------------------------------------------------------------------------------------------------------------- parts
 
 
-def test_wrap() -> None:
+def test_live_lora() -> None:
+    """Several are one pair of matrices; the arithmetic is the network's, not that of the stored weight."""
     linear = nn.Linear(4, 6).requires_grad_(False)
-    assert wrap(linear, []) is linear
     down, up, x = made.rand(2, 4, seed=1), made.rand(6, 2, seed=2), made.rand(5, 4, seed=3)
-    wrapped = wrap(linear, [LowRank(down, up, 0.5), LowRank(down, up, 0.25)])
-    assert torch.allclose(wrapped(x), linear(x) + 0.75 * x @ down.T @ up.T, atol=1e-6)
-    with pytest.raises(ValueError, match="give dtype"):
-        wrap(nn.Linear(4, 6).to(torch.float16), [LowRank(down, up, 1.0)])
-    assert (
-        wrap(linear.to(torch.float16), [LowRank(down, up, 1.0)], dtype=torch.bfloat16).down_RI.dtype is torch.bfloat16
-    )
+    live = LiveLora(linear, [LowRank(down, up, 0.5), LowRank(down, up, 0.25)], torch.float32)
+    assert torch.allclose(live(x), linear(x) + 0.75 * x @ down.T @ up.T, atol=1e-6)
+    packed = quantised(made.rand(6, 64, seed=4), Quant.int8)
+    beside = LiveLora(packed, [LowRank(made.rand(2, 64, seed=5), up, 1.0)], torch.bfloat16)
+    assert beside.down_RI.dtype is beside.up_OR.dtype is torch.bfloat16 and not list(beside.parameters())
 
 
 def test_fingerprint_changes_with_everything_that_changes_weights(tmp_path: Path) -> None:

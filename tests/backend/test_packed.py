@@ -22,8 +22,8 @@ from backend.model.packed import (
     Nf4Linear,
     PackedLinear,
     ScaledFp8Linear,
-    quantise_fp8_rows,
 )
+from backend.model.pointwise import quantise_fp8_rows
 
 OUTPUTS, INPUTS = 48, 128
 
@@ -135,7 +135,7 @@ def test_fp8_survives_the_published_activations() -> None:
 
 
 def test_scaled_mm_agrees_with_the_emulation() -> None:
-    """torch runs `_scaled_mm` on a CPU too, from the same factors; only the output's rounding differs."""
+    """torch runs `scaled_mm` on a CPU too, from the same factors; only the output's rounding differs."""
     weight, x = weight_and_input()
     linear = Fp8Linear.of(weight)
     linear.bias = torch.ones(OUTPUTS, dtype=torch.bfloat16)

@@ -237,6 +237,28 @@ def test_batches_and_odd_heads(operations: Operations) -> None:
         assert error(ours, truth) < 1e-6
 
 
+@every
+@ranges
+@torch.inference_mode()
+def test_fp8_rows(dtype: torch.dtype, residual: float, value: float) -> None:
+    """Each code is the nearest of E4M3 (3 bits of mantissa, 2^-9 the smallest) to its share of the row's largest."""
+    x = normal(5, HIDDEN, seed=6, dtype=dtype, largest=residual)
+    x[2] = 0
+    codes, scales = plain.quantise_fp8_rows(x)
+    if INTERPRETED:
+        from backend.model.kernels import pointwise_triton
+
+        scaled, ours = pointwise_triton.quantise_fp8_rows(x, out=torch.float32)
+        assert torch.equal(scaled.to(plain.FP8).float(), codes.float()) and torch.equal(ours, scales)
+    share = x.double() / (x.double().abs().amax(-1, keepdim=True) / 448).clamp(min=1e-300)
+    allowed = torch.maximum(share.abs() * 2**-4, torch.full_like(share, 2**-10)) * (1 + 1e-6)
+    assert bool(((codes.double() - share).abs() <= allowed).all())
+    assert codes.float().abs().amax(-1).tolist() == [448, 448, 0, 448, 448]
+    largest = x.double().abs().amax(-1, keepdim=True)
+    torch.testing.assert_close(448 * scales.double(), largest, rtol=1e-6, atol=1e-30)
+    assert scales.shape == (5, 1) and bool((scales > 0).all())
+
+
 def test_what_compilers_see_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rotation has a form in real numbers for compilers."""
     rope = rope_table(DiTParams(), 3, 2, 2, torch.device("cpu"))
@@ -244,6 +266,29 @@ def test_what_compilers_see_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     by_complex = plain.turned(x, rope)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     torch.testing.assert_close(plain.turned(x, rope), by_complex, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="triton is told to work here")
+def test_where_triton_does_not_work_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container without a C compiler has triton, which then fails at its first kernel."""
+
+    def without_a_compiler(a: Tensor, b: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    broken = ModuleType("pointwise_triton")
+    monkeypatch.setitem(sys.modules, "backend.model.kernels.pointwise_triton", broken)
+    monkeypatch.setattr(chosen, "find_spec", lambda name: object())
+    monkeypatch.setenv("TRITON_CACHE_DIR", "anywhere")
+    for silu_mul, said in ((without_a_compiler, 1), (plain.silu_mul, 0)):
+        caplog.clear()
+        monkeypatch.setattr(broken, "silu_mul", silu_mul, raising=False)
+        chosen._works.cache_clear()
+        for _ in range(2):
+            assert chosen._works(torch.device("cpu")) == (not said)
+        assert len(caplog.messages) == said and all("find C compiler)" in text for text in caplog.messages)
+    chosen._works.cache_clear()
 
 
 def test_a_cpu_takes_torch() -> None:

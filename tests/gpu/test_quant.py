@@ -7,6 +7,7 @@ import torch
 
 from backend.model import block_formats, ggml_types
 from backend.model.ggml_write import Type, pack
+from backend.model.kernels.pointwise import has_fp8_units, quantise_fp8_rows
 from backend.model.packed import (
     Fp8Linear,
     GgufLinear,
@@ -14,8 +15,6 @@ from backend.model.packed import (
     Mxfp8Linear,
     Nf4Linear,
     PackedLinear,
-    has_fp8_units,
-    quantise_fp8_rows,
 )
 from backend.types import Quant
 
@@ -60,6 +59,23 @@ def test_quantising_there_gives_the_same_codes() -> None:
         for name, buffer in here.named_buffers():
             same = (buffer.float() == there.get_buffer(name).cpu().float()).float().mean()
             assert same > 0.999, (quant, name)  # a division may round a tie the other way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_fused_rows_have_the_codes_of_the_plain_ones(dtype: torch.dtype) -> None:
+    if not has_fp8_units(torch.device("cuda")):
+        pytest.skip("needs fp8 units: compute capability 8.9")
+    from backend.model import pointwise as plain
+
+    for rows, width, largest in ((300, 1536, 3e7), (7, 4096, 1.4e5), (1, 96, 1.0)):
+        x = (torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)) * largest / 4).to(dtype)
+        x[0, :5] = 0
+        codes, scales = quantise_fp8_rows(x.cuda())
+        wanted, their_scales = plain.quantise_fp8_rows(x)
+        assert torch.allclose(scales.cpu(), their_scales, rtol=1e-6)
+        assert (codes.cpu().float() == wanted.float()).float().mean() > 0.999  # a division may round another way
+    assert not quantise_fp8_rows(torch.zeros(2, 32, device="cuda", dtype=dtype))[0].float().any()
 
 
 def test_scaled_mm_multiplies_what_the_emulation_does() -> None:

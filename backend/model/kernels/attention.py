@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from backend.caches import Store
-from backend.errors import LensError
+from backend.errors import LensError, first_line
 
 FORMAT = 1  # of a file; another one is measured again
 MILLISECONDS = 20.0  # spent on timing one kernel, after its warm-up
@@ -152,7 +152,7 @@ class Choices:
     def choose(self, shape: Shape) -> Backend:
         """The fastest kernel for this shape, measured now where it is new. Not to be called while a graph is captured.
 
-        Raises LensError where no kernel works at all.
+        Raises LensError where no kernel works at all, torch.OutOfMemoryError where there is no room to try.
         """
         if self._measure is None:
             return Backend.torch
@@ -242,17 +242,24 @@ def describe_machine(device: torch.device) -> dict[str, str]:
 def _time(device: torch.device, shape: Shape, backend: Backend) -> Trial:
     """Try one kernel on a CUDA device. Memory: four tensors of the shape."""
     with torch.inference_mode(), torch.cuda.device(device):
-        q, k, v = trial_tensors(shape, device)
-        try:
-            with using(backend):
-                out = F.scaled_dot_product_attention(q, k, v)
-                error = relative_error(out, q, k, v)
-                if not math.isfinite(error):
-                    return Trial(backend=backend, refused="not finite on values of 1.4e5")
-                seconds = _seconds(lambda: F.scaled_dot_product_attention(q, k, v))
-        except (ImportError, RuntimeError, ValueError) as why:  # torch's ways of saying that a kernel cannot
-            first = next(iter(str(why).splitlines()), type(why).__name__)
-            return Trial(backend=backend, refused=first)
+        return tried(backend, *trial_tensors(shape, device), _seconds)
+
+
+def tried(
+    backend: Backend, q: Tensor, k: Tensor, v: Tensor, seconds_of: Callable[[Callable[[], object]], float]
+) -> Trial:
+    """What one kernel does with these tensors. Raises torch.OutOfMemoryError: that is no word about the kernel."""
+    try:
+        with using(backend):
+            out = F.scaled_dot_product_attention(q, k, v)
+            error = relative_error(out, q, k, v)
+            if not math.isfinite(error):
+                return Trial(backend=backend, refused="not finite on values of 1.4e5")
+            seconds = seconds_of(lambda: F.scaled_dot_product_attention(q, k, v))
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, RuntimeError, ValueError) as why:  # torch's ways of saying that a kernel cannot
+        return Trial(backend=backend, refused=first_line(why))
     return Trial(backend=backend, seconds=seconds, error=error)
 
 

@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from backend.errors import first_line
+
 PATIENCE = 4  # plain calls of a key before it is captured: a distilled model's single picture never pays for a capture
 WARM_UPS = 2  # calls on the capturing stream, where libraries make their workspaces
 
@@ -81,11 +83,6 @@ class Graphs:
         kept.graph.replay()
         return kept.output.clone()
 
-    def clear(self) -> None:
-        """Let go of every graph and its memory."""
-        self._kept.clear()
-        self._calls.clear()
-
     @property
     def keys(self) -> tuple[GraphKey, ...]:
         """Of the graphs kept, least recently used first."""
@@ -106,8 +103,8 @@ class Graphs:
             graph, output = self._capture(lambda: function(static))
         except RuntimeError as error:  # an operation that cannot be recorded, or no memory for it
             self._refused.add(key)
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            self._warn(f"steps run without a CUDA graph, which is slower and just as exact: {first}")
+            why = first_line(error)
+            self._warn(f"steps run without a CUDA graph, which is slower and just as exact: {why}")
             return None
         self._kept[key] = kept = _Kept(static, graph, output)
         return kept

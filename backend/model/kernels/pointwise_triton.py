@@ -1,8 +1,8 @@
 """The pointwise operations of inference as Triton kernels: one pass over memory each, float32 in between, one rounding.
 
 Imported only where they run (`backend.model.kernels.pointwise`), since triton comes with torch's CUDA builds alone.
-The shapes are loops and masks, not constants of a build: a new picture size compiles nothing. Only widths (D, K, H)
-are constants; they belong to the model.
+The shapes are loops and masks, not constants of a build, nor does triton look at their divisors: a new picture size
+compiles nothing. Only widths (D, K, H) are constants; they belong to the model.
 
 Shapes: B batch, S tokens, D width, H heads, K head size, M hidden width of the MLP, R = B S rows.
 """
@@ -20,13 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backend.model.pointwise import Stream
+from backend.model.pointwise import FP8, FP8_MAX, Stream
 
 ELEMENTS = 1024  # handled by one program of an elementwise kernel
 HEADS_TOGETHER = 8  # of one token in one program of the kernel for queries and keys
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_modulate(
     x, weight, shift, scale, out, tokens, shift_stride, scale_stride, eps, D: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -44,7 +44,7 @@ def _norm_modulate(
     tl.store(out + row * D + column, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _add_gated(x, gate, update, out, tokens, gate_stride, D: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -67,6 +67,18 @@ def _silu_mul(a, b, out, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _fp8_row(x, out, scales, limit, smallest, D: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < D
+    value = tl.load(x + row * D + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value), axis=0) / limit, smallest)
+    scaled = tl.minimum(tl.maximum(tl.div_rn(value, scale), -limit), limit)
+    tl.store(out + row * D + column, scaled.to(out.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
+@triton.jit(do_not_specialize=["tokens", "first", "q_tokens", "k_tokens"])
 def _stream_into_joint(
     qkv, q_weight, k_weight, rope, q, k, v,
     tokens, first, q_tokens, k_tokens, first_part, eps,
@@ -180,6 +192,20 @@ def joint_qkv(
             )  # fmt: skip
         start += lengths[index]
     return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def quantise_fp8_rows(x_RI: Tensor, out: torch.dtype = FP8) -> tuple[Tensor, Tensor]:
+    """(R, I) -> F8-E4M3 (R, I) and float32 scales (R, 1): the largest magnitude of a row becomes 448."""
+    x = x_RI.contiguous()
+    rows, width = x.shape
+    result = torch.empty(x.shape, dtype=out, device=x.device)
+    scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
+    if rows:
+        _fp8_row[(rows,)](
+            x, result, scales, FP8_MAX, torch.finfo(torch.float32).tiny,
+            D=width, BLOCK=triton.next_power_of_2(width), num_warps=4,
+        )  # fmt: skip
+    return result, scales
 
 
 def _per_picture(row_B1D: Tensor, batch: int) -> Tensor:
