@@ -1,12 +1,29 @@
-"""How much memory this process has used at most."""
+"""How much memory this process has used at most, and what it means to run out of it."""
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from backend.errors import OutOfMemoryError, first_line
 
 if TYPE_CHECKING:
     import torch
+
+    from backend.types import GenerationRequest
+
+# torch's CPU allocator, and what lies beneath or beside torch on a GPU, say it in a RuntimeError's words.
+_HOST_WORDS = ("DefaultCPUAllocator: can't allocate", "not enough memory: you tried")
+_GPU_WORDS = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",
+    "MPS backend out of memory",
+)
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -28,3 +45,48 @@ def process_peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory is what failed, the host's or a GPU's."""
+    import torch
+
+    if host_ran_out(error) or isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS)
+
+
+def host_ran_out(error: BaseException) -> bool:
+    """Whether the host's memory is what failed: Python's, torch's, or what was to be pinned of it."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _HOST_WORDS)
+
+
+@contextmanager
+def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
+    """torch's and Python's out-of-memory errors -> the one with an exit code and a hint."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of these
+        if not ran_out(error):
+            raise
+        raise too_little(request, error) from error
+
+
+def too_little(request: GenerationRequest, error: BaseException) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
+        hint="Try a smaller --base, --dtype bfloat16, --quant nf4, --vram with less than the card has, or another "
+        "--device.",
+    )
+
+
+def give_back(device: torch.device) -> None:
+    """What nobody holds any more, to the system and to the GPU: pinned memory too, which torch would keep."""
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()

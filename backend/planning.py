@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from backend.errors import OutOfMemoryError
@@ -16,14 +16,14 @@ from backend.footprint import CUDA_CONTEXT, Job
 from backend.model.headers import FileFormat, read_summary
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.residency import Machine, Model, Plan, make_plan
-from backend.types import DType, Encoder, GenerationRequest, Quant
+from backend.types import DType, Encoder, GenerationRequest
 
 if TYPE_CHECKING:
     import torch
 
     from backend.weights import ModelFiles
 
-_ITEMSIZE = {DType.float32: 4, DType.bfloat16: 2}
+ITEMSIZE = {DType.float32: 4, DType.bfloat16: 2}
 _NAMES = {DType.float32: "float32", DType.bfloat16: "bf16"}
 _STORED = {DType.float32: ("F32", "0"), DType.bfloat16: ("BF16", "30")}  # safetensors' name, ggml's number
 
@@ -35,16 +35,36 @@ class Planned:
     plan: Plan
     model: Model
     machine: Machine
+    dtype: DType  # the arithmetic, never auto
+    quant: QuantPlan
+    reason: str | None = None  # why the GPU that is here is left alone; None: it is not, or there is none
 
 
-def plan_request(
-    request: GenerationRequest, files: ModelFiles, machine: Machine, dtype: DType, quant: QuantPlan
-) -> Planned:
-    """`dtype`: the arithmetic, never auto. Raises OutOfMemoryError where nothing fits, and UsageError."""
-    model = describe(request, files, dtype, quant)
-    return Planned(
-        plan=make_plan(model, machine, profile=request.profile, vram=request.vram), model=model, machine=machine
+def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) -> Planned:
+    """How a request will run on this machine. A GPU that nobody asked for, and that is too small even for the leanest
+    plan, is left alone for the CPU. Raises OutOfMemoryError where nothing fits, UsageError, CheckpointError."""
+    try:
+        return plan_request(request, files, machine)
+    except OutOfMemoryError as error:
+        wished = request.device != "auto" or request.profile is not None or request.vram is not None
+        if machine.device == "cpu" or wished:
+            raise
+        reason = str(error)
+    return replace(
+        plan_request(request, files, Machine(device="cpu", host_free=machine.host_free)), reason=f"the GPU: {reason}"
     )
+
+
+def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine) -> Planned:
+    """On this machine's device and no other. Raises what `plan_run` does."""
+    dtype = choose_arithmetic(request.dtype, machine.device, files)
+    quant = plan_quant(
+        files, request.quant, itemsize=ITEMSIZE[dtype], on_cpu=machine.device == "cpu",
+        free_memory=machine.host_free,
+    )  # fmt: skip
+    model = describe(request, files, dtype, quant)
+    plan = make_plan(model, machine, profile=request.profile, vram=request.vram)
+    return Planned(plan=plan, model=model, machine=machine, dtype=dtype, quant=quant)
 
 
 def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant: QuantPlan) -> Model:
@@ -59,7 +79,7 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
         steps=request.steps,
         guided=request.guidance != 1.0,
         text_tokens=template.max_tokens - template.prefix_tokens,  # as long as a prompt can be
-        itemsize=_ITEMSIZE[dtype],
+        itemsize=ITEMSIZE[dtype],
         block_bits=quant.bits if packed else None,
     )
     # A fused LoRA makes tensors of its own, and so does packing at load.
@@ -156,28 +176,25 @@ def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[Planned | N
 
     With `vram` or a GPU's profile it is the plan for that card, whether or not one is here. Raises UsageError.
     """
-    machine = _expected(request)
-    dtype = choose_arithmetic(request.dtype, machine.device, files)
-    quant = plan_quant(
-        files, Quant(request.quant), itemsize=_ITEMSIZE[dtype], on_cpu=machine.device == "cpu",
-        free_memory=machine.host_free,
-    )  # fmt: skip
     try:
-        return plan_request(request, files, machine, dtype, quant), None
+        return plan_run(request, files, _expected(request)), None
     except OutOfMemoryError as error:
         return None, str(error)
 
 
 def _expected(request: GenerationRequest) -> Machine:
-    """The machine of a run: this one, or one with the card that the request names."""
-    if request.device != "cpu" and has_gpu():
-        from backend.pipeline import choose_device
+    """The machine of a run: this one, or one with the card that the request names. Raises UsageError."""
+    if request.device == "cpu":
+        return Machine(device="cpu", host_free=host_free())
+    named = request.vram or _card_of(request.profile)
+    # torch is asked where there may be a GPU, and where one was asked for that is then said not to be here.
+    if has_gpu() or (request.device != "auto" and not named):
+        from backend.device import choose_device
 
         device = choose_device(request.device)
         if device.type != "cpu":
             return look_at(device)
-    named = request.vram or _card_of(request.profile)
-    if named and request.device != "cpu":
+    if named:
         return Machine(device="cuda", card=named, card_free=named, host_free=host_free())
     return Machine(device="cpu", host_free=host_free())
 

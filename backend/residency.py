@@ -117,12 +117,6 @@ class Plan:
         return self.device == "cuda" and self.place is not Place.resident
 
     @property
-    def stays(self) -> bool:
-        """Whether the networks keep their place on the device between uses and pictures; where blocks are streamed,
-        their slots make room for the VAE and the VAE for them."""
-        return not self.streamed
-
-    @property
     def fits(self) -> bool:
         return self.host <= self.host_free and (self.device == "cpu" or self.peak.most <= self.budget)
 
@@ -185,17 +179,22 @@ def make_plan(model: Model, machine: Machine, *, profile: str | None = None, vra
     raise too_small(model.job, leanest)
 
 
-def step_down(model: Model, machine: Machine, plan: Plan, phase: str) -> Plan | None:
+def step_down(model: Model, machine: Machine, plan: Plan, phase: str, *, on_host: bool = False) -> Plan | None:
     """The next leaner placement after memory ran out in `phase` ("encode", "denoise" or "decode"); None: there is none.
 
-    Leaner by a step worth a second try, where it failed: LEANER bytes or an eighth.
+    Leaner by a step worth a second try, where it failed: LEANER bytes or an eighth. `on_host`: it was the host that
+    had no more, such as memory to pin. What is saved on the GPU must have room on the host.
     """
     row = find_profile(plan.profile)
     rungs = list(_rungs(model, machine, row, plan.budget, cap=plan.cap))
     after = next(index for index, rung in enumerate(rungs) if rung == plan) + 1
-    failed: int = getattr(plan.peak, phase)
-    most = max(failed - LEANER, failed * 7 // 8)
-    return next((rung for rung in rungs[after:] if getattr(rung.peak, phase) <= most), None)
+
+    def taken(rung: Plan) -> int:
+        return rung.host if on_host and rung.device != "cpu" else getattr(rung.peak, phase)
+
+    most = max(taken(plan) - LEANER, taken(plan) * 7 // 8)
+    room = max(plan.host, plan.host_free)
+    return next((rung for rung in rungs[after:] if taken(rung) <= most and rung.host <= room), None)
 
 
 def too_small(job: Job, leanest: Plan) -> OutOfMemoryError:
@@ -220,13 +219,16 @@ def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Pr
         raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
     if machine.device == "cpu":
         if vram is not None:
-            raise UsageError("--vram is about a GPU, and this run is on the CPU", hint="--profile cpu plans for none")
+            raise UsageError("--vram is about a GPU, and this run is on the CPU", hint="drop it; --dry-run shows the plan for a card that is not here")
         row = find_profile(profile or "cpu")
         if row.card:
-            raise UsageError(f"--profile {row.name} is about a GPU, and this run is on the CPU")
+            raise UsageError(
+                f"--profile {row.name} is about a GPU, and this run is on the CPU",
+                hint="--profile cpu plans for none; --dry-run shows the plan for a card that is not here",
+            )
         return row, 0
     if vram is not None and vram > machine.card:
-        raise UsageError(f"--vram {_gb(vram)} is more than the card has: {_gb(machine.card)}")
+        raise UsageError(f"--vram {_gb(vram)} is more than the card has: {_gb(machine.card)}", hint="drop it")
     if profile is not None:
         row = find_profile(profile)
         return row, round(row.card * row.share)

@@ -91,7 +91,7 @@ def test_each_card(name: str) -> None:
     for plan in (make_plan(MODEL, H200, profile=name), make_plan(MODEL, H200, vram=find_profile(name).card)):
         assert (plan.profile, plan.place, plan.reader) == (name, place, reader)
         assert plan.fits and plan.peak.most <= most * GB
-        assert plan.stays == (place is Place.resident)
+        assert plan.streamed == (place is not Place.resident)
         assert plan.decode.recomputes == (name == "8GB")  # streamed blocks make room for the VAE
         assert bool(plan.graphs) == (find_profile(name).card >= 12 * GB)
     assert make_plan(MODEL, H200, vram=find_profile(name).card).cap == find_profile(name).card
