@@ -1,0 +1,161 @@
+"""The work folder of the data stages: one Parquet file a stage and shard, and beside it a mark that it is complete.
+
+A stage is a pure function of a shard, so its result can be told from its inputs: the mark holds a *stamp*, the hash of
+the stage's version, its own config and the SHA-256 of what it read. A shard whose stamp is another is computed again,
+that shard only. Nothing is ever deleted.
+
+    WORK/<stage>/00000.parquet  + 00000.done        <stage> may have a slash: "score/clarity"
+
+Heavy ring: pyarrow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from backend.errors import FileError, LensError
+from backend.files import make_folder, replacing, write_atomic
+
+ROWS_PER_GROUP = 4096  # of what is written here: the unit in which a reader fetches
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `<shard>.done` says."""
+
+    rows: int
+    sha256: str  # of the Parquet file
+    stamp: str  # of the stage's version, config and inputs
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work folder. Cheap to make and to pickle: it holds nothing but the path."""
+
+    folder: Path
+
+    def path(self, stage: str, shard: int) -> Path:
+        return self.folder / stage / f"{shard:05d}.parquet"
+
+    def shards(self, stage: str) -> list[int]:
+        """Numbers of the complete shards of a stage, ascending. For "score/x" and "plan" alike."""
+        return sorted(int(file.stem) for file in (self.folder / stage).glob("*.done") if file.stem.isdigit())
+
+    def mark(self, stage: str, shard: int) -> Mark | None:
+        """What is said of a complete shard; None where it is not complete or the mark is damaged."""
+        try:
+            said = json.loads(self.path(stage, shard).with_suffix(".done").read_text(encoding="utf-8"))
+            return Mark(rows=int(said["rows"]), sha256=str(said["sha256"]), stamp=str(said["stamp"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):  # edited by hand or cut by a full disk: as good as no mark
+            return None
+
+    def done(self, stage: str, shard: int, stamp: str) -> bool:
+        """Whether the shard was computed from just these inputs, and its file is still there."""
+        mark = self.mark(stage, shard)
+        return mark is not None and mark.stamp == stamp and self.path(stage, shard).exists()
+
+    def sha256(self, stage: str, shard: int) -> str:
+        """Of a complete shard's file, as an input of the next stage's stamp. Raises LensError where there is none."""
+        mark = self.mark(stage, shard)
+        if mark is None:
+            raise LensError(
+                f"{self.folder}: {stage} is not done for shard {shard}",
+                hint=f"run the stage first: lens train data {stage.split('/')[0]} {self.folder}",
+            )
+        return mark.sha256
+
+    def read(self, stage: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The table of a complete shard. Raises LensError where it is not complete, FileError where it is damaged."""
+        self.sha256(stage, shard)
+        path = self.path(stage, shard)
+        try:
+            return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+        except (OSError, pa.ArrowException) as error:
+            raise FileError(
+                f"cannot read {path}: {str(error).splitlines()[0]}",
+                hint=f"delete {path.with_suffix('.done')} and run the stage again: it redoes this shard only",
+            ) from error
+
+    def write(self, stage: str, shard: int, table: pa.Table, stamp: str) -> None:
+        """Put a shard's table in place, then its mark: a reader sees the old pair, or no mark, or the new pair.
+
+        Raises FileError (a full disk among them); then nothing changed, or the mark is missing and the shard is redone.
+        """
+        path = self.path(stage, shard)
+        make_folder(path.parent)
+        done = path.with_suffix(".done")
+        with replacing(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_PER_GROUP)
+            digest = file_sha256(temporary)
+            # Between the two renames the old mark would vouch for the new file.
+            done.unlink(missing_ok=True)
+        said = {"rows": table.num_rows, "sha256": digest, "stamp": stamp}
+        write_atomic(done, (json.dumps(said, indent=1) + "\n").encode())
+
+
+def stamp(version: int, config: Mapping[str, Any], *inputs: str) -> str:
+    """Hash of a stage's version (raised when its results change), its own config and its inputs' SHA-256."""
+    text = json.dumps([version, config, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------- a picture's bytes
+
+
+def open_picture(row: Mapping[str, Any]) -> bytes:
+    """The bytes of a picture's file from a row of `scan`: `path`, `member`, `offset`, `nbytes`.
+
+    A plain file (member None), a member of an uncompressed tar (offset: of its first byte), or a row of a Parquet
+    file with image bytes (offset: the row's number; member begins with the column's name and a colon).
+    Raises FileError where the file is gone or shorter than it was when it was scanned.
+    """
+    path, member, offset, nbytes = str(row["path"]), row["member"], row["offset"], int(row["nbytes"])
+    try:
+        if member is None:
+            return Path(path).read_bytes()
+        if path.endswith(".parquet"):
+            return _cell(path, str(member).split(":", 1)[0], int(offset))
+        with open(path, "rb") as file:
+            file.seek(int(offset))
+            data = file.read(nbytes)
+    except (OSError, pa.ArrowException) as error:
+        raise FileError(f"cannot read {path}: {str(error).splitlines()[0]}", hint="scan again") from error
+    if len(data) < nbytes:
+        raise FileError(f"{path} is cut short at {member}: {len(data)} of {nbytes} bytes", hint="scan again")
+    return data
+
+
+def _cell(path: str, column: str, number: int) -> bytes:
+    file = pq.ParquetFile(path)
+    try:
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number < rows:
+                return _group(path, Path(path).stat().st_mtime_ns, column, group)[number]
+            number -= rows
+    finally:
+        file.close()
+    raise FileError(f"{path} has no row {number}", hint="scan again")
+
+
+@lru_cache(maxsize=1)  # rows are asked for in order, and a group may hold hundreds of megabytes
+def _group(path: str, _changed: int, column: str, group: int) -> list[bytes]:
+    cells = pq.ParquetFile(path).read_row_group(group, columns=[column])[column].to_pylist()
+    # Hugging Face datasets store {"bytes": …, "path": …}.
+    return [bytes((cell.get("bytes") if isinstance(cell, dict) else cell) or b"") for cell in cells]
