@@ -62,7 +62,9 @@ def write_new(path: Path, data: bytes) -> Path:
     and then given its name by an operation that fails where the name exists. Raises FileError; leaves nothing behind.
     """
     try:
-        with _temporary(path.parent, data) as temporary:
+        with _temporary(path.parent) as temporary:
+            temporary.write_bytes(data)
+            _sync(temporary)
             for candidate in names(path):
                 if _claim(temporary, candidate):
                     _sync_folder(path.parent)
@@ -74,8 +76,21 @@ def write_new(path: Path, data: bytes) -> Path:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what is there in one step. Raises FileError; leaves nothing behind."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """An empty file beside `path` to write to; at the end it is synced and takes its place in one step.
+
+    Where the writing is left by an exception nothing stays behind and `path` is as it was. Raises FileError for an
+    OSError, whoever raises it.
+    """
     try:
-        with _temporary(path.parent, data) as temporary:
+        with _temporary(path.parent) as temporary:
+            yield temporary
+            _sync(temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except OSError as error:
@@ -83,14 +98,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(folder: Path, data: bytes) -> Generator[Path]:
-    """A synced temporary file with `data` in `folder`; gone at the end, however the end comes."""
+def _temporary(folder: Path) -> Generator[Path]:
+    """An empty temporary file in `folder`; gone at the end, however the end comes."""
     handle, name = tempfile.mkstemp(dir=folder, prefix=".lens-", suffix=".tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        os.close(handle)
         mask = os.umask(0)  # there is no way to read it without setting it
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 is for secrets; a picture has the usual mode
@@ -98,6 +110,12 @@ def _temporary(folder: Path, data: bytes) -> Generator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away
             os.unlink(name)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's contents survive a power cut."""
+    with path.open("r+b") as file:  # for reading alone would do, but not on Windows
+        os.fsync(file.fileno())
 
 
 def _claim(temporary: Path, target: Path) -> bool:

@@ -1,19 +1,16 @@
 """Writes the transformer and the text encoder as GGUF: how Lens-Nano is stored, and how a fine-tune can be shipped.
 
 The transformer goes out tensor by tensor, so that the published one needs the memory of its largest matrix. The text
-encoder's file is llama.cpp's `gpt-oss`, so llama.cpp and torch read the same bytes. Writes are atomic:
-a temporary file beside the target, fsync, rename. Legend: E experts, H hidden width, I expert width.
+encoder's file is llama.cpp's `gpt-oss`, so llama.cpp and torch read the same bytes. Writes are atomic.
+Legend: E experts, H hidden width, I expert width.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backend.errors import CheckpointError, FileError
+from backend.errors import CheckpointError
+from backend.files import replacing
 from backend.model.ggml_write import K_TYPES, pack
 from backend.model.gguf_keys import (
     HF_TOKENIZER_KEY,
@@ -284,28 +282,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer_json: str, vocab_size: int
 
 def _finish(writer: gguf.GGUFWriter, path: Path, tensors: Iterator[Array] | None = None) -> None:
     """`tensors`: the data of what was announced, in that order; None: the writer holds it."""
-    handle, temporary = -1, ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        writer.write_header_to_file(Path(temporary))
-        writer.write_kv_data_to_file()
-        if tensors is None:
-            writer.write_tensors_to_file()
-        else:
-            writer.write_ti_data_to_file()
-            for array in tensors:
-                writer.write_tensor_data(array)
-        for file in writer.fout or ():
-            file.flush()
-            os.fsync(file.fileno())
-        writer.close()
-        Path(temporary).chmod(0o644)  # mkstemp makes it private; weights are meant to be shared
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        writer.close()
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with replacing(path) as temporary:
+        try:
+            writer.write_header_to_file(temporary)
+            writer.write_kv_data_to_file()
+            if tensors is None:
+                writer.write_tensors_to_file()
+            else:
+                writer.write_ti_data_to_file()
+                for array in tensors:
+                    writer.write_tensor_data(array)
+        finally:
+            writer.close()

@@ -6,18 +6,15 @@ come first, so that every one of them is aligned and readers can map the file. S
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from backend.files import write_error
+from backend.files import replacing
 from backend.model.headers import SAFETENSORS_BITS
 
 _DTYPES = {
@@ -59,28 +56,15 @@ def stream_safetensors(
     file is removed then. Raises FileError where the file cannot be written.
     """
     header, starts = _layout(items, metadata)
-    handle, name = -1, ""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(header)
-            for item in items:
-                made = item.make()
-                for spec, tensor in zip(item.specs, made, strict=True):
-                    assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
-                    file.seek(len(header) + starts[spec.name])
-                    file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-                on_tensor(sum(spec.nbytes for spec in item.specs))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes it private; weights are meant to be shared
-        os.replace(name, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        if name:
-            with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away
-                os.unlink(name)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for item in items:
+            made = item.make()
+            for spec, tensor in zip(item.specs, made, strict=True):
+                assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
+                file.seek(len(header) + starts[spec.name])
+                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            on_tensor(sum(spec.nbytes for spec in item.specs))
 
 
 def file_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> int:

@@ -127,7 +127,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         command(*words, real=True), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
     )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/.*.part")) and child.poll() is None and time.monotonic() < deadline:
+    while not list(tmp_path.glob("out/.lens-*")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=120)
