@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from backend import metadata, quant_plan
 from backend.errors import FileError, NumericsError, UsageError
 from backend.model.checkpoint import load_transformer
-from backend.model.formats import open_transformer
-from backend.model.packed import GgufLinear, Nf4Linear, PackedLinear
+from backend.model.formats import Entry, open_transformer
+from backend.model.packed import Fp8Linear, GgufLinear, Nf4Linear, PackedLinear, ScaledFp8Linear
 from backend.model.transformer import LensTransformer2DModel
 from backend.quant_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored
-from backend.quantize import block_linears, check_device, device_note, quantise_network, quantised
+from backend.quantize import (
+    block_linears,
+    check_device,
+    device_note,
+    pack_while_loading,
+    quantise_network,
+    quantised,
+)
 from backend.types import Quant
 from backend.weights import ModelFiles, resolve_model
 from tests.backend import tiny_weights as tiny
@@ -83,6 +90,31 @@ def test_kept_packed_equals_decoded_at_load(packed: ModelFiles, dtype: torch.dty
     assert not packed_names(decoded)
     assert len(packed_names(kept)) == LINEARS_A_BLOCK * tiny.DIT.num_layers
     assert torch.equal(velocity(decoded, dtype), velocity(kept, dtype))
+
+
+@pytest.mark.parametrize("codes", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_only_e4m3_codes_are_taken_as_they_are(plain: ModelFiles, codes: torch.dtype) -> None:
+    """--quant fp8 multiplies E4M3; a file of E5M2 is decoded and rounded to it."""
+    table, name = open_transformer(plain.transformer), "transformer_blocks.0.img_mlp.w1"
+    weight = table.tensor(f"{name}.weight", torch.float32)
+    scale = weight.abs().amax() / 448
+    stored_codes = (weight / scale).to(codes)
+
+    def make() -> ScaledFp8Linear:
+        return ScaledFp8Linear(stored_codes, scale)
+
+    entry = Entry(tuple(weight.shape), lambda dtype: make().decoded(dtype), packed=make)
+    network = load_transformer(plain, torch.float32, "cpu")
+    pack_while_loading(
+        network, replace(table, entries={**table.entries, f"{name}.weight": entry}), plan_quant(plain, Quant.fp8),
+        torch.float32, "cpu",
+    )  # fmt: skip
+    linear = network.get_submodule(name)
+    assert isinstance(linear, Fp8Linear) and linear.packed.dtype is torch.float8_e4m3fn
+    taken = torch.equal(linear.packed.view(torch.uint8), stored_codes.view(torch.uint8))
+    assert taken == (codes is torch.float8_e4m3fn)
+    error = (linear.decoded(torch.float32) - make().decoded(torch.float32)).norm() / weight.norm()
+    assert float(error) < 0.04
 
 
 def test_a_kept_linear_is_a_view_of_the_file(packed: ModelFiles) -> None:

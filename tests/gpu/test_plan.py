@@ -42,6 +42,20 @@ def test_streamed_is_resident_bit_for_bit() -> None:
                 streamed.release()
 
 
+def test_slots_given_back_are_written_to_no_more() -> None:
+    """The next pass's first blocks are under way when a pass ends; whoever gets their memory must not see them."""
+    blocks = [nn.Linear(4096, 4096, device="cpu").to(torch.bfloat16).requires_grad_(False) for _ in range(6)]
+    streamed = StreamedBlocks(blocks, "cuda", slots=3)
+    for _ in range(5):
+        for _block in streamed.blocks():
+            pass
+        streamed.release()
+        guests = [torch.zeros(streamed.slot_bytes, dtype=torch.uint8, device="cuda") for _ in range(3)]
+        torch.cuda.synchronize()
+        assert not any(bool(guest.any()) for guest in guests)
+        del guests
+
+
 @pytest.mark.parametrize(("vram", "more", "most"), GOALS, ids=[row[0] for row in GOALS])
 def test_peak_is_predicted_and_below_its_goal(vram: str, more: tuple[str, ...], most: float) -> None:
     run = lens(
