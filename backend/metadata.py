@@ -87,6 +87,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "compiled": generation.compiled,
         "encoder": str(generation.encoder),
         "plan": generation.plan.pixels() if generation.plan is not None else None,
+        "attention": generation.attention,
         "device": request.device,
         "ran_on": generation.device,
         "template_date": generation.template_date,
@@ -228,6 +229,8 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
         flat[key] = str(record.get(key))
+    flat["compiled"] = str(record.get("compiled") is True)
+    flat["attention"] = str(record.get("attention"))
     flat["encoder"] = str(record.get("encoder", Encoder.exact))
     plan: Any = record.get("plan")
     for key, value in cast("dict[str, Any]", plan).items() if isinstance(plan, dict) else ():
@@ -252,6 +255,14 @@ def describe_lora(use: Any) -> str:
     said = cast("dict[str, Any]", use) if isinstance(use, dict) else {}
     digest = str(said.get("sha256"))[:12]
     return f"{said.get('name')} {said.get('scale')}, {said.get('mode')}, SHA-256 {digest}…"
+
+
+def describe_expander(expander: Any) -> str:
+    """`gpt-oss-20b (local), system prompt general, seed 0` of a record's `expander`, whatever it holds."""
+    said = cast("dict[str, Any]", expander) if isinstance(expander, dict) else {}
+    return (
+        f"{said.get('model')} ({said.get('kind')}), system prompt {said.get('system_prompt')}, seed {said.get('seed')}"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- A1111 text

@@ -82,7 +82,7 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
 
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
-    from backend.metadata import describe_lora
+    from backend.metadata import describe_expander, describe_lora
 
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
@@ -100,6 +100,8 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
         "ran_on",
     )
     lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
+    if record.get("expander") is not None:
+        lines.insert(2, ("rewritten by", describe_expander(record["expander"])))
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
     loras: Any = record.get("loras")
     uses = cast("list[Any]", loras) if isinstance(loras, list) else []

@@ -178,6 +178,7 @@ def test_gen_shows_stores_and_repeats_the_rewrite(endpoint: Endpoint, lens: Lens
     assert read_metadata(Path(again.lines[0])).record is not None
     hashes = [read_metadata(Path(path)).record for path in (first.lines[0], again.lines[0])]
     assert hashes[0] and hashes[1] and hashes[0]["pixel_sha256"] == hashes[1]["pixel_sha256"]
+    assert "  rewritten by    m (api), system prompt general, seed 0" in lens("info", "a-cat-5.png").lines
     rerun = lens("rerun", "a-cat-5.png", "--json")
     assert rerun.json["data"]["request"]["expander"] == record["expander"]
     assert rerun.json["data"]["images"][0]["pixel_sha256"] == hashes[0]["pixel_sha256"]
