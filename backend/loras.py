@@ -18,6 +18,7 @@ from backend.types import LoraMode, LoraUse
 
 if TYPE_CHECKING:
     from backend.params import DiTParams
+    from backend.quant_plan import QuantPlan
 
 SUFFIX = ".safetensors"
 SCALE_LIMIT = 100.0  # far above any that leaves a picture
@@ -133,6 +134,38 @@ def settle(
     rounds. Raises CheckpointError for a file that does not fit, UsageError for a wish that cannot be met.
     """
     return tuple(_settled(use, params, quantised, warn) for use in uses)
+
+
+def block_bits(uses: Sequence[LoraUse], params: DiTParams, quant: QuantPlan, *, itemsize: int) -> float | None:
+    """Bits of a weight of the blocks' linears in memory, on average, with the LoRAs; None: those of the dtype.
+
+    A live LoRA lies beside its linear; one that is fused makes a linear plain that its file's packing would keep.
+    `itemsize`: bytes of a number of the dtype. Raises as `settle` does.
+    """
+    from backend.model.headers import read_header
+    from backend.model.lora_keys import read_lora
+    from backend.model.tensor_tables import transformer_shapes
+
+    held = quant.bits if quant.packed else None
+    shapes = transformer_shapes(params)
+    beside, plain = 0, set[str]()
+    for use in settle(uses, params, quantised=quant.packed, warn=lambda _: None):
+        if not use.scale:
+            continue
+        tensors = read_header(Path(use.path)).tensors
+        for update in read_lora(Path(use.path), shapes).updates:
+            if not update.quantisable:
+                continue
+            if use.mode is LoraMode.live and update.can_be_live:
+                rank = tensors[update.stored["down"]].shape[0]
+                beside += rank * sum(shapes[update.target])
+            elif quant.keep:
+                plain.add(update.target)
+    if not (beside or plain) or not quant.values:
+        return held
+    bits = 8.0 * itemsize if held is None else held
+    decoded = sum(math.prod(shapes[name]) for name in plain)
+    return bits + ((8 * itemsize - bits) * decoded + 8 * itemsize * beside) / quant.values
 
 
 def _settled(use: LoraUse, params: DiTParams, quantised: bool, warn: Callable[[str], None]) -> LoraUse:

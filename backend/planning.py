@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from backend.errors import OutOfMemoryError
 from backend.footprint import CUDA_CONTEXT, Job
+from backend.loras import block_bits
 from backend.model.headers import FileFormat, read_summary
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.residency import Machine, Model, Plan, make_plan
@@ -38,6 +39,11 @@ class Planned:
     dtype: DType  # the arithmetic, never auto
     quant: QuantPlan
     reason: str | None = None  # why the GPU that is here is left alone; None: it is not, or there is none
+
+    @property
+    def linear_bytes(self) -> int:
+        """Of the linears of the transformer's blocks in memory."""
+        return self.quant.linear_bytes(ITEMSIZE[self.dtype])
 
 
 def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) -> Planned:
@@ -80,7 +86,7 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
         guided=request.guidance != 1.0,
         text_tokens=template.max_tokens - template.prefix_tokens,  # as long as a prompt can be
         itemsize=ITEMSIZE[dtype],
-        block_bits=quant.bits if packed else None,
+        block_bits=block_bits(request.loras, params.dit, quant, itemsize=ITEMSIZE[dtype]),
     )
     # A fused LoRA makes tensors of its own, and so does packing at load.
     mapped = not request.loras and not quant.packed and _mostly_stored_as(files, _STORED[dtype])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError, RefusedError
 from backend.files import make_folder
 from backend.outputs import OutputPlan
-from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted, Quant
+from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted
 from lens_cli.console import Talk, write_bytes
 from lens_cli.progress import Meter
 from lens_cli.show import show
@@ -109,8 +109,9 @@ def check_loras(request: GenerationRequest, files: ModelFiles, talk: Talk) -> No
     """Say what of the LoRAs does not fit the model, from their headers alone. Raises CheckpointError or UsageError."""
     if request.loras:
         from backend.loras import settle
+        from backend.quant_plan import plan_quant
 
-        rounds = request.quant not in (Quant.auto, Quant.none)
+        rounds = plan_quant(files, request.quant).approximation is not None  # a packing that is kept rounds nothing
         settle(request.loras, files.preset.params.dit, quantised=rounds, warn=talk.warn)
 
 

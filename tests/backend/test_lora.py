@@ -8,8 +8,9 @@ or a transposed factor could not pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.errors import CheckpointError
-from backend.loras import lora_sha256
+from backend.loras import block_bits, lora_sha256, settle
 from backend.model import formats
 from backend.model.checkpoint import load_transformer
 from backend.model.gguf_write import write_transformer_gguf
@@ -202,6 +203,39 @@ def test_live_spares_a_small_update_the_rounding(model: ModelFiles, tmp_path: Pa
     errors = {mode: float((found - wanted).norm() / wanted.norm()) for mode, found in change.items()}
     # Beside packed weights the update acts almost as beside plain ones; inside, what comes out is mostly rounding.
     assert errors[LoraMode.live] < 0.5 * errors[LoraMode.fused], errors
+
+
+def held_bytes(network: nn.Module) -> int:
+    """Of the blocks' linears, packed or not, with what lies beside them, without biases."""
+    found = 0
+    for name, module in network.named_modules():
+        if re.fullmatch(r"transformer_blocks\.\d+\.(attn|(img|txt)_mlp)\.(?!norm_).*", name):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            found += sum(tensor.nbytes for key, tensor in own if key != "bias")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lora", "mode", "quant"),
+    [
+        ("kohya", LoraMode.auto, Quant.none), ("kohya", LoraMode.live, Quant.none),
+        ("kohya", LoraMode.auto, Quant.gguf), ("kohya", LoraMode.fused, Quant.gguf),
+        ("LoKr with a header", LoraMode.auto, Quant.gguf), ("LoKr with a header", LoraMode.auto, Quant.nf4),
+    ],
+)  # fmt: skip
+def test_the_plan_counts_its_bytes(lora: str, mode: LoraMode, quant: Quant, model: ModelFiles, tmp_path: Path) -> None:
+    """Beside linears where it is live, in linears that it makes plain where the file's own packing is kept."""
+    write_transformer_gguf(tmp_path / "q.gguf", base_weights(), tiny.DIT, quant="Q4_0")
+    files = replace(model, transformer=(tmp_path / "q.gguf",))
+    plan, uses = plan_quant(files, quant), [use(ALL[lora].write(tmp_path / "x.safetensors"), 0.5, mode)]
+    assert plan.keep == (quant is Quant.gguf)
+    bits = block_bits(uses, tiny.DIT, plan, itemsize=4)
+    settled = settle(uses, tiny.DIT, quantised=plan.packed, warn=lambda _: None)
+    network = load_transformer(files, torch.float32, "cpu", settled, plan)
+    assert (32.0 if bits is None else bits) * plan.values / 8 == pytest.approx(held_bytes(network), rel=2e-3)
+    without = block_bits([], tiny.DIT, plan, itemsize=4)
+    changes = quant is Quant.gguf or mode is LoraMode.live
+    assert (bits != without) == changes and without == plan.bits
 
 
 # -------------------------------------------------------------------------------------------------------- base formats
