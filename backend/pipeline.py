@@ -5,11 +5,10 @@ Knows nothing about flags, files of output or progress bars: it is given `ModelF
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -18,22 +17,23 @@ from torch import Tensor
 
 from backend import latents, sampling
 from backend.caches import Store
-from backend.errors import CancelledError, NumericsError, UsageError, first_line
-from backend.errors import OutOfMemoryError as LensOutOfMemoryError
+from backend.device import choose_device, describe_device
+from backend.errors import CancelledError, NumericsError, first_line
 from backend.identity import identify_model
 from backend.loras import settle
-from backend.memory import peak_bytes
+from backend.memory import give_back, host_ran_out, peak_bytes, ran_out, too_little
 from backend.model import checkpoint
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
+from backend.model.block_stream import StreamedBlocks
 from backend.model.decode_plan import DecodePlan
 from backend.model.denoiser import Denoiser
 from backend.model.kernels.attention import Choices
-from backend.model.kernels.compile import compile_blocks, failing_as_ours
+from backend.model.kernels.compile import check_compiler, compile_blocks, failing_as_ours
 from backend.model.kernels.graphs import cuda_graphs
 from backend.model.placement import making_room, stream_blocks
-from backend.model.transformer import LensTransformer2DModel
-from backend.planning import Planned, capped, choose_arithmetic, look_at, plan_request
-from backend.quant_plan import QuantPlan, plan_quant
+from backend.model.transformer import LensBlock
+from backend.planning import Planned, capped, choose_arithmetic, look_at, plan_run
+from backend.quant_plan import QuantPlan
 from backend.quantize import check_device, device_note
 from backend.residency import Place, Plan, Reader, step_down
 from backend.text.features import FeatureSource
@@ -56,25 +56,34 @@ from backend.types import (
 )
 from backend.weights import ModelFiles
 
-_TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
-_MEMORY_WORDS = ("DefaultCPUAllocator: can't allocate", "not enough memory: you tried", "CUDA error: out of memory")
+TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 _PACKAGES = ("lens", "torch", "diffusers", "transformers", "tokenizers")
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """What the transformer reads of one prompt: (1, L, T, F)."""
-
-    features_1LTF: Tensor
+Texts = tuple[Tensor, Tensor | None]  # features of both branches of guidance; see `FeatureSource.branches`
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settled:
-    """What a request leaves open, decided."""
+class _Run:
+    """One request on its way, with what it leaves open decided, and who is told."""
 
+    request: GenerationRequest
     encoder: Encoder
     quant: QuantPlan
     loras: tuple[LoraUse, ...]
+    watch: _Watch
+    stop: Stop
+    timings: dict[str, float]  # seconds of the phases that serve every picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """The networks under one plan, with all that depends on the prompt and the schedule alone."""
+
+    velocity: Denoiser
+    vae: AutoencoderKLFlux2
+    source: StreamedBlocks[LensBlock] | None  # None: the networks keep their place on the device
+    grid: tuple[int, int]  # latent height and width
+    sigmas: tuple[float, ...]
+    compiled: bool
 
 
 class Pipeline:
@@ -97,7 +106,8 @@ class Pipeline:
         self.files = files
         self.embeddings, self.schedules, self.kernels, self.llama = embeddings, schedules, kernels, llama
         self._wanted = (dtype, device)
-        self.device = choose_device(device)
+        self._chosen = choose_device(device)
+        self.device = self._chosen  # of the last plan: the CPU where a GPU that nobody named is too full
         self.dtype = choose_dtype(dtype, self.device, files)
         self.params = files.preset.params
 
@@ -108,17 +118,18 @@ class Pipeline:
         CheckpointError for unusable weights, OutOfMemoryError (of backend.errors) where memory ran out.
         """
         planned = self.plan_memory(request)
-        settled = self._settle(request)
-        plan, texts, done, reason = planned.plan, None, 0, None
-        watch, timings = _Watch(on_event), dict[str, float]()
-        on_event(PlanMade(plan=plan))
+        run = self._settle(request, planned, _Watch(on_event), stop)
+        plan, reason, texts, done, stepped_down = planned.plan, planned.reason, None, 0, False
+        for note in self._notes(planned.quant):
+            on_event(Noticed(text=note))
         with capped(plan, self.device):
             while True:
+                on_event(PlanMade(plan=plan, reason=reason))
                 try:
                     # 1. Text -> features, kept ones where there are. The encoder is gone before the transformer comes.
                     if texts is None:
-                        texts = self._encode(request, settled.encoder, plan, timings, watch)
-                    for generation in self._draw(request, settled, plan, texts, done, timings, watch, stop):
+                        texts = self._encode(run, plan)
+                    for generation in self._draw(run, plan, texts, done):
                         done += 1
                         yield generation
                     return
@@ -127,172 +138,156 @@ class Pipeline:
                         raise
                     # Once: whoever fails twice needs another size or another machine, not a third guess.
                     leaner = None
-                    if reason is None:
-                        leaner = step_down(planned.model, planned.machine, plan, watch.stage)
+                    if not stepped_down:
+                        leaner = step_down(
+                            planned.model, planned.machine, plan, run.watch.stage, on_host=host_ran_out(error)
+                        )
                     if leaner is None:
                         raise too_little(request, error) from error
-                    reason = f"memory ran out ({watch.phase}): {first_line(error)}"
+                    reason = f"memory ran out ({run.watch.phase}): {first_line(error)}"
                 # Only here, where the error has let go of what failed, can its memory be given back.
-                plan = leaner
+                plan, stepped_down = leaner, True
                 give_back(self.device)
-                on_event(PlanMade(plan=plan, reason=reason))
 
-    def _draw(
-        self,
-        request: GenerationRequest,
-        settled: _Settled,
-        plan: Plan,
-        texts: tuple[TextFeatures, TextFeatures | None],
-        first: int,
-        timings: dict[str, float],
-        on_event: OnEvent,
-        stop: Stop,
-    ) -> Iterator[Generation]:
+    def _draw(self, run: _Run, plan: Plan, texts: Texts, first: int) -> Iterator[Generation]:
         """Steps 2 to 5 for the seeds from `first` on. Raises torch's errors where memory runs out."""
-        conditional, unconditional = texts
+        request = run.request
         # 2. The transformer, with all that depends on the prompt and the schedule alone, and the autoencoder.
-        h, w = request.height // latents.CELL, request.width // latents.CELL
-        sigmas = sampling.schedule(h * w, request.steps)
-        home = torch.device("cpu") if plan.streamed else self.device
-        with phase(Phase.load_transformer, timings, on_event, self.device):
-            transformer, folded = checkpoint.load_transformer(
-                self.files, self.dtype, home, settled.loras, settled.quant, sigmas=sigmas[:-1],
-                schedules=self.schedules, fold_on=self.device,
-            )  # fmt: skip
-            source = None
-            if plan.streamed:
-                source = stream_blocks(transformer, self.device, packed=plan.place is Place.pinned)
-            compiled = request.compiled and self._compile(transformer, plan, on_event)
-            velocity = Denoiser(
-                transformer, folded, (h, w), conditional.features_1LTF,
-                None if unconditional is None else unconditional.features_1LTF, guidance=request.guidance,
-                source=source, attention=Choices(self.device, self.kernels),
-                graphs=cuda_graphs(self.device, 0 if compiled else plan.graphs, lambda t: on_event(Noticed(text=t))),
-            )  # fmt: skip
-            vae = checkpoint.load_vae(self.files, self.dtype, home)
+        loaded = self._load(run, plan, texts)
         identity = identify_model(self.files)
-
         for index, seed in list(enumerate(request.seeds))[first:]:
+            timings = dict(run.timings)
             # 3. Noise, the same on every device.
-            x = latents.noise(seed, h, w).to(self.device)
+            x = latents.noise(seed, *loaded.grid).to(self.device)
             # 4. Denoise. Guidance lives inside the velocity; at 1.0 the unconditional branch does not run.
-            mine = dict(timings)
-            with phase(Phase.denoise, mine, on_event, self.device, total=request.steps, image=index):
-                clock = time.perf_counter()
-
-                def on_step(i: int, x: Tensor, index: int = index) -> None:
-                    nonlocal clock
-                    if self.device.type == "cuda":
-                        torch.cuda.synchronize(self.device)
-                    now = time.perf_counter()
-                    on_event(
-                        StepDone(phase=Phase.denoise, step=i + 1, total=request.steps, image=index, seconds=now - clock)
-                    )
-                    clock = now
-                    # The last step leaves only the decoding: a finished picture is worth keeping.
-                    if i + 1 < request.steps and stop():
-                        raise CancelledError(f"stopped after step {i + 1} of {request.steps}")
-
-                with torch.inference_mode(), failing_as_ours():
-                    x = sampling.denoise(velocity, x, sigmas, on_step)
-            if not bool(torch.isfinite(x).all()):
-                raise NumericsError(
-                    f"seed {seed}: the latent is not finite after {request.steps} steps in {self._dtype_name}",
-                    hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
-                )
+            x = self._denoise(run, loaded, x, index, timings)
             # 5. Latent -> pixels.
-            with (
-                phase(Phase.decode, mine, on_event, self.device, image=index),
-                making_room(source, vae, self.device),
-                torch.inference_mode(),
-            ):
-                image = decode(vae, x, h, w, self.dtype, plan.decode)
+            image = self._decode(run, loaded, plan, x, index, timings)
             yield Generation(
                 image=image,
                 request=request,
                 index=index,
                 seed=seed,
                 model=identity,
-                sigmas=sigmas,
+                sigmas=loaded.sigmas,
                 dtype=self._dtype_name,
                 device=describe_device(self.device),
-                encoder=settled.encoder,
-                loras=settled.loras,
-                quant=settled.quant.approximation,
-                compiled=compiled,
+                encoder=run.encoder,
+                loras=run.loras,
+                quant=run.quant.approximation,
+                compiled=loaded.compiled,
+                attention=str(loaded.velocity.backend),
                 plan=plan,
                 template_date=self.params.text.template.date,
-                timings=mine,
+                timings=timings,
                 versions=package_versions(),
             )
-            if index + 1 < len(request.seeds) and stop():
+            if index + 1 < len(request.seeds) and run.stop():
                 raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
 
-    def _compile(self, transformer: LensTransformer2DModel, plan: Plan, on_event: OnEvent) -> bool:
-        """Whether the blocks will be compiled. Raises UsageError where nothing can be compiled here."""
-        if plan.streamed:
-            on_event(Noticed(text="--compile is ignored: the blocks are streamed"))
-            return False
-        compile_blocks(transformer)
-        return True
+    def _encode(self, run: _Run, plan: Plan) -> Texts:
+        """Features of the prompt, and of the unconditional branch where guidance is not 1."""
+        device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
+        source = FeatureSource(
+            files=self.files, encoder=run.encoder, dtype=self.dtype, device=device, store=self.embeddings,
+            llama=self.llama,
+        )  # fmt: skip
+        return source.branches(run.request, lambda name: phase(name, run.timings, run.watch, self.device))
 
-    def _settle(self, request: GenerationRequest) -> _Settled:
+    def _load(self, run: _Run, plan: Plan, texts: Texts) -> _Loaded:
+        request = run.request
+        h, w = request.height // latents.CELL, request.width // latents.CELL
+        sigmas = sampling.schedule(h * w, request.steps)
+        home = torch.device("cpu") if plan.streamed else self.device
+        with phase(Phase.load_transformer, run.timings, run.watch, self.device):
+            transformer, folded = checkpoint.load_transformer(
+                self.files, self.dtype, home, run.loras, run.quant, sigmas=sigmas[:-1], schedules=self.schedules,
+                fold_on=self.device,
+            )  # fmt: skip
+            source, compiled = None, False
+            if plan.streamed:
+                source = stream_blocks(transformer, self.device, packed=plan.place is Place.pinned)
+                if request.compiled:
+                    run.watch(Noticed(text="--compile is ignored: the blocks are streamed"))
+            elif request.compiled:
+                compile_blocks(transformer)
+                compiled = True
+            graphs = cuda_graphs(
+                self.device, 0 if compiled else plan.graphs, lambda text: run.watch(Noticed(text=text))
+            )
+            velocity = Denoiser(
+                transformer, folded, (h, w), *texts, guidance=request.guidance, source=source,
+                attention=Choices(self.device, self.kernels), graphs=graphs,
+            )  # fmt: skip
+            vae = checkpoint.load_vae(self.files, self.dtype, home)
+        return _Loaded(velocity=velocity, vae=vae, source=source, grid=(h, w), sigmas=sigmas, compiled=compiled)
+
+    def _denoise(self, run: _Run, loaded: _Loaded, x: Tensor, index: int, timings: dict[str, float]) -> Tensor:
+        """Noise (1, N, C) -> latent. Raises CancelledError, NumericsError."""
+        request, total = run.request, run.request.steps
+
+        def on_step(i: int, x: Tensor) -> None:
+            nonlocal clock
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            now = time.perf_counter()
+            run.watch(StepDone(phase=Phase.denoise, step=i + 1, total=total, image=index, seconds=now - clock))
+            clock = now
+            # The last step leaves only the decoding: a finished picture is worth keeping.
+            if i + 1 < total and run.stop():
+                raise CancelledError(f"stopped after step {i + 1} of {total}")
+
+        with phase(Phase.denoise, timings, run.watch, self.device, total=total, image=index):
+            clock = time.perf_counter()
+            with torch.inference_mode(), failing_as_ours():
+                x = sampling.denoise(loaded.velocity, x, loaded.sigmas, on_step)
+        if not bool(torch.isfinite(x).all()):
+            raise NumericsError(
+                f"seed {request.seeds[index]}: the latent is not finite after {total} steps in {self._dtype_name}",
+                hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
+            )
+        return x
+
+    def _decode(
+        self, run: _Run, loaded: _Loaded, plan: Plan, x: Tensor, index: int, timings: dict[str, float]
+    ) -> Image.Image:
+        with (
+            phase(Phase.decode, timings, run.watch, self.device, image=index),
+            making_room(loaded.source, loaded.vae, self.device),
+            torch.inference_mode(),
+        ):
+            return decode(loaded.vae, x, *loaded.grid, self.dtype, plan.decode)
+
+    def _settle(self, request: GenerationRequest, planned: Planned, watch: _Watch, stop: Stop) -> _Run:
         """Raises UsageError and CheckpointError, before anything is loaded."""
-        quant = self.plan_quant(request)
+        if request.compiled and not planned.plan.streamed:
+            check_compiler(self.device)
         # What of a LoRA does not fit was said by whoever made the request: here it is only left aside.
-        loras = settle(request.loras, self.params.dit, quantised=quant.packed, warn=lambda _: None)
-        return _Settled(encoder=choose_encoder(request.encoder, self.files), quant=quant, loras=loras)
+        loras = settle(request.loras, self.params.dit, quantised=planned.quant.packed, warn=lambda _: None)
+        return _Run(
+            request=request, encoder=choose_encoder(request.encoder, self.files), quant=planned.quant, loras=loras,
+            watch=watch, stop=stop, timings={},
+        )  # fmt: skip
 
     def plan_memory(self, request: GenerationRequest) -> Planned:
-        """Where everything will lie. A GPU that nobody named and that is too small even for the leanest plan is left
-        alone, for the CPU. Raises OutOfMemoryError with the numbers, UsageError, CheckpointError."""
-        try:
-            return self._plan_memory(request)
-        except LensOutOfMemoryError:
-            wished = request.profile is not None or request.vram is not None
-            if self.device.type == "cpu" or self._wanted[1] != "auto" or wished:
-                raise
-        self.device = torch.device("cpu")
-        self.dtype = choose_dtype(self._wanted[0], self.device, self.files)
-        return self._plan_memory(request)
+        """Where everything will lie, and what will compute. A GPU that nobody named and that is too small even for the
+        leanest plan is left alone, for the CPU. Raises OutOfMemoryError with the numbers, UsageError, CheckpointError.
+        """
+        dtype, name = self._wanted
+        check_device(request.quant, self._chosen)
+        planned = plan_run(replace(request, dtype=dtype, device=name), self.files, look_at(self._chosen))
+        self.device = self._chosen if planned.reason is None else torch.device("cpu")
+        self.dtype = TORCH_DTYPES[planned.dtype]
+        return planned
 
-    def _plan_memory(self, request: GenerationRequest) -> Planned:
-        dtype = next(name for name, dtype in _TORCH_DTYPES.items() if dtype is self.dtype)
-        return plan_request(request, self.files, look_at(self.device), dtype, self.plan_quant(request))
-
-    def plan_quant(self, request: GenerationRequest) -> QuantPlan:
-        """How the transformer's linears will be held on this device. Raises CheckpointError or UsageError."""
-        check_device(request.quant, self.device)
-        return plan_quant(self.files, request.quant, itemsize=self.dtype.itemsize, on_cpu=self.device.type == "cpu")
-
-    def notes(self, request: GenerationRequest) -> list[str]:
-        """What a person should know before it runs: one line each."""
-        plan = self.plan_quant(request)
-        about = device_note(plan, self.device)
-        return [*plan.notes, *([] if about is None else [about])]
+    def _notes(self, quant: QuantPlan) -> list[str]:
+        """What a person should know about the packing before it runs: one line each."""
+        about = device_note(quant, self.device)
+        return [*quant.notes, *([] if about is None else [about])]
 
     @property
     def _dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
-
-    def _encode(
-        self, request: GenerationRequest, encoder: Encoder, plan: Plan, timings: dict[str, float], on_event: OnEvent
-    ) -> tuple[TextFeatures, TextFeatures | None]:
-        """Features of the prompt, and of the unconditional branch where guidance is not 1."""
-        device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
-        source = FeatureSource(
-            files=self.files, encoder=encoder, dtype=self.dtype, device=device, store=self.embeddings,
-            llama=self.llama,
-        )  # fmt: skip
-        negative = request.guidance != 1.0 and bool(request.negative_prompt.strip())
-        prompts = [request.prompt, *([request.negative_prompt] if negative else [])]
-        conditional, *rest = map(
-            TextFeatures, source.features(prompts, lambda name: phase(name, timings, on_event, self.device))
-        )
-        if request.guidance == 1.0:
-            return conditional, None
-        # A blank negative prompt: no text tokens at all, as in training.
-        return conditional, rest[0] if rest else TextFeatures(conditional.features_1LTF[:, :0])
 
 
 def decode(
@@ -302,6 +297,13 @@ def decode(
 
     `plan`: made for this size; None: the least work.
     """
+    return Image.fromarray(latents.to_pixels(decode_tensor(vae, x_BNC, h, w, dtype, plan))[0].cpu().numpy())
+
+
+def decode_tensor(
+    vae: AutoencoderKLFlux2, x_BNC: Tensor, h: int, w: int, dtype: torch.dtype, plan: DecodePlan | None = None
+) -> Tensor:
+    """The same before it is rounded to bytes: (B, 3, 16 h, 16 w), about [-1, 1]. Raises NumericsError."""
     z = latents.denormalise(latents.unpack(x_BNC.float(), h, w), *latent_statistics(vae))
     decoded = decode_latent(vae, latents.unpatchify(z).to(dtype), plan)
     if not bool(torch.isfinite(decoded).all()):
@@ -309,7 +311,7 @@ def decode(
             f"the decoded picture is not finite in {str(dtype).removeprefix('torch.')}",
             hint="Try --dtype float32; if that fails as well, the weights are damaged: lens models verify.",
         )
-    return Image.fromarray(latents.to_pixels(decoded)[0].cpu().numpy())
+    return decoded
 
 
 @contextmanager
@@ -348,65 +350,9 @@ class _Watch:
         return "denoise" if self.phase in (Phase.load_transformer, Phase.denoise) else "encode"
 
 
-def ran_out(error: BaseException) -> bool:
-    """Whether memory is what failed. torch's CPU allocator and CUDA's own calls say it in a RuntimeError's words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
-
-
-@contextmanager
-def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
-    """torch's and Python's out-of-memory errors -> the one with an exit code and a hint."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise too_little(request, error) from error
-
-
-def too_little(request: GenerationRequest, error: BaseException) -> LensOutOfMemoryError:
-    return LensOutOfMemoryError(
-        f"not enough memory for {request.width}x{request.height} with {request.model}: {first_line(error)}",
-        hint="Try a smaller --base, --dtype bfloat16, --quant nf4, --vram with less than the card has, or another "
-        "--device.",
-    )
-
-
-def give_back(device: torch.device) -> None:
-    """What nobody holds any more, to the system and to the GPU."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def choose_device(name: str) -> torch.device:
-    """auto: cuda, else mps, else cpu. Raises UsageError for a device that torch cannot use here."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"unknown device {name!r}", hint="Use auto, cpu, cuda, cuda:N or mps.") from None
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not usable.get(device.type, False) or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise UsageError(f"the device {name!r} is not available here", hint="See `lens doctor`.")
-    return device
-
-
 def choose_dtype(wanted: DType, device: torch.device, files: ModelFiles) -> torch.dtype:
     """As `backend.planning.choose_arithmetic` says."""
-    return _TORCH_DTYPES[choose_arithmetic(wanted, device.type, files)]
-
-
-def describe_device(device: torch.device) -> str:
-    """ "cpu", or "cuda:0 (NVIDIA H200)"."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return TORCH_DTYPES[choose_arithmetic(wanted, device.type, files)]
 
 
 def package_versions() -> dict[str, str]:

@@ -90,7 +90,7 @@ def build_request(
         bases=preset.bases,
         default_base=preset.default_base,
     )
-    device, profile, memory = _memory(check_device(device or chosen.device), profile, vram, settings)
+    device, profile, memory = _memory(device, profile, vram, settings)
     return GenerationRequest(
         prompt=check_prompt(prompt, "prompt"),
         original_prompt=check_prompt(original_prompt, "original prompt") if original_prompt is not None else None,
@@ -195,18 +195,22 @@ def _parse_seed(text: str) -> Sequence[int]:
 
 
 def _memory(
-    device: str, profile: str | None, vram: str | None, settings: Settings
+    wanted: str | None, profile: str | None, vram: str | None, settings: Settings
 ) -> tuple[str, str | None, int | None]:
-    """(device, profile, bytes of a GPU) that fit each other; a flag for one of the two sets the other's default aside.
-
-    Raises UsageError.
+    """(device, profile, bytes of a GPU) that fit each other; a flag for one of them sets the others' defaults aside
+    where they contradict it. Raises UsageError.
     """
-    if profile is None and vram is None and device not in ("cpu", "mps"):  # a default for the GPU says nothing there
-        profile, vram = settings.generate.profile, settings.generate.vram
+    chosen = settings.generate
+    device = check_device(wanted or chosen.device)
+    by_default = profile is None and vram is None
+    if by_default and device not in ("cpu", "mps"):  # a default for the GPU says nothing there
+        profile, vram = chosen.profile, chosen.vram
     if profile is None and vram is None:
         return device, None, None
     from backend.residency import find_profile, parse_bytes
 
+    if by_default and vram is None and wanted not in (None, "auto") and profile and not find_profile(profile).card:
+        return device, None, None
     if profile is not None and vram is not None:
         raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
     memory = None if vram is None else parse_bytes(vram)

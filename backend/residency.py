@@ -219,7 +219,10 @@ def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Pr
         raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
     if machine.device == "cpu":
         if vram is not None:
-            raise UsageError("--vram is about a GPU, and this run is on the CPU", hint="drop it; --dry-run shows the plan for a card that is not here")
+            raise UsageError(
+                "--vram is about a GPU, and this run is on the CPU",
+                hint="drop it; --dry-run shows the plan for a card that is not here",
+            )
         row = find_profile(profile or "cpu")
         if row.card:
             raise UsageError(

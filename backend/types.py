@@ -224,6 +224,7 @@ class Generation:
     quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
     plan: Plan | None = None  # where everything lay; None: not planned
     compiled: bool = False  # whether torch.compile fused the blocks
+    attention: str | None = None  # kernel of the transformer's attention, measured to be the fastest; None: not known
     template_date: str  # the frozen date in the conversation template
     timings: dict[str, float]  # phase -> seconds
     versions: dict[str, str]  # package -> version

@@ -153,7 +153,7 @@ def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def _measure_all(cases: Sequence[Case], choice: Choice, talk: Talk) -> Iterator[Measurement]:
     from backend.bench.measure import measure
-    from backend.pipeline import out_of_memory_as_error
+    from backend.memory import out_of_memory_as_error
 
     front = None
     for number, case in enumerate(cases):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import ModelMissingError
 from backend.outputs import OutputPlan
 from backend.requests import find_preset
-from backend.types import DType, GenerationRequest
+from backend.types import GenerationRequest
 from lens_cli.console import Talk, human_bytes
 from lens_cli.wording import arithmetic, command_line, describe
 
@@ -28,20 +28,17 @@ def explain(
     `reasoner` is who would rewrite the prompt first; None: nobody is asked (`lens rerun`). `flags` are the ones about
     that for the command line which does it.
     """
-    from backend.quant_plan import plan_quant
     from backend.weights import resolve_model
     from lens_cli.runner import check_loras
 
     files, total, missing = model_files(request.model)
-    packing, itemsize = None, 4 if request.dtype is DType.float32 else 2
-    memory, refused = None, None
+    planned, refused = None, None
     if not missing:
         from backend.planning import forecast
 
         found = resolve_model(request.model)
         check_loras(request, found, talk)
-        packing = plan_quant(found, request.quant, itemsize=itemsize, on_cpu=request.device == "cpu")
-        memory, refused = forecast(request, found)
+        planned, refused = forecast(request, found)
     sizes = [Path(use.path).stat().st_size for use in request.loras]
     files += [
         {"component": "lora", "path": use.path, "bytes": size} for use, size in zip(request.loras, sizes, strict=True)
@@ -64,13 +61,12 @@ def explain(
         talk.say(f"{missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
     else:
         talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
-    if packing is not None:
-        held = human_bytes(packing.linear_bytes(itemsize))
-        talk.say(f"holds {held:>8}  linears of the transformer, {packing.scheme or f'{itemsize} bytes a weight'}")
-        for note in packing.notes:
+    if planned is not None:
+        held = human_bytes(planned.linear_bytes)
+        talk.say(f"holds {held:>8}  linears of the transformer, {planned.quant.scheme or planned.dtype}")
+        for note in filter(None, (*planned.quant.notes, planned.reason)):
             talk.warn(note)
-    if memory is not None:
-        talk.say(f"plan: {memory.plan.line()}")
+        talk.say(f"plan: {planned.plan.line()}")
     elif refused is not None:
         talk.warn(f"this will not run: {refused}")
     for path in outputs:
@@ -83,11 +79,11 @@ def explain(
             "files": files,
             "total_bytes": 0 if missing else total,
             "download_bytes": total if missing else 0,
-            "plan": memory.plan.data() if memory is not None else None,
+            "plan": planned.plan.data() if planned is not None else None,
             "outputs": [str(path) for path in outputs],
             "quant": None
-            if packing is None
-            else {"scheme": packing.scheme, "linear_bytes": packing.linear_bytes(itemsize)},
+            if planned is None
+            else {"scheme": planned.quant.scheme, "linear_bytes": planned.linear_bytes},
             "again": line,
             "reasoner": reasoner.data() if reasoner is not None else None,
         }

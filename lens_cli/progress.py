@@ -32,6 +32,7 @@ class Meter(AbstractContextManager["Meter"]):
     step_seconds: float = 0.0  # their wall time together
     peak_bytes: int = 0
     plan: Plan | None = None  # the last one made
+    noticed: set[str] = field(default_factory=set[str])  # said once a run, though each picture that fails begins anew
     _show: Callable[[PhaseEvent, str], None] = field(init=False)
     _bar: Progress | None = field(init=False, default=None)
     _task: TaskID | None = field(init=False, default=None)
@@ -68,8 +69,10 @@ class Meter(AbstractContextManager["Meter"]):
             self._tell(event)
             return
         if isinstance(event, Noticed):
-            self.pause()
-            self.talk.warn(event.text)
+            if event.text not in self.noticed:
+                self.noticed.add(event.text)
+                self.pause()
+                self.talk.warn(event.text)
             return
         if isinstance(event, StepDone):
             self.steps += 1
@@ -88,7 +91,7 @@ class Meter(AbstractContextManager["Meter"]):
         if self.talk.stream:
             self.talk.event("plan", reason=event.reason, **event.plan.data())
         elif event.reason is not None:
-            self.talk.warn(f"{event.reason}; going on with a leaner plan: {event.plan.line()}")
+            self.talk.warn(f"{event.reason}; going on with another plan: {event.plan.line()}")
         elif self.plan is None or self.plan.line() != event.plan.line():
             self.talk.say(f"plan: {event.plan.line()}")
         self.plan = event.plan

@@ -148,8 +148,6 @@ def generations(
         files, dtype=request.dtype, device=request.device, embeddings=embeddings, schedules=schedules,
         kernels=kernels, llama=llama,
     )  # fmt: skip
-    for note in pipeline.notes(request):
-        talk.warn(note)
     done = 0
     while done < len(request.seeds):
         meter.first = done

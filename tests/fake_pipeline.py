@@ -65,9 +65,6 @@ class Pipeline:
     ) -> None:  # fmt: skip
         self.files, self.dtype, self.device = files, dtype, device
 
-    def notes(self, request: GenerationRequest) -> list[str]:
-        return []
-
     def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
         from PIL import Image
 

@@ -30,10 +30,10 @@ from backend.bench.case import Case
 from backend.bench.compare import Comparison, compare
 from backend.bench.subject import Subject, Text, open_subject
 from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, processors, timed, walls
+from backend.device import describe_device
 from backend.errors import LensError, UsageError
-from backend.pipeline import describe_device
 from backend.planning import capped
-from backend.residency import Plan
+from backend.residency import Plan, Reader
 from backend.types import Phase
 from backend.weights import ModelFiles
 
@@ -102,16 +102,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Front:
-    """What does not depend on size, steps or guidance: a sweep measures it once a dtype."""
+    """What does not depend on size, steps or guidance: a sweep measures it once a dtype and place of the encoder."""
 
     phases: tuple[PhaseTimes, ...]
     text: Text
     dtype: torch.dtype
+    reader: Reader
 
     def fits(self, subject: Subject) -> bool:
-        """Whether `subject` would read the same features, as long as model and prompts are the same."""
+        """Whether `subject` would read the same features in the same way, as long as model and prompts are the same."""
         guided = subject.case.request.guidance != 1.0
-        return self.dtype is subject.dtype and guided == (self.text.unconditional_1LTF is not None)
+        same = (self.dtype, self.reader) == (subject.dtype, subject.plan.reader)
+        return same and guided == (self.text.unconditional_1LTF is not None)
 
 
 def measure(
@@ -258,7 +260,7 @@ def _measure_front(bench: _Bench, earlier: Front | None) -> Front:
     for part, phase in ((Part.load_encoder, Phase.load_encoder), (Part.encode, Phase.encode)):
         if phase in spent:
             bench.note(part, spent[phase], highest[phase])
-    return Front(tuple(bench.phases), text, subject.dtype)
+    return Front(tuple(bench.phases), text, subject.dtype, subject.plan.reader)
 
 
 _IMPORT = """

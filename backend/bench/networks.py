@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from backend import latents, sampling
+from backend import sampling
 from backend.bench import random_weights
 from backend.bench.subject import Subject, Text
 from backend.errors import NumericsError
 from backend.model import checkpoint, modulation
-from backend.model.autoencoder import AutoencoderKLFlux2, build_vae, decode_latent, latent_statistics
+from backend.model.autoencoder import AutoencoderKLFlux2, build_vae
 from backend.model.block_stream import StreamedBlocks
 from backend.model.denoiser import Denoiser
 from backend.model.kernels.attention import Choices
@@ -24,6 +24,7 @@ from backend.model.kernels.graphs import cuda_graphs
 from backend.model.modulation import Folded
 from backend.model.placement import making_room, stream_blocks
 from backend.model.transformer import LensBlock, LensTransformer2DModel
+from backend.pipeline import decode_tensor
 from backend.residency import Place
 
 
@@ -121,8 +122,4 @@ class Ours:
         """(1, 3, H, W), about [-1, 1]. Raises NumericsError."""
         subject = self.subject
         with making_room(self.transformer.source, self.vae, subject.device):
-            z = latents.denormalise(latents.unpack(x_1NC.float(), *subject.grid), *latent_statistics(self.vae))
-            decoded = decode_latent(self.vae, latents.unpatchify(z).to(subject.dtype), subject.plan.decode)
-        if not bool(torch.isfinite(decoded).all()):
-            raise NumericsError("the decoded picture is not finite", hint="try --dtype float32")
-        return decoded
+            return decode_tensor(self.vae, x_1NC, *subject.grid, subject.dtype, subject.plan.decode)

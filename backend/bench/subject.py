@@ -17,16 +17,17 @@ from torch import Tensor
 from backend import latents, presets, sampling
 from backend.bench import random_weights
 from backend.bench.case import Case
+from backend.device import choose_device
 from backend.footprint import Job
 from backend.model import formats
 from backend.model.formats import TensorTable
 from backend.model.tensor_tables import transformer_shapes
 from backend.params import DiTParams, ModelParams
-from backend.pipeline import choose_device, choose_dtype
-from backend.planning import look_at, plan_request
-from backend.quant_plan import BITS, BLOCK_LINEAR, QuantPlan, plan_quant
+from backend.pipeline import TORCH_DTYPES
+from backend.planning import ITEMSIZE, look_at, plan_request
+from backend.quant_plan import BITS, BLOCK_LINEAR, QuantPlan
 from backend.quantize import check_device
-from backend.residency import Model, Plan, Reader, make_plan
+from backend.residency import Machine, Model, Plan, Reader, make_plan
 from backend.text.features import FeatureSource
 from backend.text.shared import choose_encoder
 from backend.types import DType, Phase, Quant
@@ -59,7 +60,7 @@ class Subject:
     grid: tuple[int, int]  # latent height and width
     sigmas: tuple[float, ...]
     quant: QuantPlan
-    plan: Plan  # of memory: `lens gen` would make the same
+    plan: Plan  # of memory: as `lens gen` makes it for this device
 
     @property
     def home(self) -> torch.device:
@@ -68,21 +69,14 @@ class Subject:
 
     def text(self, hook: PhaseHook) -> Text:
         """Features of the request, computed (never looked up); `hook` wraps the phases that happen."""
-        request, dit = self.case.request, self.params.dit
-        negative = request.guidance != 1.0 and bool(request.negative_prompt.strip())
+        request = self.case.request
         if self.files is None:
-            tokens = self.case.text_tokens
-            features = [random_weights.text_features(dit, tokens, self.dtype, self.device)]
-        else:
-            encoder = choose_encoder(request.encoder, self.files)
-            reader = self.device if self.plan.reader is Reader.gpu else torch.device("cpu")
-            source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=reader)
-            prompts = [request.prompt, *([request.negative_prompt] if negative else [])]
-            features = source.features(prompts, hook)
-        if request.guidance == 1.0:
-            return Text(features[0], None)
-        # A blank negative prompt: no text tokens.
-        return Text(features[0], features[1] if len(features) > 1 else features[0][:, :0])
+            features = random_weights.text_features(self.params.dit, self.case.text_tokens, self.dtype, self.device)
+            return Text(features, None if request.guidance == 1.0 else features[:, :0])
+        encoder = choose_encoder(request.encoder, self.files)
+        reader = self.device if self.plan.reader is Reader.gpu else torch.device("cpu")
+        source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=reader)
+        return Text(*source.branches(request, hook))
 
     def transformer_table(self) -> TensorTable:
         """Every tensor of the transformer under its public name, none read yet."""
@@ -96,39 +90,45 @@ class Subject:
 
 
 def open_subject(case: Case) -> Subject:
-    """Resolve files, device and dtype. Raises what `resolve_model` raises, UsageError for a device that is not here."""
+    """Resolve files, device and dtype. Raises what `resolve_model` raises, UsageError for a device that is not here,
+    OutOfMemoryError with the numbers where no plan fits."""
     request = case.request
     device = choose_device(request.device)
+    check_device(request.quant, device)
+    machine = look_at(device)
     if case.random:
         preset, files = presets.get(request.model), None
         dtype = _random_dtype(request.dtype, device, small=preset.embedded is not None)
+        quant = _random_quant(request.quant, preset.params.dit)
+        plan = _random_plan(case, preset.params, machine, dtype, quant)
     else:
         files = resolve_model(request.model)
         preset = files.preset
-        dtype = choose_dtype(request.dtype, device, files)
+        planned = plan_request(request, files, machine)
+        dtype, quant, plan = planned.dtype, planned.quant, planned.plan
     h, w = request.height // latents.CELL, request.width // latents.CELL
-    sigmas = sampling.schedule(h * w, request.steps)
-    quant = _quant(request.quant, preset.params.dit, files, dtype, device)
     return Subject(
         case=case,
         params=preset.params,
         files=files,
         device=device,
-        dtype=dtype,
+        dtype=TORCH_DTYPES[dtype],
         grid=(h, w),
-        sigmas=sigmas,
+        sigmas=sampling.schedule(h * w, request.steps),
         quant=quant,
-        plan=_plan(case, preset.params, files, dtype, device, quant),
+        plan=plan,
     )
 
 
-def _quant(
-    wanted: Quant, params: DiTParams, files: ModelFiles | None, dtype: torch.dtype, device: torch.device
-) -> QuantPlan:
-    """As `lens gen` decides it; random weights are packed only where that is asked for."""
-    check_device(wanted, device)
-    if files is not None:
-        return plan_quant(files, wanted, itemsize=dtype.itemsize, on_cpu=device.type == "cpu")
+def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> DType:
+    """auto: what the real model of that name would run in here; the published ones are stored in bfloat16."""
+    if wanted is not DType.auto:
+        return wanted
+    return DType.float32 if small and device.type == "cpu" else DType.bfloat16
+
+
+def _random_quant(wanted: Quant, params: DiTParams) -> QuantPlan:
+    """Random weights are packed only where that is asked for."""
     shapes = transformer_shapes(params)
     values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name))
     quant = Quant.none if wanted is Quant.auto else wanted
@@ -136,19 +136,8 @@ def _quant(
     return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=BITS.get(quant), values=values, notes=())
 
 
-def _plan(
-    case: Case,
-    params: ModelParams,
-    files: ModelFiles | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    quant: QuantPlan,
-) -> Plan:
-    """Raises OutOfMemoryError with the numbers where nothing fits, UsageError for a wish this machine cannot meet."""
-    request, machine = case.request, look_at(device)
-    if files is not None:
-        name = DType.float32 if dtype is torch.float32 else DType.bfloat16
-        return plan_request(request, files, machine, name, quant).plan
+def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType, quant: QuantPlan) -> Plan:
+    request = case.request
     job = Job(
         params=params,
         width=request.width,
@@ -156,15 +145,8 @@ def _plan(
         steps=request.steps,
         guided=request.guidance != 1.0,
         text_tokens=case.text_tokens,
-        itemsize=dtype.itemsize,
+        itemsize=ITEMSIZE[dtype],
         block_bits=quant.bits,
     )
-    model = Model(job=job, held=quant.scheme or str(dtype).removeprefix("torch."), mapped=False)
+    model = Model(job=job, held=quant.scheme or str(dtype), mapped=False)
     return make_plan(model, machine, profile=request.profile, vram=request.vram)
-
-
-def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> torch.dtype:
-    """auto: what the real model of that name would run in here; the published ones are stored in bfloat16."""
-    if wanted is DType.auto:
-        return torch.float32 if small and device.type == "cpu" else torch.bfloat16
-    return torch.float32 if wanted is DType.float32 else torch.bfloat16

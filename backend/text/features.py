@@ -24,7 +24,7 @@ from backend.model import checkpoint
 from backend.text.harmony import EncodedPrompt, encode_prompt
 from backend.text.shared import SharedLlama
 from backend.text.streaming import StreamingEncoder
-from backend.types import Encoder, Phase
+from backend.types import Encoder, GenerationRequest, Phase
 from backend.weights import ModelFiles
 
 # Raised whenever this code computes other numbers than before from the same weights and prompt.
@@ -41,6 +41,18 @@ class FeatureSource:
     device: torch.device
     store: Store | None = None  # kept features; None: always computed
     llama: SharedLlama | None = None  # the model's GGUF, where somebody else needs it too; closed here
+
+    def branches(
+        self, request: GenerationRequest, phase: Callable[[Phase], AbstractContextManager[None]]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(1, T, L, F) of the prompt, and of the unconditional branch where guidance is not 1. A blank negative prompt:
+        no text tokens at all, as in training. `phase` and errors as `features` has them."""
+        guided = request.guidance != 1.0
+        negative = guided and bool(request.negative_prompt.strip())
+        found = self.features([request.prompt, *([request.negative_prompt] if negative else [])], phase)
+        if not guided:
+            return found[0], None
+        return found[0], found[1] if negative else found[0][:, :0]
 
     def features(self, prompts: Sequence[str], phase: Callable[[Phase], AbstractContextManager[None]]) -> list[Tensor]:
         """(1, T, L, F) of each prompt, in order. `phase` wraps the phases that really happen.

@@ -16,8 +16,9 @@ import torch
 
 from backend import pipeline as product
 from backend.errors import OutOfMemoryError
+from backend.memory import host_ran_out, ran_out
 from backend.model.block_stream import StreamedBlocks
-from backend.pipeline import Pipeline, ran_out
+from backend.pipeline import Pipeline
 from backend.planning import Planned
 from backend.residency import Machine, Place, Plan, Reader
 from backend.types import Event, Generation, Phase, PlanMade
@@ -45,7 +46,7 @@ def test_streamed_blocks_make_the_same_picture(
     model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch, place: Place
 ) -> None:
     sources: list[StreamedBlocks[Any]] = []
-    stream, planned = product.stream_blocks, product.plan_request
+    stream, planned = product.stream_blocks, product.plan_run
 
     def spied(*args: Any, **kwargs: Any) -> StreamedBlocks[Any]:
         assert kwargs["packed"] is (place is Place.pinned)
@@ -57,7 +58,7 @@ def test_streamed_blocks_make_the_same_picture(
         return replace(found, plan=leaner(found.plan, place))
 
     monkeypatch.setattr(product, "stream_blocks", spied)
-    monkeypatch.setattr(product, "plan_request", planned_for_a_card)
+    monkeypatch.setattr(product, "plan_run", planned_for_a_card)
     streamed = make(model, SEEDS)
     assert len(sources) == 1 and not sources[0]._slots  # given back for the last decoding
     assert all(same(a, b) for a, b in zip(wanted, streamed, strict=True))
@@ -110,7 +111,8 @@ def test_steps_down_once_and_goes_on(
 ) -> None:  # fmt: skip
     stages: list[str] = []
 
-    def step_down(model: Any, machine: Any, plan: Plan, stage: str) -> Plan:
+    def step_down(model: Any, machine: Any, plan: Plan, stage: str, *, on_host: bool) -> Plan:
+        assert not on_host
         stages.append(stage)
         return leaner(plan)
 
@@ -128,7 +130,7 @@ def test_steps_down_once_and_goes_on(
 
 
 def test_a_second_failure_is_the_error_and_keeps_what_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(product, "step_down", lambda model, machine, plan, stage: leaner(plan))
+    monkeypatch.setattr(product, "step_down", lambda model, machine, plan, stage, on_host: leaner(plan))
     fail(monkeypatch, "decode", 1, 2)
     made: list[Generation] = []
     with pytest.raises(OutOfMemoryError, match="not enough memory for 48x64 with tiny: tried to allocate") as raised:
@@ -147,12 +149,35 @@ def test_no_leaner_plan_is_the_error_at_once(model: Path, monkeypatch: pytest.Mo
     assert sum(isinstance(event, PlanMade) for event in events) == 1
 
 
+def test_memory_that_cannot_be_pinned_asks_for_a_plan_with_less_of_the_host(
+    model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def step_down(model: Any, machine: Any, plan: Plan, stage: str, *, on_host: bool) -> Plan:
+        asked.append((stage, on_host))
+        return leaner(plan, Place.mapped)
+
+    monkeypatch.setattr(product, "step_down", step_down)
+    fail(monkeypatch, "checkpoint.load_transformer", 0, error=MemoryError("the system refuses to pin 5 bytes"))
+    made = list(drawn(model, []))
+    assert asked == [("denoise", True)]
+    assert all(same(a, b) for a, b in zip(made, wanted, strict=True))
+
+
 def test_which_errors_are_memory() -> None:
     words = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried …"
-    assert all(map(ran_out, (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError(words))))
+    host = (MemoryError(), RuntimeError(words))
+    gpu = (
+        torch.OutOfMemoryError("x"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    )
+    assert all(map(ran_out, (*host, *gpu)))
+    assert all(map(host_ran_out, host)) and not any(map(host_ran_out, gpu))
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**62, dtype=torch.uint8)
-    assert ran_out(real.value)
+    assert ran_out(real.value) and host_ran_out(real.value)
     assert not any(map(ran_out, (RuntimeError("shapes differ"), ValueError("out of memory"), KeyError("x"))))
 
 
@@ -180,8 +205,17 @@ def test_a_card_too_small_is_left_alone_unless_it_was_named(model: Path, monkeyp
     roomy = on_a_card(model, monkeypatch, 8 * GB)
     assert roomy.plan_memory(REQUEST).plan.device == "cuda" and roomy.dtype == torch.bfloat16
     full = on_a_card(model, monkeypatch, 100_000_000)
-    assert full.plan_memory(REQUEST).plan.device == "cpu"
+    events: list[Event] = []
+    (made,) = full.generate(REQUEST, on_event=events.append, stop=lambda: False)
+    assert made.plan is not None and made.plan.device == "cpu"
     assert (full.device.type, full.dtype) == ("cpu", torch.float32)
+    (told,) = [event for event in events if isinstance(event, PlanMade)]
+    assert told.plan == made.plan and "even in the leanest plan; 95 MB can be had" in str(told.reason)
+    # Once there is room again, the GPU is used again.
+    monkeypatch.setattr(
+        product, "look_at", lambda device: Machine(device="cuda", card=8 * GB, card_free=8 * GB, host_free=32 * GB)
+    )
+    assert full.plan_memory(REQUEST).plan.device == "cuda" and full.device.type == "cuda"
     with pytest.raises(OutOfMemoryError, match="of memory on the GPU even in the leanest plan; 95 MB can be had"):
         on_a_card(model, monkeypatch, 100_000_000, device="cuda").plan_memory(REQUEST)
     with pytest.raises(OutOfMemoryError):

@@ -211,6 +211,22 @@ def test_step_down() -> None:
     assert (denoise.cap, denoise.profile) == (plan.cap, plan.profile)
 
 
+def test_step_down_leaves_the_host_its_memory() -> None:
+    """What cannot be pinned is read from its file; and nothing is pinned that the host has no room for."""
+    pinned = make_plan(MODEL, H200, vram=6 * GB)
+    assert pinned.place is Place.pinned and step_down(MODEL, H200, pinned, "denoise") is None
+    mapped = step_down(MODEL, H200, pinned, "denoise", on_host=True)
+    assert mapped is not None and mapped.place is Place.mapped and mapped.host < pinned.host / 5
+    narrow = replace(H200, host_free=6 * GB)  # 48 x 128 MiB are more
+    leaner = step_down(MODEL, narrow, make_plan(MODEL, narrow, vram=24 * GB), "denoise")
+    assert leaner is not None and leaner.place is Place.mapped
+    converted = replace(MODEL, mapped=False)
+    last = step_down(converted, narrow, make_plan(converted, narrow, vram=24 * GB), "decode")
+    while last is not None:
+        assert last.place is Place.resident
+        last = step_down(converted, narrow, last, "decode")
+
+
 def test_step_down_ends() -> None:
     for start in (make_plan(MODEL, H200), make_plan(MODEL, NO_GPU)):
         plan, seen = start, 0

@@ -86,6 +86,8 @@ def test_settings_and_flags() -> None:
     assert (built(capped, profile="12gb").profile, built(capped, profile="12gb").vram) == ("12GB", None)
     assert built(capped, device="cpu").vram is None  # a default for the GPU says nothing there
     assert built(GenerateSettings(profile="cpu")).device == "cpu"
+    on_a_card = built(GenerateSettings(profile="cpu"), device="cuda")
+    assert (on_a_card.device, on_a_card.profile) == ("cuda", None)
     assert (built(GenerateSettings()).profile, built(GenerateSettings()).vram) == (None, None)
     with pytest.raises(UsageError, match="no amount of memory"):
         built(GenerateSettings(vram="plenty"))
