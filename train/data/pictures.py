@@ -5,7 +5,7 @@ What comes of the odd ones:
     cut short, damaged      Unreadable, saying how
     too many pixels         Unreadable from its head alone: never decoded (a decompression bomb)
     EXIF-rotated            turned upright; sizes are those of the upright picture
-    CMYK, ICC profile       converted to sRGB through the profile; without one, or with a damaged one, by the plain formula
+    CMYK, ICC profile       converted to sRGB through the profile; by the plain formula where none is usable
     16 bits a channel       the upper 8 bits
     32 bits a pixel, float  Unreadable: no range is agreed upon
     animated, many pages    the first frame
@@ -95,7 +95,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours of `profile` as sRGB; the plain conversion where there is none, or one that cannot be used."""
-    # 9 of 10 profiles are sRGB itself (its name stands in the first few hundred bytes): nothing to convert.
+    # Most profiles are sRGB itself: its name stands near the start, and there is nothing to convert.
     if profile and image.mode in ("RGB", "CMYK", "L") and not (image.mode == "RGB" and b"sRGB" in profile[:1024]):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

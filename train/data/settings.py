@@ -20,6 +20,7 @@ from backend.errors import FileError, UsageError
 from backend.files import make_folder, write_atomic
 
 Settings = TypeVar("Settings")
+_MEND = "mend it, or delete it and give the settings anew"
 
 
 def read_sections(folder: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def read_sections(folder: Path) -> dict[str, Any]:
             f"cannot read {path}: {error}", hint="mend it, or delete it and give the settings anew"
         ) from error
     if not isinstance(found, dict):
-        raise FileError(f"{path} is not a JSON object", hint="mend it, or delete it and give the settings anew")
+        raise FileError(f"{path} is not a JSON object", hint=_MEND)
     return found
 
 

@@ -11,7 +11,9 @@ Heavy ring: pyarrow.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,20 +144,25 @@ def open_picture(row: Mapping[str, Any]) -> bytes:
 
 
 def _cell(path: str, column: str, number: int) -> bytes:
-    file = pq.ParquetFile(path)
-    try:
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number < rows:
-                return _group(path, Path(path).stat().st_mtime_ns, column, group)[number]
-            number -= rows
-    finally:
-        file.close()
-    raise FileError(f"{path} has no row {number}", hint="scan again")
+    changed = Path(path).stat().st_mtime_ns
+    starts = _group_starts(path, changed)
+    group = bisect.bisect_right(starts, number) - 1
+    if not 0 <= number < starts[-1]:
+        raise FileError(f"{path} has no row {number}", hint="scan again")
+    return _group(path, changed, column, group)[number - starts[group]]
+
+
+@lru_cache(maxsize=8)
+def _group_starts(path: str, _changed: int) -> list[int]:
+    """Number of each row group's first row; the last entry is the number of rows."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+    return list(itertools.accumulate(sizes, initial=0))
 
 
 @lru_cache(maxsize=1)  # rows are asked for in order, and a group may hold hundreds of megabytes
 def _group(path: str, _changed: int, column: str, group: int) -> list[bytes]:
-    cells = pq.ParquetFile(path).read_row_group(group, columns=[column])[column].to_pylist()
+    with pq.ParquetFile(path) as file:
+        cells = file.read_row_group(group, columns=[column])[column].to_pylist()
     # Hugging Face datasets store {"bytes": …, "path": …}.
     return [bytes((cell.get("bytes") if isinstance(cell, dict) else cell) or b"") for cell in cells]

@@ -1,0 +1,143 @@
+"""Run a function on every shard: in this process, in worker processes, or on a Ray cluster.
+
+The function takes a shard's number, writes the shard's files and returns nothing. It must be picklable and safe to run
+twice, since a worker may die after its work and before its report: a shard's files are put in place in one step, so the
+second run finds or replaces them, and nothing is lost or doubled.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.sharedctypes import Synchronized
+
+import pyarrow as pa
+
+from backend.errors import LensError, UsageError
+
+ENGINES = ("local", "ray")
+_RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once
+
+Shard = Callable[[int], None]
+
+
+def run_shards(
+    function: Shard,
+    shards: Sequence[int],
+    engine: str = "local",
+    workers: int | None = None,
+    *,
+    gpus: float = 0.0,
+    on_done: Callable[[int], None] = lambda shard: None,
+) -> None:
+    """Run `function(shard)` for all `shards`; `on_done(shard)` is called here as each ends.
+
+    `workers`: how many at once; local: processes (0: in this one, None: one a core), Ray: tasks (None: as many as the
+    cluster's processors). `gpus`: of a Ray task; shares are allowed. Raises what the function raised first, after the
+    shards under way have ended; LensError where a shard kills its worker twice.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}", hint=f"engines: {', '.join(ENGINES)}")
+    if engine == "ray":
+        _run_ray(function, shards, workers, gpus, on_done)
+    elif workers == 0 or (workers is None and len(shards) < 2):
+        for shard in shards:
+            function(shard)
+            on_done(shard)
+    else:
+        _run_local(function, shards, workers or os.cpu_count() or 1, on_done)
+
+
+def _run_local(function: Shard, shards: Sequence[int], workers: int, on_done: Callable[[int], None]) -> None:
+    """Shards under way when a worker died are tried again one by one, so that the one at fault can be named."""
+    left = list(shards)
+    while left:
+        for shard in _run_pool(function, left, workers, on_done):
+            if _run_pool(function, [shard], 1, on_done):
+                raise LensError(
+                    f"a worker process died on shard {shard}, and again on that shard alone",
+                    hint="too little memory is the usual cause; what was finished is kept",
+                )
+            left.remove(shard)
+
+
+def _run_pool(function: Shard, left: list[int], workers: int, on_done: Callable[[int], None]) -> list[int]:
+    """Take shards off `left` as they end; returns those that were under way when a worker died (none: all ended)."""
+    queue = list(left)
+    running: dict[Future[None], int] = {}
+    # spawn: a forked child of a process with threads (torch, pyarrow) may find a lock held for ever.
+    context = multiprocessing.get_context("spawn")
+    started = context.Value("i", 0)
+    size = min(workers, len(left))
+    with ProcessPoolExecutor(size, mp_context=context, initializer=_begin, initargs=(started,)) as pool:
+        try:
+            while queue or running:
+                while queue and len(running) < 2 * workers:  # a second one each, so that nobody waits for this process
+                    shard = queue.pop(0)
+                    running[pool.submit(function, shard)] = shard
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+                    shard = running.pop(future)
+                    left.remove(shard)
+                    on_done(shard)
+        except BrokenProcessPool:
+            return list(running.values())
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return []
+
+
+def _begin(started: Synchronized[int]) -> None:
+    """In a new worker: its number, for the choice of a GPU, and one thread."""
+    with started.get_lock():
+        os.environ["LENS_WORKER"] = str(started.value)
+        started.value += 1
+    # Workers share the cores among themselves; each with a pool of threads of its own would be slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    pa.set_cpu_count(1)
+
+
+def _run_ray(
+    function: Shard, shards: Sequence[int], workers: int | None, gpus: float, on_done: Callable[[int], None]
+) -> None:
+    """One task a shard. A task whose node dies is given to another; Ray counts such deaths, not the function's faults.
+
+    Joins the cluster of RAY_ADDRESS, or starts one on this machine. The nodes must see the work folder and the sources
+    under the same paths, and have this package installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; before the import
+    try:
+        import ray
+    except ImportError as error:
+        raise LensError("--engine ray needs Ray", hint="pip install 'lens[train]'") from error
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS")
+        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+    try:
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(function)
+        queue = list(shards)
+        limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        running: dict[ray.ObjectRef, int] = {}
+        while queue or running:
+            while queue and len(running) < limit:
+                shard = queue.pop(0)
+                running[task.remote(shard)] = shard
+            ended, _ = ray.wait(list(running), num_returns=1)
+            for reference in ended:
+                shard = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None
+                except ray.exceptions.RayError as error:
+                    raise LensError(f"shard {shard}: lost with its node too often: {first_line(error)}") from error
+                on_done(shard)
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,236 @@
+"""The paper's filters that are networks, loaded through transformers from a folder or, when asked, from the Hub.
+
+    nsfw        image classifier; the paper's is an EVA fine-tune. Published: Freepik/nsfw_image_detector (EVA02-B/14)
+    watermark   image classifier; the paper's is a SigLIP2 fine-tune. Published: prithivMLmods/Watermark-Detection-SigLIP2
+    aesthetic   Aesthetic Predictor v2.5: the pooled feature of SigLIP so400m, made unit length, and a chain of linear
+                layers without anything between them (dropout is off), read from its file by their shapes
+    clip        CLIP's projected image embedding, unit length, for near-duplicates; the paper's is ViT-L/14
+
+Classifiers keep every class's probability, so that which classes count is decided where thresholds are: in `select`.
+
+Heavy ring: torch; transformers inside functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backend.errors import CheckpointError, LensError, ModelMissingError, NetworkError, NumericsError, first_line
+from train.data.work import file_sha256
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+VERSION = 1
+# What their publishers state. Shown before a model is first used; a model of one's own states its own or nothing.
+LICENCES: Mapping[str, str] = {
+    "Freepik/nsfw_image_detector": "MIT",
+    "Falconsai/nsfw_image_detection": "Apache-2.0",
+    "prithivMLmods/Watermark-Detection-SigLIP2": "Apache-2.0",
+    "google/siglip-so400m-patch14-384": "Apache-2.0; the head's repository: AGPL-3.0",
+    "openai/clip-vit-large-patch14": "MIT (of OpenAI's code release; the Hub states none)",
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A learned filter ready to be loaded anywhere: picklable."""
+
+    filter: str  # "nsfw", "watermark", "aesthetic" or "clip"
+    name: str  # as given: a path or a Hub id
+    folder: str  # where its files lie
+    head: str | None  # aesthetic only: the file of the linear layers
+    identity: str  # SHA-256 over its files: part of the stamp
+    licence: str  # as stated by its card or its publisher; "not stated" otherwise
+
+
+# --------------------------------------------------------------------------------------------------------------- finding
+
+
+def find_model(name_of_filter: str, name: str, *, head: str | None = None, download: bool = False) -> Model:
+    """Where a model is: a folder on this disk, or a Hub id in the Hub's cache; `download`: fetched where it is not.
+
+    Raises ModelMissingError, NetworkError, CheckpointError (files that are not safetensors).
+    """
+    local = Path(name).expanduser()
+    folder = local.resolve() if local.is_dir() else _from_hub(name, download)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{name_of_filter}: {folder} has no config.json with .safetensors weights",
+            hint="pickled weights (.bin, .pth) are never opened: use a repository or revision with safetensors",
+        )
+    files = [*weights, folder / "config.json", folder / "preprocessor_config.json"]
+    if name_of_filter == "aesthetic":
+        files.append(_checked_head(head))
+    digests = [file_sha256(file) for file in files if file.is_file()]
+    identity = hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return Model(name_of_filter, name, str(folder), head, identity, _licence(name, folder))
+
+
+def _from_hub(name: str, download: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "README.md"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=not download))
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        if download and isinstance(error, LocalEntryNotFoundError):
+            raise NetworkError(f"cannot fetch {name}: {first_line(error)}") from error
+        raise ModelMissingError(
+            f"{name} is neither a folder nor in the Hub's cache",
+            hint=f"--set download=true fetches it (licence: {LICENCES.get(name, 'see its page')}); or give a folder",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise NetworkError(f"cannot fetch {name}: {first_line(error)}") from error
+
+
+def _checked_head(head: str | None) -> Path:
+    file = Path(head).expanduser() if head else None
+    if file is not None and file.suffix == ".safetensors" and file.is_file():
+        return file
+    raise ModelMissingError(
+        f"aesthetic needs the predictor's head as .safetensors, got {head or 'nothing'}",
+        hint="take aesthetic_predictor_v2_5.pth (AGPL-3.0) from its makers, write it as safetensors with torch.load("
+        "…, weights_only=True) and safetensors.torch.save_file, and give it: --set aesthetic_head=FILE",
+    )
+
+
+def _licence(name: str, folder: Path) -> str:
+    card = folder / "README.md"
+    if card.is_file():
+        lines = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0].splitlines()
+        stated = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("license:")), None)
+        if stated:
+            return f"{stated} (says its card)"
+    return LICENCES.get(name, "not stated")
+
+
+# --------------------------------------------------------------------------------------------------------------- scoring
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded model: `prepare` runs a picture at a time, `score` a batch."""
+
+    columns: tuple[pa.Field, ...]
+    prepare: Callable[[Image.Image], Tensor]  # upright RGB -> CHW
+    score: Callable[[Tensor], list[Sequence[Any]]]  # BCHW -> for every picture the values of `columns`
+
+
+def pick_device(asked: str) -> torch.device:
+    """`auto`: this worker's GPU, or the CPU where there is none. Workers are numbered, and so are GPUs."""
+    if asked != "auto":
+        return torch.device(asked)
+    count = torch.cuda.device_count()
+    return torch.device(f"cuda:{int(os.environ.get('LENS_WORKER', '0')) % count}" if count else "cpu")
+
+
+@lru_cache(maxsize=8)  # a process's models stay loaded from shard to shard
+def load_scorer(model: Model, device: torch.device) -> Scorer:
+    """Raises LensError where transformers cannot load it, CheckpointError where tensors are missing or misshapen."""
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModelForImageClassification,
+        CLIPVisionModelWithProjection,
+        SiglipVisionModel,
+    )
+
+    kinds = {"aesthetic": SiglipVisionModel, "clip": CLIPVisionModelWithProjection}
+    kind: Any = kinds.get(model.filter, AutoModelForImageClassification)
+    # On the CPU bfloat16 is no faster and rounds the scores.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        wrapped = AutoConfig.from_pretrained(model.folder).model_type == "timm_wrapper"
+        # Pillow's way, so that scores do not depend on whether torchvision is installed; timm has its own way only.
+        processor = AutoImageProcessor.from_pretrained(model.folder, **({} if wrapped else {"backend": "pil"}))
+        network, told = kind.from_pretrained(
+            model.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        hint = "pip install timm torchvision" if isinstance(error, ImportError) else None
+        raise LensError(f"{model.filter}: cannot load {model.name}: {first_line(error)}", hint=hint) from error
+    if told["missing_keys"]:
+        missing = sorted(told["missing_keys"])
+        raise CheckpointError(f"{model.filter}: {model.name} lacks {len(missing)} tensors, {missing[0]} among them")
+    network = network.to(device).eval().requires_grad_(False)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    @torch.inference_mode()
+    def run(pixels_BCHW: Tensor) -> Any:
+        return network(pixels_BCHW.to(device, dtype))
+
+    if model.filter == "clip":
+        width = int(network.config.projection_dim)
+        columns = (pa.field("embedding", pa.list_(pa.float16(), width)),)
+        return Scorer(columns, prepare, lambda x: [(row,) for row in _unit(run(x).image_embeds).half().cpu().numpy()])
+    if model.filter == "aesthetic":
+        weight_W, bias = _one_linear(Path(model.head or ""), int(network.config.hidden_size))
+        weight_W, bias = weight_W.to(device), bias.to(device)
+        columns = (pa.field("score", pa.float32()),)
+        return Scorer(
+            columns, prepare, lambda x: [(s,) for s in (_unit(run(x).pooler_output) @ weight_W + bias).tolist()]
+        )
+    names = [str(network.config.id2label[i]) for i in range(int(network.config.num_labels))]
+    columns = tuple(pa.field(name, pa.float32()) for name in names)
+    return Scorer(columns, prepare, lambda x: [tuple(p) for p in run(x).logits.float().softmax(-1).tolist()])
+
+
+def _unit(x_BW: Tensor) -> Tensor:
+    return F.normalize(x_BW.float(), dim=-1)
+
+
+def _one_linear(file: Path, width: int) -> tuple[Tensor, Tensor]:
+    """Weight (width,) and bias () equal to the file's chain of linear layers, multiplied out in float64.
+
+    Raises CheckpointError where the layers do not follow one another from `width` to 1.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(file)
+    numbers = sorted({int(key.split(".")[-2]) for key in tensors if key.split(".")[-2].isdigit()})
+    matrix, offset = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    for number in numbers:
+        layer = {key.rsplit(".", 1)[1]: t.double() for key, t in tensors.items() if key.split(".")[-2] == str(number)}
+        if set(layer) != {"weight", "bias"} or layer["weight"].shape[-1] != len(offset):
+            raise CheckpointError(f"{file}: layer {number} does not take the {len(offset)} values before it")
+        matrix, offset = layer["weight"] @ matrix, layer["weight"] @ offset + layer["bias"]
+    if matrix.shape != (1, width) or not numbers:
+        raise CheckpointError(f"{file} is no chain of linear layers that ends in one number")
+    return matrix[0].float(), offset[0].float()
+
+
+def score_batches(model: Model, scorer: Scorer, prepared: Sequence[Tensor | None], batch: int) -> dict[str, list[Any]]:
+    """Columns of a shard: None where there is no picture. Raises NumericsError for a score that is not finite."""
+    where = [i for i, pixels in enumerate(prepared) if pixels is not None]
+    out: dict[str, list[Any]] = {column.name: [None] * len(prepared) for column in scorer.columns}
+    for first in range(0, len(where), batch):
+        index = where[first : first + batch]
+        values = scorer.score(torch.stack([pixels for i in index if (pixels := prepared[i]) is not None]))
+        for i, row in zip(index, values, strict=True):
+            if not torch.isfinite(torch.as_tensor(row, dtype=torch.float32)).all():
+                raise NumericsError(f"{model.filter}: {model.name} gave a number that is not finite")
+            for column, value in zip(scorer.columns, row, strict=True):
+                out[column.name][i] = value
+    return out
+
+
+def describe(model: Model) -> str:
+    architecture = json.loads((Path(model.folder) / "config.json").read_text()).get("architectures") or ["timm"]
+    return f"{model.filter}: {model.name} ({architecture[0]}), licence: {model.licence}"
