@@ -59,9 +59,10 @@ def dequantise_nf4(packed: Tensor, absmax: Tensor, shape: tuple[int, int], dtype
     As one row: blocks run on from row to row, but the CPU kernel of bitsandbytes 0.50 starts a new one with each, so
     that a width of 96 comes out 23 % wrong.
     """
-    flat = torch.Size((shape[0] * shape[1],))
-    state = library().QuantState(absmax=absmax, shape=flat, blocksize=NF4_BLOCK, quant_type="nf4", dtype=dtype)
-    return library().dequantize_4bit(packed, state).view(shape)
+    if not torch.compiler.is_compiling():  # which cannot follow an import; `Nf4Linear` has seen to it by then
+        library()
+    flat = (shape[0] * shape[1],)
+    return torch.ops.bitsandbytes.dequantize_4bit(packed, absmax, NF4_BLOCK, "nf4", flat, dtype).view(shape)
 
 
 def nf4_state(shape: tuple[int, int], dtype: str = "bfloat16") -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.model import block_formats, ggml_types
-from backend.model.bitsandbytes_library import dequantise_nf4, quantise_nf4
+from backend.model.bitsandbytes_library import dequantise_nf4, library, quantise_nf4
 from backend.model.headers import ggml_name
 from backend.model.kernels.pointwise import has_fp8_units, quantise_fp8_rows
 
@@ -114,6 +114,7 @@ class Nf4Linear(PackedLinear):
     absmax: Tensor
 
     def __init__(self, packed: Tensor, absmax: Tensor, shape: tuple[int, int]) -> None:
+        library()  # registers the operations of bitsandbytes; missing, it is said before anything runs
         super().__init__("nf4", shape, packed)
         self.register_buffer("absmax", absmax)
 

@@ -160,6 +160,11 @@ def test_no_room_to_try_is_no_word_about_a_kernel(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(torch.OutOfMemoryError):
         attention.tried(Backend.math, q, k, v, full)
 
+    def wrong(*_: object) -> float:
+        raise AssertionError("only on cards of tomorrow")  # as FlashAttention's own Python says it
+
+    assert attention.tried(Backend.math, q, k, v, wrong).refused == "only on cards of tomorrow"
+
 
 def test_an_implementation_that_is_not_installed_is_an_error() -> None:
     with pytest.raises((ImportError, RuntimeError)), using(Backend.fa3):

@@ -87,6 +87,17 @@ def test_packed_equals_a_plain_linear_of_the_decoded_weight(name: str, dtype: to
     assert torch.equal(linear.decoded(torch.float32).to(torch.bfloat16), linear.decoded(torch.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["q8_0", "int8", "fp8", "nf4"])
+@torch.inference_mode()
+def test_a_compiler_can_follow(name: str) -> None:
+    """--compile asks for whole graphs; what a back end makes of one is not its business here."""
+    linear, x = MAKERS[name][0](weight_and_input()[0]), weight_and_input()[1]
+    torch._dynamo.reset()
+    compiled = torch.compile(linear, dynamic=True, fullgraph=True, backend="eager")
+    for length in (9, 5):
+        assert torch.equal(compiled(x[:, :length]), linear(x[:, :length]))
+
+
 def test_buffers_travel() -> None:
     """What streams blocks, and what saves them, sees every tensor of a packed linear, and none is trained."""
     for make, _ in MAKERS.values():
