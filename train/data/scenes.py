@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.data.things import KINDS
 
@@ -143,6 +143,30 @@ def is_held_out(scene: Scene) -> bool:
     if len(scene.things) < 2:
         return False
     return hashlib.blake2b(content_key(scene).encode(), digest_size=2).digest()[0] < 256 // 40
+
+
+# -------------------------------------------------------------------------------------------------------------- grid
+
+
+def on_grid(scene: Scene, cells: int) -> Scene:
+    """The scene with every thing upright, centred on a corner between cells, a whole number of them in half-size.
+
+    `cells`: of the transformer's token grid along the short side. A thing of one kind and size then makes the same
+    tokens wherever it stands, and a small model learns its outline as a pattern instead of as a function of where the
+    grid cuts it.
+    """
+
+    def near(value: float) -> float:
+        return round(value * cells) / cells
+
+    def size(r: float) -> float:
+        return near(r) if r * cells >= 1.75 else 1.5 / cells  # one cell would be a speck, two would touch its neighbour
+
+    things = tuple(
+        replace(thing, x=near(thing.x), y=near(thing.y), r=size(thing.r), tilt=0.0) for thing in scene.things
+    )
+    background = replace(scene.background, horizon=near(scene.background.horizon * scene.height) / scene.height)
+    return replace(scene, things=things, background=background)
 
 
 # ---------------------------------------------------------------------------------------------------------- sampling
