@@ -177,6 +177,11 @@ def quoted(text: str) -> tuple[str, ...]:
     return tuple(words.strip() for words in found if words.strip())
 
 
+def unquoted(text: str) -> str:
+    """The text with a blank for everything within quotation marks, marks included."""
+    return _QUOTED.sub(" ", text)
+
+
 def missing_quotes(request: str, prompt: str) -> tuple[str, ...]:
     """Quoted words of the request that the prompt does not hold letter by letter. Runs of blanks count as one."""
 

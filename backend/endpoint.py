@@ -6,6 +6,9 @@ for the process, per address and model. An optional parameter that a server refu
 Thoughts are never used as a prompt: in `reasoning_content` only a complete JSON decision counts, since LM Studio puts
 it there. Every other outcome is an error that says what happened; keys appear in none.
 
+Other questions go over the same wire: `complete` sends messages of any kind, pictures among them, and gives back the
+plain answer.
+
 The client is the `openai` package, imported when something is asked.
 """
 
@@ -100,6 +103,17 @@ class _Learned:
 _LEARNED: dict[tuple[str, str], _Learned] = {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A plain answer to `EndpointSpeaker.complete`."""
+
+    text: str  # without thoughts; empty where there was nothing else
+    cut: bool  # the budget of tokens ended it
+    refused: bool  # the model or its filter says so, in the answer's own field
+    tokens_in: int  # as the server counted; 0: it did not say
+    tokens_out: int
+
+
 class EndpointSpeaker:
     """A `reasoner.Speaker` behind an address. `wait` sleeps; tests give another."""
 
@@ -132,7 +146,7 @@ class EndpointSpeaker:
 
     def _ask(self, task: Task, level: str) -> Draft:
         """One question at one level. Raises _NotUnderstood where a lower level may do better."""
-        answer = self._send(task, level)
+        answer = self._send(lambda: self._arguments(task, level), level)
         choice = _first_choice(answer, self.address)
         message = cast("Mapping[str, Any]", choice.get("message") or {})
         if message.get("refusal") or choice.get("finish_reason") == "content_filter":
@@ -178,24 +192,46 @@ class EndpointSpeaker:
             hint=f"another model, or a newer server, may do better; more room: {_where('max_tokens')}",
         )
 
+    def complete(
+        self, messages: list[dict[str, Any]], *, seed: int | None = None, temperature: float | None = None
+    ) -> Reply:
+        """One answer to `messages` as it comes. None: the endpoint's own. Safe to call from several threads.
+
+        Raises NetworkError, TimeoutExpiredError, UsageError; ReplyError where what comes is no chat completion.
+        """
+        sampling = {"seed": seed, "temperature": temperature}
+        answer = self._send(lambda: self._request(messages, sampling), "plain")
+        choice = _first_choice(answer, self.address)
+        message = cast("Mapping[str, Any]", choice.get("message") or {})
+        text, finish = message.get("content"), choice.get("finish_reason")
+        usage = cast("Any", answer).model_dump().get("usage") or {}
+        return Reply(
+            text=answers.final_text(text) if isinstance(text, str) else "",
+            cut=finish == "length",
+            refused=bool(message.get("refusal")) or finish == "content_filter",
+            tokens_in=int(usage.get("prompt_tokens") or 0),
+            tokens_out=int(usage.get("completion_tokens") or 0),
+        )
+
     # ------------------------------------------------------------------------------------------------------ the wire
 
-    def _send(self, task: Task, level: str) -> object:
+    def _send(self, arguments: Callable[[], dict[str, Any]], level: str) -> object:
         """The parsed answer. Optional parameters go one by one where the server refuses them by name."""
         import openai
 
         waited = 0.0
         attempt = 1
         while True:
+            sent = arguments()
             try:
-                return self._opened().chat.completions.create(**self._arguments(task, level))
+                return self._opened().chat.completions.create(**sent)
             except openai.APITimeoutError:
                 raise TimeoutExpiredError(
                     f"{self.address.shown} gave no answer within {self.address.timeout:g} s",
                     hint=f"raise {_where('timeout')}",
                 ) from None
             except openai.APIStatusError as error:
-                if name := self._refused_parameter(error):
+                if name := _refused_parameter(error, sent):
                     self._learned.refused.add(name)
                     continue
                 pause = _pause(error, attempt)
@@ -233,22 +269,13 @@ class EndpointSpeaker:
     def _arguments(self, task: Task, level: str) -> dict[str, Any]:
         plan, refused = task.plan, self._learned.refused
         form = "plain" if level == "plain" else "json"
-        optional: dict[str, Any] = {
-            "max_tokens": self.address.max_tokens,
-            "seed": plan.seed,
-            "reasoning_effort": plan.effort,
-            "temperature": plan.temperature,
-        }
-        arguments: dict[str, Any] = {
-            "model": self.address.model,
-            "messages": [
-                {"role": "system", "content": task.instructions(form)},
-                {"role": "user", "content": task.request},
-            ],
-            **{key: value for key, value in optional.items() if value is not None and key not in refused},
-        }
-        if "max_tokens" in refused:
-            arguments["max_completion_tokens"] = self.address.max_tokens  # OpenAI's newer models
+        messages = [
+            {"role": "system", "content": task.instructions(form)},
+            {"role": "user", "content": task.request},
+        ]
+        arguments = self._request(
+            messages, {"seed": plan.seed, "reasoning_effort": plan.effort, "temperature": plan.temperature}
+        )
         if "chat_template_kwargs" not in refused and not self.address.base_url.startswith("https://api.openai.com"):
             arguments["extra_body"] = {"chat_template_kwargs": {"reasoning_effort": plan.effort}}  # llama-server
         if level == "json_schema":
@@ -258,19 +285,24 @@ class EndpointSpeaker:
             }
         elif level == "json_object":
             arguments["response_format"] = {"type": "json_object"}
+        return arguments
+
+    def _request(self, messages: list[dict[str, Any]], sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """What every question has; of `sampling` what is not None and was not refused."""
+        refused = self._learned.refused
+        optional = {"max_tokens": self.address.max_tokens, **sampling}
+        arguments: dict[str, Any] = {
+            "model": self.address.model,
+            "messages": messages,
+            **{key: value for key, value in optional.items() if value is not None and key not in refused},
+        }
+        if "max_tokens" in refused:
+            arguments["max_completion_tokens"] = self.address.max_tokens  # OpenAI's newer models
         if self.address.key is None:
             import openai
 
             arguments["extra_headers"] = {"Authorization": openai.Omit()}
         return arguments
-
-    def _refused_parameter(self, error: APIStatusError) -> str | None:
-        """The optional parameter that a 400 or 422 complains about by name, if it was sent."""
-        if error.status_code not in (400, 422):
-            return None
-        said = str(error.message)
-        names = ("max_tokens", "reasoning_effort", "chat_template_kwargs", "temperature", "seed")
-        return next((name for name in names if name in said and name not in self._learned.refused), None)
 
     def _fail(self, error: APIStatusError, level: str) -> NoReturn:
         """An HTTP error in words. Raises always."""
@@ -320,6 +352,18 @@ class _Cut(Exception):
     def __init__(self, cause: LensError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+def _refused_parameter(error: APIStatusError, sent: Mapping[str, Any]) -> str | None:
+    """The optional parameter that a 400 or 422 complains about by name, if it was sent.
+
+    What was sent counts, not what is known by now: another thread may have learnt the same while this one waited.
+    """
+    if error.status_code not in (400, 422):
+        return None
+    said, given = str(error.message), {*sent, *sent.get("extra_body", {})}
+    names = ("max_tokens", "reasoning_effort", "chat_template_kwargs", "temperature", "seed")
+    return next((name for name in names if name in said and name in given), None)
 
 
 def _first_choice(answer: object, address: Address) -> Mapping[str, Any]:

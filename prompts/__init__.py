@@ -133,6 +133,19 @@ def probes() -> tuple[Probe, ...]:
     return tuple(found)
 
 
+def captioning(name_or_path: str) -> SystemPrompt:
+    """The instructions for describing a picture: `dense`, `brief`, or a file by its path. Raises PromptError."""
+    wanted = name_or_path.strip()
+    known = sorted(path.stem for path in (FOLDER / "captions").glob("*.md"))
+    if wanted in known:
+        return _read(FOLDER / "captions" / f"{wanted}.md")
+    path = Path(wanted).expanduser()
+    if wanted and path.is_file():
+        return _read(path)
+    hint = f"known: {', '.join(known)}; or the path of a file"
+    raise PromptError(f"there is no captioning prompt {name_or_path!r}", hint=hint)
+
+
 def answer_form(contract: str) -> str:
     """The last part of composed instructions: `json` or `plain`. Raises PromptError for another word."""
     if contract == "json":
