@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from lens_cli.commands import train_data
+
 app = typer.Typer(no_args_is_help=True, help="Train models.")
+app.add_typer(train_data.app, name="data")
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Where the run lives. The same folder again resumes it.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="nano: the shipped model. nano-smoke: seconds, to see it work.")]

@@ -16,7 +16,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 import pyarrow as pa
 
-from backend.errors import LensError, UsageError
+from backend.errors import LensError, UsageError, first_line
 
 ENGINES = ("local", "ray")
 _RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once

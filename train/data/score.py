@@ -95,7 +95,9 @@ class Score:
         wanted = tuple(name for name in self.classic if name in names)
         tables = score_rows(rows, wanted, models, self.max_pixels, batch=self.batch, device=self.device)
         for name in names:
-            self.work.write(f"score/{name}", shard, tables[name], self.stamp(name, shard))
+            # What it was computed from, so that a later stage can tell a score that is out of date.
+            table = tables[name].replace_schema_metadata({"scan": self.work.sha256("scan", shard)})
+            self.work.write(f"score/{name}", shard, table, self.stamp(name, shard))
 
 
 def score_rows(

@@ -1,7 +1,7 @@
 """The paper's filters that are networks, loaded through transformers from a folder or, when asked, from the Hub.
 
-    nsfw        image classifier; the paper's is an EVA fine-tune. Published: Freepik/nsfw_image_detector (EVA02-B/14)
-    watermark   image classifier; the paper's is a SigLIP2 fine-tune. Published: prithivMLmods/Watermark-Detection-SigLIP2
+    nsfw        image classifier; the paper's: an EVA fine-tune. Published: Freepik/nsfw_image_detector (EVA02-B/14)
+    watermark   image classifier; the paper's: a SigLIP2 fine-tune. Published: prithivMLmods/Watermark-Detection-SigLIP2
     aesthetic   Aesthetic Predictor v2.5: the pooled feature of SigLIP so400m, made unit length, and a chain of linear
                 layers without anything between them (dropout is off), read from its file by their shapes
     clip        CLIP's projected image embedding, unit length, for near-duplicates; the paper's is ViT-L/14
@@ -56,7 +56,7 @@ class Model:
     licence: str  # as stated by its card or its publisher; "not stated" otherwise
 
 
-# --------------------------------------------------------------------------------------------------------------- finding
+# -------------------------------------------------------------------------------------------------------------- finding
 
 
 def find_model(name_of_filter: str, name: str, *, head: str | None = None, download: bool = False) -> Model:
@@ -119,7 +119,7 @@ def _licence(name: str, folder: Path) -> str:
     return LICENCES.get(name, "not stated")
 
 
-# --------------------------------------------------------------------------------------------------------------- scoring
+# -------------------------------------------------------------------------------------------------------------- scoring
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,98 @@
+"""`lens train data … --dry-run`: what there is, and what it would cost, measured on a few of the pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lens_cli.console import human_bytes
+from lens_cli.data_stages import Call, span
+from train.data import estimate
+from train.data.scan import ScanSettings
+from train.data.score import CLASSIC, LEARNED, ScoreSettings, score_rows
+from train.data.select import Select, count
+from train.data.sources import Source
+
+
+def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSettings) -> None:
+    """Pictures, bytes, disk and hours of `scan` and of the filters that need no model."""
+    listed = estimate.list_sources(sources, settings, call.folder)
+    for note in listed.notes:
+        call.talk.warn(note)
+    say = call.talk.say
+    for name, pictures in listed.by_source.items():
+        say(f"{name}: {pictures:,} pictures")
+    beyond = f", and {listed.unknown:,} pictures of a size that only reading tells" if listed.unknown else ""
+    say(f"in all {listed.pictures:,} pictures in {listed.shards:,} shards, {human_bytes(listed.nbytes)}{beyond}")
+    say(f"captions beside them: {listed.captions:,}")
+    if not listed.pictures:
+        call.talk.result({"pictures": 0})
+        return
+    tried = estimate.try_sample(listed.sample, CLASSIC, settings.max_pixels)
+    cores = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
+    cores = min(cores, listed.shards)
+    hours = {
+        "scan": listed.pictures * tried.scan_seconds / cores / 3600,
+        "score": listed.pictures * tried.score_seconds / cores / 3600,
+    }
+    disk = listed.pictures * tried.row_bytes
+    say(f"measured on {tried.pictures} of them here, for {cores} at once:")
+    say(f"  scan   {span(hours['scan'] * 3600):>9}  ({1 / tried.scan_seconds:,.0f} pictures/s a core)")
+    say(f"  score  {span(hours['score'] * 3600):>9}  ({1 / tried.score_seconds:,.0f} pictures/s a core; no models)")
+    say(f"  disk   about {human_bytes(disk)} of tables; {human_bytes(_free(call.folder))} are free there")
+    say(f"  pack   at most {human_bytes(listed.nbytes)} more, were every picture kept as it is")
+    call.talk.result(
+        {
+            "pictures": listed.pictures,
+            "shards": listed.shards,
+            "bytes": listed.nbytes,
+            "disk": round(disk),
+            "hours": hours,
+            "measured_on": tried.pictures,
+        }
+    )
+
+
+def explain_score(call: Call, settings: ScoreSettings, todo: Sequence[int], max_pixels: int) -> None:
+    """Pictures and hours of `score` for what is not scored yet."""
+    import time
+
+    pictures = sum(mark.rows for shard in todo if (mark := call.work.mark("scan", shard)) is not None)
+    call.talk.say(f"score: {', '.join(settings.filters)} for {pictures:,} pictures in {len(todo):,} shards")
+    hours = 0.0
+    if pictures:
+        rows = call.work.read("scan", todo[0])
+        rows = rows.take(estimate.spread(rows.num_rows, estimate.SAMPLE))
+        start = time.perf_counter()
+        score_rows(rows, settings.filters, max_pixels=max_pixels)
+        each = (time.perf_counter() - start) / rows.num_rows
+        workers = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
+        workers = min(workers, len(todo))
+        hours = pictures * each / workers / 3600
+        call.talk.say(
+            f"  about {span(hours * 3600)}, measured on {rows.num_rows} of them here for {workers} at once "
+            f"({1 / each:,.0f} pictures/s a core)"
+        )
+    for name in LEARNED:
+        model = getattr(settings, name)
+        if model:
+            call.talk.say(f"  {name} with {model}: its time is not foretold (it would have to be loaded and run)")
+    call.talk.result({"pictures": pictures, "shards": len(todo), "hours": hours})
+
+
+def explain_select(call: Call, stage: Select, shards: Sequence[int]) -> None:
+    """What these thresholds would keep. All scores are read, nothing is written."""
+    funnel = count(stage.table(shard) for shard in shards)
+    call.talk.say(f"select: would keep {funnel.kept:,} of {funnel.pictures:,} pictures")
+    for name, taken in funnel.first.items():
+        call.talk.say(f"  {name:<10} {taken:>10,} dropped, {funnel.alone[name]:,} by it alone")
+    call.talk.result({"pictures": funnel.pictures, "kept": funnel.kept, "dropped": dict(funnel.first)})
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,112 @@
+"""What a run would cost, from a listing and from trying a few pictures: nothing is written.
+
+Heavy ring: pyarrow, Pillow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from train.data.scan import ScanSettings, scan_rows
+from train.data.score import score_rows
+from train.data.sources import Source, containers, list_container
+
+SAMPLE = 64  # pictures that are tried, spread over all
+_PATIENCE = 20.0  # seconds after which no more are tried
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What the sources hold, without having read any of it."""
+
+    pictures: int
+    shards: int
+    nbytes: int  # of the pictures whose size the listing tells
+    unknown: int  # pictures whose size only reading tells: a Parquet's cells
+    captions: int  # pictures with a caption beside them
+    notes: tuple[str, ...]  # what is wrong with containers
+    sample: pa.Table  # of LISTING, with the columns `source` and `prefix` added
+    by_source: dict[str, int]  # pictures
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A sample that was scanned and scored in this process."""
+
+    pictures: int
+    scan_seconds: float  # a picture, of one core
+    score_seconds: float  # the same, for the filters asked for
+    row_bytes: float  # of Parquet a picture, scan and scores together
+
+
+def list_sources(sources: Sequence[Source], settings: ScanSettings, without: Path) -> Listed:
+    shards = nbytes = unknown = captions = 0
+    notes: list[str] = []
+    samples: list[pa.Table] = []
+    by_source: dict[str, int] = {}
+    found = [(source, container) for source in sources for container in containers(source, without)]
+    for source, container in found:
+        table, note = list_container(container, settings, without)
+        notes += [note] if note else []
+        shards += -(-table.num_rows // settings.shard_size)
+        nbytes += pc.sum(table["nbytes"]).as_py() or 0
+        unknown += table["nbytes"].null_count
+        captions += int(pc.sum(pc.or_(table["caption_path"].is_valid(), table["caption"].is_valid())).as_py() or 0)
+        by_source[source.name] = by_source.get(source.name, 0) + table.num_rows
+        part = table.take(spread(table.num_rows, SAMPLE))
+        part = part.append_column("source", pa.array([source.name] * part.num_rows, pa.string()))
+        samples.append(part.append_column("prefix", pa.array([container.prefix] * part.num_rows, pa.string())))
+        if len(samples) > SAMPLE:  # thousands of tars: thin them out as they come
+            samples = [_thin(samples)]
+    sample = _thin(samples) if samples else pa.table({})
+    total = sum(by_source.values())
+    return Listed(total, shards, nbytes, unknown, captions, tuple(notes), sample, by_source)
+
+
+def _thin(samples: list[pa.Table]) -> pa.Table:
+    table = pa.concat_tables(samples)
+    return table.take(spread(table.num_rows, SAMPLE))
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` numbers below `count`, evenly spread."""
+    wanted = min(count, wanted)
+    return [i * count // wanted for i in range(wanted)]
+
+
+def try_sample(listing: pa.Table, filters: tuple[str, ...], max_pixels: int) -> Tried:
+    """Scan and score rows of LISTING (with `source` and `prefix`) until they end or patience does."""
+    scan_seconds = score_seconds = 0.0
+    scans: list[pa.Table] = []
+    scores: dict[str, list[pa.Table]] = {}
+    began = time.monotonic()
+    for number in range(listing.num_rows):
+        row: dict[str, Any] = listing.slice(number, 1).to_pylist()[0]
+        start = time.perf_counter()
+        scanned = scan_rows(listing.slice(number, 1), row["source"], f"{row['source']}/{row['prefix']}", max_pixels)
+        middle = time.perf_counter()
+        for name, table in score_rows(scanned, filters, max_pixels=max_pixels).items():
+            scores.setdefault(name, []).append(table)
+        scan_seconds += middle - start
+        score_seconds += time.perf_counter() - middle
+        scans.append(scanned)
+        if time.monotonic() - began > _PATIENCE:
+            break
+    tables = [scans, *scores.values()]
+    size = sum(_parquet_bytes(pa.concat_tables(parts)) for parts in tables)
+    n = len(scans)
+    return Tried(n, scan_seconds / n, score_seconds / n, size / n)
+
+
+def _parquet_bytes(table: pa.Table) -> int:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().size

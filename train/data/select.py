@@ -1,0 +1,249 @@
+"""Stage 3, `select`: which pictures are kept, from `scan` and `score` alone. Thresholds live here and nowhere else.
+
+Changing one recomputes no score. Every reason is recorded, not only the first, so that the report can show what each
+filter alone would take. Posters, slides and rendered text fail clarity, entropy and luminance by their nature: a
+source may have thresholds of its own.
+
+Heavy ring: pyarrow, numpy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from backend.errors import LensError, UsageError
+from train.data.settings import parse
+from train.data.work import Work, stamp
+
+VERSION = 1
+# In the paper's order, which is the order of the report's funnel.
+FILTERS = ("broken", "area", "aspect", "nsfw", "aesthetic", "watermark", "clarity", "entropy", "luminance")
+SELECT = pa.schema([("key", pa.string()), ("kept", pa.bool_()), ("reasons", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What a picture must reach. None: this filter is not applied.
+
+    The paper gives area and aesthetic; the others are suggestions, to be calibrated on one's own pictures.
+    """
+
+    broken: bool = True  # drop what does not decode; False keeps only the head's word, for a quick look
+    area: int | None = 384 * 384  # pixels, at least (paper)
+    aspect: float | None = None  # long side over short side, at most; the paper's buckets end at 2
+    nsfw: float | None = 0.5  # probability of `nsfw_labels` together, below
+    aesthetic: float | None = 3.0  # on the predictor's scale of 1 to 10, at least (paper)
+    watermark: float | None = 0.5  # probability of `watermark_labels` together, below
+    clarity: float | None = 50.0  # variance of the Laplacian, at least
+    entropy: float | None = 3.0  # bits, at least
+    dark: float | None = 0.05  # luminance: mean V, at least
+    bright: float | None = 0.95  # luminance: mean V, at most
+    nsfw_labels: tuple[str, ...] = ("medium", "high", "nsfw", "porn", "hentai")  # classes that count; any case
+    watermark_labels: tuple[str, ...] = ("watermark",)
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    every: Thresholds = field(default_factory=Thresholds)
+    sources: Mapping[str, Thresholds] = field(default_factory=dict[str, Thresholds])  # name of a source -> its own
+
+    def of(self, source: str) -> Thresholds:
+        return self.sources.get(source, self.every)
+
+
+def read_settings(
+    remembered: Mapping[str, Any], given: Sequence[str], sources: Sequence[str]
+) -> tuple[SelectSettings, dict[str, Any]]:
+    """Thresholds from `config.json` and `--set`: `entropy=2.5` for all, `posters.entropy=none` for one source.
+
+    Returns them with what is to be remembered. Raises UsageError for an unknown threshold, source or value.
+    """
+    hints = typing.get_type_hints(Thresholds)
+    values = dict(remembered)
+    for setting in given:
+        full, separator, text = setting.partition("=")
+        source, _, key = full.strip().rpartition(".")
+        if not separator:
+            raise UsageError(f"--set needs key=value, got {setting!r}")
+        if key not in hints:
+            raise UsageError(f"--set {full}: no such threshold", hint=f"thresholds: {', '.join(hints)}")
+        if source and source not in sources:
+            raise UsageError(f"--set {full}: no source is named {source!r}", hint=f"sources: {', '.join(sources)}")
+        if text.strip() == "default":
+            values.pop(full.strip(), None)
+        else:
+            values[full.strip()] = parse(full, text.strip(), hints[key])
+    own: dict[str, dict[str, Any]] = {"": {}}
+    for full, value in values.items():
+        source, _, key = full.rpartition(".")
+        if key not in hints:
+            raise UsageError(f"config.json: select has no threshold {full!r}", hint=f"thresholds: {', '.join(hints)}")
+        own.setdefault(source, {})[key] = tuple(value) if isinstance(value, list) else value
+    every = Thresholds(**own.pop(""))
+    return SelectSettings(every, {source: replace(every, **fields) for source, fields in own.items()}), values
+
+
+# ------------------------------------------------------------------------------------------------------------ the stage
+
+
+@dataclass(frozen=True)
+class Select:
+    """Writes `select/<shard>`. `scored`: the filters whose scores are there."""
+
+    work: Work
+    settings: SelectSettings
+    scored: tuple[str, ...]
+
+    def stamp(self, shard: int) -> str:
+        inputs = [self.work.sha256(stage, shard) for stage in ("scan", *(f"score/{name}" for name in self.scored))]
+        return stamp(VERSION, {"scored": self.scored, **dataclasses.asdict(self.settings)}, *inputs)
+
+    def __call__(self, shard: int) -> None:
+        known = self.stamp(shard)
+        if not self.work.done("select", shard, known):
+            self.work.write("select", shard, self.table(shard), known)
+
+    def table(self, shard: int) -> pa.Table:
+        """The verdicts, not written. Raises LensError where a score is older than the scan."""
+        scan = self.work.read("scan", shard, columns=["key", "source", "width", "height", "error"])
+        scores = {name: self.work.read(f"score/{name}", shard) for name in self.scored}
+        for name, table in scores.items():
+            if (table.schema.metadata or {}).get(b"scan") != self.work.sha256("scan", shard).encode():
+                raise LensError(
+                    f"{self.work.folder}: shard {shard} was scanned anew after it was scored for {name}",
+                    hint=f"score it again: lens train data score {self.work.folder}",
+                )
+        return select_rows(scan, scores, self.settings)
+
+
+def scored_filters(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
+    """Filters scored for every shard, in the paper's order. Raises LensError for one that is scored for only some."""
+    out: list[str] = []
+    for name in FILTERS:
+        done = set(work.shards(f"score/{name}")) & set(shards)
+        if done and len(done) < len(shards):
+            missing = min(set(shards) - done)
+            raise LensError(
+                f"{work.folder}: {name} is scored for {len(done)} of {len(shards)} shards (not for {missing})",
+                hint=f"finish it first: lens train data score {work.folder}",
+            )
+        out += [name] if done else []
+    return tuple(out)
+
+
+def not_applied(settings: SelectSettings, scored: Sequence[str]) -> list[str]:
+    """Filters with a threshold and without scores: to be told, never passed over in silence."""
+    named = {"dark": "luminance", "bright": "luminance"}
+    wanted = {
+        named.get(f.name, f.name)
+        for thresholds in (settings.every, *settings.sources.values())
+        for f in dataclasses.fields(thresholds)
+        if not f.name.endswith("_labels") and getattr(thresholds, f.name) not in (None, False)
+    }
+    return [name for name in FILTERS if name in wanted - {"area", "aspect"} and name not in scored]
+
+
+def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: SelectSettings) -> pa.Table:
+    """key, kept, reasons (names of the filters that reject, in the paper's order), a row for every row of `scan`.
+
+    A picture that cannot be read has the one reason "broken". Raises LensError where the scores are of other rows.
+    """
+    for name, table in scores.items():
+        if not table["key"].equals(scan["key"]):
+            raise LensError(
+                f"the scores of {name} are not of these pictures", hint="score again: lens train data score"
+            )
+    rejected = np.zeros((scan.num_rows, len(FILTERS)), dtype=bool)
+    sources = np.asarray(scan["source"].to_pylist(), dtype=object)
+    for source in dict.fromkeys(sources.tolist()):
+        index = np.flatnonzero(sources == source)
+        thresholds = settings.of(source)
+        here = {name: table.take(index) for name, table in scores.items()}
+        verdicts = _rejections(scan.take(index), here, thresholds)
+        for name, verdict in verdicts.items():
+            rejected[index, FILTERS.index(name)] = verdict
+    rejected[rejected[:, 0], 1:] = False  # nothing else is known of what cannot be read
+    reasons = [[FILTERS[i] for i in np.flatnonzero(row)] for row in rejected]
+    return pa.table({"key": scan["key"], "kept": ~rejected.any(axis=1), "reasons": reasons}, schema=SELECT)
+
+
+def _rejections(scan: pa.Table, scores: Mapping[str, pa.Table], least: Thresholds) -> dict[str, np.ndarray]:
+    """filter -> bool (N,). Numbers that are missing (NaN) reject nothing: "broken" has those pictures."""
+    width, height = (_floats(scan[name]) for name in ("width", "height"))
+    out: dict[str, np.ndarray] = {"broken": np.asarray(scan["error"].is_valid())}
+    if least.broken and "broken" in scores:
+        out["broken"] = out["broken"] | np.asarray(scores["broken"]["error"].is_valid())
+    if least.area is not None:
+        out["area"] = width * height < least.area
+    if least.aspect is not None:
+        out["aspect"] = np.maximum(width, height) > least.aspect * np.minimum(width, height)
+    for name, limit, labels in (
+        ("nsfw", least.nsfw, least.nsfw_labels),
+        ("watermark", least.watermark, least.watermark_labels),
+    ):
+        if name in scores and limit is not None:
+            out[name] = probability(scores[name], name, labels) >= limit
+    for name in ("aesthetic", "clarity", "entropy"):
+        limit = getattr(least, name)
+        if name in scores and limit is not None:
+            out[name] = _floats(scores[name]["score"]) < limit
+    if "luminance" in scores:
+        value = _floats(scores["luminance"]["score"])
+        dark = value < least.dark if least.dark is not None else np.zeros(len(value), bool)
+        out["luminance"] = dark | (value > least.bright) if least.bright is not None else dark
+    return out
+
+
+def probability(table: pa.Table, name: str, labels: Sequence[str]) -> np.ndarray:
+    """Of the classes `labels` together, (N,); NaN where there is no picture. Raises UsageError where none is known."""
+    wanted = {label.lower() for label in labels}
+    columns = [column for column in table.column_names if column != "key" and column.lower() in wanted]
+    if not columns:
+        known = ", ".join(column for column in table.column_names if column != "key")
+        raise UsageError(
+            f"{name}: the model knows none of the classes {', '.join(labels)}",
+            hint=f"its classes: {known}. Name those that count: --set {name}_labels=…",
+        )
+    return np.sum([_floats(table[column]) for column in columns], axis=0)
+
+
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    """(N,) float64, NaN for null."""
+    return column.cast(pa.float64()).to_numpy()
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """How many pictures each filter took."""
+
+    pictures: int
+    kept: int
+    first: Mapping[str, int]  # filter -> pictures that it is the first to reject, in the paper's order
+    alone: Mapping[str, int]  # filter -> pictures that nothing else rejects: what would come back without it
+
+
+def count(tables: Iterable[pa.Table]) -> Funnel:
+    """Over tables of SELECT."""
+    pictures = kept = 0
+    first: Counter[str] = Counter()
+    alone: Counter[str] = Counter()
+    for table in tables:
+        pictures += table.num_rows
+        for reasons in table["reasons"].to_pylist():
+            kept += not reasons
+            first.update(reasons[:1])
+            alone.update(reasons if len(reasons) == 1 else ())
+    seen = [name for name in FILTERS if first[name] or alone[name]]
+    return Funnel(pictures, kept, {name: first[name] for name in seen}, {name: alone[name] for name in seen})
+
+
+def funnel(work: Work, shards: Sequence[int]) -> Funnel:
+    return count(work.read("select", shard) for shard in shards)
