@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.errors import FileError, ModelMissingError, UsageError
+from backend.errors import FileError, LensError, ModelMissingError, UsageError
 from backend.files import make_folder, write_atomic, write_error
 from backend.model import layouts
 from backend.model.config_files import TRANSFORMER_METADATA_KEY
@@ -128,10 +128,11 @@ def convert(plan: Conversion, on_tensor: Callable[[int], None] = lambda nbytes: 
 
 
 def missing_companions(plan: Conversion) -> str | None:
-    """Why `lens gen -m RESULT` would not run yet: the encoder or autoencoder is not here; None: it would."""
+    """Why `lens gen -m RESULT` would not run yet: the encoder or autoencoder is not here, or is one of several; None:
+    it would. The file is written by then, so this is a remark and no failure."""
     try:
         resolve_model(str(plan.result))
-    except ModelMissingError as error:
+    except LensError as error:
         return str(error)
     return None
 

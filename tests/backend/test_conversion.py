@@ -224,6 +224,9 @@ def test_the_result_loads_as_a_model(source: Path, tmp_path: Path, target: Quant
         network = load_transformer(files, torch.float32, "cpu", quant=kept)
         assert sum(isinstance(module, PackedLinear) for module in network.modules()) == 10
     assert missing_companions(plan) is None
+    if target is QuantTarget.q4_k:  # as in the folders that people keep their models in
+        (alone.parent / "another.safetensors").write_bytes((alone.parent / "text_encoder.safetensors").read_bytes())
+        assert "several" in (missing_companions(replace(plan, result=alone)) or "")
 
 
 @pytest.mark.parametrize("target", [QuantTarget.nf4, QuantTarget.int8, QuantTarget.fp8])
