@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from backend.answers import declines, unquoted
 from train.data.texts import unusable
 
+_UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # kana, Chinese characters, Thai
 JUDGED_LETTERS = 40  # fewer say too little of a language: "A cat." is taken for Galician
 _RUN, _TIMES = 6, 3  # a run of so many words that comes so often is running in circles
 _LEAD = re.compile(
@@ -52,8 +53,9 @@ def tidy(text: str) -> str:
 
 def count_words(text: str) -> int:
     """Words by blanks; of scripts that put none between words every letter counts as half of one."""
-    unspaced = len(re.findall(r"[぀-ヿ㐀-鿿豈-﫿฀-๿]", text))
-    return len(re.sub(r"[぀-ヿ㐀-鿿豈-﫿฀-๿]", " ", text).split()) + (unspaced + 1) // 2
+    unspaced = len(_UNSPACED.findall(text))
+    words = [word for word in _UNSPACED.sub(" ", text).split() if any(char.isalnum() for char in word)]
+    return len(words) + (unspaced + 1) // 2
 
 
 def language_of(text: str) -> str | None:

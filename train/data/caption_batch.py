@@ -1,0 +1,207 @@
+"""Captioning by files instead of questions: OpenAI's batch format out and in.
+
+    {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}      a request a line
+    {"custom_id": …, "response": {"status_code": 200, "body": {…}}, "error": null}      an answer a line, in any order
+
+`vllm run-batch` reads and writes the same lines, so one machine with a GPU serves as well as a batch service. Answers
+go into the journals of `train.data.captions`, as if they had been asked for: what is still missing or has a flaw can be
+written out again, or asked for at an endpoint.
+
+A `custom_id` names shard, picture (the start of its key's hash), kind and attempt, and the start of the hash of model
+and prompt: an answer to another question is recognised and left alone.
+
+Heavy ring: pyarrow, Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backend.answers import final_text
+from backend.errors import FileError, UsageError
+from backend.files import make_folder, replacing
+from train.data.captions import Answer, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
+from train.data.pictures import Unreadable
+from train.data.work import open_picture
+
+URL = "/v1/chat/completions"
+MAX_REQUESTS = 50_000  # a file: the limit that OpenAI and Together state
+MAX_BYTES = 95_000_000  # a file: Together's 100 MB, less a picture; OpenAI takes 200 MB
+_SHARDS_HELD = 64  # journals in memory: answers come about in the order of the requests
+_ID = re.compile(r"(\d{5,})-([0-9a-f]{20})-(dense|brief)-(\d+)-([0-9a-f]{16})")
+
+
+@dataclass
+class Arrived:
+    """What became of the lines of answer files."""
+
+    taken: int = 0  # new answers in the journals
+    known: int = 0  # lines whose answer was there already
+    failed: int = 0  # lines that tell of an error
+    foreign: int = 0  # answers to other questions: another work folder, model or prompt, a picture no longer kept
+    broken: int = 0  # lines that are no answer
+
+
+def write_requests(
+    stage: Caption, shards: Sequence[int], folder: Path, *, max_bytes: int = MAX_BYTES, max_requests: int = MAX_REQUESTS
+) -> tuple[list[Path], int, int]:
+    """Write what is still to be asked as `requests-00000.jsonl` and so on; returns (files, requests, unreadable ones).
+
+    Raises FileError, and UsageError where the folder holds request files already: they may be under way.
+    """
+    make_folder(folder)
+    if there := sorted(folder.glob("requests-*.jsonl")):
+        raise UsageError(f"{there[0]} is there already", hint="give another folder, or delete what is not needed")
+    skipped = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal skipped
+        for shard in shards:
+            for line in _lines(stage, shard):
+                if line is None:
+                    skipped += 1
+                else:
+                    yield line
+
+    files: list[Path] = []
+    written = 0
+    left = lines()
+    line = next(left, None)
+    while line is not None:
+        path = folder / f"requests-{len(files):05d}.jsonl"
+        size = count = 0
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            while line is not None and (not count or (size + len(line) <= max_bytes and count < max_requests)):
+                file.write(line)
+                size, count = size + len(line), count + 1
+                line = next(left, None)
+        files.append(path)
+        written += count
+    return files, written, skipped
+
+
+def _lines(stage: Caption, shard: int) -> Iterator[bytes | None]:
+    """The requests of a shard; None for a picture that cannot be read."""
+    settings, journal = stage.settings, stage.journal(shard)
+    for kind in settings.kinds:
+        prompt = prompt_of(settings, kind)
+        identity = identity_of(stage.model, prompt)
+        for row in stage.rows(shard).to_pylist():
+            key = row["key"]
+            if row["source"] in settings.own or not open_question(key, kind, prompt, settings, journal, stage.model):
+                continue
+            try:
+                asked = messages(prompt.body, open_picture(row), settings)
+            except (Unreadable, FileError):
+                yield None
+                continue
+            attempt = len(journal.of(key, kind, identity))
+            body = _body(stage.model, asked, settings, attempt)
+            name = f"{shard:05d}-{_hash(key)}-{kind}-{attempt}-{identity}"
+            request = {"custom_id": name, "method": "POST", "url": URL, "body": body}
+            yield json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+
+def _body(model: str, asked: list[dict[str, Any]], settings: CaptionSettings, attempt: int) -> dict[str, Any]:
+    sampling = {"temperature": settings.temperature} if settings.temperature is not None else {}
+    return {"model": model, "messages": asked, "max_tokens": settings.max_tokens, "seed": attempt, **sampling}
+
+
+def read_answers(stage: Caption, files: Iterable[Path]) -> Arrived:
+    """Put answers into the journals. The same file twice changes nothing. Raises FileError for a file that is none."""
+    arrived = Arrived()
+    shards: dict[int, Callable[[re.Match[str], Answer], bool | None]] = {}
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        _arrive(line, stage, shards, arrived)
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    return arrived
+
+
+def _arrive(
+    line: bytes, stage: Caption, shards: dict[int, Callable[[re.Match[str], Answer], bool | None]], arrived: Arrived
+) -> None:
+    try:
+        told = json.loads(line)
+        name = _ID.fullmatch(str(told["custom_id"]))
+    except (ValueError, KeyError, TypeError):
+        arrived.broken += 1
+        return
+    if name is None:
+        arrived.foreign += 1
+        return
+    try:
+        answer = _answer(told)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        arrived.broken += 1
+        return
+    if answer is None:
+        arrived.failed += 1
+        return
+    shard = int(name[1])
+    if shard not in shards:
+        if len(shards) >= _SHARDS_HELD:
+            shards.clear()
+        shards[shard] = _taker(stage, shard)
+    taken = shards[shard](name, answer)
+    if taken is None:
+        arrived.foreign += 1
+    elif taken:
+        arrived.taken += 1
+    else:
+        arrived.known += 1
+
+
+def _answer(told: Mapping[str, Any]) -> Answer | None:
+    """The answer of a line, its key and identity still to be filled in; None where the line tells of an error."""
+    response = told.get("response")
+    if told.get("error") is not None or response is None or int(response.get("status_code") or 200) != 200:
+        return None
+    body = response["body"]
+    choice = body["choices"][0]
+    message, finish, usage = choice["message"], choice.get("finish_reason"), body.get("usage") or {}
+    text = message.get("content")
+    return Answer(
+        key="",
+        kind="",
+        identity="",
+        text=final_text(text) if isinstance(text, str) else "",
+        cut=finish == "length",
+        refused=bool(message.get("refusal")) or finish == "content_filter",
+        tokens_in=int(usage.get("prompt_tokens") or 0),
+        tokens_out=int(usage.get("completion_tokens") or 0),
+    )
+
+
+def _taker(stage: Caption, shard: int) -> Callable[[re.Match[str], Answer], bool | None]:
+    """A function that files an answer of one shard: True new, False known, None not of our questions."""
+    if stage.work.mark("scan", shard) is None:
+        return lambda name, answer: None
+    journal = stage.journal(shard)
+    keys = {_hash(key): key for key in stage.rows(shard)["key"].to_pylist()}
+    identities = {kind: identity_of(stage.model, prompt_of(stage.settings, kind)) for kind in ("dense", "brief")}
+
+    def take(name: re.Match[str], answer: Answer) -> bool | None:
+        key, kind, attempt = keys.get(name[2]), name[3], int(name[4])
+        if key is None or identities[kind] != name[5]:
+            return None
+        if len(journal.of(key, kind, name[5])) > attempt:  # the journal is in the order of attempts
+            return False
+        journal.add(Answer(**{**vars(answer), "key": key, "kind": kind, "identity": name[5]}))
+        return True
+
+    return take
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
