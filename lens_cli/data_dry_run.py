@@ -11,8 +11,8 @@ from lens_cli.console import human_bytes
 from lens_cli.data_stages import Call, span
 from train.data import estimate
 from train.data.scan import ScanSettings
-from train.data.score import CLASSIC, LEARNED, ScoreSettings, score_rows
-from train.data.select import Select, count
+from train.data.score import CLASSIC, LEARNED, ScoreSettings
+from train.data.select import Select
 from train.data.sources import Source
 
 
@@ -30,7 +30,7 @@ def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSetting
     if not listed.pictures:
         call.talk.result({"pictures": 0})
         return
-    tried = estimate.try_sample(listed.sample, CLASSIC, settings.max_pixels)
+    tried = estimate.try_sample(listed, CLASSIC, settings.max_pixels)
     cores = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
     cores = min(cores, listed.shards)
     hours = {
@@ -57,24 +57,16 @@ def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSetting
 
 def explain_score(call: Call, settings: ScoreSettings, todo: Sequence[int], max_pixels: int) -> None:
     """Pictures and hours of `score` for what is not scored yet."""
-    import time
-
     pictures = sum(mark.rows for shard in todo if (mark := call.work.mark("scan", shard)) is not None)
     call.talk.say(f"score: {', '.join(settings.filters)} for {pictures:,} pictures in {len(todo):,} shards")
     hours = 0.0
     if pictures:
-        rows = call.work.read("scan", todo[0])
-        rows = rows.take(estimate.spread(rows.num_rows, estimate.SAMPLE))
-        start = time.perf_counter()
-        score_rows(rows, settings.filters, max_pixels=max_pixels)
-        each = (time.perf_counter() - start) / rows.num_rows
+        tried, each = estimate.time_scoring(call.work, todo[0], settings.filters, max_pixels)
         workers = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
         workers = min(workers, len(todo))
         hours = pictures * each / workers / 3600
-        call.talk.say(
-            f"  about {span(hours * 3600)}, measured on {rows.num_rows} of them here for {workers} at once "
-            f"({1 / each:,.0f} pictures/s a core)"
-        )
+        rate = f"{1 / each:,.0f} pictures/s a core"
+        call.talk.say(f"  about {span(hours * 3600)}, measured on {tried} of them here for {workers} at once ({rate})")
     for name in LEARNED:
         model = getattr(settings, name)
         if model:
@@ -84,7 +76,7 @@ def explain_score(call: Call, settings: ScoreSettings, todo: Sequence[int], max_
 
 def explain_select(call: Call, stage: Select, shards: Sequence[int]) -> None:
     """What these thresholds would keep. All scores are read, nothing is written."""
-    funnel = count(stage.table(shard) for shard in shards)
+    funnel = stage.foretell(shards)
     call.talk.say(f"select: would keep {funnel.kept:,} of {funnel.pictures:,} pictures")
     for name, taken in funnel.first.items():
         call.talk.say(f"  {name:<10} {taken:>10,} dropped, {funnel.alone[name]:,} by it alone")

@@ -113,6 +113,7 @@ def _run_ray(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; before the import
     try:
         import ray
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise LensError("--engine ray needs Ray", hint="pip install 'lens[train]'") from error
     started = not ray.is_initialized()
@@ -133,9 +134,9 @@ def _run_ray(
                 shard = running.pop(reference)
                 try:
                     ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
+                except RayTaskError as error:
                     raise error.cause from None
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     raise LensError(f"shard {shard}: lost with its node too often: {first_line(error)}") from error
                 on_done(shard)
     finally:

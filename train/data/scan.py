@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from backend.errors import FileError, LensError, UsageError
 from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, Unreadable, read_head
 from train.data.sources import Container, ListSettings, Source, containers, list_container
-from train.data.work import Work, open_picture, stamp
+from train.data.work import Work, open_picture, stamp, total
 
 VERSION = 1
 MAX_CAPTION = 65_536  # bytes: longer ones are no captions
@@ -255,7 +254,7 @@ def totals(work: Work) -> dict[str, Any]:
         table = work.read("scan", shard, columns=["nbytes", "error", "caption", "caption_error"])
         counted["shards"] += 1
         counted["pictures"] += table.num_rows
-        counted["bytes"] += pc.sum(table["nbytes"]).as_py() or 0
+        counted["bytes"] += total(table["nbytes"])
         counted["unreadable"] += table.num_rows - table["error"].null_count
         counted["captions"] += table.num_rows - table["caption"].null_count
         counted["captions_unusable"] += table.num_rows - table["caption_error"].null_count

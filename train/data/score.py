@@ -20,6 +20,8 @@ from train.data.scores import classic
 from train.data.work import Work, open_picture, stamp
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from train.data.scores.learned import Model
 
 CLASSIC = ("broken", "clarity", "entropy", "luminance")
@@ -158,17 +160,14 @@ def score_rows(
     }
 
 
-def _classic(names: tuple[str, ...], image: Any, error: str | None) -> dict[str, Any]:
-    out: dict[str, Any] = dict.fromkeys(names)
-    if "broken" in out:
-        out["broken"] = error
+def _classic(names: tuple[str, ...], image: Image.Image | None, error: str | None) -> dict[str, Any]:
     if image is None:
-        return out
-    luma = classic.grey(image) if {"clarity", "entropy"} & set(names) else None
-    if "clarity" in out:
-        out["clarity"] = classic.clarity(luma)
-    if "entropy" in out:
-        out["entropy"] = classic.entropy(luma)
-    if "luminance" in out:
-        out["luminance"] = classic.luminance(image)
-    return out
+        return {name: error if name == "broken" else None for name in names}
+    luma = classic.grey(image)
+    measures: dict[str, Callable[[], Any]] = {
+        "broken": lambda: None,
+        "clarity": lambda: classic.clarity(luma),
+        "entropy": lambda: classic.entropy(luma),
+        "luminance": lambda: classic.luminance(image),
+    }
+    return {name: measures[name]() for name in names}

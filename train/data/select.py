@@ -111,6 +111,10 @@ class Select:
         if not self.work.done("select", shard, known):
             self.work.write("select", shard, self.table(shard), known)
 
+    def foretell(self, shards: Sequence[int]) -> Funnel:
+        """What would come of it. All scores are read, nothing is written."""
+        return count(self.table(shard) for shard in shards)
+
     def table(self, shard: int) -> pa.Table:
         """The verdicts, not written. Raises LensError where a score is older than the scan."""
         scan = self.work.read("scan", shard, columns=["key", "source", "width", "height", "error"])
@@ -167,7 +171,7 @@ def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: Select
         index = np.flatnonzero(sources == source)
         thresholds = settings.of(source)
         here = {name: table.take(index) for name, table in scores.items()}
-        verdicts = _rejections(scan.take(index), here, thresholds)
+        verdicts = rejections(scan.take(index), here, thresholds)
         for name, verdict in verdicts.items():
             rejected[index, FILTERS.index(name)] = verdict
     rejected[rejected[:, 0], 1:] = False  # nothing else is known of what cannot be read
@@ -175,9 +179,9 @@ def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: Select
     return pa.table({"key": scan["key"], "kept": ~rejected.any(axis=1), "reasons": reasons}, schema=SELECT)
 
 
-def _rejections(scan: pa.Table, scores: Mapping[str, pa.Table], least: Thresholds) -> dict[str, np.ndarray]:
+def rejections(scan: pa.Table, scores: Mapping[str, pa.Table], least: Thresholds) -> dict[str, np.ndarray]:
     """filter -> bool (N,). Numbers that are missing (NaN) reject nothing: "broken" has those pictures."""
-    width, height = (_floats(scan[name]) for name in ("width", "height"))
+    width, height = (floats(scan[name]) for name in ("width", "height"))
     out: dict[str, np.ndarray] = {"broken": np.asarray(scan["error"].is_valid())}
     if least.broken and "broken" in scores:
         out["broken"] = out["broken"] | np.asarray(scores["broken"]["error"].is_valid())
@@ -194,9 +198,9 @@ def _rejections(scan: pa.Table, scores: Mapping[str, pa.Table], least: Threshold
     for name in ("aesthetic", "clarity", "entropy"):
         limit = getattr(least, name)
         if name in scores and limit is not None:
-            out[name] = _floats(scores[name]["score"]) < limit
+            out[name] = floats(scores[name]["score"]) < limit
     if "luminance" in scores:
-        value = _floats(scores["luminance"]["score"])
+        value = floats(scores["luminance"]["score"])
         dark = value < least.dark if least.dark is not None else np.zeros(len(value), bool)
         out["luminance"] = dark | (value > least.bright) if least.bright is not None else dark
     return out
@@ -212,10 +216,10 @@ def probability(table: pa.Table, name: str, labels: Sequence[str]) -> np.ndarray
             f"{name}: the model knows none of the classes {', '.join(labels)}",
             hint=f"its classes: {known}. Name those that count: --set {name}_labels=…",
         )
-    return np.sum([_floats(table[column]) for column in columns], axis=0)
+    return np.sum([floats(table[column]) for column in columns], axis=0)
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
+def floats(column: pa.ChunkedArray) -> np.ndarray:
     """(N,) float64, NaN for null."""
     return column.cast(pa.float64()).to_numpy()
 

@@ -76,7 +76,7 @@ def section(
             f"{folder / 'config.json'}: {name} has no setting {unknown[0]!r}", hint=f"settings: {', '.join(fields)}"
         )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in remembered.items()}
-    values = {key: Path(v) if v is not None and _one(hints[key]) is Path else v for key, v in values.items()}
+    values = {key: Path(str(v)) if v is not None and _one(hints[key]) is Path else v for key, v in values.items()}
     return kind(**values), remembered
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from backend.errors import FileError, LensError
@@ -82,7 +83,7 @@ class Work:
         self.sha256(stage, shard)
         path = self.path(stage, shard)
         try:
-            return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+            return pq.read_table(path, columns=None if columns is None else list(columns))
         except (OSError, pa.ArrowException) as error:
             raise FileError(
                 f"cannot read {path}: {str(error).splitlines()[0]}",
@@ -110,6 +111,11 @@ def stamp(version: int, config: Mapping[str, Any], *inputs: str) -> str:
     """Hash of a stage's version (raised when its results change), its own config and its inputs' SHA-256."""
     text = json.dumps([version, config, inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def total(column: pa.ChunkedArray) -> int:
+    """Sum of a column of integers; nulls count nothing."""
+    return int(pc.call_function("sum", [column]).as_py() or 0)
 
 
 def file_sha256(path: Path) -> str:

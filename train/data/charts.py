@@ -1,0 +1,77 @@
+"""The report's charts as SVG text, drawn by matplotlib without a window or a global state.
+
+Heavy ring: matplotlib, numpy.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+KEPT, DROPPED, LINE = "#3a7d44", "#c8553d", "#333333"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
+    "svg.hashsalt": "lens",  # the same numbers give the same file
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def histogram(
+    edges: np.ndarray,
+    kept: np.ndarray,
+    dropped: np.ndarray,
+    label: str,
+    *,
+    log: bool = False,
+    lines: Mapping[str, float] | None = None,
+) -> str:
+    """Counts of kept pictures with the dropped ones on top, and named vertical lines. `log`: the horizontal axis."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(4.6, 2.3)
+        widths = np.diff(edges)
+        axes.bar(edges[:-1], kept, widths, align="edge", color=KEPT, label="kept")
+        axes.bar(edges[:-1], dropped, widths, bottom=kept, align="edge", color=DROPPED, label="dropped")
+        for name, at in (lines or {}).items():
+            axes.axvline(at, color=LINE, linewidth=1.0, linestyle="--")
+            axes.annotate(
+                name, (at, 1.0), (2, 0), xycoords=("data", "axes fraction"), textcoords="offset points", va="top"
+            )
+        if log:
+            axes.set_xscale("log")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_xlabel(label)
+        axes.set_ylabel("pictures")
+        return _svg(figure)
+
+
+def bars(names: Sequence[str], values: Sequence[float], label: str) -> str:
+    """Horizontal bars from top to bottom, each with its number."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _axes(6.5, 0.6 + 0.26 * len(names))
+        where = np.arange(len(names))[::-1]
+        drawn = axes.barh(where, values, color=KEPT)
+        axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3)
+        axes.set_yticks(where, names)
+        axes.margins(x=0.15)
+        axes.set_xlabel(label)
+        return _svg(figure)
+
+
+def _axes(width: float, height: float):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]  # inside HTML there is no XML declaration
