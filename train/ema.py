@@ -7,11 +7,16 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Float32 copy of a model's parameters; decay after n updates is min(decay, (1 + n) / (10 + n))."""
+    """Float32 average of a model's parameters; decay after n updates is min(decay, (1 + n) / (10 + n)).
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    `own` False: `model` is a second network that holds the average itself, and is shown as it is.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, *, own: bool = True) -> None:
         self.decay, self.updates = decay, 0
-        self.shadow: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        self.shadow: dict[str, Tensor] = {
+            n: p.detach().float().clone() if own else p.detach() for n, p in model.named_parameters()
+        }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

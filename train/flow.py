@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from backend.params import DiTParams
+from train.distributed import like
 
 
 def training_mu(tokens: int) -> float:
@@ -32,7 +33,8 @@ def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
 def init_weights(model: torch.nn.Module, params: DiTParams, generator: torch.Generator) -> None:
     """Xavier-uniform matrices, zero biases; zero modulation and output, so that every block starts as the identity.
 
-    The paper does not state its initialisation; this is DiT's (arXiv 2212.09748, adaLN-Zero).
+    The paper does not state its initialisation; this is DiT's (arXiv 2212.09748, adaLN-Zero). A sharded matrix is drawn
+    whole, so that the weights do not depend on the number of ranks.
     """
     for name, p in model.named_parameters():
         if "norm" in name and p.dim() == 1 and not name.startswith("norm_out"):
@@ -41,4 +43,5 @@ def init_weights(model: torch.nn.Module, params: DiTParams, generator: torch.Gen
             p.data.zero_()
         else:
             bound = (6.0 / (p.shape[0] + p.shape[1])) ** 0.5
-            p.data.uniform_(-bound, bound, generator=generator)
+            whole = torch.empty(p.shape, device="cpu").uniform_(-bound, bound, generator=generator)
+            p.data.copy_(like(whole, p.data))

@@ -182,4 +182,5 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         if done % config.save_every == 0 or done == config.steps:
             parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
             checkpoint.save(config.run_dir, done, parts, {})
+    metrics.close()
     return model

@@ -1,32 +1,96 @@
-"""`metrics.jsonl`: one JSON object a line with at least `step` and `loss`; cut back to the checkpoint on resume."""
+"""The log of a run: `metrics.jsonl` with one JSON object a line, TensorBoard, and Weights & Biases where asked.
+
+Every line has at least `step` and `loss`. On resume the log is cut back to the checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import UsageError
+from backend.files import write_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Metrics:
-    """Append-only log of one run. `resume_step` drops lines a crashed run wrote after its last checkpoint."""
+    """Append-only log of one run. `resume_step` drops lines a crashed run wrote after its last checkpoint.
 
-    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+    `wandb`: a project's name; None: not used. `about`: the config, for Weights & Biases.
+    """
+
+    def __init__(
+        self, run_dir: Path, resume_step: int = 0, *, wandb: str | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.path = run_dir / "metrics.jsonl"
+        self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
         if self.path.exists():
             rows = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in rows if json.loads(line)["step"] <= resume_step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            write_atomic(self.path, "".join(line + "\n" for line in kept).encode())  # a kill meanwhile loses nothing
         self.started = time.monotonic()
+        self._board = _board(run_dir / "tensorboard", resume_step)
+        self._wandb = None if wandb is None else _wandb(run_dir, wandb, about or {}, resume_step)
 
     def log(self, step: int, **values: float) -> None:
-        """Write one line and echo it on stderr."""
+        """Write one line and echo it on stderr. Nine digits tell any two float32 apart."""
         row = {
             "step": step,
-            **{k: float(f"{v:.6g}") for k, v in values.items()},
+            **{k: float(f"{v:.9g}") for k, v in values.items()},
             "seconds": round(time.monotonic() - self.started, 1),
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
-        print("  ".join(f"{k} {v}" for k, v in row.items()), file=sys.stderr, flush=True)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        print("  ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+
+    def picture(self, step: int, image: Image) -> None:
+        """A sheet of previews: `previews/<step>.png`, and on the boards."""
+        import numpy as np
+
+        folder = self.run_dir / "previews"
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{step:07d}.png")
+        self._board.add_image("preview", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what the boards still hold."""
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _board(folder: Path, resume_step: int) -> Any:
+    # TensorBoard looks for TensorFlow, which it does not need, and takes seconds where it finds one.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "training logs to TensorBoard, which is not installed", hint="pip install 'lens[train]'"
+        ) from error
+    # purge_step hides what a crashed run wrote after its last checkpoint.
+    return SummaryWriter(str(folder), purge_step=resume_step or None)
+
+
+def _wandb(run_dir: Path, project: str, about: Mapping[str, Any], resume_step: int) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError("Weights & Biases is not installed", hint="pip install wandb, or --set wandb=none") from error
+    noted = run_dir / "wandb-run"
+    name = noted.read_text().strip() if noted.exists() and resume_step else None
+    started = wandb.init(project=project, id=name, resume="allow", config=dict(about), dir=str(run_dir))
+    noted.write_text(started.id + "\n")
+    return started

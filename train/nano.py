@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from PIL.Image import Image
 from tokenizers import Tokenizer
 
 from backend.model.autoencoder import build_vae
@@ -21,9 +22,10 @@ from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.presets import Embedded
 from backend.weights import resolve_model
-from train import checkpoint, language, pretrain, rounds, vae
+from train import checkpoint, language, pretrain, rounds, sharded, vae
+from train.distributed import Ranks
 from train.preview import sheet
-from train.recipes import NanoConfig
+from train.recipes import NanoConfig, transformer_of
 
 _START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
 PARTS = ("vae", "language", "transformer", "export")
@@ -138,33 +140,15 @@ def frozen(config: NanoConfig) -> rounds.Frozen:
     )
 
 
-def pretrain_config(config: NanoConfig) -> pretrain.PretrainConfig:
-    return pretrain.PretrainConfig(
-        params=config.params.dit,
-        template=config.params.text.template,
-        run_dir=config.run_dir / "transformer",
-        stages=config.stages,
-        scenes_per_round=config.scenes_per_round,
-        passes=config.passes,
-        align=config.align,
-        encode_batch=config.encode_batch,
-        seed=config.seed,
-        workers=config.workers,
-        device=config.device,
-        compile=config.compile,
-        log_every=config.log_every,
-    )
-
-
 def _train_transformer(config: NanoConfig) -> None:
     ready = frozen(config)
 
-    def preview(model: torch.nn.Module, path: Path, base: int) -> None:
-        sheet(model, ready, config.params, path, side=base)
+    def preview(model: torch.nn.Module, base: int) -> Image:
+        return sheet(model, ready, config.params, side=base)
 
     start = config.run_dir / _START
     initial = checkpoint.load_part(start) if start.exists() else None
-    trained = pretrain.run(pretrain_config(config), ready, initial=initial, preview=preview)
+    trained = pretrain.run(transformer_of(config), ready, initial=initial, preview=preview)
     checkpoint.save_part(config.run_dir / "transformer.safetensors", trained.state_dict())
 
 
@@ -189,7 +173,8 @@ def export(config: NanoConfig, folder: Path) -> None:
 
 def _average(config: NanoConfig) -> dict[str, torch.Tensor]:
     """The averaged weights of the newest checkpoint of an unfinished run."""
-    found = checkpoint.latest(config.run_dir / "transformer")
+    folder = config.run_dir / "transformer"
+    found = sharded.latest(folder, Ranks(torch.device("cpu")))
     if found is None:
-        raise FileNotFoundError(f"{config.run_dir / 'transformer'}: no checkpoint yet; train the transformer first")
-    return checkpoint.load(found)[0]["ema"]
+        raise FileNotFoundError(f"{folder}: no checkpoint yet; train the transformer first")
+    return sharded.read_whole(found, "ema")

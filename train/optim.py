@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from train import checkpoint
+from train.distributed import like, whole
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients, from the same source
 
@@ -56,7 +57,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"], state["step"] = torch.zeros_like(p), torch.zeros(())
                 state["step"] += 1
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                nesterov = torch.lerp(p.grad, state["momentum"], group["momentum"])
+                # A sharded matrix is orthogonalised whole, on every rank: its rows and columns know of each other.
+                nesterov = whole(torch.lerp(p.grad, state["momentum"], group["momentum"]))
                 stack = nesterov.view(self._stacks.get(p, 1), -1, p.shape[-1]) if p.dim() == 2 else nesterov
                 same[tuple(stack.shape[1:])].append((p, stack))
             for (m, n), members in same.items():  # one batched product for all matrices of a shape
@@ -64,7 +66,7 @@ class Muon(torch.optim.Optimizer):
                 scale = 0.2 * max(m, n) ** 0.5  # the root mean square of an update as AdamW's
                 for (p, _), update in zip(members, updates.split([len(s) for _, s in members]), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.reshape(p.shape), alpha=-group["lr"] * scale)
+                    p.add_(like(update.reshape(p.shape).to(p.dtype), p), alpha=-group["lr"] * scale)
 
 
 class Optimizers:
@@ -111,12 +113,26 @@ class Optimizers:
             out |= checkpoint.optimizer_tensors(part, self._names_of(part))
         return out
 
+    def empty_tensors(self) -> dict[str, Tensor]:
+        """What `tensors` gives after a step, all zeros: to be filled from a checkpoint."""
+        out: dict[str, Tensor] = {}
+        for part in self.parts:
+            for group in part.param_groups:
+                for p in group["params"]:
+                    for key in _moments(part):
+                        out[f"{key}.{self._name_of[p]}"] = torch.zeros_like(p.detach())
+                    out[f"step.{self._name_of[p]}"] = torch.zeros(())
+        return out
+
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave. What never had a gradient, or had another optimiser, starts anew."""
         for part in self.parts:
-            keys = ("momentum",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")
-            checkpoint.restore_optimizer(part, self._names_of(part), tensors, keys)
+            checkpoint.restore_optimizer(part, self._names_of(part), tensors, _moments(part))
 
     def _names_of(self, part: torch.optim.Optimizer) -> list[str]:
         """Names of a part's parameters, in its order."""
         return [self._name_of[p] for group in part.param_groups for p in group["params"]]
+
+
+def _moments(part: torch.optim.Optimizer) -> tuple[str, ...]:
+    return ("momentum",) if isinstance(part, Muon) else ("exp_avg", "exp_avg_sq")

@@ -1,290 +1,367 @@
-"""Pre-train the transformer with flow matching on drawn scenes: one function, one loop.
+"""Pre-training with flow matching: one function, one loop, on one process or many.
 
 The order in the loop is fixed: validate, preview, save, stop, step, log. Running the same command again resumes, and
-a resumed run equals an uninterrupted one: scenes, order, dropout, times and noise derive from (seed, step).
+a resumed run equals an uninterrupted one: data, order, dropout, times and noise derive from (seed, step).
 
-Data come in *rounds*: the scenes of a round are drawn and encoded once (autoencoder and language model, both frozen),
-then seen `passes` times with fresh noise, times and dropout. Sources: the Lens paper, section 2.3; what it leaves
-open is a field of the config with a comment.
+`lens train pretrain --recipe NAME` and `torchrun -m train.pretrain --recipe NAME` are this `run`. Source: the Lens
+paper, section 2.3; what it leaves open is a field of the config with a comment. Knows nothing of where batches come
+from (`train.sources`) nor how weights are spread (`train.distributed`).
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from backend.model.transformer import JointAttention, LensTransformer2DModel
-from backend.params import DiTParams, TemplateParams
-from train import checkpoint, flow
-from train.align import Aligner
-from train.ema import EMA
+from backend.errors import CheckpointError, NumericsError, UsageError
+from backend.files import write_atomic
+from backend.model.transformer import LensTransformer2DModel
+from train import costs, overrides, sharded, sources
+from train.config import At, PretrainConfig, Stage, learning_rate, locate
+from train.distributed import Ranks, joined
 from train.metrics import Metrics
-from train.optim import Optimizers
-from train.recipes import Stage
-from train.rounds import Batches, Frozen, Grid, Sample, Samples, collate, encode_round, order_of
+from train.rounds import Frozen, SceneSource
+from train.sources import Batch, Grid, Group, Loaded, Source
 from train.stopping import Stopper
+from train.trained import Diverged, Taken, Trained, build
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    params: DiTParams
-    template: TemplateParams
-    run_dir: Path
-    stages: tuple[Stage, ...]
-    scenes_per_round: int = 6144
-    passes: int = 6  # times a round is seen
-    dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
-    ema_decay: float = 0.999  # of the weights that are saved and shown (the paper does not say)
-    align: float = 0.0  # weight of the loss of train.align; 0: none, as in the paper
-    align_block: int = 4  # 0-based: the block whose image tokens it watches
-    muon: bool = True  # for the blocks' matrices (the paper: AdamW for all); False: AdamW for all
-    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
-    weight_decay: float = 0.01
-    warmup: int = 200  # steps, at the start of the run
-    clip: float = 1.0  # gradient norm
-    seed: int = 0
-    workers: int = 1  # processes that draw
-    encode_batch: int = 64
-    validate_every: int = 1000
-    preview_every: int = 1000
-    save_every: int = 250
-    log_every: int = 50
-    device: str = "cpu"
-    compile: bool = True  # every block
+Preview = Callable[[LensTransformer2DModel, int], "Image"]
 
-
-# -------------------------------------------------------------------------------------------------------------- loss
-
-
-def loss_of(
-    model: LensTransformer2DModel,
-    x0: Tensor,
-    eps: Tensor,
-    t_B: Tensor,
-    text: Tensor,
-    mask: Tensor,
-    grid: tuple[int, int],
-) -> Tensor:
-    """Mean squared error of the velocity."""
-    with torch.autocast(x0.device.type, torch.bfloat16):
-        v = model(flow.interpolate(x0, eps, t_B), t_B, text, grid, mask)
-    return F.mse_loss(v.float(), flow.velocity_target(x0, eps))
-
-
-@torch.no_grad()
-def validate(model: LensTransformer2DModel, held: dict[tuple[int, int], list[Sample]], device: torch.device) -> float:
-    """Loss on held-out scenes at eight fixed times with fixed noise: comparable across steps and runs."""
-    total, count = 0.0, 0
-    for grid, rows in sorted(held.items()):
-        x0, text, mask = collate(rows, device)
-        generator = torch.Generator().manual_seed(len(rows))
-        eps = torch.randn(x0.shape, generator=generator).to(device)
-        t = ((torch.arange(len(rows)) % 8 + 0.5) / 8).to(device)
-        total += float(loss_of(model, x0, eps, t, text, mask, grid)) * len(rows)
-        count += len(rows)
-    return total / count
-
-
-# --------------------------------------------------------------------------------------------------------------- run
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a step stands in the plan."""
-
-    step: int  # of the whole run
-    stage: Stage
-    number: int  # of the round within its stage
-    first: int  # step at which the round began
-    before: int  # step at which the stage began
-
-
-def positions(config: PretrainConfig, start: int) -> Iterator[Position]:
-    """Every step of the run from `start` on."""
-    before = 0
-    for stage in config.stages:
-        # 9 of 10: part batches are left out, so a pass has a few batches less than its scenes would fill.
-        per_round = max(1, config.scenes_per_round // stage.batch * config.passes * 9 // 10)
-        for step in range(max(before, start), before + stage.steps):
-            number = (step - before) // per_round
-            yield Position(step, stage, number, before + number * per_round, before)
-        before += stage.steps
-
-
-def learning_rate(config: PretrainConfig, at: Position) -> float:
-    """Linear warm-up at the start of the run, constant, linear decay in the last `decay_steps` of the stage."""
-    left = at.before + at.stage.steps - at.step
-    decay = min(1.0, left / at.stage.decay_steps) if at.stage.decay_steps else 1.0
-    return at.stage.learning_rate * min(1.0, (at.step + 1) / config.warmup) * decay
-
-
-class _Trained:
-    """All that changes while training, as a checkpoint holds it."""
-
-    def __init__(self, config: PretrainConfig, initial: dict[str, Tensor] | None) -> None:
-        self.config, device = config, torch.device(config.device)
-        self.model = build(config.params)
-        flow.init_weights(self.model, config.params, torch.Generator().manual_seed(config.seed))
-        if initial is not None:
-            self.model.load_state_dict(initial)
-        torch.nn.Module.to(self.model, device).train()  # diffusers types its own `to` as a wrapper
-        for module in self.model.modules():
-            if isinstance(module, JointAttention):
-                module.explicit = device.type == "cpu"
-        self.optimizer = Optimizers(
-            self.model,
-            muon=muon_matrices if config.muon else lambda _name, _parameter: 0,
-            learning_rate=0.0,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-        )
-        self.ema = EMA(self.model, config.ema_decay)
-        self.aligner: Aligner | None = None
-        if config.align:
-            self.aligner = Aligner(self.model.transformer_blocks[config.align_block], config.params.dim).to(device)
-            self.align_optimizer = Optimizers(
-                self.aligner, muon=lambda _name, _parameter: 0, learning_rate=0.0, betas=config.betas, weight_decay=0.0
-            )
-        if config.compile:  # after the aligner has put its hook there
-            for block in self.model.transformer_blocks:
-                block.compile(dynamic=True)
-
-    def resume(self) -> int:
-        """Take over the newest checkpoint, if there is one; returns the step to go on with."""
-        found = checkpoint.latest(self.config.run_dir)
-        if found is None:
-            return 0
-        parts, state = checkpoint.load(found)
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.restore(parts["optimizer"])
-        self.ema.shadow = {name: tensor.to(self.config.device) for name, tensor in parts["ema"].items()}
-        self.ema.updates = int(state["ema_updates"])
-        if self.aligner is not None and "align" in parts:  # a run may begin to align later
-            self.aligner.load_state_dict(parts["align"])
-            self.align_optimizer.restore(parts["align_optimizer"])
-        return int(state["step"])
-
-    def save(self, step: int) -> None:
-        parts = {"model": self.model.state_dict(), "ema": self.ema.shadow, "optimizer": self.optimizer.tensors()}
-        if self.aligner is not None:
-            parts |= {"align": self.aligner.state_dict(), "align_optimizer": self.align_optimizer.tensors()}
-        checkpoint.save(self.config.run_dir, step, parts, {"ema_updates": self.ema.updates})
-
-    def step(self, rows: list[Sample], grid: Grid, at: Position) -> dict[str, float]:
-        """One optimiser step on one batch; returns what the log wants to know. Raises FloatingPointError."""
-        config, device = self.config, torch.device(self.config.device)
-        x0, text, mask = collate(rows, device)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + at.step)
-        t = flow.sample_times(len(x0), flow.training_mu(x0.shape[1]), generator)
-        eps = torch.randn(x0.shape, generator=generator)
-        dropped = torch.rand(len(x0), generator=generator) < config.dropout
-        mask &= ~dropped.to(device)[:, None]
-        loss = loss_of(self.model, x0, eps.to(device), t.to(device), text, mask, grid)
-        values = {"loss": loss.item()}
-        self.optimizer.zero_grad()
-        if self.aligner is not None:
-            self.align_optimizer.zero_grad()
-            named = self.aligner(torch.stack([row.labels_N2 for row in rows]).to(device))
-            values["align"] = named.item()
-            loss = loss + config.align * named
-        loss.backward()
-        values["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip))
-        if not np.isfinite([*values.values()]).all():
-            raise FloatingPointError(f"{values} at step {at.step}: stopped before it spreads")
-        rate = learning_rate(config, at)
-        self.optimizer.step(rate)
-        if self.aligner is not None:
-            self.align_optimizer.step(rate)
-        self.ema.update(self.model)
-        return values
+__all__ = ["PretrainConfig", "build", "run"]
 
 
 def run(
     config: PretrainConfig,
-    frozen: Frozen,
+    frozen: Frozen | None = None,
     *,
-    initial: dict[str, Tensor] | None = None,
-    preview: Callable[[LensTransformer2DModel, Path, int], None] | None = None,
+    initial: Mapping[str, Tensor] | None = None,
+    preview: Preview | None = None,
 ) -> LensTransformer2DModel:
-    """Train all stages; returns the model with the averaged weights. `initial`: weights to start from.
+    """Train all stages; returns the network with the averaged weights (its slices, on many ranks).
 
-    `preview(model, path, base)` draws a sheet of fixed prompts and seeds.
+    `frozen`: autoencoder, text encoder and tokenizer that are in memory; None: those that the config names. `initial`:
+    weights to start from; None: `config.start_from`, or none. `preview(network, base)` draws a sheet of fixed prompts
+    and seeds; None: the usual sheet, where the frozen networks are Lens's own. Raises LensError.
     """
-    trained = _Trained(config, initial)
-    start = trained.resume()
-    # The averaged weights are shown and validated in a copy of its own: not compiled, since every new shape and every
-    # change of gradient mode would compile anew.
-    shown = build(config.params).eval().requires_grad_(False)
-    torch.nn.Module.to(shown, config.device)
-    metrics = Metrics(config.run_dir, start)
-    before: Position | None = None
-    samples: Samples = {}
-    held: Samples = {}
-    order: Batches = []
-    clock, seen, values = time.monotonic(), 0, {"loss": float("nan")}
-    with Stopper() as stopper:
-        for at in positions(config, start):
-            if before is None or before.stage != at.stage:
-                usual = replace(at.stage, single_share=None, captions=Stage.captions)  # one set for every stage
-                held = encode_round(replace(config, scenes_per_round=128), usual, "held out", frozen)
-            if before is None or before.first != at.first:
-                samples = encode_round(config, at.stage, f"from {at.first}", frozen)
-                order = order_of(samples, at.stage, config, at.number)
-                clock, seen = time.monotonic(), 0
-            before, step = at, at.step
-            if step % config.validate_every == 0 and step != start:
-                trained.ema.copy_to(shown)
-                validation = validate(shown, held, torch.device(config.device))
-                metrics.log(step, loss=values["loss"], validation=validation)
-            if preview is not None and step % config.preview_every == 0 and step != start:
-                trained.ema.copy_to(shown)
-                preview(shown, config.run_dir / "previews" / f"{step:07d}.png", at.stage.base)
-                clock, seen = time.monotonic(), 0
-            if (step % config.save_every == 0 and step != start) or stopper.asked:
-                trained.save(step)
-            if stopper.asked:
-                break
-
-            grid, index = order[(step - at.first) % len(order)]
-            values = trained.step([samples[grid][i] for i in index], grid, at)
-            seen += len(index)
-            if (step + 1) % config.log_every == 0:
-                speed = seen / (time.monotonic() - clock)
-                metrics.log(step + 1, **values, pictures_per_s=speed, base=at.stage.base)
-        else:
-            trained.save(sum(stage.steps for stage in config.stages))
-    trained.ema.copy_to(shown)
-    return shown
+    _check(config)
+    with joined(config) as ranks:
+        source, preview = _source(config, frozen, preview, ranks)
+        _write_config(config, ranks)
+        found = sharded.latest(config.run_dir, ranks)
+        if initial is None and found is None and config.start_from is not None:
+            initial = start_weights(config.start_from)
+        trained = Trained(config, ranks, initial)
+        start = 0
+        if found is not None:
+            trained.restore(found)
+            _same_data(found, source)
+            start = found.step
+        _loop(config, ranks, trained, source, start, preview)
+        return trained.shown
 
 
-def build(params: DiTParams) -> LensTransformer2DModel:
-    """The transformer of `params`, weights as torch initialises them."""
-    return LensTransformer2DModel(
-        patch_size=params.patch_size,
-        in_channels=params.in_channels,
-        out_channels=params.out_channels,
-        num_layers=params.num_layers,
-        attention_head_dim=params.attention_head_dim,
-        num_attention_heads=params.num_attention_heads,
-        enc_hidden_dim=params.enc_hidden_dim,
-        axes_dims_rope=params.axes_dims_rope,
-        selected_layer_index=params.selected_layer_index,
-        mlp_hidden_dim=params.mlp_hidden_dim,
+def _check(config: PretrainConfig) -> None:
+    """Raises UsageError for what cannot be trained."""
+    if config.align and config.source != "scenes":
+        raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
+    if config.align and not 0 <= config.align_block < config.params.num_layers:
+        raise UsageError(f"align_block={config.align_block}: there are {config.params.num_layers} blocks")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device={config.device}: torch sees no GPU here", hint="--set device=cpu, or --dry-run")
+    for name in ("validate_every", "preview_every", "save_every", "log_every", "keep", "replicate"):
+        if getattr(config, name) < 1:
+            raise UsageError(f"{name}={getattr(config, name)}: at least 1")
+
+
+def _loop(
+    config: PretrainConfig, ranks: Ranks, trained: Trained, source: Source, start: int, preview: Preview | None
+) -> None:
+    metrics = (
+        Metrics(config.run_dir, start, wandb=config.wandb, about=overrides.as_json(config)) if ranks.first else None
+    )
+    writer = sharded.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
+    pace = _Pace(config, start, ranks.world)
+    held: list[tuple[Grid, Loaded]] = []
+    stage: Stage | None = None
+    taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
+
+    def save(step: int) -> None:
+        state = {
+            "ema_updates": trained.ema.updates if trained.ema else 0,
+            "params": overrides.as_json(config.params),
+            "data": getattr(source, "fingerprint", None),
+        }
+        writer.save(step, trained.tensors(), state)
+
+    try:
+        with Stopper() as stopper:
+            for at, batches in _batches(config, ranks, source, start):
+                step, later = at.step, at.step != start
+                if later and step % config.validate_every == 0:
+                    if at.stage != stage:
+                        held, stage = source.held(at.stage), at.stage
+                    if held:
+                        validation = validate(config, trained, held)
+                        if metrics is not None:
+                            metrics.log(step, loss=taken.loss, validation=validation)
+                if preview is not None and later and step % config.preview_every == 0:
+                    sheet = preview(trained.shown, at.stage.base)  # on all ranks: a sharded network needs them all
+                    if metrics is not None:
+                        metrics.picture(step, sheet)
+                stop = taken.asked_to_stop or (ranks.world == 1 and stopper.asked)
+                if (later and step % config.save_every == 0) or stop:
+                    save(step)
+                if stop:
+                    break
+
+                try:
+                    taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
+                except Diverged as error:
+                    save(step)  # nothing of this step is in it
+                    raise _told(error, step) from error
+                pace.count(batches)
+                if metrics is not None and (step + 1) % config.log_every == 0:
+                    metrics.log(step + 1, **_values(taken, pace, config, at))
+            else:
+                save(config.steps)
+        writer.wait()
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _values(taken: Taken, pace: _Pace, config: PretrainConfig, at: At) -> dict[str, float]:
+    """What a line of the log holds."""
+    values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": learning_rate(config, at)}
+    if taken.align is not None:
+        values["align"] = taken.align
+    return {**values, **pace.values(at.step + 1), "base": at.stage.base}
+
+
+def _told(error: Diverged, step: int) -> NumericsError:
+    return NumericsError(
+        f"step {step}: {error}",
+        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
+        "--set stages.0.learning_rate=…, and run the same command again",
     )
 
 
-def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:
-    """Muon's share of the transformer: attention and MLP of every block; fused q, k, v are three matrices.
+# -------------------------------------------------------------------------------------------------------------- data
 
-    Not the modulation: its input is one vector a picture, so its gradient has no more rank than the batch has pictures.
-    """
-    if name.endswith("_qkv.weight"):
-        return 3
-    return int(any(part in name for part in (".to_out.0.weight", ".to_add_out.weight", "_mlp.w")))
+
+def _source(
+    config: PretrainConfig, frozen: Frozen | None, preview: Preview | None, ranks: Ranks
+) -> tuple[Source, Preview | None]:
+    """The config's data, with the frozen networks they need."""
+    if config.source == "random":
+        return sources.RandomSource(config, ranks.device), preview
+    from train import encoders
+
+    if frozen is not None:
+        ready = encoders.of_frozen(config, frozen, ranks.device)
+    else:
+        ready = encoders.load(config, ranks.device)
+    if preview is None and ready.frozen is not None:
+        preview = _usual_preview(config, ready.frozen)
+    if config.source == "packed":
+        from train.packed import PackedSource
+
+        return PackedSource(config, ready, ranks.device), preview
+    if ready.frozen is None:
+        raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
+    return SceneSource(config, ready.frozen, ranks.device), preview
+
+
+def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
+    from backend.params import ModelParams
+    from train.preview import sheet
+
+    text = replace(frozen.encoder.params, template=config.template)
+    params = ModelParams(dit=config.params, text=text)
+    return lambda model, base: sheet(model, frozen, params, side=base)
+
+
+def _batches(config: PretrainConfig, ranks: Ranks, source: Source, start: int) -> Iterator[tuple[At, list[Batch]]]:
+    """This rank's passes of every step from `start` on, made ahead of their use where the config says so."""
+    cuda = ranks.device.type == "cuda"
+    side = torch.cuda.Stream(ranks.device) if cuda and config.prefetch else None
+
+    def make(step: int) -> tuple[At, list[Batch], torch.cuda.Event | None]:
+        at = locate(config.stages, step)
+        mine = sources.share(
+            source.groups(at),
+            rank=ranks.rank,
+            world=ranks.world,
+            micro_batch=config.micro_batch,
+            average=config.average,
+        )
+        if side is None:
+            return at, [_ready(config, at, group, source) for group in mine], None
+        with torch.cuda.stream(side):  # beside the training, not in turn with it
+            batches = [_ready(config, at, group, source) for group in mine]
+            return at, batches, side.record_event()
+
+    if not config.prefetch:
+        yield from (make(step)[:2] for step in range(start, config.steps))
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        pending: list[Future[tuple[At, list[Batch], torch.cuda.Event | None]]] = []
+        try:
+            for step in range(start, config.steps + config.prefetch):
+                if step < config.steps:
+                    pending.append(thread.submit(make, step))
+                if len(pending) > config.prefetch or step >= config.steps:
+                    at, batches, done = pending.pop(0).result()
+                    if done is not None:
+                        _hand_over(batches, done)
+                    yield at, batches
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _ready(config: PretrainConfig, at: At, group: Group, source: Source) -> Batch:
+    return sources.noised(config, at, group, source.load(at, group))
+
+
+def _hand_over(batches: Sequence[Batch], done: torch.cuda.Event) -> None:
+    """Let the training's stream wait for the other, and keep the memory until both are through with it."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(done)
+    for batch in batches:
+        for value in vars(batch).values():
+            if isinstance(value, Tensor):
+                value.record_stream(stream)
+
+
+def _same_data(found: sharded.Found, source: Source) -> None:
+    before, now = found.state.get("data"), getattr(source, "fingerprint", None)
+    if before is not None and before != now:
+        raise CheckpointError(
+            f"{found.folder}: the run began with other packed pictures than --data holds now",
+            hint="give the folder it began with, or start a new run: --set start_from=… --run-dir …",
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- validation
+
+
+@torch.no_grad()
+def validate(config: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid, Loaded]]) -> float:
+    """Loss on held-out pictures at eight fixed times with fixed noise: comparable across steps and runs."""
+    total, count = 0.0, 0
+    for number, (grid, loaded) in enumerate(held):
+        rows, device = len(loaded.x0_BNC), loaded.x0_BNC.device
+        generator = torch.Generator().manual_seed(rows + 1000 * number)
+        batch = Batch(
+            x0_BNC=loaded.x0_BNC,
+            eps_BNC=torch.randn(loaded.x0_BNC.shape, generator=generator).to(device),
+            t_B=((torch.arange(rows) % 8 + 0.5) / 8).to(device),
+            text_BLTF=loaded.text_BLTF,
+            mask_BL=loaded.mask_BL,
+            grid=grid,
+            weights_B=torch.ones(rows, device=device),
+            names=loaded.names,
+            labels_BN2=None,
+        )
+        total += float(trained.losses(trained.shown, batch).sum())
+        count += rows
+    return total / count
+
+
+# -------------------------------------------------------------------------------------------------------------- pace
+
+
+class _Pace:
+    """Pictures a second since the last line of the log, encoding and all; what is left; the share of the peak."""
+
+    def __init__(self, config: PretrainConfig, start: int, world: int) -> None:
+        self.config, self.world = config, world
+        self.pictures, self.flops, self.step, self.clock = 0, 0.0, start, time.monotonic()
+        self.peak = costs.peak_of(torch.cuda.get_device_name()) if config.device.startswith("cuda") else None
+
+    def count(self, batches: Sequence[Batch]) -> None:
+        """This rank's passes of one step; every rank does about the same."""
+        for batch in batches:
+            real = int((batch.weights_B > 0).sum())
+            self.pictures += real
+            text = batch.mask_BL.shape[1]
+            self.flops += 3 * real * costs.forward_flops(self.config.params, batch.x0_BNC.shape[1], text)
+
+    def values(self, step: int) -> dict[str, float]:
+        """Numbers for the log; begins to count anew. MFU counts no recomputation, as is usual."""
+        seconds = max(time.monotonic() - self.clock, 1e-9)
+        out = {
+            "pictures_per_s": self.world * self.pictures / seconds,
+            "tflops": self.flops / seconds / 1e12,
+            "eta_s": (self.config.steps - step) * seconds / max(1, step - self.step),
+        }
+        if self.peak is not None:
+            out["mfu"] = self.flops / seconds / self.peak
+        self.pictures, self.flops, self.step, self.clock = 0, 0.0, step, time.monotonic()
+        return out
+
+
+# ------------------------------------------------------------------------------------------------------------- start
+
+
+def start_weights(where: Path) -> dict[str, Tensor]:
+    """Weights to train on: the newest checkpoint of a run (not its average), or a model's transformer."""
+    if (where / "checkpoints").is_dir():
+        found = sharded.latest(where, Ranks(torch.device("cpu")))
+        if found is None:
+            raise CheckpointError(f"{where}: a run without a checkpoint")
+        return sharded.read_whole(found, "model")
+    from backend.model.checkpoint import load_transformer
+    from backend.weights import resolve_model
+
+    return dict(load_transformer(resolve_model(str(where)), torch.float32, "cpu").state_dict())
+
+
+def _write_config(config: PretrainConfig, ranks: Ranks) -> None:
+    if ranks.first:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(overrides.as_json(config), indent=1) + "\n"
+        write_atomic(config.run_dir / "config.json", text.encode())
+    ranks.barrier()
+
+
+def main() -> None:
+    """`torchrun … -m train.pretrain --recipe NAME`: the options of `lens train pretrain`, on every rank."""
+    import argparse
+    import os
+    import sys
+
+    from backend.errors import LensError
+    from train.recipes import PRETRAIN_RECIPES, choose
+
+    parser = argparse.ArgumentParser(prog="train.pretrain", description="Pre-train under torchrun.")
+    parser.add_argument("--recipe", default="nano-smoke", choices=sorted(PRETRAIN_RECIPES))
+    parser.add_argument("--run-dir", type=Path, default=None)
+    parser.add_argument("--data", type=Path, default=None, help="work folder of packed pictures")
+    parser.add_argument("--random", action="store_true", help="noise instead of data, to time a step")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    words = parser.parse_args()
+    try:
+        run(choose(words.recipe, words.run_dir, words.set, data=words.data, random=words.random))
+    except LensError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

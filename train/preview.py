@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
@@ -64,7 +63,7 @@ def draw(
     return decode(frozen.vae, x, h, w, torch.float32)
 
 
-def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, path: Path, side: int) -> None:
+def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, side: int) -> Image.Image:
     """The fixed prompts at `side` x `side`, each with its words beneath."""
     columns, caption = 6, 44
     rows = -(-len(PROMPTS) // columns)
@@ -76,5 +75,4 @@ def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, path: Pat
         pen.multiline_text(
             (x + 2, y + side + 1), "\n".join(textwrap.wrap(prompt, side // 5)[:4]), fill="black", font_size=9
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    return canvas

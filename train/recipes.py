@@ -1,33 +1,22 @@
-"""Recipes: functions that return a complete config. `set_fields` applies `key=value` overrides to one.
+"""Recipes: functions that return a complete config. `train.overrides.set_fields` applies `key=value` texts to one.
 
 Light ring: standard library only, so that `lens train … --dry-run` answers at once.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from backend.errors import UsageError
-from backend.params import ModelParams
+from backend.params import DiTParams, ModelParams
 from backend.presets import NANO
+from train.config import Base, Machine, PretrainConfig, Stage
+from train.overrides import describe, set_fields
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A stretch of pre-training at one base resolution."""
-
-    base: int  # pixels: side of the square of equal area
-    steps: int  # optimiser steps of this stage
-    batch: int  # pictures a step
-    learning_rate: float  # constant after the warm-up, as in the paper
-    square_share: float = 0.5  # probability of 1:1; the other eight ratios share the rest (the paper does not say)
-    single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
-    captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # shares of dense, partly dense and brief captions
-    decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
+__all__ = ["NANO_RECIPES", "PRETRAIN_RECIPES", "NanoConfig", "describe", "nano_config", "pretrain_config", "set_fields"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,62 +86,149 @@ def nano_config(recipe: str, run_dir: Path) -> NanoConfig:
     return NANO_RECIPES[recipe](run_dir)
 
 
-def set_fields(config: NanoConfig, settings: list[str]) -> NanoConfig:
-    """Apply `key=value` texts: keys are field names, `stages.0.steps` reaches into the stages.
+def transformer_of(config: NanoConfig) -> PretrainConfig:
+    """The pre-training of Lens-Nano's transformer, as a part of its whole recipe."""
+    return PretrainConfig(
+        params=config.params.dit,
+        template=config.params.text.template,
+        run_dir=config.run_dir / "transformer",
+        stages=config.stages,
+        encoders=None,  # the run's own, which its first two parts have trained
+        scenes_per_round=config.scenes_per_round,
+        passes=config.passes,
+        align=config.align,
+        encode_batch=config.encode_batch,
+        seed=config.seed,
+        workers=config.workers,
+        device=config.device,
+        compile=config.compile,
+        log_every=config.log_every,
+    )
 
-    Raises UsageError for an unknown key or a value of the wrong type.
+
+# Pre-training --------------------------------------------------------------------------------------------------------
+
+# Lens-Toy of the paper's ablations: "a 1.2B-parameter image generation backbone and a Qwen3-0.6B text encoder". Its
+# shape is not stated; this is Lens two thirds as wide and deep, 1.22 billion parameters. Qwen3-0.6B has 28 blocks of
+# width 1024; the last block of each quarter is read, as Lens reads gpt-oss's.
+TOY = DiTParams(
+    num_layers=32, num_attention_heads=16, enc_hidden_dim=1024, selected_layer_index=(6, 13, 20, 27)
+)  # fmt: skip
+# Half a billion parameters: with Qwen3-0.6B and its moments it fits a card of 24 GB.
+SMALL = replace(TOY, num_layers=24, num_attention_heads=12)
+QWEN = "Qwen/Qwen3-0.6B"
+_PAPER_MACHINE = Machine(gpus=128, kind="a100")
+
+
+def paper_512(run_dir: Path) -> PretrainConfig:
+    """Low-resolution pre-training, section 2.3: 400K steps of 3072 pictures at 512 x 512 on 128 A100 80GB."""
+    lens = ModelParams()
+    return PretrainConfig(
+        run_dir=run_dir,
+        params=lens.dit,
+        template=lens.text.template,
+        stages=(Stage(base=512, steps=400_000, batch=24, groups=128, learning_rate=2e-4, square_share=1.0),),
+        source="packed",
+        encoders="lens",
+        encode_batch=24,
+        workers=4,
+        prefetch=2,
+        muon=False,
+        betas=(0.9, 0.999),
+        warmup=0,  # "a constant learning rate"
+        ema_decay=0.9999,
+        device="cuda",
+        checkpointing="full",
+        save_every=1000,
+        async_save=True,
+        machine=_PAPER_MACHINE,
+    )
+
+
+def paper_mixed(run_dir: Path) -> PretrainConfig:
+    """Mixed-resolution continual training, section 2.3: 27 buckets, another 400K steps at 1e-4.
+
+    It starts from the low-resolution checkpoint: --set start_from=runs/paper-512.
     """
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise UsageError(f"--set needs key=value, got {setting!r}")
-        config = _set(config, key.strip(), key.strip().split("."), value.strip())
-    return config
+    bases = (Base(base=512, batch=24), Base(base=768, batch=10), Base(base=1024, batch=6))
+    mixed = Stage(base=1024, steps=400_000, batch=6, groups=128, mix=bases, learning_rate=1e-4)
+    return replace(paper_512(run_dir), stages=(mixed,))
 
 
-def _set(target: typing.Any, full: str, path: list[str], value: str) -> typing.Any:
-    if isinstance(target, tuple):
-        index = int(path[0]) if path[0].isdigit() else -1
-        if not 0 <= index < len(target) or len(path) < 2:
-            raise UsageError(f"--set {full}: there are {len(target)} of these, numbered from 0")
-        return (*target[:index], _set(target[index], full, path[1:], value), *target[index + 1 :])
-    names = [field.name for field in dataclasses.fields(target)]
-    if path[0] not in names:
-        raise UsageError(f"--set {full}: unknown field {path[0]!r}", hint=f"fields: {', '.join(names)}")
-    current = getattr(target, path[0])
-    if len(path) > 1:
-        return replace(target, **{path[0]: _set(current, full, path[1:], value)})
-    return replace(target, **{path[0]: _parse(full, value, typing.get_type_hints(type(target))[path[0]])})
+def toy(run_dir: Path) -> PretrainConfig:
+    """The paper's ablation model, on whatever data: choose captions with brief_share, encoders with their fields."""
+    return replace(
+        paper_512(run_dir),
+        params=TOY,
+        stages=(Stage(base=512, steps=100_000, batch=32, groups=8, learning_rate=2e-4, square_share=1.0),),
+        text_encoder=QWEN,
+        machine=replace(_PAPER_MACHINE, gpus=8),
+    )
 
 
-def _parse(key: str, text: str, kind: typing.Any) -> typing.Any:
-    if isinstance(kind, types.UnionType):
-        if text.lower() == "none":
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif kind in (int, float, str, Path):
-        try:
-            return kind(text.replace("_", "") if kind is int else text)
-        except ValueError:
-            pass
-    else:
-        raise UsageError(f"--set {key}: this field holds several values; set one of them, for example {key}.0.steps")
-    raise UsageError(f"--set {key}: {text!r} is not {kind.__name__}")
+def one_24gb(run_dir: Path) -> PretrainConfig:
+    """Pre-training on one card of 24 GB: half a billion parameters at 256 x 256 pixels, without an average."""
+    return replace(
+        paper_512(run_dir),
+        params=SMALL,
+        stages=(Stage(base=256, steps=200_000, batch=128, learning_rate=2e-4, square_share=1.0),),
+        text_encoder=QWEN,
+        micro_batch=16,
+        encode_batch=16,
+        ema_decay=None,
+        async_save=False,
+        warmup=1000,
+        machine=replace(_PAPER_MACHINE, gpus=1, kind="rtx-4090"),
+    )
 
 
-def describe(config: NanoConfig) -> str:
-    """The resolved config as aligned `key = value` lines, nested parameters as one line each."""
-    rows: list[tuple[str, object]] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name == "stages":
-            rows += [(f"stages.{i}", stage) for i, stage in enumerate(value)]
-        elif field.name == "params":
-            rows += [(f"params.{part.name}", getattr(value, part.name)) for part in dataclasses.fields(value)]
-        else:
-            rows.append((field.name, value))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+def nano_transformer(run_dir: Path) -> PretrainConfig:
+    """Lens-Nano's transformer, with the shipped autoencoder and language model."""
+    return replace(transformer_of(nano(run_dir)), run_dir=run_dir, encoders="nano")
+
+
+def nano_transformer_smoke(run_dir: Path) -> PretrainConfig:
+    """The same for a few steps: under a minute on two cores."""
+    return replace(
+        transformer_of(nano_smoke(run_dir)),
+        run_dir=run_dir,
+        encoders="nano",
+        stages=(Stage(base=128, steps=12, batch=8, learning_rate=1e-3, square_share=1.0),),
+        warmup=4,
+        validate_every=6,
+        preview_every=12,
+        save_every=6,
+    )
+
+
+PRETRAIN_RECIPES: Mapping[str, Callable[[Path], PretrainConfig]] = MappingProxyType(
+    {
+        "paper-512": paper_512,
+        "paper-mixed": paper_mixed,
+        "toy-1.2b": toy,
+        "one-24gb": one_24gb,
+        "nano": nano_transformer,
+        "nano-smoke": nano_transformer_smoke,
+    }
+)
+
+
+def pretrain_config(recipe: str, run_dir: Path) -> PretrainConfig:
+    """The named recipe of pre-training. Raises UsageError listing the known ones."""
+    if recipe not in PRETRAIN_RECIPES:
+        raise UsageError(f"unknown recipe {recipe!r}", hint=f"known recipes: {', '.join(PRETRAIN_RECIPES)}")
+    return PRETRAIN_RECIPES[recipe](run_dir)
+
+
+def choose(
+    recipe: str, run_dir: Path | None, settings: list[str], *, data: Path | None = None, random: bool = False
+) -> PretrainConfig:
+    """The config that a command line asks for. `run_dir` None: runs/<recipe>. Raises UsageError."""
+    config = pretrain_config(recipe, run_dir if run_dir is not None else Path("runs") / recipe)
+    if data is not None and random:
+        raise UsageError("--data and --random contradict each other", hint="leave one out")
+    if data is not None:
+        config = replace(config, source="packed", data=data.parent if data.name == "pack" else data)
+    elif random:
+        config = replace(config, source="random")
+    return set_fields(config, settings)

@@ -1,14 +1,16 @@
 """Rounds of training data: scenes drawn and encoded once by the frozen networks, then seen several times.
 
-Everything derives from (seed, round): a resumed run draws what an uninterrupted one would have.
+Everything derives from (seed, round): a resumed run draws what an uninterrupted one would have. `SceneSource` is the
+source of batches (`train.sources`); every rank draws and encodes the whole round, which for small networks is cheaper
+than to send it around.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,16 +24,13 @@ from backend.params import TemplateParams
 from backend.sizes import buckets
 from backend.text.harmony import encode_prompt
 from train.align import token_labels
+from train.config import At, PretrainConfig, Stage
 from train.data.dialogues import caption_of
 from train.data.drawing import render
-from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
+from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, on_grid, sample_scene
 from train.feed import Feed
-from train.recipes import Stage
+from train.sources import Grid, Group, Loaded
 
-if TYPE_CHECKING:
-    from train.pretrain import PretrainConfig
-
-Grid = tuple[int, int]  # height and width of a latent, in tokens
 Samples = dict[Grid, list["Sample"]]
 Batches = list[tuple[Grid, list[int]]]  # of a round: grid and indices of its samples
 
@@ -77,6 +76,7 @@ def draw(
             layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
         weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
         scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
+        scene = on_grid(scene, min(width, height) // latents.CELL)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
         encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
@@ -170,3 +170,56 @@ def order_of(samples: Samples, stage: Stage, config: PretrainConfig, number: int
     """All batches of round `number`, pass after pass; one pass more than is used, since part batches are left out."""
     rng = random.Random(f"order {config.seed} {stage.base} {number}")
     return [row for _ in range(config.passes + 1) for row in batches(samples, stage.batch, rng)]
+
+
+class SceneSource:
+    """Drawn scenes. A group is a batch of the round's order; captions of similar length meet in it."""
+
+    def __init__(self, config: PretrainConfig, frozen: Frozen, device: torch.device) -> None:
+        self.config, self.frozen, self.device = config, frozen, device
+        self._first: int | None = None  # step at which the round in memory began
+        self._samples: Samples = {}
+        self._order: Batches = []
+
+    def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
+        first = self._turn_to(at)
+        start, order = (at.step - first) * at.stage.groups, self._order
+        chosen = [order[(start + i) % len(order)] for i in range(at.stage.groups)]
+        return [(grid, list[Hashable](index)) for grid, index in chosen]
+
+    def load(self, at: At, group: Group) -> Loaded:
+        first = self._turn_to(at)
+        rows = [self._samples[group.grid][i] for i in group.refs if isinstance(i, int)]
+        x0, text, mask = collate(rows, self.device)
+        h, w = group.grid
+        names = tuple(
+            f"scene {i} of {w * latents.CELL}x{h * latents.CELL}, round from step {first}" for i in group.refs
+        )
+        return Loaded(x0, text, mask, names, torch.stack([row.labels_N2 for row in rows]).to(self.device))
+
+    def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
+        """128 scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
+        usual = replace(stage, single_share=None, captions=Stage.captions)
+        drawn = encode_round(
+            replace(self.config, scenes_per_round=min(128, self.config.scenes_per_round)),
+            usual,
+            "held out",
+            self.frozen,
+        )
+        return [
+            (grid, Loaded(*collate(rows, self.device), names=("held out",) * len(rows)))
+            for grid, rows in sorted(drawn.items())
+        ]
+
+    def _turn_to(self, at: At) -> int:
+        """Have the round of a step in memory; returns the step at which it begins."""
+        # 9 of 10: part batches are left out, so a pass has a few batches less than its scenes would fill.
+        pictures = at.stage.batch * at.stage.groups
+        per_round = max(1, self.config.scenes_per_round // pictures * self.config.passes * 9 // 10)
+        number = (at.step - at.before) // per_round
+        first = at.before + number * per_round
+        if first != self._first:
+            self._samples = encode_round(self.config, at.stage, f"from {first}", self.frozen)
+            self._order = order_of(self._samples, at.stage, self.config, number)
+            self._first = first
+        return first

@@ -133,6 +133,7 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
             metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
             parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
             checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
+    metrics.close()
     measure_latents(vae, config)
     return vae
 

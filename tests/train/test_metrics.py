@@ -23,7 +23,7 @@ def test_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics.log(10, loss=0.123456789, rate=1234567.0)
     metrics.log(20, loss=float("nan"))
     first, second = rows(tmp_path / "new" / "run")
-    assert (first["step"], first["loss"], first["rate"]) == (10, 0.123457, 1234570.0)
+    assert (first["step"], first["loss"], first["rate"]) == (10, 0.123456789, 1234567.0)
     assert first["seconds"] >= 0
     assert second["step"] == 20 and math.isnan(second["loss"])
     captured = capsys.readouterr()

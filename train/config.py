@@ -1,0 +1,159 @@
+"""The configuration of pre-training: frozen dataclasses in which every choice the paper leaves open is a field.
+
+Light ring: standard library only. `train.recipes` fills them in, `train.overrides` changes single fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from backend.params import DiTParams, TemplateParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """One base resolution of a mixed stage."""
+
+    base: int  # pixels: side of the square of equal area
+    batch: int  # pictures of one group
+    # How often a group is of this base, relative to the others (the paper does not say): of source random and of plans.
+    # Packed data say it themselves: an epoch has every picture once.
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of pre-training. A step sees `groups` groups, each of one bucket: a base and an aspect ratio."""
+
+    base: int  # pixels: side of the square of equal area; of previews too
+    steps: int  # optimiser steps of this stage
+    batch: int  # pictures of one group
+    learning_rate: float  # constant after the warm-up, as in the paper
+    groups: int = 1  # a step, whatever the number of processes: they share them out (the paper: one on each of 128)
+    mix: tuple[Base, ...] = ()  # bases that groups are drawn from, in place of `base` and `batch`; (): only those
+    square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
+    single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
+    captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
+    decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
+
+    @property
+    def bases(self) -> tuple[Base, ...]:
+        """What a group may be, whether mixed or not."""
+        return self.mix or (Base(base=self.base, batch=self.batch),)
+
+    @property
+    def pictures(self) -> float:
+        """Pictures a step: exact for one base, the expectation for several."""
+        total = sum(base.weight for base in self.bases)
+        return self.groups * sum(base.batch * base.weight for base in self.bases) / total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a plan (`--dry-run`) is made for. Nothing here changes what is trained."""
+
+    gpus: int = 1
+    kind: str = "a100"  # a row of train.costs.PEAKS
+    mfu: float = 0.14  # share of the GPU's peak; 0.14: what the paper's 192K A100-hours come to (12 to 15 %)
+    price: float | None = None  # per GPU and hour, in your currency; None: the plan states hours only
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that a run depends on. Written to the run's folder as config.json."""
+
+    run_dir: Path
+    params: DiTParams
+    template: TemplateParams
+    stages: tuple[Stage, ...]
+
+    # Data and the frozen networks
+    source: Literal["scenes", "packed", "random"] = "scenes"  # random: noise of the right shapes, to time a step
+    data: Path | None = None  # of source packed: the work folder of `lens train data`, packed
+    held_out: Path | None = None  # another one, whose pictures are never trained on; None: no validation loss
+    encoders: str | None = "nano"  # model whose autoencoder and text encoder are used, frozen; None: source random
+    vae: str | None = None  # folder of another autoencoder; None: that of `encoders`
+    text_encoder: str | None = None  # a causal language model of transformers: folder or hub name; None: `encoders`'
+    caption_tokens: int = 170  # of source random and of plans: text tokens of a caption (109 words are about 170)
+    brief_share: float = 0.0  # of source packed: probability of the brief caption, where there is one (section 2.1)
+    scenes_per_round: int = 6144  # of source scenes: drawn and encoded once …
+    passes: int = 6  # … and seen this many times
+    encode_batch: int = 64  # pictures
+    workers: int = 1  # processes that draw or read pictures; 0: none, inline
+    prefetch: int = 0  # steps encoded ahead by a thread; 0: in turn with the training, best on a CPU
+
+    # What is learned
+    start_from: Path | None = None  # a run or a model whose transformer is trained on; None: from nothing
+    dropout: float = 0.1  # probability of *no text tokens* (the paper does not say; the field's usual value)
+    time_std: float = 1.0  # of the logit of t (the paper does not say)
+    # sample: every picture of a step counts the same. group: every group does, as under a plain average over ranks
+    # (the paper does not say); the same thing where all groups are of one size.
+    average: Literal["sample", "group"] = "sample"
+    align: float = 0.0  # weight of the loss of train.align, for source scenes; 0: none, as in the paper
+    align_block: int = 4  # 0-based: the block whose image tokens it watches
+
+    # Optimiser
+    muon: bool = True  # for the blocks' matrices; False: AdamW for all, as in the paper
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
+    weight_decay: float = 0.01  # (the paper does not say)
+    warmup: int = 200  # steps, at the start of the run; 0: none
+    clip: float = 1.0  # gradient norm
+    ema_decay: float | None = 0.999  # of the weights that are saved and shown (the paper does not say); None: none
+    seed: int = 0
+
+    # The machine
+    device: str = "cpu"
+    compute: Literal["bfloat16", "float32"] = "bfloat16"  # of the products; weights and moments are always float32
+    micro_batch: int | None = None  # pictures of one pass, to save memory; None: a rank's whole group at once
+    replicate: int = (
+        1  # copies of the sharded state (HSDP): ranks / replicate share one copy; 1: one copy in all (FSDP)
+    )
+    # none; full: keep only the blocks' inputs; selective: also keep attention and every second matrix product
+    checkpointing: Literal["none", "full", "selective"] = "none"
+    compile: bool = True  # every block
+    float8: bool = False  # the blocks' matrix products in float8 (torchao; from Hopper on)
+
+    # What is written
+    validate_every: int = 1000  # steps
+    preview_every: int = 1000  # steps
+    save_every: int = 250  # steps
+    log_every: int = 50  # steps
+    keep: int = 2  # newest checkpoints that are kept
+    async_save: bool = False  # write checkpoints while the training goes on (a copy lies in memory meanwhile)
+    wandb: str | None = None  # project of Weights & Biases; None: not used
+
+    machine: Machine = Machine()
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a step stands in the plan."""
+
+    step: int  # of the whole run, from 0
+    stage: Stage
+    before: int  # step at which the stage began
+
+
+def locate(stages: tuple[Stage, ...], step: int) -> At:
+    """The stage of a step. Raises IndexError beyond the last."""
+    before = 0
+    for stage in stages:
+        if step < before + stage.steps:
+            return At(step, stage, before)
+        before += stage.steps
+    raise IndexError(f"step {step} of {before}")
+
+
+def learning_rate(config: PretrainConfig, at: At) -> float:
+    """Linear warm-up at the start of the run, constant, linear decay in the last `decay_steps` of the stage."""
+    left = at.before + at.stage.steps - at.step
+    decay = min(1.0, left / at.stage.decay_steps) if at.stage.decay_steps else 1.0
+    warmup = min(1.0, (at.step + 1) / config.warmup) if config.warmup else 1.0
+    return at.stage.learning_rate * warmup * decay

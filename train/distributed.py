@@ -1,0 +1,121 @@
+"""One process or many: who this one is, how parameters are spread, and the few sums that all must agree on.
+
+FSDP2: every block's parameters lie in slices on the ranks that share a copy (float32), are gathered in the compute
+precision just before the block runs, and their gradients are summed in float32. HSDP: several such copies, so that
+gathering stays within a node. The same calls run on gloo (CPU) and NCCL (CUDA).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from backend.errors import UsageError
+from backend.model.transformer import LensTransformer2DModel
+from train.config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    mesh: DeviceMesh | None = None  # None: one process, nothing is sharded
+
+    @property
+    def first(self) -> bool:
+        """The one that writes files and talks."""
+        return self.rank == 0
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all ranks, in float64."""
+        if self.mesh is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gathered(self, value: Any) -> list[Any]:
+        """`value` of every rank, on every rank."""
+        if self.mesh is None:
+            return [value]
+        out: list[Any] = [None] * self.world
+        dist.all_gather_object(out, value)
+        return out
+
+    def barrier(self) -> None:
+        if self.mesh is not None:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def joined(config: PretrainConfig) -> Generator[Ranks]:
+    """Join the processes that torchrun started; one process on its own without it. Raises UsageError."""
+    if "WORLD_SIZE" not in os.environ and not dist.is_initialized():
+        yield Ranks(device=torch.device(config.device))
+        return
+    device = torch.device(config.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    mine = not dist.is_initialized()
+    if mine:  # gloo beside NCCL: what asynchronous checkpoints and all_gather_object of CPU data talk over
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(device, dist.get_rank(), dist.get_world_size(), _mesh(config, device))
+    finally:
+        if mine:
+            dist.destroy_process_group()
+
+
+def _mesh(config: PretrainConfig, device: torch.device) -> DeviceMesh:
+    world = dist.get_world_size()
+    if config.replicate < 1 or world % config.replicate:
+        raise UsageError(
+            f"replicate={config.replicate} does not divide {world} processes",
+            hint="--set replicate=1, or the number of nodes",
+        )
+    if config.replicate == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    shape = (config.replicate, world // config.replicate)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: LensTransformer2DModel, ranks: Ranks, compute: str) -> None:
+    """Spread every block's parameters, then the rest; does nothing for one process."""
+    if ranks.mesh is None:
+        return
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if compute == "bfloat16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # t would lose its digits; the network casts what it may
+    )
+    for block in model.transformer_blocks:
+        fully_shard(block, mesh=ranks.mesh, mp_policy=policy)
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
+    assert isinstance(model, FSDPModule)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (all ranks must call); a plain one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(full: Tensor, target: Tensor) -> Tensor:
+    """A full tensor that every rank has, laid out as `target` is; no communication."""
+    if not isinstance(target, DTensor):
+        return full.to(target.device, target.dtype)
+    local = full.to(target.device_mesh.device_type, target.dtype)
+    return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)

@@ -1,0 +1,167 @@
+"""The frozen networks of pre-training: pictures to latents, captions to features.
+
+Lens's own pair is the FLUX.2 autoencoder and gpt-oss through the harmony template. Both are fields of the config, for
+the paper's ablations: another autoencoder in diffusers' layout, another causal language model of transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from backend import latents
+from backend.errors import CheckpointError, ModelMissingError, UsageError
+from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_vae
+from backend.model.text_encoder import LensGptOssEncoder
+from backend.params import DiTParams
+from backend.text.harmony import encode_prompt
+from backend.weights import ModelFiles, resolve_model
+from train.config import PretrainConfig
+from train.rounds import Frozen, encode_images, encode_texts
+
+ImagesToLatents = Callable[[np.ndarray], Tensor]  # (B, H, W, 3) uint8 -> (B, N, C) float32
+TextsToFeatures = Callable[[Sequence[str]], list[Tensor]]  # captions -> (L, T, F) each
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Two functions of what a picture and its caption are."""
+
+    images: ImagesToLatents
+    texts: TextsToFeatures
+    frozen: Frozen | None = None  # the networks themselves, where both are Lens's own; None: no previews
+
+
+def load(config: PretrainConfig, device: torch.device) -> Encoders:
+    """The networks that the config names. Raises ModelMissingError, CheckpointError or UsageError."""
+    if config.encoders is None:
+        raise UsageError("no frozen networks are named", hint="--set encoders=lens, or a folder")
+    files = resolve_model(config.encoders)
+    if config.vae is None and config.text_encoder is None:
+        frozen = Frozen(load_vae(files, torch.float32, device), *_harmony(config, files, device))
+        return of_frozen(config, frozen, device)
+    if config.vae is None:
+        vae = load_vae(files, torch.float32, device)
+        images: ImagesToLatents = lambda pictures: encode_images(vae, pictures, device)  # noqa: E731
+    else:
+        images = _diffusers_vae(config.vae, config.params, device)
+    if config.text_encoder is None:
+        texts = _conversations(config, *_harmony(config, files, device), device)
+    else:
+        texts = _transformers(config.text_encoder, config, device)
+    return Encoders(images, texts)
+
+
+def of_frozen(config: PretrainConfig, frozen: Frozen, device: torch.device) -> Encoders:
+    """Networks that are in memory already."""
+    texts = _conversations(config, frozen.encoder, frozen.tokenizer, device)
+    return Encoders(lambda pictures: encode_images(frozen.vae, pictures, device), texts, frozen)
+
+
+def _harmony(config: PretrainConfig, files: ModelFiles, device: torch.device) -> tuple[LensGptOssEncoder, Tokenizer]:
+    width = files.preset.params.text.hidden_size
+    if width != config.params.enc_hidden_dim:
+        raise UsageError(
+            f"{config.encoders}: its text encoder is {width} wide, the network reads {config.params.enc_hidden_dim}",
+            hint=f"--set params.enc_hidden_dim={width}",
+        )
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    return load_text_encoder(files, dtype, device), load_tokenizer(files)
+
+
+def _conversations(
+    config: PretrainConfig, encoder: LensGptOssEncoder, tokenizer: Tokenizer, device: torch.device
+) -> TextsToFeatures:
+    """Captions in the harmony template, without the tokens before them."""
+
+    def texts(captions: Sequence[str]) -> list[Tensor]:
+        encoded = [encode_prompt(tokenizer, config.template, caption) for caption in captions]
+        ids = [row.ids for row in encoded]
+        return encode_texts(encoder, ids, encoded[0].prefix, config.params.selected_layer_index, device)
+
+    return texts
+
+
+def _transformers(name: str, config: PretrainConfig, device: torch.device) -> TextsToFeatures:
+    """A causal language model read at `selected_layer_index` (0-based blocks); the caption alone, without a template.
+
+    The paper does not say how Lens-Toy's Qwen3 is prompted.
+    """
+    from transformers import AutoModel, AutoTokenizer  # 2 s, only for such an encoder
+
+    try:
+        tokenizer = cast(Any, AutoTokenizer.from_pretrained(name))
+        model = cast(Any, AutoModel.from_pretrained(name, dtype=torch.bfloat16 if device.type != "cpu" else None))
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(
+            f"the text encoder {name} is not on this disk: {str(error).splitlines()[0]}",
+            hint="fetch it (huggingface-cli download), or give a folder: --set text_encoder=FOLDER",
+        ) from error
+    model = model.to(device).eval().requires_grad_(False)
+    take, width, depth = config.params.selected_layer_index, model.config.hidden_size, model.config.num_hidden_layers
+    if width != config.params.enc_hidden_dim or max(take) >= depth:
+        raise UsageError(
+            f"{name} is {width} wide and has {depth} blocks; the transformer reads width "
+            f"{config.params.enc_hidden_dim} after blocks {', '.join(map(str, take))}",
+            hint=f"--set params.enc_hidden_dim={width} and params.selected_layer_index",
+        )
+    last = config.template.max_tokens
+    states: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_block: object, _arguments: object, output: Any) -> None:  # before any final norm, as Lens reads
+            states[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    for index in take:
+        model.layers[index].register_forward_hook(keep(index))
+
+    @torch.no_grad()
+    def texts(captions: Sequence[str]) -> list[Tensor]:
+        ids = [tokenizer(caption, truncation=True, max_length=last)["input_ids"] for caption in captions]
+        longest = max(1, *(len(row) for row in ids))
+        batch = torch.zeros(len(ids), longest, dtype=torch.long)
+        for i, row in enumerate(ids):
+            batch[i, : len(row)] = torch.tensor(row)
+        # Right padding is harmless: attention is causal. Without a cache: nothing is written on from here.
+        model(input_ids=batch.to(device), attention_mask=torch.ones_like(batch).to(device), use_cache=False)
+        stacked = torch.stack([states.pop(index) for index in take], 2)
+        return [stacked[i, : len(row)] for i, row in enumerate(ids)]
+
+    return texts
+
+
+def _diffusers_vae(name: str, params: DiTParams, device: torch.device) -> ImagesToLatents:
+    """`AutoencoderKL` as FLUX.1 and SD3 have it: one scale and shift for all channels, then Lens's 2x2 patches."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    if not (Path(name) / "config.json").is_file():
+        raise ModelMissingError(
+            f"no autoencoder in {name}", hint="--set vae=FOLDER, with config.json and weights of AutoencoderKL"
+        )
+    vae = cast(Any, AutoencoderKL.from_pretrained(name)).to(device).eval().requires_grad_(False)
+    packed = 4 * vae.config.latent_channels
+    if packed != params.in_channels:
+        raise CheckpointError(
+            f"{name}: {vae.config.latent_channels} latent channels make {packed} a token, the transformer has "
+            f"{params.in_channels}",
+            hint=f"--set params.in_channels={packed} --set params.out_channels={packed // 4}",
+        )
+    shift = vae.config.shift_factor or 0.0
+
+    @torch.no_grad()
+    def images(pictures: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            mean = vae.encode(pixels).latent_dist.mean
+        return latents.pack(latents.patchify((mean.float() - shift) * vae.config.scaling_factor))
+
+    return images

@@ -1,0 +1,109 @@
+"""Packed pictures (`lens train data pack`) as a source of batches: read, decoded and encoded ahead of their use."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend import latents
+from backend.errors import UsageError
+from train.config import At, PretrainConfig, Stage
+from train.data.reader import Bucket, PackedIndex, Reader, Sample
+from train.encoders import Encoders
+from train.sources import Grid, Group, Loaded
+
+HELD = 256  # pictures of the validation loss
+
+
+class PackedSource:
+    """The reader's order: position k of a stage is group k. So a step is the same whatever the number of ranks."""
+
+    def __init__(self, config: PretrainConfig, encoders: Encoders, device: torch.device) -> None:
+        if config.data is None:
+            raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
+        self.config, self.encoders, self.device = config, encoders, device
+        self.index = PackedIndex.load(config.data / "pack")
+        self._readers: dict[int, Reader] = {}  # by the stage's place
+        self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding leaves Python's lock
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the packed pictures and their order."""
+        return self.index.fingerprint
+
+    def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
+        reader = self._reader(at.stage)
+        first = (at.step - at.before) * at.stage.groups
+        out: list[tuple[Grid, list[Hashable]]] = []
+        for position in range(first, first + at.stage.groups):
+            _, bucket, numbers = reader.plan(position)
+            refs: list[Hashable] = [(self._place(bucket), int(number)) for number in numbers]
+            out.append((_grid(bucket), refs))
+        return out
+
+    def load(self, at: At, group: Group) -> Loaded:
+        reader = self._reader(at.stage)
+        pairs = [ref for ref in group.refs if isinstance(ref, tuple)]
+        samples = [reader.sample(self.index.buckets[bucket], number) for bucket, number in pairs]
+        return self._encode(samples, f"{at.step}")
+
+    def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
+        """The first pictures of every bucket of the held-out folder, in equal shares."""
+        if self.config.held_out is None:
+            return []
+        index = PackedIndex.load(self.config.held_out / "pack")
+        reader = Reader(index, seed=0, batches={bucket.base: 1 for bucket in index.buckets})
+        share = max(1, HELD // len(index.buckets))
+        out: list[tuple[Grid, Loaded]] = []
+        for bucket in index.buckets:
+            count = min(share, len(bucket))
+            for start in range(0, count, 8):  # few at a time: the largest shapes too fit where a step fits
+                samples = [reader.sample(bucket, number) for number in range(start, min(start + 8, count))]
+                out.append((_grid(bucket), self._encode(samples, "held out")))
+        return out
+
+    def _encode(self, samples: list[Sample], when: str) -> Loaded:
+        pictures = np.stack(list(self._threads.map(Sample.pixels, samples)))
+        captions = [self._caption(sample, when) for sample in samples]
+        text, mask = padded(self.encoders.texts(captions))
+        names = tuple(str(sample.record.get("key", "?")) for sample in samples)
+        return Loaded(self.encoders.images(pictures), text, mask, names)
+
+    def _caption(self, sample: Sample, when: str) -> str:
+        """The dense caption, or the brief one where the config asks for it and the picture has one."""
+        brief = sample.record.get("brief")
+        if not brief or not self.config.brief_share:
+            return sample.text
+        rng = random.Random(f"caption {self.config.seed} {when} {sample.record.get('key')}")
+        return str(brief) if rng.random() < self.config.brief_share else sample.text
+
+    def _reader(self, stage: Stage) -> Reader:
+        place = next(i for i, one in enumerate(self.config.stages) if one is stage or one == stage)
+        if place not in self._readers:
+            batches = {base.base: base.batch for base in stage.bases}
+            self._readers[place] = Reader(self.index, seed=self.config.seed + place, batches=batches)
+        return self._readers[place]
+
+    def _place(self, bucket: Bucket) -> int:
+        return next(i for i, one in enumerate(self.index.buckets) if one is bucket)
+
+
+def _grid(bucket: Bucket) -> Grid:
+    return bucket.height // latents.CELL, bucket.width // latents.CELL
+
+
+def padded(texts: list[Tensor], multiple: int = 16) -> tuple[Tensor, Tensor]:
+    """Features (L, T, F) each -> (B, L, T, F) and mask (B, L): a multiple of `multiple` long, so shapes recur."""
+    longest = max(1, *(len(text) for text in texts))
+    length = -(-longest // multiple) * multiple
+    out = texts[0].new_zeros(len(texts), length, *texts[0].shape[1:])
+    mask = torch.zeros(len(texts), length, dtype=torch.bool, device=out.device)
+    for i, text in enumerate(texts):
+        out[i, : len(text)] = text
+        mask[i, : len(text)] = True
+    return out, mask
