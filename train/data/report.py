@@ -146,7 +146,7 @@ class Gathered:
 
 
 def _errors(scan: pa.Table, scores: dict[str, pa.Table]) -> list[str | None]:
-    """Why each picture is unreadable, with the numbers taken out so that like reasons count together."""
+    """Why each picture is unreadable; None: it is not."""
     found = scan["error"].to_pylist()
     if "broken" in scores:
         found = [a or b for a, b in zip(found, scores["broken"]["error"].to_pylist(), strict=True)]

@@ -13,21 +13,23 @@ Heavy ring: torch; transformers inside functions.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.errors import CheckpointError, LensError, ModelMissingError, NetworkError, NumericsError, first_line
+from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
 from train.data.work import file_sha256
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ def pick_device(asked: str) -> torch.device:
 
 @lru_cache(maxsize=8)  # a process's models stay loaded from shard to shard
 def load_scorer(model: Model, device: torch.device) -> Scorer:
-    """Raises LensError where transformers cannot load it, CheckpointError where tensors are missing or misshapen."""
+    """Raises CheckpointError where transformers cannot load it, or tensors are missing or misshapen."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -155,15 +157,26 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
     # On the CPU bfloat16 is no faster and rounds the scores.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        wrapped = AutoConfig.from_pretrained(model.folder).model_type == "timm_wrapper"
-        # Pillow's way, so that scores do not depend on whether torchvision is installed; timm has its own way only.
-        processor = AutoImageProcessor.from_pretrained(model.folder, **({} if wrapped else {"backend": "pil"}))
-        network, told = kind.from_pretrained(
-            model.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
+        with _quiet():
+            config = AutoConfig.from_pretrained(model.folder, local_files_only=True)
+            if model.filter in kinds and hasattr(config, "vision_config"):  # of the whole model: its vision half
+                if model.filter == "clip":  # the whole's width holds, not the half's default
+                    config.vision_config.projection_dim = config.projection_dim
+                config = config.vision_config
+            # Pillow's way, so that scores do not depend on whether torchvision is installed; timm has no other way.
+            way = {} if config.model_type == "timm_wrapper" else {"backend": "pil"}
+            processor = AutoImageProcessor.from_pretrained(model.folder, local_files_only=True, **way)
+            network, told = kind.from_pretrained(
+                model.folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                local_files_only=True,
+            )
     except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
         hint = "pip install timm torchvision" if isinstance(error, ImportError) else None
-        raise LensError(f"{model.filter}: cannot load {model.name}: {first_line(error)}", hint=hint) from error
+        raise CheckpointError(f"{model.filter}: cannot load {model.name}: {first_line(error)}", hint=hint) from error
     if told["missing_keys"]:
         missing = sorted(told["missing_keys"])
         raise CheckpointError(f"{model.filter}: {model.name} lacks {len(missing)} tensors, {missing[0]} among them")
@@ -190,6 +203,22 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
     names = [str(network.config.id2label[i]) for i in range(int(network.config.num_labels))]
     columns = tuple(pa.field(name, pa.float32()) for name in names)
     return Scorer(columns, prepare, lambda x: [tuple(p) for p in run(x).logits.float().softmax(-1).tolist()])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the tensors that are left out: a text half, whenever a vision half is loaded."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _unit(x_BW: Tensor) -> Tensor:
@@ -224,7 +253,7 @@ def score_batches(model: Model, scorer: Scorer, prepared: Sequence[Tensor | None
         index = where[first : first + batch]
         values = scorer.score(torch.stack([pixels for i in index if (pixels := prepared[i]) is not None]))
         for i, row in zip(index, values, strict=True):
-            if not torch.isfinite(torch.as_tensor(row, dtype=torch.float32)).all():
+            if not np.isfinite(np.asarray(row, np.float32)).all():
                 raise NumericsError(f"{model.filter}: {model.name} gave a number that is not finite")
             for column, value in zip(scorer.columns, row, strict=True):
                 out[column.name][i] = value
