@@ -39,6 +39,15 @@ def test_light_module_imports_nothing_heavy(module: str) -> None:
     assert run.stdout.split() == []
 
 
+def test_a_picture_needs_torch_but_not_the_ecosystem() -> None:
+    """Every `lens gen` waits for what the pipeline imports."""
+    lean = [name for name in HEAVY if name not in ("torch", "numpy", "PIL", "safetensors", "tokenizers", "einops")]
+    code = f"import sys, backend.pipeline\nprint(*sorted({set(lean)!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [] and run.stderr == ""
+
+
 def test_the_check_can_fail() -> None:
     """Proof that the test above sees what it looks for."""
     code = f"import sys, PIL\nprint(*sorted({set(HEAVY)!r} & set(sys.modules)))"

@@ -16,11 +16,9 @@ K head size, T text-encoder layers read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,13 +32,12 @@ NORM_EPS = 1e-6
 TIME_FREQUENCIES = 256
 
 
-class LensTransformer2DModel(ModelMixin, ConfigMixin):
-    """Velocity network v(x, t, text). Constructor arguments are the keys of transformer/config.json."""
+class LensTransformer2DModel(nn.Module):
+    """Velocity network v(x, t, text). Constructor arguments are the keys of transformer/config.json.
 
-    _supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["LensBlock"]
+    With diffusers' methods (`from_pretrained`, …) it is in `backend.model.diffusers_transformer`.
+    """
 
-    @register_to_config
     def __init__(
         self,
         patch_size: int = 2,

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.model.diffusers_transformer import LensTransformer2DModel
 from backend.model.positions import attention_mask, rope_positions
-from backend.model.transformer import JointAttention, LensTransformer2DModel
+from backend.model.transformer import JointAttention
 from tests.backend import plain_lens
 from tests.backend.plain_lens import PUBLISHED, Array, Choices
 

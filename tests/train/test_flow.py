@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from backend.model.transformer import LensTransformer2DModel
+from backend.model.diffusers_transformer import LensTransformer2DModel
 from backend.params import DiTParams
 from backend.sampling import denoise, schedule
 from train import flow
