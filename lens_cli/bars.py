@@ -80,4 +80,4 @@ def _text(x: float, y: float, text: str, style: str = "") -> str:
 def nice_step(most: float) -> float:
     """1, 2 or 5 times a power of ten, so that 4 to 10 of them reach `most`."""
     power = 10.0 ** math.floor(math.log10(most / 4))
-    return max(factor * power for factor in (1, 2, 5) if factor * power <= most / 4)
+    return max((factor * power for factor in (1, 2, 5) if factor * power <= most / 4), default=power)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,12 +143,18 @@ def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
         try:
             axes[key] = [kinds[key](value.strip()) for value in values.split(",")]
         except ValueError:
-            raise UsageError(f"--sweep {text!r} holds a value that is no {key}") from None
+            kind = kinds[key]
+            known = (
+                ", ".join(kind) if isinstance(kind, type) and issubclass(kind, StrEnum) else f"numbers, as in --{key}"
+            )
+            raise UsageError(f"--sweep {text!r} holds a value that is no {key}", hint=f"known: {known}") from None
     if "size" in axes and ("base" in axes or "ar" in axes):
-        raise UsageError("--sweep size and --sweep base or ar exclude each other")
+        raise UsageError("--sweep size and --sweep base or ar exclude each other", hint="drop one of them")
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     if len(points) > POINTS_LIMIT:
-        raise UsageError(f"the sweep has {len(points)} points; the limit is {POINTS_LIMIT}")
+        raise UsageError(
+            f"the sweep has {len(points)} points; the limit is {POINTS_LIMIT}", hint="sweep less at once: all combine"
+        )
     return points
 
 

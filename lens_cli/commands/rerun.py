@@ -70,7 +70,7 @@ def rerun(
     if verify and changed:
         raise UsageError(
             "--verify makes the same picture: nothing may be changed",
-            hint="only -m, --dtype, --device, --encoder, --quant",
+            hint="only -m, and how it is computed: --dtype, --device, --encoder, --quant, --profile, --vram, --compile",
         )
     _check_model(image, recorded, model)
     settings = load()

@@ -137,6 +137,7 @@ def test_a_sweep_measures_every_combination(
         (["--sweep", "colour=red"], 2, "size, ar, base, steps"),
         (["--sweep", "steps="], 2, "KEY=VALUE,VALUE"),
         (["--sweep", "steps=four"], 2, "no steps"),
+        (["--sweep", "dtype=float16"], 2, "known: auto, float32, bfloat16"),
         (["--sweep", "steps=1,0"], 2, "outside 1..250"),
         (["--sweep", "steps=1", "--sweep", "steps=2"], 2, "twice"),
         (["--sweep", "size=64x64", "--sweep", "base=128"], 2, "exclude each other"),
