@@ -91,7 +91,7 @@ class PretrainConfig:
     # sample: every picture of a step counts the same. group: every group does, as under a plain average over ranks
     # (the paper does not say); the same thing where all groups are of one size.
     average: Literal["sample", "group"] = "sample"
-    align: float = 0.0  # weight of the loss of train.align, for source scenes; 0: none, as in the paper
+    align: float = 0.0  # weight of the loss of train.align, not for packed data; 0: none, as in the paper
     align_block: int = 4  # 0-based: the block whose image tokens it watches
 
     # Optimiser

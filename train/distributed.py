@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,8 @@ def shard(model: LensTransformer2DModel, ranks: Ranks, compute: str) -> None:
     """Spread every block's parameters, then the rest; does nothing for one process."""
     if ranks.mesh is None:
         return
+    # Every output of the network and its blocks is used out of place.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if compute == "bfloat16" else None,
         reduce_dtype=torch.float32,

@@ -73,7 +73,7 @@ def run(
 
 def _check(config: PretrainConfig) -> None:
     """Raises UsageError for what cannot be trained."""
-    if config.align and config.source != "scenes":
+    if config.align and config.source == "packed":
         raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
     if config.align and not 0 <= config.align_block < config.params.num_layers:
         raise UsageError(f"align_block={config.align_block}: there are {config.params.num_layers} blocks")

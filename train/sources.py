@@ -172,16 +172,18 @@ class RandomSource:
     def load(self, at: At, group: Group) -> Loaded:
         params, (h, w) = self.config.params, group.grid
         text = (self.config.caption_tokens, len(params.selected_layer_index), params.enc_hidden_dim)
-        x0, features = [], []
+        x0, features, labels = [], [], []
         for place in group.places:  # one at a time: what a picture is does not depend on how a step is shared out
             generator = torch.Generator(self.device).manual_seed((self.config.seed * 1009 + at.step) * 100_003 + place)
             x0.append(torch.randn((h * w, params.in_channels), generator=generator, device=self.device))
             features.append(torch.randn(text, generator=generator, device=self.device).bfloat16())
+            labels.append(torch.randint(0, 2, (h * w, 2), generator=generator, device=self.device))
         return Loaded(
             x0_BNC=torch.stack(x0),
             text_BLTF=torch.stack(features),
             mask_BL=torch.ones((len(x0), text[0]), dtype=torch.bool, device=self.device),
             names=tuple(f"random picture {place} of step {at.step}" for place in group.places),
+            labels_BN2=torch.stack(labels),
         )
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
