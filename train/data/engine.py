@@ -102,6 +102,11 @@ def _begin(started: Synchronized[int]) -> None:
     pa.set_cpu_count(1)
 
 
+def _call(function: Shard, shard: int) -> None:
+    """Ray takes functions only, and a stage is an object that can be called."""
+    function(shard)
+
+
 def _run_ray(
     function: Shard, shards: Sequence[int], workers: int | None, gpus: float, on_done: Callable[[int], None]
 ) -> None:
@@ -121,14 +126,15 @@ def _run_ray(
         address = os.environ.get("RAY_ADDRESS")
         ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
     try:
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(function)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_call)
+        shared = ray.put(function)
         queue = list(shards)
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         running: dict[ray.ObjectRef, int] = {}
         while queue or running:
             while queue and len(running) < limit:
                 shard = queue.pop(0)
-                running[task.remote(shard)] = shard
+                running[task.remote(shared, shard)] = shard
             ended, _ = ray.wait(list(running), num_returns=1)
             for reference in ended:
                 shard = running.pop(reference)
