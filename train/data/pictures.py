@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -124,8 +125,10 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     # Pillow refuses to open a bomb, and then its size could not be recorded. `_forbidden` stands in.
     Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, a few lines a picture; what matters is an error
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                yield image
     except Image.UnidentifiedImageError:
         raise Unreadable("no picture of a known format") from None
     except Unreadable:

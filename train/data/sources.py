@@ -163,7 +163,7 @@ def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], s
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 end = member.offset_data + member.size
-                tar.members = []  # tarfile keeps every member it has met: 1 kB each
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  it would keep all it has met
                 if not member.isreg() or member.issparse():
                     continue
                 if member.name.lower().endswith(settings.caption_suffix):
@@ -173,7 +173,7 @@ def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], s
     except tarfile.TarError as error:
         if not end:
             raise FileError(f"cannot read {path}: {error}", hint="it must be an uncompressed tar") from error
-        note = f"{path}: {error}; what lies before is used"
+        note = f"{path} is cut short or damaged ({error}); what lies before is used"
     if end > size:
         note = f"{path} is cut short: at least {end - size:,} bytes are missing at its end; what lies before is used"
     elif note is None and not _ends(path, size, end):
