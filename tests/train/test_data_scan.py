@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -122,20 +123,19 @@ def test_a_tar_and_the_same_tar_cut_anywhere(tmp_path: Path, work: Work) -> None
 
 
 def test_a_tar_with_two_members_of_one_name(tmp_path: Path, work: Work) -> None:
-    write_tar(tmp_path / "one.tar", {"a.jpg": encoded(noise(20, 20))})
-    write_tar(tmp_path / "two.tar", {"a.jpg": encoded(noise(30, 30))})
-    both = (tmp_path / "one.tar").read_bytes()[:-10_240].rstrip(b"\0")
-    both += bytes(-len(both) % 512) + (tmp_path / "two.tar").read_bytes()
-    (tmp_path / "both.tar").write_bytes(both)
+    write_tar(tmp_path / "both.tar", {"a.jpg": encoded(noise(20, 20))})
+    (tmp_path / "a.jpg").write_bytes(encoded(noise(30, 30)))
+    with tarfile.open(tmp_path / "both.tar", "a") as tar:
+        tar.add(tmp_path / "a.jpg", "a.jpg")
     rows, _ = _scan(work, Source("s", str(tmp_path / "both.tar")))
     assert [(row["key"], row["width"]) for row in rows] == [("s/a.jpg", 20), ("s/a.jpg#2", 30)]
 
 
 def test_no_tar_at_all_and_a_compressed_one(tmp_path: Path, work: Work) -> None:
     (tmp_path / "x.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
-    with pytest.raises(FileError, match="uncompressed") as caught:
+    with pytest.raises(FileError, match=r"cannot read .*x\.tar") as caught:
         _scan(work, Source("x", str(tmp_path / "x.tar")))
-    assert "uncompressed" in str(caught.value) + str(caught.value.hint)
+    assert "uncompressed" in (caught.value.hint or "")
     (tmp_path / "x.tar.gz").write_bytes(b"x")
     with pytest.raises(UsageError) as refused:
         parse_source(str(tmp_path / "x.tar.gz"))
@@ -276,7 +276,7 @@ def test_a_picture_that_changed_after_the_scan(tmp_path: Path, work: Work) -> No
     write_tar(tmp_path / "a.tar", {"x.jpg": encoded(noise(30, 30))})
     rows, _ = _scan(work, parse_source(str(tmp_path / "a.tar")))
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
-    with pytest.raises(FileError, match="cut short at x.jpg"):
+    with pytest.raises(FileError, match=r"cut short at x\.jpg"):
         open_picture(rows[0])
     (tmp_path / "a.tar").unlink()
     with pytest.raises(FileError, match="cannot read"):
