@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from backend.errors import LensError, UsageError
+from lens_cli.console import Talk
 from train import nano
+from train.config import PretrainConfig
 from train.recipes import NanoConfig
 
 
@@ -23,3 +25,23 @@ def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None
         raise LensError(
             str(error), hint="Lower the learning rate with --set stages.0.learning_rate=…, and run the command again."
         ) from error
+
+
+def run_pretrain(config: PretrainConfig, talk: Talk) -> None:
+    """Pre-train; the run's folder on stdout."""
+    from train import pretrain
+
+    pretrain.run(config)
+    talk.data(config.run_dir)
+    talk.result({"run_dir": str(config.run_dir), "steps": config.steps})
+
+
+def run_export(run: Path, out: Path, weights: str | None, dtype: str, talk: Talk) -> None:
+    """Write a run's files; their paths on stdout."""
+    from train.export import export
+
+    paths = export(run, out, weights=weights, dtype=dtype)
+    for path in paths:
+        talk.data(path)
+    talk.say(f'try it: lens gen "a red ball" -m {paths[0]}')
+    talk.result({"paths": [str(path) for path in paths]})

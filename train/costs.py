@@ -27,13 +27,26 @@ PEAKS: dict[str, tuple[float, float]] = {
 
 
 def parameters(params: DiTParams) -> int:
-    """Of the transformer; 4,103,955,072 for the published one."""
+    """Of the transformer; 4,104,225,152 for the published one."""
     d, m, head = params.dim, params.mlp_dim, params.attention_head_dim
     features = params.enc_hidden_dim * len(params.selected_layer_index)
     block = 2 * (6 * d * d + 6 * d) + 2 * (3 * d * d + 3 * d) + 2 * (d * d + d) + 6 * d * m + 4 * d + 4 * head
     packed = params.patch_size**2 * params.out_channels
     outer = (params.in_channels * d + d) + features + (features * d + d) + (256 * d + d) + (d * d + d)
     return block * params.num_layers + outer + (2 * d * d + 2 * d) + (d * packed + packed)
+
+
+def moment_bytes(config: PretrainConfig) -> int:
+    """Of the optimiser's state: two numbers a parameter, one where Muon takes it (attention and MLP of the blocks)."""
+    params = config.params
+    blocks = params.num_layers * (8 * params.dim**2 + 6 * params.dim * params.mlp_dim)
+    return 8 * parameters(params) - (4 * blocks if config.muon else 0)
+
+
+def checkpoint_bytes(config: PretrainConfig) -> int:
+    """Weights, moments and average; without the few bytes of step counters and headers."""
+    copies = 1 if config.ema_decay is None else 2
+    return 4 * copies * parameters(config.params) + moment_bytes(config)
 
 
 def encoder_parameters(params: TextEncoderParams) -> int:
@@ -89,7 +102,7 @@ def step_flops(config: PretrainConfig, stage: Stage) -> float:
 # Memory --------------------------------------------------------------------------------------------------------------
 
 
-KEPT_WIDTHS, KEPT_HIDDEN = 21.0, 4.0  # see activations()
+KEPT_WIDTHS, KEPT_HIDDEN = 35.5, 4.0  # numbers of two bytes, see activations()
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ def memory(config: PretrainConfig, stage: Stage, encoders: float) -> Memory:
     return Memory(
         weights=4 * share,
         gradients=4 * share,
-        moments=8 * share * (1 if not config.muon else 0.6),
+        moments=moment_bytes(config) / ranks,
         average=4 * share if config.ema_decay is not None else 0.0,
         gathered=itemsize * (count if alone else 2 * count / config.params.num_layers),
         activations=activations(config, stage),
@@ -136,15 +149,15 @@ def activations(config: PretrainConfig, stage: Stage) -> float:
         )
         pictures = min(config.micro_batch or rank_batch, rank_batch)
         tokens = pictures * (base.base**2 / GRID**2 + config.caption_tokens)
-        # Numbers a token that a block keeps (counted with saved_tensors_hooks, tests/train/test_costs.py): norms,
-        # q, k, v, attention's output and the MLP's three products.
-        whole = tokens * (KEPT_WIDTHS * d + KEPT_HIDDEN * m) * 2
-        entry = tokens * d * 2
+        # What a block keeps of a token, counted with saved_tensors_hooks and without compilation, which keeps less
+        # (tests/train/test_costs.py); of the costly results alone, by adding up what `selective` names.
+        whole, entry = tokens * (KEPT_WIDTHS * d + KEPT_HIDDEN * m) * 2, tokens * d * 2
+        costly = tokens * (3.5 * d + m) * 2
         layers = config.params.num_layers
         kept = {
             "none": layers * whole,
             "full": layers * entry + whole,
-            "selective": layers * (entry + whole * 0.4) + whole,
+            "selective": layers * (entry + costly) + whole,
         }
         worst = max(worst, kept[config.checkpointing])
     return worst

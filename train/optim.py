@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon over the named matrices and AdamW over the rest, driven as one.
+    """Muon over the named matrices and AdamW over the rest, driven as one. What is frozen has no part in it.
 
     `muon(name, parameter)` is the number of matrices a parameter holds by rows (for stacks of three dimensions: any
     number above 0), or 0 where AdamW takes it.
@@ -80,7 +80,7 @@ class Optimizers:
         self, model: nn.Module, *, muon: Callable[[str, nn.Parameter], int], learning_rate: float,
         betas: tuple[float, float], weight_decay: float, fused: bool = True,
     ) -> None:  # fmt: skip
-        named = dict(model.named_parameters())
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._name_of = {p: name for name, p in named.items()}
         counts = {name: muon(name, p) for name, p in named.items()}
         matrices = [name for name, count in counts.items() if count]

@@ -62,6 +62,10 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         if len(parts) != len(typing.get_args(kind)):
             raise UsageError(f"--set {key}: needs {len(typing.get_args(kind))} numbers, like 1,2")
         return tuple(_parse(key, part.strip(), one) for part, one in zip(parts, typing.get_args(kind), strict=True))
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is Ellipsis:
+        inner = typing.get_args(kind)[0]
+        if inner in (int, float, str):
+            return tuple(_parse(key, part.strip(), inner) for part in text.split(",") if part.strip())
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"

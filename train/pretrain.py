@@ -10,9 +10,10 @@ from (`train.sources`) nor how weights are spread (`train.distributed`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -92,9 +93,23 @@ def _loop(
     )
     writer = sharded.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
     pace = _Pace(config, start, ranks.world)
-    held: list[tuple[Grid, Loaded]] = []
-    stage: Stage | None = None
+    held: dict[Stage, list[tuple[Grid, Loaded]]] = {}  # encoded when first asked for
     taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
+
+    def look(step: int, stage: Stage) -> None:
+        """Validate and preview, where it is time; on all ranks, since a sharded network needs them all."""
+        if step % config.validate_every == 0:
+            if stage not in held:
+                held.clear()
+                held[stage] = source.held(stage)
+            if held[stage]:
+                validation = validate(config, trained, held[stage])
+                if metrics is not None:
+                    metrics.log(step, loss=taken.loss, validation=validation)
+        if preview is not None and step % config.preview_every == 0:
+            sheet = preview(trained.shown, stage.base)
+            if metrics is not None:
+                metrics.picture(step, sheet)
 
     def save(step: int) -> None:
         state = {
@@ -108,20 +123,12 @@ def _loop(
         with Stopper() as stopper:
             for at, batches in _batches(config, ranks, source, start):
                 step, later = at.step, at.step != start
-                if later and step % config.validate_every == 0:
-                    if at.stage != stage:
-                        held, stage = source.held(at.stage), at.stage
-                    if held:
-                        validation = validate(config, trained, held)
-                        if metrics is not None:
-                            metrics.log(step, loss=taken.loss, validation=validation)
-                if preview is not None and later and step % config.preview_every == 0:
-                    sheet = preview(trained.shown, at.stage.base)  # on all ranks: a sharded network needs them all
-                    if metrics is not None:
-                        metrics.picture(step, sheet)
-                stop = taken.asked_to_stop or (ranks.world == 1 and stopper.asked)
-                if (later and step % config.save_every == 0) or stop:
-                    save(step)
+                with pace.paused():
+                    if later:
+                        look(step, at.stage)
+                    stop = taken.asked_to_stop or (ranks.world == 1 and stopper.asked)
+                    if (later and step % config.save_every == 0) or stop:
+                        save(step)
                 if stop:
                     break
 
@@ -134,7 +141,9 @@ def _loop(
                 if metrics is not None and (step + 1) % config.log_every == 0:
                     metrics.log(step + 1, **_values(taken, pace, config, at))
             else:
-                save(config.steps)
+                if start < config.steps:
+                    look(config.steps, config.stages[-1])
+                    save(config.steps)
         writer.wait()
     finally:
         if metrics is not None:
@@ -290,6 +299,13 @@ class _Pace:
         self.config, self.world = config, world
         self.pictures, self.flops, self.step, self.clock = 0, 0.0, start, time.monotonic()
         self.peak = costs.peak_of(torch.cuda.get_device_name()) if config.device.startswith("cuda") else None
+
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None]:
+        """Leave out what is no training."""
+        began = time.monotonic()
+        yield
+        self.clock += time.monotonic() - began
 
     def count(self, batches: Sequence[Batch]) -> None:
         """This rank's passes of one step; every rank does about the same."""

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from backend import latents, sampling
+from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import ModelParams
 from backend.pipeline import decode
@@ -49,18 +50,30 @@ def draw(
     encoded = encode_prompt(frozen.tokenizer, params.text.template, prompt)
     ids = torch.tensor([encoded.ids], device=device)
     text = torch.stack(frozen.encoder.hidden_states(ids, params.dit.selected_layer_index), 2)[:, encoded.prefix :]
+    return draw_encoded(
+        model, frozen.vae, text, seed=seed, width=width, height=height, steps=steps, guidance=guidance
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def draw_encoded(
+    model: LensTransformer2DModel, vae: AutoencoderKLFlux2, text_1LTF: torch.Tensor, *, seed: int, width: int,
+    height: int, steps: int, guidance: float,
+) -> Image.Image:  # fmt: skip
+    """One picture of features."""
+    device = text_1LTF.device
     h, w = height // latents.CELL, width // latents.CELL
 
     def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
         t = torch.full((1,), sigma, device=device)
         with torch.autocast(device.type, torch.bfloat16):
-            c = model(x, t, text, (h, w))
+            c = model(x, t, text_1LTF, (h, w))
             if guidance == 1.0:
                 return c
-            return sampling.guide(c, model(x, t, text[:, :0], (h, w)), guidance)
+            return sampling.guide(c, model(x, t, text_1LTF[:, :0], (h, w)), guidance)
 
     x = sampling.denoise(velocity, latents.noise(seed, h, w).to(device), sampling.schedule(h * w, steps))
-    return decode(frozen.vae, x, h, w, torch.float32)
+    return decode(vae, x, h, w, torch.float32)
 
 
 def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, side: int) -> Image.Image:

@@ -167,7 +167,7 @@ def toy(run_dir: Path) -> PretrainConfig:
 
 
 def one_24gb(run_dir: Path) -> PretrainConfig:
-    """Pre-training on one card of 24 GB: half a billion parameters at 256 x 256 pixels, without an average."""
+    """Pre-training on one card of 24 GB: half a billion parameters at 256 x 256 pixels."""
     return replace(
         paper_512(run_dir),
         params=SMALL,
@@ -175,7 +175,6 @@ def one_24gb(run_dir: Path) -> PretrainConfig:
         text_encoder=QWEN,
         micro_batch=16,
         encode_batch=16,
-        ema_decay=None,
         async_save=False,
         warmup=1000,
         machine=replace(_PAPER_MACHINE, gpus=1, kind="rtx-4090"),
@@ -193,10 +192,9 @@ def nano_transformer_smoke(run_dir: Path) -> PretrainConfig:
         transformer_of(nano_smoke(run_dir)),
         run_dir=run_dir,
         encoders="nano",
-        stages=(Stage(base=128, steps=12, batch=8, learning_rate=1e-3, square_share=1.0),),
+        stages=(Stage(base=128, steps=12, batch=4, learning_rate=1e-3, square_share=1.0),),
         warmup=4,
         validate_every=6,
-        preview_every=12,
         save_every=6,
     )
 

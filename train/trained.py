@@ -140,10 +140,22 @@ def _keep_costly_results() -> Any:
 class Trained:
     """The network, its average and its optimiser, on one process or many."""
 
-    def __init__(self, config: PretrainConfig, ranks: Ranks, initial: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        ranks: Ranks,
+        initial: Mapping[str, Tensor] | None = None,
+        *,
+        model: LensTransformer2DModel | None = None,
+    ) -> None:
+        """`model`: a network that has its weights, some of them frozen, for one process and without an average; None:
+        it is made here, from `initial` or from nothing."""
         self.config, self.ranks = config, ranks
-        self.model = placed(config, ranks).train()
-        if initial is None:
+        assert model is None or (ranks.mesh is None and config.ema_decay is None)
+        self.model = placed(config, ranks).train() if model is None else model.train()
+        if model is not None:
+            pass
+        elif initial is None:
             flow.init_weights(self.model, config.params, torch.Generator().manual_seed(config.seed))
         else:
             _adopt(self.model, initial)
@@ -242,7 +254,7 @@ class Trained:
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, as a checkpoint names it."""
-        out = {f"model.{name}": parameter for name, parameter in self.model.named_parameters()}
+        out = self._learned()
         if self.ema is not None:
             out |= {f"ema.{name}": tensor for name, tensor in self.ema.shadow.items()}
         out |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.tensors().items()}
@@ -254,7 +266,7 @@ class Trained:
 
     def restore(self, found: sharded.Found) -> None:
         """Take over a checkpoint. Raises CheckpointError."""
-        networks = {f"model.{name}": parameter for name, parameter in self.model.named_parameters()}
+        networks = self._learned()
         extra = [n for n in found.names if n.startswith("model.") and n not in networks]
         if extra:
             raise CheckpointError(f"{found.folder}: this run's network has no {extra[0].partition('.')[2]!r}")
@@ -269,6 +281,10 @@ class Trained:
         if self.ema is not None and f"ema.{next(iter(self.ema.shadow))}" not in networks:
             _adopt(self.shown, dict(self.model.named_parameters()))  # a run may begin to average later
         self._restore_moments(found, "optimizer", self.optimizer)
+
+    def _learned(self) -> dict[str, Tensor]:
+        """All that is trained of the network: the whole of it but where it came with frozen parts."""
+        return {f"model.{name}": p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _restore_moments(self, found: sharded.Found, part: str, optimizer: Optimizers) -> None:
         empty = {f"{part}.{name}": tensor for name, tensor in optimizer.empty_tensors().items()}

@@ -1,4 +1,4 @@
-"""`lens train`: the stages that make a model. Today: `nano`, the whole small model from nothing."""
+"""`lens train`: the stages that make a model, and `nano`, the whole small model from nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lens_cli.commands import train_data
+from lens_cli.commands import train_data, train_pretrain
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(train_data.app, name="data")
+app.command("pretrain")(train_pretrain.pretrain)
+app.command("status")(train_pretrain.status)
+app.command("export")(train_pretrain.export)
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Where the run lives. The same folder again resumes it.")]
 Recipe = Annotated[str, typer.Option("--recipe", help="nano: the shipped model. nano-smoke: seconds, to see it work.")]

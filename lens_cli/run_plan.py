@@ -1,0 +1,113 @@
+"""`lens train pretrain --dry-run`: memory, disk, hours, tokens and money before anything starts. Light."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from backend.errors import UsageError
+from backend.footprint import vae_parameters
+from backend.presets import PRESETS, get
+from lens_cli.console import Talk, human_bytes
+from lens_cli.run_status import duration
+from train import costs
+from train.config import PretrainConfig
+from train.overrides import as_json, describe
+
+
+def show(config: PretrainConfig, talk: Talk) -> None:
+    """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU."""
+    plan = make(config)
+    for line in [*describe(config).splitlines(), "", *lines(config, plan)]:
+        talk.data(line)
+    talk.result({"config": as_json(config), "plan": plan})
+
+
+def make(config: PretrainConfig) -> dict[str, Any]:
+    """The numbers. Raises UsageError."""
+    machine = config.machine
+    if machine.kind not in costs.PEAKS:
+        raise UsageError(f"machine.kind={machine.kind!r} is unknown", hint=f"one of {', '.join(costs.PEAKS)}")
+    peak, room = costs.PEAKS[machine.kind]
+    stages: list[dict[str, Any]] = []
+    for stage in config.stages:
+        flops = costs.step_flops(config, stage)
+        memory = costs.memory(config, stage, _encoder_bytes(config))
+        seconds = flops / (peak * machine.mfu * machine.gpus)
+        stages.append(
+            {
+                "pictures": stage.steps * stage.pictures,
+                "image_tokens": stage.steps * costs.stage_tokens(stage),
+                "text_tokens": stage.steps * stage.pictures * config.caption_tokens,
+                "flops": stage.steps * flops,
+                "seconds_per_step": seconds,
+                "hours": stage.steps * seconds / 3600,
+                "memory": {**asdict(memory), "total": memory.total},
+            }
+        )
+    count = costs.parameters(config.params)
+    hours = sum(stage["hours"] for stage in stages)
+    on_gpu = config.device.startswith("cuda")
+    return {
+        "parameters": count,
+        "checkpoint_bytes": costs.checkpoint_bytes(config),
+        "disk_bytes": (config.keep + 1) * costs.checkpoint_bytes(config),
+        "stages": stages,
+        "gpu_bytes": room,
+        # Of a GPU's peak: nothing is known about a processor's, whose speed `lens train status` tells once it runs.
+        "hours": hours if on_gpu else None,
+        "gpu_hours": hours * machine.gpus if on_gpu else None,
+        "money": hours * machine.gpus * machine.price if on_gpu and machine.price is not None else None,
+    }
+
+
+def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
+    """What a person reads. Everything is an estimate but parameters, pictures, tokens and disk."""
+    machine = config.machine
+    out = [f"transformer   {plan['parameters']:,} parameters"]
+    for number, (stage, part) in enumerate(zip(config.stages, plan["stages"], strict=True)):
+        out.append(
+            f"stages.{number}      {stage.steps:,} steps of {stage.pictures:,.0f} pictures: {part['pictures']:,.0f} "
+            f"pictures, {part['image_tokens']:.3g} image and {part['text_tokens']:.3g} text tokens, "
+            f"{part['flops']:.3g} operations"
+        )
+    out.append(
+        f"disk          {human_bytes(plan['checkpoint_bytes'])} a checkpoint; "
+        f"{human_bytes(plan['disk_bytes'])} with the {config.keep} that are kept and the one being written"
+    )
+    if plan["hours"] is None:
+        out.append(f"time          not known for {config.device} before it runs: `lens train status {config.run_dir}`")
+        return out
+    worst = max((part["memory"] for part in plan["stages"]), key=lambda memory: memory["total"])
+    detail = ", ".join(f"{key} {human_bytes(value)}" for key, value in worst.items() if value and key != "total")
+    verdict = "fits" if worst["total"] < 0.92 * plan["gpu_bytes"] else "does NOT fit"
+    out.append(
+        f"memory        about {human_bytes(worst['total'])} on each of {machine.gpus} {machine.kind} "
+        f"({human_bytes(plan['gpu_bytes'])}): {verdict}; {detail}"
+    )
+    for number, part in enumerate(plan["stages"]):
+        if len(plan["stages"]) > 1:
+            out.append(f"stages.{number}      about {duration(3600 * part['hours'])}")
+    out.append(
+        f"time          about {duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.0f} GPU-hours, if {machine.gpus} "
+        f"{machine.kind} reach {100 * machine.mfu:g} % of their peak (machine.mfu)"
+    )
+    if plan["money"] is None:
+        out.append("money         say what a GPU-hour costs: --set machine.price=2.5")
+    else:
+        out.append(f"money         about {plan['money']:,.0f} at {machine.price:g} a GPU-hour")
+    return out
+
+
+def _encoder_bytes(config: PretrainConfig) -> float:
+    """Of the frozen networks on a GPU, as far as their sizes are known without opening them."""
+    if config.source == "random" or config.encoders is None:
+        return 0.0
+    known = get(config.encoders) if config.encoders in PRESETS else get("lens")
+    vae = 4.0 * vae_parameters(known.params.vae)
+    if config.text_encoder is None:
+        return vae + 2.0 * costs.encoder_parameters(known.params.text)
+    stated = re.search(r"(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])", Path(config.text_encoder).name)  # as in Qwen3-0.6B
+    return vae + (2e9 * float(stated.group(1)) if stated else 0.0)

@@ -1,0 +1,67 @@
+"""What a run's folder says about it, without loading a network. Light ring: standard library only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from backend.errors import CheckpointError, UsageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its files have it."""
+
+    folder: Path
+    rows: tuple[dict[str, float], ...]  # of metrics.jsonl
+    steps: int | None  # planned; None: the run noted no plan
+    checkpoints: tuple[int, ...]  # steps
+
+    @property
+    def step(self) -> int:
+        return int(self.rows[-1]["step"]) if self.rows else 0
+
+    def last(self, key: str) -> float | None:
+        """The newest value of a number; None: never logged."""
+        return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+    def series(self, key: str) -> list[tuple[float, float]]:
+        """(step, value) of every line that has the number and whose value is finite."""
+        return [(row["step"], row[key]) for row in self.rows if key in row and abs(row[key]) < float("inf")]
+
+
+def find(folder: Path) -> list[Run]:
+    """The run in a folder, or the runs one below it (the parts of Lens-Nano). Raises UsageError: none."""
+    if (folder / "metrics.jsonl").is_file():
+        return [_read(folder)]
+    found = [_read(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
+    if not found:
+        raise UsageError(f"{folder}: no run here", hint="a folder that --run-dir named: it holds metrics.jsonl")
+    return found
+
+
+def _read(folder: Path) -> Run:
+    rows: list[dict[str, float]] = []
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            float(row["step"])
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break  # being written at this moment, or by a run that was killed
+            raise CheckpointError(f"{folder / 'metrics.jsonl'}: line {number} is no line of a log") from None
+        rows.append(row)
+    checkpoints = (path.name.partition("-")[2] for path in (folder / "checkpoints").glob("step-*"))
+    return Run(folder, tuple(rows), _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdigit())))
+
+
+def _planned(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        stages = cast("list[dict[str, Any]]", config["stages"])
+        return sum(int(stage["steps"]) for stage in stages)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
