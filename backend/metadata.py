@@ -230,7 +230,7 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
     for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
         flat[key] = str(record.get(key))
     flat["compiled"] = str(record.get("compiled") is True)
-    flat["attention"] = str(record.get("attention"))
+    flat["attention"] = str(record.get("attention") or "torch")  # older pictures: torch's own choice
     flat["encoder"] = str(record.get("encoder", Encoder.exact))
     plan: Any = record.get("plan")
     for key, value in cast("dict[str, Any]", plan).items() if isinstance(plan, dict) else ():

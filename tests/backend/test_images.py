@@ -77,6 +77,17 @@ def test_the_encoder_that_ran_is_recorded(tmp_path: Path) -> None:
             metadata.request_from({**exact, "encoder": damage}, "bad.png")
 
 
+def test_what_may_move_the_last_bits_is_named(tmp_path: Path) -> None:
+    """The kernel of attention is measured, and a compiler fuses: a picture of one differs from the other's."""
+    _, plain = save(make(), tmp_path, ImageFormat.png)
+    _, other = save(replace(make(), attention="cudnn", compiled=True), tmp_path, ImageFormat.png)
+    before, after = metadata.environment(plain), metadata.environment(other)
+    moved = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    assert moved == {"attention": ("torch", "cudnn"), "compiled": ("False", "True")}
+    old = {key: value for key, value in plain.items() if key not in ("attention", "compiled")}
+    assert metadata.environment(old) == before
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_request_round_trip(tmp_path: Path, format: ImageFormat, prompt: str) -> None:  # noqa: A002

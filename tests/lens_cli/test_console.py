@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from backend.errors import UsageError
-from backend.types import DType, GenerationRequest, Phase, PhaseDone, PhaseStarted, StepDone
+from backend.types import DType, GenerationRequest, Noticed, Phase, PhaseDone, PhaseStarted, StepDone
 from lens_cli import progress
 from lens_cli.console import Talk, human_bytes, one_line, printable
 from lens_cli.progress import Meter
@@ -94,6 +94,14 @@ def test_events_are_held_back_to_ten_a_second(
     assert steps[0] == 1 and steps[-1] == 20
     assert 5 <= len(steps) <= 12
     assert meter.summary(1, 2.0) == "1 picture in 2.0 s, 33.33 it/s, peak memory 5 B"
+
+
+def test_what_is_noticed_is_said_once_a_run(capfd: pytest.CaptureFixture[str]) -> None:
+    """A picture that fails begins the pipeline anew, which notices the same again."""
+    meter = Meter(talk=Talk(command="gen"), total=2)
+    for text in ("one", "two", "one"):
+        meter(Noticed(text=text))
+    assert capfd.readouterr().err.splitlines() == ["warning: one", "warning: two"]
 
 
 def test_outcomes() -> None:

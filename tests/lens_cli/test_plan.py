@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,11 @@ def test_a_run_by_profile_says_its_plan_and_records_it() -> None:
     assert "--profile cpu" in run.json["data"]["again"]
     record = read_metadata(Path(run.json["data"]["images"][0]["path"])).record
     assert record is not None and record["plan"]["encoder_on"] == "cpu" and record["plan"]["vae_strips"] >= 1
+    assert record["attention"] == "torch" and record["compiled"] is False
+    if sys.platform == "linux":  # elsewhere the resident set counts other things
+        (peak,) = (line.split()[-2:] for line in run.err.splitlines() if line.startswith("decode: "))
+        assert peak[1] == "MB"
+        assert run.json["data"]["plan"]["peak_bytes"] == pytest.approx(float(peak[0]) * 1e6, rel=0.15)
 
 
 @pytest.mark.parametrize(
