@@ -64,6 +64,10 @@ class ScanSettings(ListSettings):
     shard_size: int = 4096  # pictures a shard, at most
     max_pixels: int = MAX_PIXELS  # pictures of more are recorded and never decoded
 
+    def __post_init__(self) -> None:
+        if self.shard_size < 1 or self.max_pixels < 1:
+            raise UsageError("shard_size and max_pixels must be at least 1")
+
 
 # ----------------------------------------------------------------------------------------------------- listing and plan
 

@@ -42,6 +42,10 @@ class ScoreSettings:
     batch: int = 32  # pictures a call of a network
     device: str = "auto"  # of the networks: "auto", "cpu", "cuda", "cuda:1"
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError("batch must be at least 1")
+
 
 def find_models(settings: ScoreSettings) -> tuple[Model, ...]:
     """The learned filters that were named. Raises what `learned.find_model` raises."""

@@ -1,0 +1,139 @@
+"""`lens train data` as it is typed: from a folder to a report, and what a person is told on the way.
+
+One work folder serves most tests in the order in which a person would go; each stage's numbers are counted by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.lens_cli.cli import Run, lens_inside
+from tests.train.data_files import encoded, noise, write_tar
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six good pictures (four with captions), one too small, one blurred, one broken; a tar of two, cut short."""
+    from PIL import ImageFilter
+
+    top = tmp_path_factory.mktemp("sources")
+    (top / "photos").mkdir()
+    for i in range(6):
+        (top / "photos" / f"good{i}.jpg").write_bytes(encoded(noise(420, 400, i)))
+        if i < 4:
+            (top / "photos" / f"good{i}.txt").write_text("word " * (10 * i + 1))
+    (top / "photos" / "small.png").write_bytes(encoded(noise(100, 100), "PNG"))
+    (top / "photos" / "<b>blurred.jpg").write_bytes(encoded(noise(420, 400).filter(ImageFilter.GaussianBlur(9))))
+    (top / "photos" / "broken.jpg").write_bytes(encoded(noise(420, 400))[:5000])
+    whole = write_tar(top / "shards.tar", {"a.jpg": encoded(noise(400, 400)), "b.jpg": encoded(noise(400, 400))})
+    (top / "shards.tar").write_bytes(whole[: len(whole) // 2])
+    return top
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    def run(stage: str, *words: str) -> Run:
+        return lens_inside(monkeypatch, capfd, "train", "data", stage, *words)
+
+    return run
+
+
+def test_from_a_folder_to_a_report(data, photos: Path, tmp_path: Path) -> None:
+    work = str(tmp_path / "work")
+    dry = data("scan", work, str(photos / "photos"), f"old={photos / 'shards.tar'}", "--dry-run", "--json")
+    assert dry.code == 0, dry.err
+    assert dry.json["data"]["pictures"] == 11 and dry.json["data"]["measured_on"] == 11
+    assert not Path(work).exists()
+
+    scan = data("scan", work, str(photos / "photos"), f"old={photos / 'shards.tar'}", "--workers", "0", "--json")
+    assert scan.code == 0, scan.err
+    assert scan.json["data"]["pictures"] == 11
+    assert scan.json["data"]["captions"] == 4
+    assert scan.json["data"]["shards"] == 2
+    assert any("cut short" in warning for warning in scan.json["warnings"])
+
+    early = data("select", work)
+    assert early.code == 0
+    assert "clarity is not applied: it was not scored" in early.err
+
+    score = data("score", work, "--workers", "0", "--json")
+    assert score.json["data"] == {"filters": ["broken", "clarity", "entropy", "luminance"], "shards": 2}
+
+    select = data("select", work, "--workers", "0", "--json")
+    assert select.json["data"]["kept"] == 7  # six photos and the tar's first
+    assert select.json["data"]["dropped"] == {"broken": 2, "area": 1, "clarity": 1}
+
+    foretold = data("select", work, "--set", "photos.clarity=none", "--dry-run", "--json")
+    assert foretold.json["data"]["kept"] == 8
+    again = data("select", work, "--workers", "0", "--json")
+    assert again.json["data"]["kept"] == 7  # a dry run is not remembered
+    data("select", work, "--workers", "0", "--set", "photos.clarity=none")
+    assert json.loads((tmp_path / "work" / "config.json").read_text())["select"] == {"photos.clarity": None}
+    assert data("select", work, "--workers", "0", "--json").json["data"]["kept"] == 8  # what was set is
+
+    report = data("report", work)
+    assert report.lines == [f"{work}/report.html"]
+    page = Path(report.lines[0]).read_text(encoding="utf-8")
+    assert "<strong>8 kept</strong>" in page
+    assert "on average\n<strong>16 words</strong>; the paper's are 109" in page  # 1, 11, 21 and 31
+    assert "&lt;b&gt;blurred.jpg" in page and "<b>blurred" not in page  # names are strangers' text
+    assert page.count("<svg") == 7  # funnel, captions; area, aspect, clarity, entropy, luminance
+    assert "data:image/jpeg;base64," in page
+    assert not re.search(r"(src|href)=\"?(http|/)", page)  # one file, no links
+    assert "cut short" in page
+
+
+def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    words = (str(work), str(photos / "photos"), "--workers", "0", "--set", "select.entropy=0", "--set", "report.near=2")
+    first = data("run", *words)
+    assert first.code == 0, first.err
+    assert "select: 6 of 9 pictures kept" in first.err
+    tables = {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet")}
+    assert data("run", str(work), "--workers", "0").code == 0  # the sources are remembered
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet")} == tables
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("scan", "WORK"), "no pictures were named", "lens train data scan"),
+        (("scan", "WORK", "/no/where"), "no such source: /no/where", "NAME=PATH"),
+        (("score", "WORK"), "nothing was scanned yet", "lens train data scan"),
+        (("select", "WORK"), "nothing was scanned yet", "lens train data scan"),
+        (("report", "WORK"), "nothing was scanned yet", "lens train data scan"),
+        (("scan", "WORK", "PHOTOS", "--set", "shard=9"), "scan has no such setting", "shard_size"),
+        (("scan", "WORK", "PHOTOS", "--set", "shard_size=x"), "'x' is not int", None),
+        (("scan", "WORK", "PHOTOS", "--set", "shard_size=0"), "shard_size", None),
+        (("scan", "WORK", "PHOTOS", "--engine", "slurm"), "unknown engine 'slurm'", "local, ray"),
+        (("run", "WORK", "PHOTOS", "--set", "entropy=3"), "not stage.key=value", "select"),
+    ],
+)
+def test_what_cannot_be_done_says_why(
+    data,
+    photos: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
+    hint: str | None,
+) -> None:
+    places = {"WORK": str(tmp_path / "work"), "PHOTOS": str(photos / "photos")}
+    run = data(*(places.get(word, word) for word in words))
+    assert run.code in (1, 2)
+    assert message in run.err
+    assert hint is None or hint in run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_config_edited_by_hand(data, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "config.json").write_text("{not json")
+    run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
+    assert run.code == 1 and "config.json" in run.err and "mend it" in run.err
+    (tmp_path / "work" / "config.json").write_text('{"scan": {"shards": 3}}')
+    run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
+    assert run.code == 2 and "has no setting 'shards'" in run.err
