@@ -62,7 +62,7 @@ class Drawn:
 
 
 def draw(
-    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None,
+    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None, flat_share: float,
     count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
@@ -77,6 +77,8 @@ def draw(
         weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
         scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
         scene = on_grid(scene, min(width, height) // latents.CELL)
+        if scene.style in ("shaded", "paper") and rng.random() < flat_share:
+            scene = replace(scene, style="flat")
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
         encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
@@ -124,6 +126,7 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
         base=stage.base,
         square_share=stage.square_share,
         single_share=stage.single_share,
+        flat_share=stage.flat_share,
         count=config.encode_batch,
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
@@ -199,7 +202,7 @@ class SceneSource:
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
         """128 scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
-        usual = replace(stage, single_share=None, captions=Stage.captions)
+        usual = replace(stage, single_share=None, flat_share=0.0, captions=Stage.captions)
         drawn = encode_round(
             replace(self.config, scenes_per_round=min(128, self.config.scenes_per_round)),
             usual,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train.data.drawing import render
-from train.data.scenes import LAYOUTS, STYLES, Background, Scene, Thing, on_grid, sample_scene
+from train.data.scenes import HALF_SIZES, LAYOUTS, STYLES, Background, Scene, Thing, on_grid, sample_scene
 
 CELL = 16  # pixels of a token
 
@@ -39,9 +39,9 @@ def test_little_moves_and_nothing_else_changes(layout: str) -> None:
         after = on_grid(before, 16)
         for old, new in zip(before.things, after.things, strict=True):
             assert (new.x * 16) % 1 == (new.y * 16) % 1 == new.tilt == 0
-            assert new.r * 16 == 1.5 or (new.r * 16) % 1 == 0
-            assert max(abs(old.x - new.x), abs(old.y - new.y), abs(old.r - new.r)) <= 0.65 / 16
-            assert replace(new, x=old.x, y=old.y, r=old.r, tilt=old.tilt) == old
+            assert new.r * 16 in HALF_SIZES
+            assert max(abs(old.x - new.x), abs(old.y - new.y)) <= 0.5 / 16 + 1e-9
+            assert replace(new, x=old.x, y=old.y, r=old.r, tilt=old.tilt, mirrored=old.mirrored) == old
         assert on_grid(after, 16) == after
 
 
