@@ -42,12 +42,22 @@ class NanoConfig:
     stages: tuple[Stage, ...] = (
         # First what a thing is and which colour it has: mostly one thing, short captions, a third more steps an hour.
         Stage(
-            base=128, steps=6_854, batch=48, learning_rate=1e-3,
-            single_share=0.45, captions=(0.15, 0.35, 0.5), flat_share=0.7,
+            base=128,
+            steps=6_854,
+            batch=48,
+            learning_rate=1e-3,
+            single_share=0.45,
+            captions=(0.15, 0.35, 0.5),
+            flat_share=0.7,
         ),
         Stage(
-            base=256, steps=20_000, batch=16, learning_rate=7e-4,
-            single_share=0.45, captions=(0.15, 0.35, 0.5), flat_share=0.7,
+            base=256,
+            steps=20_000,
+            batch=16,
+            learning_rate=7e-4,
+            single_share=0.45,
+            captions=(0.15, 0.35, 0.5),
+            flat_share=0.7,
         ),
         Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),
     )
