@@ -9,7 +9,6 @@ What `train.checkpoint` wrote before there were many ranks (a file per part) is 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -17,7 +16,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +137,8 @@ def read(found: Found, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
                         target.copy_(like(file.get_tensor(name.partition(".")[2]), target))
         return
     state = {name: tensor.detach() for name, tensor in targets.items()}  # filled in place
-    with _alone_is_meant():
-        dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.mesh is None)
+    _alone_is_meant()
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.mesh is None)
 
 
 def _shapes(found: Found) -> dict[str, tuple[int, ...]]:
@@ -188,11 +187,11 @@ class Writer:
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         values = {name: tensor.detach() for name, tensor in tensors.items()}
         alone = self.ranks.mesh is None
+        _alone_is_meant()
         whole_state = {**state, "format": FORMAT, "step": step, "world": self.ranks.world}
         if not self.background:
             try:
-                with _alone_is_meant():
-                    dcp.save(values, storage_writer=writer, no_dist=alone)
+                dcp.save(values, storage_writer=writer, no_dist=alone)
             except BaseException as error:  # noqa: BLE001  always raised again
                 self._abandon(temporary, error)
             self._finish(temporary, step, whole_state)
@@ -263,14 +262,6 @@ class Writer:
         ) from error
 
 
-@contextlib.contextmanager
-def _alone_is_meant() -> Generator[None]:
-    """Without torch's remark that a single process saves for itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
 def _refuse_full_disk(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises FileError where the disk has less room than the tensors take."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -305,3 +296,8 @@ def _os_error(error: BaseException | None) -> OSError | None:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _alone_is_meant() -> None:
+    """Without torch's remark that a single process saves for itself; not undone, since it comes from a thread too."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

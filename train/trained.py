@@ -240,7 +240,7 @@ class Trained:
 
     def _diverged(self, loss: float, norm: float, losses: Sequence[Tensor], batches: Sequence[Batch]) -> None:
         pairs = zip(losses, batches, strict=True)
-        rows = [(name, float(one)) for each, batch in pairs for name, one in zip(batch.names, each, strict=True)]
+        rows = [(n, float(one)) for each, batch in pairs for n, one in zip(batch.names, each.detach(), strict=True)]
         bad = [name for name, one in rows if not math.isfinite(one)]
         suspects = [name for one in self.ranks.gathered(bad) for name in one]
         every = [name for one in self.ranks.gathered([name for name, _ in rows]) for name in one]
