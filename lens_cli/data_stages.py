@@ -1,6 +1,6 @@
 """The heavy half of `lens train data`: one function a stage, wired to the engine and to the two streams.
 
-`ORDER` is what `run` goes through. A stage's function takes a Call, remembers its settings in WORK/config.json, runs
+`order` is what `run` goes through. A stage's function takes a Call, remembers its settings in WORK/config.json, runs
 the shards that are not done, and says what came of it.
 """
 
@@ -196,15 +196,25 @@ def report(call: Call) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ run
 
+
 # Stages after `scan`, in their order. Those that need what the work folder was not given (an endpoint for captions) say
 # so and do nothing.
-ORDER: dict[str, Callable[[Call], None]] = {"score": score, "select": select, "report": report}
+def order() -> dict[str, Callable[[Call], None]]:
+    from lens_cli import data_packing  # imports this module
+
+    later = {
+        "dedup": data_packing.find_duplicates,
+        "caption": data_packing.caption_if_told,
+        "bucket": data_packing.bucket,
+        "pack": data_packing.pack,
+    }
+    return {"score": score, "select": select, **later, "report": report}
 
 
 def run_all(call: Call, given: Sequence[str]) -> None:
-    """`scan` and then `ORDER`; `--set stage.key=value` goes to its stage. With --dry-run: what `scan` can tell."""
+    """`scan` and then `order`; `--set stage.key=value` goes to its stage. With --dry-run: what `scan` can tell."""
     settings: dict[str, list[str]] = {"scan": []}
-    settings |= {name: [] for name in ORDER}
+    settings |= {name: [] for name in order()}
     for text in call.given:
         stage, dot, rest = text.partition(".")
         if not dot or stage not in settings:
@@ -213,6 +223,6 @@ def run_all(call: Call, given: Sequence[str]) -> None:
     inner = replace(call, talk=replace(call.talk, json=False, warnings=call.talk.warnings))
     scan(replace(inner, given=tuple(settings["scan"])), given)
     if not call.dry_run:
-        for name, stage in ORDER.items():
+        for name, stage in order().items():
             stage(replace(inner, given=tuple(settings[name])))
     call.talk.result({"work": str(call.folder)})

@@ -116,6 +116,115 @@ def select(
     data_stages.select(call_of("select", work, set_, engine, workers, dry_run, json, quiet))
 
 
+@app.command("dedup")
+def dedup(
+    work: Work,
+    set_: Set = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Of pictures that are the same or look it, keep the best: same file, same look, CLIP embeddings above 0.985.
+
+    The largest is the best, then the best liked. CLIP needs `score --set clip=MODEL`. Settings: kinds, most_bits,
+    most_colour, cosine, probes, device
+    """
+    from lens_cli import data_packing
+
+    data_packing.find_duplicates(call_of("dedup", work, set_, engine, workers, dry_run, json, quiet))
+
+
+@app.command("caption")
+def caption(
+    work: Work,
+    set_: Set = None,
+    batch_out: Annotated[
+        Path | None, typer.Option("--batch-out", help="Ask nothing: write OpenAI batch files (.jsonl) to this folder.")
+    ] = None,
+    batch_in: Annotated[
+        list[Path] | None, typer.Option("--batch-in", help="Take answers from this batch file (repeatable).")
+    ] = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Have each kept picture described by a vision model behind an OpenAI-compatible endpoint.
+
+    lens train data caption work/ --set model=NAME --set base_url=http://127.0.0.1:8000/v1 · an answer is never paid for
+    twice; a key is the setting reasoner.api_key · vllm run-batch reads and writes the batch files, too · settings:
+    model, base_url, prompt, brief, own, side, attempts, at_once, least_words, most_words, language, price_in, …
+    """
+    from backend.errors import UsageError
+    from lens_cli import data_packing
+
+    if batch_out is not None and batch_in:
+        raise UsageError("--batch-out and --batch-in exclude each other", hint="first in, then out what is still open")
+    call = call_of("caption", work, set_, "local", 0, dry_run, json, quiet)
+    data_packing.caption(call, batch_out=batch_out, batch_in=batch_in or [])
+
+
+@app.command("bucket")
+def bucket(
+    work: Work,
+    set_: Set = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Give each picture one of the 27 shapes of training, and its crop. None is enlarged; no pixel is touched yet.
+
+    lens train data bucket work/ --set bases=512 --set ratios=1:1 · settings: bases, ratios, upscale, least_kept,
+    weights
+    """
+    from lens_cli import data_packing
+
+    data_packing.bucket(call_of("bucket", work, set_, engine, workers, dry_run, json, quiet))
+
+
+@app.command("pack")
+def pack(
+    work: Work,
+    set_: Set = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Crop, scale and write WORK/pack: WebDataset tars, a folder a shape, and the index that training reads.
+
+    lens train data pack work/ --set format=webp --set quality=90 · settings: text (caption, brief, alt), format,
+    quality, tar_bytes, max_chars
+    """
+    from lens_cli import data_packing
+
+    data_packing.pack(call_of("pack", work, set_, engine, workers, dry_run, json, quiet))
+
+
+@app.command("text-images")
+def text_images(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the tars.")],
+    set_: Set = None,
+    engine: Engine = "local",
+    workers: Workers = None,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw words on backgrounds, with captions that quote them: a source for scan. The paper's fourth.
+
+    lens train data text-images texts/ --set count=10000 --set fonts=FONTS/ · settings: count, seed, bases, fonts,
+    texts, backgrounds, most_texts, turned, most_degrees, blurred, outlined, quality
+    """
+    from lens_cli import data_packing
+
+    data_packing.text_images(call_of("text-images", out, set_, engine, workers, dry_run, json, quiet))
+
+
 @app.command("report")
 def report(
     work: Work,

@@ -31,7 +31,7 @@ from backend.files import make_folder, replacing
 from train.data.texts import MAX_CHARS, unusable
 
 VERSION = 1  # raised when results change
-TEXTS = ("caption", "brief", "alt")
+TEXTS = ("caption", "brief", "alt")  # alt: that came with the picture
 SUFFIXES = {"jpeg": "jpg", "webp": "webp", "png": "png"}  # file format -> member's name
 SCHEMA = pa.schema(
     [
@@ -54,14 +54,16 @@ SCHEMA = pa.schema(
 class PackConfig:
     """What the stage `pack` is told."""
 
-    text: str = "caption"  # what becomes .txt: caption (dense), brief, or alt: the text that came with the picture
+    # What becomes .txt: caption (dense), brief, or alt, the text that came with the picture. None: caption where the
+    # stage `caption` has run, else alt; the command says which.
+    text: str | None = None
     format: str = "jpeg"  # jpeg (4:4:4), webp or png (lossless)
     quality: int | None = None  # 1..100; None: 95 for jpeg, lossless for webp
     tar_bytes: int = 1_000_000_000  # a bucket of a shard goes on in a next tar beyond this
     max_chars: int = MAX_CHARS  # of a caption; a longer one is no caption
 
     def __post_init__(self) -> None:
-        if self.text not in TEXTS:
+        if self.text is not None and self.text not in TEXTS:
             raise UsageError(f"text = {self.text!r} is no kind of caption", hint=f"known: {', '.join(TEXTS)}")
         if self.format not in SUFFIXES:
             raise UsageError(f"format = {self.format!r} is unknown", hint=f"known: {', '.join(SUFFIXES)}")
@@ -179,7 +181,7 @@ def _members(row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], bytes],
     data = encode(scaled, ImageFormat(config.format), quality=config.quality, record=None)
     return {
         SUFFIXES[config.format]: data,
-        "txt": row[config.text].strip().encode(),
+        "txt": row[config.text or TEXTS[0]].strip().encode(),
         "json": json.dumps(record(row), ensure_ascii=False).encode(),
     }
 
@@ -196,7 +198,7 @@ def record(row: Mapping[str, Any]) -> dict[str, Any]:
 def _problem(row: Mapping[str, Any], config: PackConfig) -> str | None:
     if row.get("error") is not None:
         return str(row["error"])
-    return unusable(row.get(config.text), config.max_chars)
+    return unusable(row.get(config.text or TEXTS[0]), config.max_chars)
 
 
 def _refuse_twins(keys: Sequence[str]) -> None:
