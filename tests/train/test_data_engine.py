@@ -101,6 +101,7 @@ def test_a_ray_node_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, mon
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
     small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_log_monitor": False}
     cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
+    assert cluster.head_node is not None
     try:
         doomed = cluster.add_node(**small)
         ray.init(address=cluster.address, log_to_driver=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ from backend.errors import CheckpointError, LensError, ModelMissingError
 from train.data.score import LEARNED, ScoreSettings, find_models, score_rows
 from train.data.scores import learned
 
-_VISION = {
+_VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -41,7 +42,13 @@ _VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-_TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+_TEXT: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 9,
+}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +141,7 @@ def test_scores_are_those_of_transformers(folders: dict[str, Path], batch: int) 
             pixels = processor.from_pretrained(folders[name])(images=pictures, return_tensors="pt")["pixel_values"]
             expected = network(pixels).logits.softmax(-1)
             assert expected.std() > 0.05  # the classes differ, so a swapped label would show
-            for i, label in network.config.id2label.items():
+            for i, label in dict(network.config.id2label or {}).items():
                 column = tables[name][label].to_pylist()
                 assert column[1] is None
                 assert [column[r] for r in real] == pytest.approx(expected[:, i].tolist(), abs=1e-5)

@@ -7,6 +7,7 @@ second run finds or replaces them, and nothing is lost or doubled.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -124,7 +125,8 @@ def _run_ray(
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+        alone = None if address else False  # only a cluster that starts here can be asked to have no dashboard
+        ray.init(address=address, include_dashboard=alone, log_to_driver=False, logging_level=logging.ERROR)
     try:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_call)
         shared = ray.put(function)
