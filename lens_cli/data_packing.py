@@ -22,7 +22,7 @@ from train.data.engine import run_shards
 from train.data.pack import PackConfig
 from train.data.packing import Bucket, Pack, choose_text
 from train.data.scan import planned
-from train.data.settings import section, write_section
+from train.data.settings import read_sections, section, write_section
 
 
 def find_duplicates(call: Call) -> None:
@@ -97,6 +97,8 @@ def _captioner(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> 
     from backend.settings import load
 
     reasoner = load().reasoner
+    if set(read_sections(call.folder).get("sources", {})) <= set(settings.own):
+        return captions.Caption(call.work, settings, "source", None)  # nobody is to be asked
     model = settings.model or reasoner.model
     if not model:
         raise UsageError("no model was named for captions", hint="--set model=NAME, or the setting reasoner.model")

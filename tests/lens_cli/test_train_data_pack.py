@@ -1,0 +1,153 @@
+"""`lens train data` from duplicates to tars, as it is typed, with a captioning endpoint on the loopback.
+
+One work folder in the order in which a person would go; what comes out is read by the reader that training uses.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend import endpoint as endpoint_module
+from tests.backend.scripted_endpoint import Endpoint, completion
+from tests.lens_cli.cli import Run, lens_inside
+from tests.train.test_captions import FOX, answered, write
+from tests.train.test_dedup import scene
+from train.data.reader import PackedIndex, Reader
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(endpoint_module, "_LEARNED", {})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def run(stage: str, *words: str) -> Run:
+        return lens_inside(monkeypatch, capfd, "train", "data", stage, *words)
+
+    return run
+
+
+RUN = ("--set", "select.area=none", "--set", "select.clarity=none", "--set", "select.entropy=none",
+       "--set", "bucket.bases=64,128", "--set", "pack.format=png", "--workers", "0")  # fmt: skip
+
+
+@dataclass
+class Ready:
+    """A work folder that `run` made, for all tests of this file: each takes a copy."""
+
+    work: Path
+    photos: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Ready]:
+    return []
+
+
+@pytest.fixture
+def work(data, made: list[Ready], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """Four pictures with captions, one of them of a bucket's own size, and a fifth that is another, scaled."""
+    if not made:
+        top = tmp_path_factory.mktemp("made")
+        folder = top / "photos"
+        folder.mkdir()
+        for number in range(4):
+            scene(number, 200 if number else 128, 150 if number else 128).save(folder / f"{number}.png")
+            (folder / f"{number}.txt").write_text(f"alt text {number}")
+        scene(1, 200, 150).resize((120, 90), Image.Resampling.LANCZOS).save(folder / "copy.jpg")
+        run = data("run", str(top / "work"), str(folder), *RUN)
+        assert run.code == 0, run.err
+        made.append(Ready(top / "work", folder, run.err))
+    shutil.copytree(made[0].work, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def texts(work: Path) -> list[str]:
+    reader = Reader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
+    return sorted(reader.batch(position).samples[0].text for position in range(reader.epoch_batches))
+
+
+def test_run_packs_what_came_with_the_pictures(work: Path, made: list[Ready]) -> None:
+    assert "1 duplicates dropped (0 exact, 1 perceptual)" in made[0].said
+    assert "caption: passed over" in made[0].said
+    assert "the texts that came with the pictures become the texts" in made[0].said
+    assert texts(work) == [f"alt text {number}" for number in range(4)]
+
+
+def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:
+    """The picture of a bucket's own size is neither scaled nor cropped: in PNG not a bit changed."""
+    reader = Reader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
+    samples = [reader.batch(position).samples[0] for position in range(reader.epoch_batches)]
+    (found,) = [sample for sample in samples if sample.text == "alt text 0"]
+    assert (found.pixels() == np.asarray(Image.open(made[0].photos / "0.png"))).all()
+
+
+def test_captions_by_asking_then_packed(data, work: Path) -> None:
+    nobody = data("caption", str(work))
+    assert nobody.code == 2 and "no model was named" in nobody.err and "--set model=NAME" in nobody.err
+    money = data("caption", str(work), "--dry-run", "--set", "price_in=2", "--set", "price_out=8", "--json")
+    told = money.json["data"]
+    assert told["pictures"] == 4
+    assert told["dollars"] == pytest.approx(4 * (told["tokens_in"] * 2 + told["tokens_out"] * 8) / 1e6)
+    with Endpoint(completion(FOX)) as endpoint:
+        asked = data("caption", str(work), "--set", "model=eye", "--set", f"base_url={endpoint.url}", "--json")
+        assert asked.code == 0, asked.err
+    assert asked.json["data"]["captions"] == 4 == len(endpoint.asked)  # the duplicate was not paid for
+    pack = data("pack", str(work), "--workers", "0")
+    assert pack.out.decode().strip() == str(work / "pack") and "dense captions become the texts" in pack.err
+    assert texts(work) == [FOX] * 4
+    assert data("pack", str(work), "--workers", "0", "--set", "text=alt").code == 0
+    assert texts(work) == [f"alt text {number}" for number in range(4)]
+
+
+def test_batch_files(data, work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = data("caption", str(work), "--set", "model=eye", "--batch-out", str(out))
+    assert asked.code == 0, asked.err
+    (file,) = map(Path, asked.out.decode().split())
+    lines = file.read_text().splitlines()
+    assert len(lines) == 4
+    assert {json.loads(line)["body"]["model"] for line in lines} == {"eye"}
+    answers = write(tmp_path / "answers.jsonl", answered(file, size=None))
+    taken = data("caption", str(work), "--batch-in", str(answers), "--json")
+    assert taken.json["data"]["captions"] == 4 and taken.json["data"]["mean_words"] == pytest.approx(67)
+    both = data("caption", str(work), "--batch-in", str(answers), "--batch-out", str(out))
+    assert both.code == 2 and "exclude each other" in both.err
+
+
+def test_captions_of_ones_own_need_no_model(data, work: Path) -> None:
+    own = data("caption", str(work), "--set", "own=photos", "--json")
+    assert own.code == 0 and own.json["data"]["captions"] == 4
+
+
+def test_stages_out_of_order_and_wrong_settings(data, tmp_path: Path) -> None:
+    photos, work = tmp_path / "photos", tmp_path / "work"
+    photos.mkdir()
+    scene(0, 64, 64).save(photos / "a.png")
+    assert data("scan", str(work), str(photos), "--workers", "0").code == 0
+    for words in (("dedup",), ("bucket",), ("pack",), ("caption", "--set", "own=photos")):
+        early = data(words[0], str(work), *words[1:])
+        assert early.code == 1, early.err
+        assert "is not done for shard 0" in early.err and "run the stage first: lens train data" in early.err
+    wrong = data("bucket", str(work), "--set", "bases=512,100")
+    assert wrong.code == 2 and "rising" in wrong.err
+    assert data("pack", str(work), "--set", "format=gif").code == 2
+
+
+def test_text_images(data, tmp_path: Path) -> None:
+    out = tmp_path / "texts"
+    words = ("text-images", str(out), "--set", "count=5", "--set", "bases=64", "--workers", "0")
+    dry = data(*words, "--dry-run", "--json")
+    assert dry.json["data"]["pictures"] == 5 and not out.exists()
+    drawn = data(*words)
+    assert drawn.code == 0 and drawn.out.decode().strip() == str(out) and (out / "00000-0.tar").exists()
+    scan = data("scan", str(tmp_path / "work"), f"texts={out}", "--workers", "0", "--json")
+    assert scan.json["data"]["pictures"] == 5 == scan.json["data"]["captions"]
+    assert data("text-images", str(out), "--set", "fonts=" + str(tmp_path / "work")).code == 2
