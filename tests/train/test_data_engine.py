@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -82,6 +84,28 @@ def test_a_shard_that_kills_its_workers_is_named(tmp_path: Path) -> None:
 def test_a_fault_of_the_function_comes_through(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UsageError, match="shard 2 is not to my liking"):
         run_shards(Square(tmp_path, fails_on=2), range(4), "local", workers)
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
+    """kill -9 tells nobody. A worker that stayed would hold its memory, and its GPU, for ever."""
+    square = f"Square(Path({str(tmp_path)!r}), seconds=60)"
+    code = "from pathlib import Path\nfrom tests.train.test_data_engine import *\n"
+    code += f"run_shards({square}, range(2), workers=1)"
+    script = tmp_path / "script.py"  # a file, since spawned workers import the main module again
+    script.write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
+    root = Path(__file__).resolve().parents[2]
+    command = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
+    try:
+        while not (found := list(tmp_path.glob("starts/0-*"))):
+            assert command.poll() is None
+            time.sleep(0.05)
+        worker = int(found[0].name.split("-")[1])
+        assert psutil.pid_exists(worker)
+    finally:
+        command.kill()
+        command.wait()
+    _, alive = psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=20)
+    assert not alive
 
 
 def test_unknown_engine() -> None:

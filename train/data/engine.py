@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -94,13 +95,22 @@ def _run_pool(function: Shard, left: list[int], workers: int, on_done: Callable[
 
 
 def _begin(started: Synchronized[int]) -> None:
-    """In a new worker: its number, for the choice of a GPU, and one thread."""
+    """In a new worker: its number, for the choice of a GPU, one thread to compute, and one that watches its parent."""
     with started.get_lock():
         os.environ["LENS_WORKER"] = str(started.value)
         started.value += 1
     # Workers share the cores among themselves; each with a pool of threads of its own would be slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     pa.set_cpu_count(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker of a pool waits for work for ever, also where the process that would give it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # what it was writing is a temporary file yet
 
 
 def _call(function: Shard, shard: int) -> None:
