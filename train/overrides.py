@@ -6,6 +6,7 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import types
 import typing
 from dataclasses import replace
@@ -69,6 +70,10 @@ def _parse(key: str, text: str, kind: Any) -> Any:
     if kind is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
+    elif isinstance(kind, type) and issubclass(kind, enum.StrEnum):
+        if text in list(kind):
+            return kind(text)
+        raise UsageError(f"--set {key}: {text!r} is none of {', '.join(kind)}")
     elif kind in (int, float, str, Path):
         try:
             return kind(text.replace("_", "") if kind is int else text)

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from lens_cli.commands import train_data, train_pretrain
+from lens_cli.commands import train_data, train_lora, train_pretrain
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(train_data.app, name="data")
 app.command("pretrain")(train_pretrain.pretrain)
+app.command("lora")(train_lora.lora)
 app.command("status")(train_pretrain.status)
 app.command("export")(train_pretrain.export)
 

@@ -1,0 +1,127 @@
+"""`lens train lora` behind its flags: run it, or say what it would take."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from backend.errors import CancelledError
+from backend.weights import ModelFiles, resolve_model
+from lens_cli.console import Talk, human_bytes
+from lens_cli.run_status import duration
+from train.data.folder import Folder, read_folder
+from train.lora_config import LoraConfig
+from train.lora_plan import Forecast, forecast, small_buckets
+from train.overrides import as_json, describe
+
+
+def tune(config: LoraConfig, talk: Talk) -> None:
+    """Train; the files on stdout, and as the last line of all the command that tries them. Raises LensError."""
+    from train import lora
+
+    result = lora.run(config, talk.say)
+    if not result.finished:
+        for path in result.files:
+            talk.data(path)
+        raise CancelledError(
+            f"stopped after step {result.step:,} of {config.steps:,}; the state and the files so far are saved",
+            hint="the same command goes on from there",
+        )
+    for path in result.files:
+        talk.data(path)
+    talk.say(f"look at {config.run_dir / 'metrics.jsonl'}: lens train status {shlex.quote(str(config.run_dir))}")
+    talk.say(try_it(config, result.files[0], result.caption))
+    talk.result(
+        {
+            "run_dir": str(config.run_dir),
+            "steps": result.step,
+            "files": [str(path) for path in result.files],
+            "try": try_it(config, result.files[0], result.caption),
+        }
+    )
+
+
+def try_it(config: LoraConfig, path: Path, caption: str) -> str:
+    """The command that draws with what was trained."""
+    prompt = config.preview_prompt or caption
+    words = ["lens", "gen", " ".join(prompt.split()), "-m"]
+    words += [str(path)] if config.tune == "full" else [config.model, "--lora", str(path)]
+    return shlex.join(words)
+
+
+def explain(config: LoraConfig, talk: Talk) -> None:
+    """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing."""
+    files = resolve_model(config.model)
+    folder = read_folder(config, config.bases_of(files.preset))
+    for key, why in folder.left_out:
+        talk.warn(f"left out: {key}: {why}")
+    plan = forecast(config, files, folder, on_cpu=_on_cpu(config))
+    for line in [*describe(config).splitlines(), "", *lines(config, files, folder, plan)]:
+        talk.data(line)
+    shapes = [
+        {"width": width, "height": height, "pictures": len(pictures)}
+        for (height, width), pictures in folder.buckets().items()
+    ]
+    numbers = {**asdict(plan), "memory": plan.memory, "disk": plan.disk}
+    talk.result(
+        {
+            "config": as_json(config),
+            "plan": numbers,
+            "buckets": shapes,
+            "training": len(folder.training),
+            "held_out": len(folder.held),
+        }
+    )
+
+
+def _on_cpu(config: LoraConfig) -> bool:
+    if config.device != "auto":
+        return config.device.startswith("cpu")
+    from backend.device import choose_device
+
+    return choose_device("auto").type == "cpu"
+
+
+def lines(config: LoraConfig, files: ModelFiles, folder: Folder, plan: Forecast) -> list[str]:
+    """What a person reads. Pictures, epochs, numbers learned and checkpoints are counted; the rest is estimated."""
+    total = len(folder.training) + len(folder.held)
+    out = [f"pictures   {total:,}: {len(folder.training):,} to train on, {len(folder.held):,} held out"]
+    for (height, width), pictures in folder.buckets().items():
+        out.append(f"  {width:>4} x {height:<4}  {len(pictures):,}")
+    for (height, width), count in small_buckets(config, folder):
+        out.append(f"  {width} x {height} has {count}, fewer than a batch of {config.batch}: its batches are smaller")
+    out.append(
+        f"steps      {config.steps:,} of {config.pictures_per_step} pictures: each is seen {plan.epochs:.1f} times"
+    )
+    out.append(f"learned    {plan.learned:,} numbers")
+    base = "" if config.tune == "full" else f"base {human_bytes(plan.base)} ({plan.scheme or 'not packed'}), "
+    learned = "weights" if config.tune == "full" else "adapters"
+    out.append(
+        f"memory     {base}{learned} with gradients and moments {human_bytes(plan.state)}, activations about "
+        f"{human_bytes(plan.activations)}: about {human_bytes(plan.memory)}, and before that the autoencoder with "
+        f"{human_bytes(plan.encoders)}"
+    )
+    out.append(
+        f"disk       latents {human_bytes(plan.latents)}, text features about {human_bytes(plan.features)}, "
+        f"checkpoints {human_bytes(plan.checkpoints)}, files {human_bytes(plan.files)}; "
+        f"{human_bytes(_free(config.run_dir))} are free there"
+    )
+    if plan.hours is None:
+        out.append("hours      not known before the run has made some steps: run it, and ask again")
+    else:
+        out.append(
+            f"hours      {duration(3600 * plan.hours)} are left at {plan.pictures_per_s:.3g} pictures/s, as measured "
+            "in this run; validation and previews come on top"
+        )
+    out.append(f"model      {files.name}, {', '.join(map(str, config.bases_of(files.preset)))} pixels as bases")
+    return out
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

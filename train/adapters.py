@@ -1,0 +1,120 @@
+"""Low-rank adapters on a frozen transformer, whose linears may be packed (QLoRA, arXiv 2305.14314).
+
+y = linear(x) + alpha / rank * up (down x): `up` starts at zero, so that training starts from the model as it is
+(arXiv 2106.09685). Down and up are float32 whatever the base is; under autocast their products are bfloat16.
+
+Legend: O outputs, I inputs, R rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backend.model.checkpoint import load_transformer
+from backend.model.lora_write import Factors
+from backend.model.packed import PackedLinear
+from backend.model.transformer import JointAttention, LensTransformer2DModel
+from backend.quant_plan import QuantPlan, plan_quant
+from backend.weights import ModelFiles
+from train.lora_config import LoraConfig, target_shapes
+
+
+class FrozenProduct(torch.autograd.Function):
+    """A packed linear whose weight is decoded anew in the backward pass: torch would keep every decoded weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: PackedLinear) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.linear, ctx.dtype = linear, x.dtype
+        return linear(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return (grad @ ctx.linear.decoded(grad.dtype)).to(ctx.dtype), None
+
+
+class FrozenLinear(nn.Module):
+    """A packed linear in a network that is trained around it."""
+
+    def __init__(self, linear: PackedLinear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # as autocast does for a plain linear
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return FrozenProduct.apply(x, self.linear)  # pyright: ignore[reportReturnType]
+
+
+class Adapter(nn.Module):
+    """A frozen linear and its low-rank update."""
+
+    def __init__(self, linear: nn.Module, down_RI: Tensor, up_OR: Tensor, alpha: float) -> None:
+        super().__init__()
+        self.linear = linear
+        self.down_RI, self.up_OR = nn.Parameter(down_RI), nn.Parameter(up_OR)
+        self.alpha, self.scale = alpha, alpha / down_RI.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.down_RI), self.up_OR)
+
+
+def base_plan(config: LoraConfig, files: ModelFiles, device_type: str) -> tuple[QuantPlan, torch.dtype]:
+    """How the frozen weights will lie in memory. A processor has float32, where bfloat16 saves no time."""
+    half = config.compute == "bfloat16" and device_type != "cpu"
+    dtype = torch.bfloat16 if half else torch.float32
+    return plan_quant(files, config.quant, itemsize=dtype.itemsize, on_cpu=device_type == "cpu"), dtype
+
+
+def with_adapters(config: LoraConfig, files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
+    """The model's transformer, frozen, with fresh adapters. Raises CheckpointError, UsageError."""
+    quant, dtype = base_plan(config, files, device.type)
+    shapes = target_shapes(config, files.preset.params.dit)
+    network = load_transformer(files, dtype, device, quant=quant)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, PackedLinear):
+            network.set_submodule(name, FrozenLinear(module))
+    for name, (outputs, inputs) in shapes.items():
+        # Kaiming-uniform with a = sqrt 5, PEFT's: within 1 / sqrt I. From the name, so that targets do not matter.
+        digest = hashlib.blake2b(f"adapter {config.seed} {name}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        down_RI = torch.empty(config.rank, inputs).uniform_(-1, 1, generator=generator) / math.sqrt(inputs)
+        up_OR = torch.zeros(outputs, config.rank)
+        adapter = Adapter(network.get_submodule(name), down_RI.to(device), up_OR.to(device), config.alpha)
+        network.set_submodule(name, adapter)
+    _for_training(network, device)
+    return network
+
+
+def unfrozen(files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
+    """The model's transformer in float32, all of it trained. Raises CheckpointError."""
+    network = load_transformer(files, torch.float32, device)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()  # what was read may be the file's own pages
+    network.requires_grad_(True)
+    _for_training(network, device)
+    return network
+
+
+def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    """Module name -> adapter, in the network's order."""
+    for name, module in network.named_modules():
+        if isinstance(module, Adapter):
+            yield name, module
+
+
+def factors(network: nn.Module) -> dict[str, Factors]:
+    """What the adapters have learned, as `backend.model.lora_write` takes it."""
+    return {name: Factors(a.down_RI.detach(), a.up_OR.detach(), a.alpha) for name, a in adapters(network)}
+
+
+def _for_training(network: LensTransformer2DModel, device: torch.device) -> None:
+    for module in network.modules():
+        if isinstance(module, JointAttention):
+            module.explicit = device.type == "cpu"

@@ -1,0 +1,291 @@
+"""Fine-tuning on a folder of pictures, as low-rank adapters or whole: one function, one loop.
+
+The order in the loop is fixed: validate, preview, save, stop, step, log. Running the same command again resumes, and a
+resumed run equals an uninterrupted one: order, dropout, times and noise derive from (seed, step).
+
+What makes it Lens's: times are drawn with the paper's mu(n) of each bucket, a dropped caption is *no text tokens* as
+in inference's unconditional branch, and previews walk inference's own schedule. Source: the Lens paper, section 2.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backend import latents
+from backend.device import choose_device
+from backend.errors import CheckpointError, FileError, NumericsError, OutOfMemoryError, UsageError, first_line
+from backend.files import write_atomic
+from backend.identity import files_sha256
+from backend.memory import ran_out
+from backend.weights import ModelFiles, resolve_model
+from train import lora_files, overrides, sharded, sources
+from train.adapters import unfrozen, with_adapters
+from train.cached import Cache, FolderSource
+from train.config import PretrainConfig, learning_rate, locate
+from train.data.folder import read_folder
+from train.distributed import Ranks
+from train.lora_config import KIND, LoraConfig, as_pretraining, target_shapes
+from train.lora_previews import Drawn, drawn_prompts, sheet
+from train.metrics import Metrics
+from train.sources import Batch, Grid, Loaded
+from train.stopping import Stopper
+from train.trained import Diverged, Taken, Trained
+
+TIMES = 8  # at which each held-out picture is judged: (i + 1/2) / 8
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    step: int
+    finished: bool  # False: it was asked to stop, and the same command goes on
+    files: tuple[Path, ...]  # written; the first is what `lens gen` is given
+    caption: str  # one that was trained on, for trying it
+
+
+def run(config: LoraConfig, say: Say = lambda _: None) -> Result:
+    """Fine-tune; `say` is told what is being done. Raises LensError."""
+    # 1. The model, the device, the run's folder.
+    files = resolve_model(config.model)
+    device = choose_device(config.device)
+    plan = as_pretraining(config, files.preset, str(device))
+    if config.tune == "lora":
+        target_shapes(config, files.preset.params.dit)  # before anything is encoded
+    _check_folder(config)
+    # 2. The pictures and captions, encoded; the encoders are gone afterwards.
+    cache = Cache(config, files, device, say)
+    folder = read_folder(config, config.bases_of(files.preset), cache.has_latent)
+    for key, why in folder.left_out:
+        say(f"left out: {key}: {why}")
+    shown = drawn_prompts(config, folder, files.preset)
+    _write_config(config)
+    cache.fill(folder, [drawn.prompt for drawn in shown])
+    source = FolderSource(config, folder, cache)
+    # 3. The network, its optimiser, and the newest checkpoint.
+    try:
+        network = with_adapters(config, files, device) if config.tune == "lora" else unfrozen(files, device)
+        trained = Trained(plan, Ranks(device), model=network)
+        start = _resume(config, files, trained, source, say)
+        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
+        # 4. The loop, and what it leaves behind.
+        step = _loop(config, plan, files, trained, source, start, shown)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out while training: {first_line(error)}",
+            hint="--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, checkpointing=full",
+        ) from error
+    written = lora_files.export(config, files, trained.model, step)
+    return Result(step, step == config.steps, written, folder.training[0].caption)
+
+
+def _loop(
+    config: LoraConfig,
+    plan: PretrainConfig,
+    files: ModelFiles,
+    trained: Trained,
+    source: FolderSource,
+    start: int,
+    shown: Sequence[Drawn],
+) -> int:
+    """Train from step `start` on; returns the step that was reached and saved."""
+    metrics = Metrics(config.run_dir, start, wandb=config.wandb, about=overrides.as_json(config))
+    writer = sharded.Writer(config.run_dir, trained.ranks, keep=config.keep, background=False)
+    held = source.held(plan.stages[0])
+    taken, judged = Taken(float("nan"), float("nan"), None, asked_to_stop=False), dict[str, float]()
+    pace = _Pace(config, start)
+
+    def look(step: int) -> None:
+        metrics.picture(step, sheet(trained.model, files, source.cache, shown))
+        if config.tune == "lora" and step:
+            lora_files.write_step(config, files, trained.model, step)
+
+    def save(step: int) -> None:
+        writer.save(step, trained.tensors(), _identity(config, files, source))
+
+    try:
+        with Stopper() as stopper:
+            for step in range(start, config.steps + 1):
+                last, later = step == config.steps, step != start
+                # At the start too: what fine-tuning changes is seen beside what was there before.
+                if held and (step == 0 or (later and (last or step % config.validate_every == 0))):
+                    judged = validate(plan, trained, held)
+                    if step:
+                        metrics.log(step, loss=taken.loss, **judged)
+                if shown and (step == 0 or (later and (last or step % config.preview_every == 0))):
+                    look(step)
+                if later and (last or stopper.asked or step % config.save_every == 0):
+                    save(step)
+                if last or stopper.asked:
+                    return step
+
+                at, began = locate(plan.stages, step), time.monotonic()
+                groups = sources.share(
+                    source.groups(at), rank=0, world=1, micro_batch=config.micro_batch, average=plan.average
+                )
+                batches = [sources.noised(plan, at, group, source.load(at, group)) for group in groups]
+                try:
+                    taken = trained.step(batches, learning_rate(plan, at), stop=stopper.asked)
+                except Diverged as error:
+                    save(step)  # nothing of this step is in it
+                    raise NumericsError(
+                        f"step {step}: {error}",
+                        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
+                        "--set learning_rate=…, and run the same command again",
+                    ) from error
+                if step == 0 and held:  # with the loss of the first batch, which was the untouched model's too
+                    metrics.log(0, loss=taken.loss, **judged)
+                pace.count(batches, time.monotonic() - began)
+                if (step + 1) % config.log_every == 0:
+                    rate = learning_rate(plan, at)
+                    values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
+                    metrics.log(step + 1, **values, **pace.values(step + 1))
+    finally:
+        metrics.close()
+    raise AssertionError("the loop ends by itself")
+
+
+# -------------------------------------------------------------------------------------------------------- validation
+
+
+@torch.no_grad()
+def validate(plan: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid, Loaded]]) -> dict[str, float]:
+    """Mean loss over held-out pictures, each at eight fixed times with its own fixed noise; and of each bucket.
+
+    Comparable across steps, resumes and runs with the same pictures. Of each picture the noise depends on its key.
+    """
+    rows: list[tuple[Grid, float]] = []
+    at_once = plan.micro_batch or plan.stages[0].batch
+    for grid, loaded in held:
+        digest = hashlib.blake2b(f"validation {loaded.names[0]}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        losses: list[float] = []
+        for first in range(0, TIMES, at_once):
+            numbers = range(first, min(first + at_once, TIMES))
+            x0_BNC = loaded.x0_BNC.expand(len(numbers), -1, -1)
+            batch = Batch(
+                x0_BNC=x0_BNC,
+                eps_BNC=torch.randn(x0_BNC.shape, generator=generator).to(x0_BNC.device),
+                t_B=torch.tensor([(i + 0.5) / TIMES for i in numbers], device=x0_BNC.device),
+                text_BLTF=loaded.text_BLTF.expand(len(numbers), -1, -1, -1),
+                mask_BL=loaded.mask_BL.expand(len(numbers), -1),
+                grid=grid,
+                weights_B=torch.ones(len(numbers), device=x0_BNC.device),
+                names=loaded.names * len(numbers),
+                labels_BN2=None,
+            )
+            losses += trained.losses(trained.model, batch).tolist()
+        rows.append((grid, sum(losses) / TIMES))
+    out = {"validation": _mean([loss for _, loss in rows])}
+    grids = sorted({grid for grid, _ in rows})
+    if len(grids) > 1:
+        for h, w in grids:
+            name = f"validation_{w * latents.CELL}x{h * latents.CELL}"
+            out[name] = _mean([loss for grid, loss in rows if grid == (h, w)])
+    return out
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class _Pace:
+    """Pictures a second since the last line of the log, of the training alone; what is left of it."""
+
+    def __init__(self, config: LoraConfig, start: int) -> None:
+        self.steps, self.step, self.pictures, self.seconds = config.steps, start, 0, 0.0
+
+    def count(self, batches: Sequence[Batch], seconds: float) -> None:
+        self.pictures += sum(len(batch.names) for batch in batches)
+        self.seconds += seconds
+
+    def values(self, step: int) -> dict[str, float]:
+        """Numbers for the log; begins to count anew."""
+        seconds = max(self.seconds, 1e-9)
+        out = {
+            "pictures_per_s": self.pictures / seconds,
+            "eta_s": (self.steps - step) * seconds / max(1, step - self.step),
+        }
+        self.step, self.pictures, self.seconds = step, 0, 0.0
+        return out
+
+
+# ------------------------------------------------------------------------------------------------- the run's folder
+
+
+def _check_folder(config: LoraConfig) -> None:
+    """Raises UsageError where the folder holds something else."""
+    path = config.run_dir / "config.json"
+    if not path.exists():
+        if config.run_dir.is_file() or (config.run_dir / "checkpoints").exists():
+            raise UsageError(f"{config.run_dir}: not a fine-tuning run", hint="another --run-dir")
+        return
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError(f"{path}: unreadable ({first_line(error)})") from error
+    if kind != KIND:
+        raise UsageError(f"{config.run_dir} holds another kind of run", hint="another --run-dir")
+
+
+def _write_config(config: LoraConfig) -> None:
+    try:
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make {config.run_dir}: {(error.strerror or str(error)).lower()}") from error
+    text = json.dumps({"kind": KIND, **overrides.as_json(config)}, indent=1) + "\n"
+    write_atomic(config.run_dir / "config.json", text.encode())
+
+
+def _identity(config: LoraConfig, files: ModelFiles, source: FolderSource) -> dict[str, Any]:
+    """What a checkpoint must agree with."""
+    return {
+        "kind": KIND,
+        "tune": config.tune,
+        "alpha": config.alpha,
+        "base_sha256": files_sha256(files.transformer),
+        "data": source.fingerprint,
+        "params": overrides.as_json(files.preset.params.dit),
+    }
+
+
+def _resume(config: LoraConfig, files: ModelFiles, trained: Trained, source: FolderSource, say: Say) -> int:
+    """Take over the newest checkpoint; returns its step, 0 without one. Raises CheckpointError, UsageError."""
+    found = sharded.latest(config.run_dir, trained.ranks)
+    if found is None:
+        return 0
+    before: Mapping[str, Any] = found.state
+    what = {
+        "tune": "the other of --set tune=lora and tune=full",
+        "alpha": f"another alpha ({before.get('alpha')})",
+        "base_sha256": "another model's weights",
+        "data": "other pictures or captions than there are now",
+    }
+    for key, now in _identity(config, files, source).items():
+        if key in what and before.get(key) != now:
+            raise CheckpointError(
+                f"{config.run_dir}: the run began with {what[key]}", hint="as it began, or another --run-dir"
+            )
+    missing = [f"model.{name}" for name, p in trained.model.named_parameters() if p.requires_grad]
+    if any(name not in found.names for name in missing):
+        raise CheckpointError(
+            f"{config.run_dir}: the run began with other targets", hint="as it began, or another --run-dir"
+        )
+    if found.step > config.steps:
+        raise UsageError(f"{config.run_dir} is at step {found.step:,} already, steps={config.steps:,}")
+    trained.restore(found)
+    say(f"going on from step {found.step:,}")
+    return found.step
