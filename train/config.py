@@ -93,6 +93,9 @@ class PretrainConfig:
     # (the paper does not say); the same thing where all groups are of one size.
     average: Literal["sample", "group"] = "sample"
     align: float = 0.0  # weight of the loss of train.align, not for packed data; 0: none, as in the paper
+    # Of scenes: a latent channel's loss counts as much as it shows in the picture, to this power (train.sensitivity).
+    # 0: every channel the same, as in the paper.
+    channel_power: float = 0.0
     align_block: int = 4  # 0-based: the block whose image tokens it watches
 
     # Optimiser

@@ -63,6 +63,8 @@ def run(
         if initial is None and found is None and config.start_from is not None:
             initial = start_weights(config.start_from)
         trained = Trained(config, ranks, initial)
+        if isinstance(source, SceneSource) and config.channel_power:
+            trained.channel_weights = source.channel_weights()
         start = 0
         if found is not None:
             trained.restore(found)
@@ -76,6 +78,8 @@ def _check(config: PretrainConfig) -> None:
     """Raises UsageError for what cannot be trained."""
     if config.align and config.source == "packed":
         raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
+    if config.channel_power and config.source != "scenes":
+        raise UsageError("channel_power is measured on drawn scenes", hint="--set channel_power=0")
     if config.align and not 0 <= config.align_block < config.params.num_layers:
         raise UsageError(f"align_block={config.align_block}: there are {config.params.num_layers} blocks")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
@@ -177,16 +181,21 @@ def _source(
         return sources.RandomSource(config, ranks.device), preview
     from train import encoders
 
+    index = None
+    if config.source == "packed":
+        from train.packed import open_index
+
+        index = open_index(config)
     if frozen is not None:
         ready = encoders.of_frozen(config, frozen, ranks.device)
     else:
         ready = encoders.load(config, ranks.device)
     if preview is None and ready.frozen is not None:
         preview = _usual_preview(config, ready.frozen)
-    if config.source == "packed":
+    if index is not None:
         from train.packed import PackedSource
 
-        return PackedSource(config, ready, ranks.device), preview
+        return PackedSource(config, index, ready), preview
     if ready.frozen is None:
         raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
     return SceneSource(config, ready.frozen, ranks.device), preview

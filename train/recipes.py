@@ -62,6 +62,7 @@ class NanoConfig:
         Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),
     )
     align: float = 0.1  # weight of the loss of train.align (the paper has none)
+    channel_power: float = 0.75  # of a channel's part in the picture, as its weight in the loss (0 in the paper)
     scenes_per_round: int = 6144  # drawn and encoded once …
     passes: int = 6  # … and seen this many times
     encode_batch: int = 64
@@ -113,6 +114,7 @@ def transformer_of(config: NanoConfig) -> PretrainConfig:
         scenes_per_round=config.scenes_per_round,
         passes=config.passes,
         align=config.align,
+        channel_power=config.channel_power,
         encode_batch=config.encode_batch,
         seed=config.seed,
         workers=config.workers,
@@ -237,12 +239,16 @@ def pretrain_config(recipe: str, run_dir: Path) -> PretrainConfig:
 def choose(
     recipe: str, run_dir: Path | None, settings: list[str], *, data: Path | None = None, random: bool = False
 ) -> PretrainConfig:
-    """The config that a command line asks for. `run_dir` None: runs/<recipe>. Raises UsageError."""
+    """The config that a command line asks for. `run_dir` None: runs/<recipe>. Raises UsageError.
+
+    `data`: a work folder; then nothing is aligned, since nobody knows what covers each token of a picture.
+    """
     config = pretrain_config(recipe, run_dir if run_dir is not None else Path("runs") / recipe)
     if data is not None and random:
         raise UsageError("--data and --random contradict each other", hint="leave one out")
     if data is not None:
-        config = replace(config, source="packed", data=data.parent if data.name == "pack" else data)
+        folder = data.parent if data.name == "pack" else data
+        config = replace(config, source="packed", data=folder, align=0.0)
     elif random:
         config = replace(config, source="random")
     return set_fields(config, settings)

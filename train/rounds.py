@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from backend import latents
-from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
+from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, encode_mean, latent_statistics
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import TemplateParams
 from backend.sizes import buckets
@@ -29,6 +29,7 @@ from train.data.dialogues import caption_of
 from train.data.drawing import render
 from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, on_grid, sample_scene
 from train.feed import Feed
+from train.sensitivity import loss_weights, sensitivity
 from train.sources import Grid, Group, Loaded
 
 Samples = dict[Grid, list["Sample"]]
@@ -213,6 +214,20 @@ class SceneSource:
             (grid, Loaded(*collate(rows, self.device), names=("held out",) * len(rows)))
             for grid, rows in sorted(drawn.items())
         ]
+
+    def channel_weights(self) -> Tensor:
+        """(C,) for the loss, measured on eight scenes; the same on every rank and after a resume."""
+        stage = replace(self.config.stages[0], base=128, mix=(), square_share=1.0)
+        drawn = encode_round(replace(self.config, scenes_per_round=8, encode_batch=8), stage, "channels", self.frozen)
+        ((h, w), rows), *_ = drawn.items()
+        statistics = latent_statistics(self.frozen.vae)
+
+        def decode(x_BNC: Tensor) -> Tensor:
+            z = latents.denormalise(latents.unpack(x_BNC, h, w), *statistics)
+            return decode_latent(self.frozen.vae, latents.unpatchify(z))
+
+        x0 = torch.stack([row.latent_NC for row in rows]).float().to(self.device)
+        return loss_weights(sensitivity(decode, x0), self.config.channel_power)
 
     def _turn_to(self, at: At) -> int:
         """Have the round of a step in memory; returns the step at which it begins."""

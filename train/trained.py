@@ -151,6 +151,7 @@ class Trained:
         """`model`: a network that has its weights, some of them frozen, for one process and without an average; None:
         it is made here, from `initial` or from nothing."""
         self.config, self.ranks = config, ranks
+        self.channel_weights: Tensor | None = None  # (C,) of the loss, mean 1; None: every channel the same
         assert model is None or (ranks.mesh is None and config.ema_decay is None)
         self.model = placed(config, ranks).train() if model is None else model.train()
         if model is not None:
@@ -220,14 +221,15 @@ class Trained:
         return Taken(loss, norm, None if self.aligner is None else aligned, stops > 0)
 
     def losses(self, model: LensTransformer2DModel, batch: Batch) -> Tensor:
-        """(B,) mean squared error of each picture's velocity, in float32."""
+        """(B,) mean squared error of each picture's velocity, in float32; channels weighted where that is asked for."""
         x_t = flow.interpolate(batch.x0_BNC, batch.eps_BNC, batch.t_B)
         # Sharded parameters come in the compute precision already; autocast would only slow them down.
         autocast = self.config.compute == "bfloat16" and self.ranks.mesh is None
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=autocast):
             v = model(x_t, batch.t_B, batch.text_BLTF, batch.grid, batch.mask_BL)
         target = flow.velocity_target(batch.x0_BNC, batch.eps_BNC)
-        return F.mse_loss(v.float(), target, reduction="none").mean((1, 2))
+        errors = F.mse_loss(v.float(), target, reduction="none")
+        return (errors if self.channel_weights is None else errors * self.channel_weights).mean((1, 2))
 
     def _clipped_norm(self) -> float:
         """Norm of the whole gradient before it is clipped."""
