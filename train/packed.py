@@ -20,14 +20,18 @@ from train.sources import Grid, Group, Loaded
 HELD = 256  # pictures of the validation loss
 
 
+def open_index(config: PretrainConfig) -> PackedIndex:
+    """What the config names, before any network is loaded for it. Raises UsageError, FileError."""
+    if config.data is None:
+        raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
+    return PackedIndex.load(config.data / "pack")
+
+
 class PackedSource:
     """The reader's order: position k of a stage is group k. So a step is the same whatever the number of ranks."""
 
-    def __init__(self, config: PretrainConfig, encoders: Encoders, device: torch.device) -> None:
-        if config.data is None:
-            raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
-        self.config, self.encoders, self.device = config, encoders, device
-        self.index = PackedIndex.load(config.data / "pack")
+    def __init__(self, config: PretrainConfig, index: PackedIndex, encoders: Encoders) -> None:
+        self.config, self.index, self.encoders = config, index, encoders
         self._readers: dict[int, Reader] = {}  # by the stage's place
         self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding leaves Python's lock
 

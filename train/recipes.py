@@ -241,14 +241,14 @@ def choose(
 ) -> PretrainConfig:
     """The config that a command line asks for. `run_dir` None: runs/<recipe>. Raises UsageError.
 
-    `data`: a work folder; then nothing is aligned, since nobody knows what covers each token of a picture.
+    `data`: a work folder; then nothing is aligned nor weighted by channel, which only drawn scenes can tell how.
     """
     config = pretrain_config(recipe, run_dir if run_dir is not None else Path("runs") / recipe)
     if data is not None and random:
         raise UsageError("--data and --random contradict each other", hint="leave one out")
     if data is not None:
         folder = data.parent if data.name == "pack" else data
-        config = replace(config, source="packed", data=folder, align=0.0)
+        config = replace(config, source="packed", data=folder, align=0.0, channel_power=0.0)
     elif random:
-        config = replace(config, source="random")
+        config = replace(config, source="random", channel_power=0.0)
     return set_fields(config, settings)

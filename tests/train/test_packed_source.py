@@ -1,0 +1,143 @@
+"""Packed pictures and other frozen networks as the source of batches.
+
+Trustworthy because the tars are real ones that packing wrote, pictures carry their number in their colour and their
+caption, the language model is transformers' own class, and its features are compared with its own hidden states.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from backend.errors import CheckpointError, UsageError
+from tests.train import packed as made
+from tests.train import ranks
+from train import encoders, pretrain
+from train.config import Base, PretrainConfig, Stage, locate
+from train.data.reader import PackedIndex
+from train.encoders import Encoders
+from train.packed import PackedSource, open_index
+from train.sources import Group
+
+SIZES = ((64, 64), (128, 64), (40, 40))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    made.pack(folder, [range(0, 20), range(20, 36)], SIZES)
+    return folder
+
+
+def config(work: Path, run_dir: Path) -> PretrainConfig:
+    mix = (Base(base=32, batch=3), Base(base=64, batch=2))
+    stage = Stage(base=64, steps=4, batch=2, groups=2, mix=mix, learning_rate=1e-2)
+    return replace(
+        ranks.config(run_dir), source="packed", data=work, held_out=work, stages=(stage,), align=0.0, validate_every=2
+    )
+
+
+def seen_through(seen: list[tuple[int, str]] | None = None) -> Encoders:
+    """Networks whose latents are the picture's colour, and whose features are the caption's number."""
+
+    def images(pictures: np.ndarray) -> torch.Tensor:
+        count, height, width, _ = pictures.shape
+        colour = torch.from_numpy(pictures[:, 0, 0].astype(np.float32))
+        return colour.repeat(1, 43)[:, None, :128].expand(count, height * width // 256, 128)
+
+    def texts(captions: Any) -> list[torch.Tensor]:
+        return [torch.full((2 + int(text.split()[1]) % 3, 2, 24), float(text.split()[1])) for text in captions]
+
+    return Encoders(images, texts)
+
+
+def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
+    plan = config(work, tmp_path)
+    source = PackedSource(plan, open_index(plan), seen_through())
+    for step in range(4):
+        at = locate(plan.stages, step)
+        groups = source.groups(at)
+        assert groups == source.groups(at) and len(groups) == 2
+        for grid, refs in groups:
+            loaded = source.load(at, Group(grid, tuple(refs), tuple(range(len(refs))), (1.0,) * len(refs)))
+            assert loaded.x0_BNC.shape == (len(refs), grid[0] * grid[1], 128)
+            for i, name in enumerate(loaded.names):
+                number = int(name.removeprefix("here/").removesuffix(".png"))
+                red, green = (int(loaded.x0_BNC[i, 0, channel]) for channel in (0, 1))
+                assert red + 256 * green == number  # its colour …
+                real = loaded.text_BLTF[i, loaded.mask_BL[i]]
+                assert len(real) == 2 + number % 3 and bool((real == number).all())  # … and its caption
+            assert loaded.mask_BL.shape[1] % 16 == 0
+
+
+def test_a_brief_caption_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
+    plan = replace(config(work, tmp_path), brief_share=0.5)
+    source = PackedSource(plan, open_index(plan), seen_through())
+    index = source.index.buckets[0]
+    reader = source._reader(plan.stages[0])  # a packed picture with both captions is what this needs
+    sample = reader.sample(index, 0)
+    both = replace(sample, record={**sample.record, "brief": "short"})
+    chosen = [source._caption(both, str(step)) for step in range(200)]
+    assert set(chosen) == {"short", sample.text} and 70 < chosen.count("short") < 130
+    assert source._caption(both, "7") == chosen[7]
+    assert {source._caption(sample, str(step)) for step in range(20)} == {sample.text}  # it has no brief one
+
+
+def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+
+    def curve(folder: Path) -> list[tuple[float, ...]]:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], row["loss"], row.get("validation", 0.0)) for row in rows]
+
+    whole, cut = config(work, tmp_path / "whole"), config(work, tmp_path / "cut")
+    pretrain.run(whole)
+    half = replace(cut, stages=(replace(cut.stages[0], steps=2),))
+    pretrain.run(half)
+    pretrain.run(cut)
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert any(validation > 0 for _, _, validation in curve(tmp_path / "whole"))
+
+    other = tmp_path / "other"
+    made.pack(other, [range(0, 30)], SIZES)
+    with pytest.raises(CheckpointError, match="other packed pictures"):
+        pretrain.run(replace(cut, data=other))
+    with pytest.raises(UsageError, match="no batch size is given"):
+        pretrain.run(replace(cut, stages=(replace(cut.stages[0], mix=()),), run_dir=tmp_path / "third"))
+    assert PackedIndex.load(work / "pack").fingerprint != PackedIndex.load(other / "pack").fingerprint
+
+
+def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
+    """Qwen3's class, tiny: the features are its own hidden states before the last norm, and padding changes nothing."""
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    words = {word: i for i, word in enumerate(["[UNK]", "a", "red", "ball", "on", "the", "sea"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
+    shape = Qwen3Config(
+        vocab_size=8, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        intermediate_size=32,
+    )  # fmt: skip
+    model: Any = Qwen3Model(shape).eval()
+    model.save_pretrained(tmp_path)
+    plan = replace(config(tmp_path, tmp_path), text_encoder=str(tmp_path))
+    texts = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    captions = ["a red ball", "a ball on the red sea"]
+    for caption, features in zip(captions, texts(captions), strict=True):
+        ids = torch.tensor([tokenizer.encode(caption).ids])
+        with torch.no_grad():
+            states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        expected = torch.stack([states[1][0], states[2][0]], 1)  # hidden_states[0] is the embedding
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="is 24 wide and has 3 blocks"):
+        wrong = replace(plan, params=replace(plan.params, enc_hidden_dim=32))
+        encoders._transformers(str(tmp_path), wrong, torch.device("cpu"))
