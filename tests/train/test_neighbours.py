@@ -89,7 +89,8 @@ def test_cells_find_nearly_all_and_nothing_wrong() -> None:
     exact = by_blocks(vectors, THRESHOLD)
     cells = Cells.learn(vectors, size=600, probes=2)
     assert cells.count == 10
-    parts = [cells.alike(vectors, cell, THRESHOLD) for cell in reversed(range(cells.count))]
+    nearest = cells.assign(vectors)
+    parts = [cells.alike(vectors, nearest, cell, THRESHOLD) for cell in reversed(range(cells.count))]
     found = cells.merge(vectors, THRESHOLD, parts)
     assert ((found >= 0) & (exact >= 0)).sum() >= 0.98 * (exact >= 0).sum()
     full = unit(vectors.astype(np.float64))

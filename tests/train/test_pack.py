@@ -11,6 +11,7 @@ import io
 import json
 import resource
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from PIL import Image
 from webdataset.compat import WebDataset
 
 from backend.errors import FileError, UsageError
-from tests.train.packed import corpus, pack
+from tests.train.packed import SMALL, corpus, pack, picture
+from tests.train.works import scanned
 from train.data.pack import PackConfig, pack_rows, read_members
+from train.data.packing import Bucket, Pack, choose_text
+from train.data.reader import PackedIndex
 from train.data.texts import unusable
 from train.data.work import Work
 
@@ -151,3 +155,30 @@ def test_tars_are_split_where_they_are_full(tmp_path: Path) -> None:
 def test_settings_that_cannot_be_meant(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         PackConfig(**wrong)
+
+
+def test_while_tars_are_replaced_no_mark_vouches_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed anew with other settings, and a crash in the middle: the old index is gone, the next run mends it."""
+    files = {f"{n}.png": picture(n, 70, 70) for n in range(4)} | {f"{n}.txt": b"words" for n in range(4)}
+    work = scanned(tmp_path, {"a": files})
+    kept = pa.table({"key": [f"a/{n}.png" for n in range(4)], "kept": [True] * 4})
+    work.write("dedup", 0, kept, "none dropped")
+    Bucket(work, SMALL)(0)
+    stage = Pack(work, choose_text(work, [0], PackConfig(format="png")))
+    stage(0)
+    first = work.mark("pack", 0)
+    stage(0)
+    assert work.mark("pack", 0) == first  # nothing to do
+    other = replace(stage, config=replace(stage.config, format="webp"))
+    monkeypatch.setattr("train.data.packing.open_picture", None)
+    with pytest.raises(TypeError):
+        other(0)
+    assert work.mark("pack", 0) is None
+    with pytest.raises(FileError, match="no packed pictures"):
+        PackedIndex.load(work.folder / "pack")
+    monkeypatch.undo()
+    other(0)
+    samples = [sample for tar in (work.folder / "pack").glob("*/*.tar") for sample in webdatasets(tar)]
+    assert len(samples) == 4 and all("webp" in sample and sample["txt"] == b"words" for sample in samples)
+    told = json.loads(samples[0]["json"])
+    assert told["source"] == "a" and told["original_width"] == 70 and len(told["sha256"]) == 64 and "path" not in told

@@ -6,7 +6,7 @@ no list of pairs is kept, however many copies there are.
 
     up to 2 million     every vector with every other: exact (`by_blocks`)
     up to 100 million   FAISS, inverted lists of 8-bit vectors, the nearest `probes` lists (`by_lists`)
-    beyond              k-means cells, each by itself and anywhere; then what fell in two cells (`Cells`)
+    beyond              k-means cells, each by itself; then what fell in two cells (`Cells`)
 
 The second and third may miss a pair whose vectors lie in lists that neither probes; what they find is checked on the
 vectors themselves, so none is called a duplicate that is not.
@@ -50,7 +50,9 @@ def first_alike(vectors: np.ndarray, threshold: float, *, device: str = "cpu", p
     if len(vectors) <= LIST_LIMIT:
         return by_lists(vectors, threshold, probes=probes)
     cells = Cells.learn(vectors, probes=min(probes, 2))
-    return cells.merge(vectors, threshold, [cells.alike(vectors, cell, threshold) for cell in range(cells.count)])
+    nearest = cells.assign(vectors)
+    parts = [cells.alike(vectors, nearest, cell, threshold) for cell in range(cells.count)]
+    return cells.merge(vectors, threshold, parts)
 
 
 # ----------------------------------------------------------------------------------------------------- exact, in blocks
@@ -171,7 +173,7 @@ def by_lists(vectors: np.ndarray, threshold: float, *, probes: int = 4, lists: i
 
 @dataclass(frozen=True)
 class Cells:
-    """k-means cells, so that no comparison needs more than one cell's vectors. Small, and the same for every worker."""
+    """k-means cells, so that no comparison needs more than one cell's vectors. Small enough for every worker."""
 
     centres: np.ndarray  # (cells, d) float32, unit length
     probes: int  # cells that a vector belongs to: a pair that a border divides is met in one of them
@@ -191,18 +193,17 @@ class Cells:
         means.train(normalised(vectors[::step]))
         return cls(centres=np.asarray(means.centroids, np.float32), probes=min(probes, count))
 
-    def members(self, vectors: np.ndarray, cell: int) -> np.ndarray:
-        """Numbers of the vectors that have the cell among their nearest, ascending."""
-        numbers: list[np.ndarray] = []
+    def assign(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, probes) int32: the nearest cells of each vector, in no order."""
+        nearest = np.empty((len(vectors), self.probes), np.int32)
         for first in range(0, len(vectors), 65_536):
             likeness = normalised(vectors[first : first + 65_536]) @ self.centres.T
-            nearest = np.argpartition(-likeness, self.probes - 1, axis=1)[:, : self.probes]
-            numbers.append(first + np.flatnonzero((nearest == cell).any(axis=1)))
-        return np.concatenate(numbers)
+            nearest[first : first + len(likeness)] = np.argpartition(-likeness, self.probes - 1)[:, : self.probes]
+        return nearest
 
-    def alike(self, vectors: np.ndarray, cell: int, threshold: float) -> np.ndarray:
-        """(m, 2) int64: duplicates in one cell, and what each is a duplicate of there. A task for any worker."""
-        members = self.members(vectors, cell)
+    def alike(self, vectors: np.ndarray, nearest: np.ndarray, cell: int, threshold: float) -> np.ndarray:
+        """(m, 2) int64: duplicates in one cell, and what each is a duplicate of there. Cells need nothing of others."""
+        members = np.flatnonzero((nearest == cell).any(axis=1))
         found = by_blocks(vectors[members], threshold)
         dropped = found >= 0
         return np.stack([members[dropped], members[found[dropped]]], axis=1)
