@@ -140,6 +140,7 @@ def _loop(
                     taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
                 except Diverged as error:
                     save(step)  # nothing of this step is in it
+                    writer.wait()
                     raise _told(error, step) from error
                 pace.count(batches)
                 if metrics is not None and (step + 1) % config.log_every == 0:

@@ -101,9 +101,8 @@ def _save_memory(model: LensTransformer2DModel, mode: str) -> None:
     """Run blocks again in the backward pass instead of keeping what they computed."""
     context: dict[str, Any] = {}
     if mode == "selective":
-        context["context_fn"] = functools.partial(
-            torch_checkpoint.create_selective_checkpoint_contexts, _keep_costly_results()
-        )
+        # A policy of its own for every block and step: it counts products, and must count alike when they run again.
+        context["context_fn"] = lambda: torch_checkpoint.create_selective_checkpoint_contexts(_keep_costly_results())
     for block in model.transformer_blocks:
         original = block.forward
         block.forward = functools.partial(
