@@ -90,11 +90,18 @@ def replacing(path: Path) -> Generator[Path]:
     try:
         with _temporary(path.parent) as temporary:
             yield temporary
+            os.chmod(temporary, _usual_mode())  # again: some libraries put a file of their own, mode 0600, there
             _sync(temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def _usual_mode() -> int:
+    mask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 @contextlib.contextmanager
@@ -103,9 +110,7 @@ def _temporary(folder: Path) -> Generator[Path]:
     handle, name = tempfile.mkstemp(dir=folder, prefix=".lens-", suffix=".tmp")
     try:
         os.close(handle)
-        mask = os.umask(0)  # there is no way to read it without setting it
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's 0600 is for secrets; a picture has the usual mode
+        os.chmod(name, _usual_mode())  # mkstemp's 0600 is for secrets; a picture has the usual mode
         yield Path(name)
     finally:
         with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away

@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from backend.errors import CheckpointError, FileError, UsageError
-from backend.files import make_folder, write_atomic, write_error
+from backend.files import make_folder, replacing, write_atomic, write_error
 from backend.model.config_files import TRANSFORMER_METADATA_KEY, read_json
 from backend.model.quant_write import diffusers_config
 from backend.params import DiTParams
@@ -64,19 +65,12 @@ def _params(run_dir: Path, found: sharded.Found) -> DiTParams:
 
 
 def _save(state: dict[str, torch.Tensor], path: Path, config: dict[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     header = {"format": "pt", TRANSFORMER_METADATA_KEY: json.dumps(config, sort_keys=True)}
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata=header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    except Exception as error:  # safetensors has an error of its own for a full disk
-        raise FileError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata=header)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise FileError(f"cannot write {path}: {error}", hint="is the disk full?") from error
 
 
 def _same_bytes(source: Path, target: Path) -> None:

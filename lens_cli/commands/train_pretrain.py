@@ -30,7 +30,7 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="ema: averaged (the default where kept). model: as trained.")
 ]
 DType = Annotated[str, typer.Option("--dtype", help="bfloat16 or float32.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to [default: RUN/export].")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to [default: RUN/export].")]
 
 
 def pretrain(

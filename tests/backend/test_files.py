@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from backend.errors import FileError
-from backend.files import make_folder, write_atomic, write_new
+from backend.files import make_folder, replacing, write_atomic, write_new
 
 
 def test_names_are_never_taken_twice(tmp_path: Path) -> None:
@@ -21,6 +23,13 @@ def test_names_are_never_taken_twice(tmp_path: Path) -> None:
     assert [write_new(wish, bytes([n])).name for n in range(3)] == ["a.png", "a-1.png", "a-2.png"]
     assert wish.read_bytes() == b"\x00"
     assert stat.S_IMODE(wish.stat().st_mode) == 0o666 & ~_umask()
+
+
+def test_a_library_that_puts_its_own_file_there(tmp_path: Path) -> None:
+    """As safetensors does, with mode 0600."""
+    with replacing(tmp_path / "a.bin") as temporary:
+        save_file({"x": torch.zeros(2)}, temporary)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~_umask()
 
 
 def test_a_dangling_link_is_a_taken_name(tmp_path: Path) -> None:
