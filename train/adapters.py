@@ -61,6 +61,11 @@ class Adapter(nn.Module):
         self.down_RI, self.up_OR = nn.Parameter(down_RI), nn.Parameter(up_OR)
         self.alpha, self.scale = alpha, alpha / down_RI.shape[0]
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen one: the network asks `img_in` for its dtype."""
+        return self.linear.get_parameter("weight")
+
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.down_RI), self.up_OR)
 

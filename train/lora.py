@@ -279,8 +279,8 @@ def _resume(config: LoraConfig, files: ModelFiles, trained: Trained, source: Fol
             raise CheckpointError(
                 f"{config.run_dir}: the run began with {what[key]}", hint="as it began, or another --run-dir"
             )
-    missing = [f"model.{name}" for name, p in trained.model.named_parameters() if p.requires_grad]
-    if any(name not in found.names for name in missing):
+    learned = {f"model.{name}" for name, p in trained.model.named_parameters() if p.requires_grad}
+    if learned != {name for name in found.names if name.startswith("model.")}:
         raise CheckpointError(
             f"{config.run_dir}: the run began with other targets", hint="as it began, or another --run-dir"
         )
