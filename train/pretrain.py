@@ -229,7 +229,9 @@ def _batches(config: PretrainConfig, ranks: Ranks, source: Source, start: int) -
             return at, [_ready(config, at, group, source) for group in mine], None
         with torch.cuda.stream(side):  # beside the training, not in turn with it
             batches = [_ready(config, at, group, source) for group in mine]
-            return at, batches, side.record_event()
+            done = torch.cuda.Event()
+            done.record(side)
+            return at, batches, done
 
     if not config.prefetch:
         yield from (make(step)[:2] for step in range(start, config.steps))

@@ -24,10 +24,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from backend.errors import CheckpointError, FileError, first_line
 from train.distributed import Ranks, like
@@ -138,7 +138,9 @@ def read(found: Found, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
         return
     state = {name: tensor.detach() for name, tensor in targets.items()}  # filled in place
     _alone_is_meant()
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.mesh is None)
+    state_dict_loader.load(
+        state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.mesh is None
+    )
 
 
 def _shapes(found: Found) -> dict[str, tuple[int, ...]]:
@@ -170,7 +172,9 @@ class Writer:
         self.folder, self.ranks, self.keep, self.background = run_dir / "checkpoints", ranks, keep, background
         self._pending: Future[None] | None = None
         # Collectives of a thread must not meet those of the training: a group of its own, and on the CPU.
-        self._group = dist.new_group(backend="gloo") if background and ranks.mesh is not None else None
+        self._group: dist.ProcessGroup | None = None
+        if background and ranks.mesh is not None:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write checkpoint `step`. Raises FileError: then the older ones are as they were.
@@ -191,13 +195,13 @@ class Writer:
         whole_state = {**state, "format": FORMAT, "step": step, "world": self.ranks.world}
         if not self.background:
             try:
-                dcp.save(values, storage_writer=writer, no_dist=alone)
+                state_dict_saver.save(values, storage_writer=writer, no_dist=alone)
             except BaseException as error:  # noqa: BLE001  always raised again
                 self._abandon(temporary, error)
             self._finish(temporary, step, whole_state)
             self.ranks.barrier()
             return
-        staged = dcp.async_save(values, storage_writer=writer, no_dist=alone, process_group=self._group)
+        staged = state_dict_saver.async_save(values, storage_writer=writer, no_dist=alone, process_group=self._group)
         self._pending = Future()
         arguments = (cast("Future[Any]", staged), self._pending, temporary, step, whole_state)
         threading.Thread(target=self._finish_later, args=arguments, daemon=False).start()

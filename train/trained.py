@@ -71,7 +71,7 @@ def placed(config: PretrainConfig, ranks: Ranks) -> LensTransformer2DModel:
         if isinstance(module, JointAttention):
             module.explicit = ranks.device.type == "cpu"
     shard(model, ranks, config.compute)
-    return torch.nn.Module.to_empty(model, device=ranks.device)  # diffusers types its own methods as wrappers
+    return model.to_empty(device=ranks.device)
 
 
 def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from tests.train import ranks
 from train import pretrain, sharded
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ranks")
     # A server that has imported everything once forks the three: a third of the time of three fresh interpreters.
     multiprocessing.set_forkserver_preload(["tests.train.ranks", "torch.utils.tensorboard", "torch._dynamo"])
-    torch.multiprocessing.start_processes(ranks.child, (root,), nprocs=3, start_method="forkserver")
+    start_processes(ranks.child, (root,), nprocs=3, start_method="forkserver")
     pretrain.run(ranks.config(root / "one", steps=6))
     return root
 
