@@ -24,6 +24,7 @@ CUDA_LIBRARIES = 64 * MB  # workspaces of cuBLAS and cuDNN, inside the allocator
 # Resident set before any weights: 264 MB with torch, the networks' modules and a CPU's kernels, and what encoding and
 # reading leave behind. Lens-Nano's measured peaks lie within 6 % of what this makes (421, 454 and 377 MB).
 PROCESS = 340 * MB
+BITSANDBYTES = 124 * MB  # of its import, on top
 ALIGNMENT = 256  # of a tensor in a slot, as backend.model.block_stream lays them
 
 
@@ -39,6 +40,12 @@ class Job:
     text_tokens: int  # of the longest branch
     itemsize: int  # bytes of a number of the arithmetic: 2 bfloat16, 4 float32
     block_bits: float | None = None  # of a weight of a block's linears as it is held; None: unquantised
+    bitsandbytes: bool = False  # its operations decode those linears, so it is imported
+
+    @property
+    def process(self) -> int:
+        """Bytes of host memory before any weights."""
+        return PROCESS + (BITSANDBYTES if self.bitsandbytes else 0)
 
     @property
     def rows(self) -> int:

@@ -87,6 +87,7 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
         text_tokens=template.max_tokens - template.prefix_tokens,  # as long as a prompt can be
         itemsize=ITEMSIZE[dtype],
         block_bits=block_bits(request.loras, params.dit, quant, itemsize=ITEMSIZE[dtype]),
+        bitsandbytes=quant.bitsandbytes,
     )
     # A fused LoRA makes tensors of its own, and so does packing at load.
     mapped = not request.loras and not quant.packed and _mostly_stored_as(files, _STORED[dtype])

@@ -65,6 +65,11 @@ class QuantPlan:
     def packed(self) -> bool:
         return self.keep or self.quant is not Quant.none
 
+    @property
+    def bitsandbytes(self) -> bool:
+        """Whether bitsandbytes' operations decode the linears."""
+        return self.scheme == "nf4"
+
     def linear_bytes(self, itemsize: int) -> int:
         """Of the blocks' linears in memory; `itemsize` of the network's dtype."""
         return round(self.values * (8 * itemsize if self.bits is None else self.bits) / 8)

@@ -293,9 +293,9 @@ def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: 
     if machine.device == "cpu":
         held = w.transformer + w.vae
         return Peak(
-            encode=footprint.PROCESS + encoding,
-            denoise=footprint.PROCESS + held + denoising,
-            decode=footprint.PROCESS + held + decoding,
+            encode=job.process + encoding,
+            denoise=job.process + held + denoising,
+            decode=job.process + held + decoding,
         )
     base = (footprint.CUDA_CONTEXT + footprint.CUDA_LIBRARIES) if machine.device == "cuda" else 0
     encode = base + (encoding if reader is Reader.gpu else 0)
@@ -315,10 +315,10 @@ def _host(model: Model, machine: Machine, place: Place, decode: DecodePlan, read
     encoding = encoding if reader is not Reader.gpu else 0
     if machine.device == "cpu":
         own = w.folded + (0 if model.mapped else w.outer + w.blocks) + w.vae
-        return footprint.PROCESS + max(encoding, own + max(footprint.denoising(job, machine.device), decode.peak_bytes))
+        return job.process + max(encoding, own + max(footprint.denoising(job, machine.device), decode.peak_bytes))
     if place is Place.pinned:
-        return footprint.PROCESS + max(encoding, job.params.dit.num_layers * _pinned(w.block) + w.vae)
-    return footprint.PROCESS + max(encoding, w.vae)
+        return job.process + max(encoding, job.params.dit.num_layers * _pinned(w.block) + w.vae)
+    return job.process + max(encoding, w.vae)
 
 
 def _pinned(size: int) -> int:

@@ -147,6 +147,7 @@ def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType
         text_tokens=case.text_tokens,
         itemsize=ITEMSIZE[dtype],
         block_bits=quant.bits,
+        bitsandbytes=quant.bitsandbytes,
     )
     model = Model(job=job, held=quant.scheme or str(dtype), mapped=False)
     return make_plan(model, machine, profile=request.profile, vram=request.vram)
