@@ -7,8 +7,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from backend.errors import CancelledError
-from backend.weights import ModelFiles, resolve_model
+from backend.errors import CancelledError, ModelMissingError
+from backend.presets import Preset
+from backend.requests import find_preset
+from backend.weights import resolve_model
 from lens_cli.console import Talk, human_bytes
 from lens_cli.run_status import duration
 from train.data.folder import Folder, read_folder
@@ -53,12 +55,20 @@ def try_it(config: LoraConfig, path: Path, caption: str) -> str:
 
 def explain(config: LoraConfig, talk: Talk) -> None:
     """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing."""
-    files = resolve_model(config.model)
-    folder = read_folder(config, config.bases_of(files.preset))
+    files = None
+    try:
+        files = resolve_model(config.model)
+        preset = files.preset
+    except ModelMissingError as error:  # what it takes is known before it is fetched
+        preset = find_preset(config.model)[1]
+        talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
+    folder = read_folder(config, config.bases_of(preset))
     for key, why in folder.left_out:
         talk.warn(f"left out: {key}: {why}")
-    plan = forecast(config, files, folder, on_cpu=_on_cpu(config))
-    for line in [*describe(config).splitlines(), "", *lines(config, files, folder, plan)]:
+    plan = forecast(config, preset, files, folder, on_cpu=_on_cpu(config))
+    if plan.disk > _free(config.run_dir):
+        talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
+    for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
         talk.data(line)
     shapes = [
         {"width": width, "height": height, "pictures": len(pictures)}
@@ -84,7 +94,7 @@ def _on_cpu(config: LoraConfig) -> bool:
     return choose_device("auto").type == "cpu"
 
 
-def lines(config: LoraConfig, files: ModelFiles, folder: Folder, plan: Forecast) -> list[str]:
+def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) -> list[str]:
     """What a person reads. Pictures, epochs, numbers learned and checkpoints are counted; the rest is estimated."""
     total = len(folder.training) + len(folder.held)
     out = [f"pictures   {total:,}: {len(folder.training):,} to train on, {len(folder.held):,} held out"]
@@ -115,7 +125,7 @@ def lines(config: LoraConfig, files: ModelFiles, folder: Folder, plan: Forecast)
             f"hours      {duration(3600 * plan.hours)} are left at {plan.pictures_per_s:.3g} pictures/s, as measured "
             "in this run; validation and previews come on top"
         )
-    out.append(f"model      {files.name}, {', '.join(map(str, config.bases_of(files.preset)))} pixels as bases")
+    out.append(f"bases      {', '.join(map(str, config.bases_of(preset)))} pixels")
     return out
 
 

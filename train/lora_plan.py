@@ -5,15 +5,19 @@ What is estimated rather than counted says so where it is printed. Light but for
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from backend.errors import UsageError
 from backend.footprint import vae_parameters
+from backend.model.tensor_tables import transformer_shapes
 from backend.params import DiTParams
-from backend.quant_plan import plan_quant
+from backend.presets import Preset
+from backend.quant_plan import BITS, BLOCK_LINEAR, plan_quant
 from backend.sizes import GRID
+from backend.types import Quant
 from backend.weights import ModelFiles
 from train import costs, runs
 from train.data.folder import Folder
@@ -27,7 +31,7 @@ class Forecast:
     base: float  # the transformer in memory, packed or not
     scheme: str | None  # its packing; None: plain
     learned: int  # numbers that are trained
-    state: float  # their float32 weights (beside the base, or instead of it), gradients and moments
+    state: float  # their float32 weights (beside the base, or instead of it), gradients, moments, bfloat16 copies
     activations: float  # estimated: what the backward pass needs of one pass
     encoders: float  # estimated: the autoencoder, while pictures are encoded and previews drawn
     latents: float  # on the disk
@@ -48,23 +52,26 @@ class Forecast:
         return self.latents + self.features + self.checkpoints + self.files
 
 
-def forecast(config: LoraConfig, files: ModelFiles, folder: Folder, *, on_cpu: bool) -> Forecast:
-    """Raises UsageError for targets and ranks that cannot be."""
-    params, full = files.preset.params, config.tune == "full"
-    plan = as_pretraining(config, files.preset, "cpu" if on_cpu else "cuda")
+def forecast(
+    config: LoraConfig, preset: Preset, files: ModelFiles | None, folder: Folder, *, on_cpu: bool
+) -> Forecast:  # fmt: skip
+    """`files` None: of a model that is not on this disk. Raises UsageError for targets and ranks that cannot be."""
+    params, full = preset.params, config.tune == "full"
+    plan = as_pretraining(config, preset, "cpu" if on_cpu else "cuda")
     count = costs.parameters(params.dit)
     itemsize = 2 if config.compute == "bfloat16" and not on_cpu else 4
-    quant = plan_quant(files, config.quant, itemsize=itemsize, on_cpu=on_cpu)
+    base, scheme = _base(config, files, params.dit, itemsize, on_cpu)
     learned = count if full else sum(config.rank * sum(shape) for shape in target_shapes(config, params.dit).values())
     pictures = (*folder.training, *folder.held)
     speed, reached = _measured(config.run_dir)
     seen = config.steps * config.pictures_per_step
     lora_copies = 3 + config.steps // config.preview_every
     return Forecast(
-        base=0.0 if full else quant.linear_bytes(itemsize) + (count - quant.values) * itemsize,
-        scheme=None if full else quant.scheme,
+        base=0.0 if full else base,
+        scheme=None if full else scheme,
         learned=learned,
-        state=16.0 * learned,
+        # Weights, gradients, two moments; autocast keeps a bfloat16 copy of each weight until a pass is over.
+        state=(18.0 if config.compute == "bfloat16" else 16.0) * learned,
         activations=costs.activations(plan, plan.stages[0]),
         encoders=4.0 * vae_parameters(params.vae),
         latents=sum(4.0 * params.dit.in_channels * _tokens(picture.shape) for picture in pictures),
@@ -75,6 +82,21 @@ def forecast(config: LoraConfig, files: ModelFiles, folder: Folder, *, on_cpu: b
         pictures_per_s=speed,
         hours=None if not speed else max(0, config.steps - reached) * config.pictures_per_step / speed / 3600,
     )
+
+
+def _base(
+    config: LoraConfig, files: ModelFiles | None, params: DiTParams, itemsize: int, on_cpu: bool
+) -> tuple[float, str | None]:
+    """Bytes of the frozen transformer and the packing of its blocks' linears."""
+    shapes = transformer_shapes(params)
+    count = sum(math.prod(shape) for shape in shapes.values())
+    if files is not None:
+        quant = plan_quant(files, config.quant, itemsize=itemsize, on_cpu=on_cpu)
+        return quant.linear_bytes(itemsize) + (count - quant.values) * itemsize, quant.scheme
+    packed = config.quant not in (Quant.auto, Quant.none)
+    values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name)) if packed else 0
+    held = values * BITS[config.quant] / 8 if packed else 0.0
+    return held + (count - values) * itemsize, str(config.quant) if packed else None
 
 
 def small_buckets(config: LoraConfig, folder: Folder) -> list[tuple[tuple[int, int], int]]:

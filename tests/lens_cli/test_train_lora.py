@@ -84,6 +84,17 @@ def test_dry_run(folder: Path, inside: Callable[..., Run]) -> None:
     assert not (folder / "run").exists()
 
 
+def test_dry_run_of_a_model_that_is_not_here(folder: Path, inside: Callable[..., Run]) -> None:
+    """The published sizes: 4,104,225,152 numbers, of which NF4 packs the blocks' attention and MLPs to 4.5 bits."""
+    draw_folder(folder / "pictures", 4, scale=12)
+    words = ("pictures", "-m", "lens-base", "--dry-run", "--json", "--set", "device=cuda")
+    plain, packed = inside(*words), inside(*words, "--recipe", "lora-8gb")
+    assert "not on this disk" in plain.json["warnings"][0] and plain.json["data"]["plan"]["base"] == 2 * 4_104_225_152
+    values = 48 * (8 * 1536 * 1536 + 6 * 1536 * 4096)
+    expected = 2 * (4_104_225_152 - values) + values * 4.5 / 8
+    assert packed.json["data"]["plan"]["base"] == expected and packed.json["data"]["plan"]["scheme"] == "nf4"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
