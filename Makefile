@@ -39,8 +39,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Make a picture with the shipped model; the last line is its path
 	@picture=$$($(BIN)/lens gen "$(PROMPT)" --model nano --ar 16:9 --output "$(OUTPUT)") && echo "$$picture"
 
-test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, as many at once as there are processors, at most four
+	$(BIN)/python -m pytest -n logical --maxprocesses 4
 
 check: $(STAMP) ## Lint, format check, types, import contracts
 	$(BIN)/ruff check .

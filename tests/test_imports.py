@@ -26,7 +26,11 @@ LIGHT = [
     *sorted(
         f"lens_cli.commands.{path.stem}" for path in (ROOT / "lens_cli/commands").glob("*.py") if path.stem[0] != "_"
     ),
-    *(f"train.{name}" for name in ("config", "recipes", "overrides", "lora_config") if (ROOT / f"train/{name}.py").exists()),
+    *(
+        f"train.{name}"
+        for name in ("config", "recipes", "overrides", "lora_config")
+        if (ROOT / f"train/{name}.py").exists()
+    ),
     *(["prompts"] if (ROOT / "prompts/__init__.py").exists() else []),
 ]
 

@@ -268,8 +268,8 @@ import time
 start = time.perf_counter()
 import backend.pipeline, backend.model.autoencoder, backend.model.transformer
 seconds = time.perf_counter() - start
-from backend.bench.timing import high_water
-print(seconds, time.process_time(), high_water())
+from backend.memory import process_peak_bytes
+print(seconds, time.process_time(), process_peak_bytes())
 """
 
 

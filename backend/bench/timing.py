@@ -22,7 +22,7 @@ import torch
 from backend.memory import process_peak_bytes
 
 Result = TypeVar("Result")
-_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what proc(5) calls resetting the peak resident set size
 
 
@@ -75,7 +75,7 @@ class Peak:
         """Bytes, everything that is held counted."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved(self.device)
-        return high_water()
+        return process_peak_bytes()
 
 
 def _give_back_freed() -> None:
@@ -84,16 +84,6 @@ def _give_back_freed() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
         if trim is not None:
             trim(0)
-
-
-def high_water() -> int:
-    """Peak bytes of the resident set: on Linux the mark that can be reset, which a child does not inherit either."""
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        return process_peak_bytes()
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return marks[0] if marks else process_peak_bytes()
 
 
 def wait(device: torch.device) -> None:

@@ -169,7 +169,7 @@ def test_few_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken(source, 30)
     assert len(os.listdir("/proc/self/fd")) <= before + 2
     source.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before  # fewer where another test's files were collected
 
 
 def test_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:

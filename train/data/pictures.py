@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,24 +117,30 @@ def _forbidden(image: Image.Image, max_pixels: int) -> str | None:
     return None
 
 
+# Pillow refuses to open a bomb, and then its size could not be recorded: `_forbidden` stands in for its limit, which is
+# one for all threads.
+_PILLOWS_GUARD = threading.Lock()
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The lazily opened image; whatever Pillow finds damaged while it is used becomes Unreadable."""
     if not data:
         raise Unreadable("empty file")
-    limit = Image.MAX_IMAGE_PIXELS
-    # Pillow refuses to open a bomb, and then its size could not be recorded. `_forbidden` stands in.
-    Image.MAX_IMAGE_PIXELS = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, a few lines a picture; what matters is an error
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with _PILLOWS_GUARD:  # only the opening asks it
+                limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                try:
+                    image = Image.open(io.BytesIO(data), formats=FORMATS)
+                finally:
+                    Image.MAX_IMAGE_PIXELS = limit
+            with image:
                 yield image
     except Image.UnidentifiedImageError:
         raise Unreadable("no picture of a known format") from None
     except Unreadable:
         raise
-    except (*_DAMAGE, MemoryError) as error:
+    except (*_DAMAGE, MemoryError, Image.DecompressionBombError) as error:
         raise Unreadable(str(error).split("\n")[0][:200] or type(error).__name__) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
