@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# The shapes here are tiny: one thread is as fast, and on a busy machine several wait for each other (measured with a
-# training run beside them: 205 s with two threads, 17 s with one, for the tests of the decoder). Before torch is loaded.
+# The shapes here are tiny: one thread is as fast, and on a busy machine several wait for each other (with a training
+# run beside them the decoder's tests took 205 s with two threads, 17 s with one). Set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
