@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any, cast
 
 import gguf
 import torch
@@ -161,7 +162,7 @@ def replaced(network: nn.Module, packed: Mapping[str, nn.Module], dtype: torch.d
             stand_in.bias = linear.bias
             network.set_submodule(name, stand_in)
         else:
-            module.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+            cast("Any", module).bias = None if linear.bias is None else linear.bias.detach()
             network.set_submodule(name, module)
     try:
         yield
@@ -264,6 +265,7 @@ def nano_runs(prompts: Sequence[str], steps: int) -> tuple[LensTransformer2DMode
 RESIDUAL, VALUES = 3e7, 1.4e5  # largest magnitudes reported of the published weights
 LOUD = 4  # channels of the residual stream that reach it; the others stay three orders of magnitude below
 LOUD_VALUES = 8  # of V
+HIDDEN = (RESIDUAL / 1e3) ** 0.5  # what each of a gated unit's two factors is scaled by
 
 
 def ranges_runs(blocks: int, side: int, words: int, steps: int) -> tuple[LensTransformer2DModel, list[Run]]:
@@ -312,14 +314,16 @@ def plant(network: LensTransformer2DModel) -> None:
             loud = slice(2 * heads, 2 * heads + LOUD_VALUES)
             qkv.weight[loud].mul_(VALUES / 4)  # pyright: ignore[reportIndexIssue, reportCallIssue]
             out.weight[:, :LOUD_VALUES].div_(VALUES / 4)  # pyright: ignore[reportIndexIssue, reportCallIssue]
+            if index >= 1:
+                # By what passes between the matrices rather than by their own numbers: GGUF's float16 scales hold
+                # published weights, and would not hold 1e7.
+                for gate in ("w1", "w3"):
+                    block.get_submodule(f"{stream}_mlp.{gate}").weight.mul_(HIDDEN)  # pyright: ignore[reportCallIssue]
             if index == 1:
                 w2 = block.get_submodule(f"{stream}_mlp.w2").weight
-                w2.mul_(RESIDUAL / 1e3)  # pyright: ignore[reportCallIssue]
                 w2[:LOUD].mul_(1e3)  # pyright: ignore[reportIndexIssue, reportCallIssue]
             if index > 1:
-                w2 = block.get_submodule(f"{stream}_mlp.w2").weight
-                for matrix in (w2, out.weight):
-                    matrix.mul_(RESIDUAL / 1e3)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+                out.weight.mul_(RESIDUAL / 1e3)  # pyright: ignore[reportCallIssue]
                 for norm in ("norm1", "norm2"):
                     weight = block.get_submodule(f"{stream}_{norm}").weight
                     weight.mul_(50)  # pyright: ignore[reportCallIssue]
