@@ -152,13 +152,7 @@ class Trained:
         self.config, self.ranks = config, ranks
         self.channel_weights: Tensor | None = None  # (C,) of the loss, mean 1; None: every channel the same
         assert model is None or (ranks.mesh is None and config.ema_decay is None)
-        self.model = placed(config, ranks).train() if model is None else model.train()
-        if model is not None:
-            pass
-        elif initial is None:
-            flow.init_weights(self.model, config.params, torch.Generator().manual_seed(config.seed))
-        else:
-            _adopt(self.model, initial)
+        self.model = self._begin(initial) if model is None else model.train()
         self.optimizer = Optimizers(
             self.model,
             muon=muon_matrices if config.muon else lambda _name, _parameter: 0,
@@ -181,6 +175,14 @@ class Trained:
         if config.compile:  # after the aligner has put its hook there
             for block in self.model.transformer_blocks:
                 block.compile(dynamic=True)
+
+    def _begin(self, initial: Mapping[str, Tensor] | None) -> LensTransformer2DModel:
+        model = placed(self.config, self.ranks).train()
+        if initial is None:
+            flow.init_weights(model, self.config.params, torch.Generator().manual_seed(self.config.seed))
+        else:
+            _adopt(model, initial)
+        return model
 
     def _align(self) -> None:
         config = self.config
