@@ -59,13 +59,19 @@ def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: f
 def lens_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
     """The same without a child: 30 times faster, for long lists of inputs. Streams are caught as file descriptors."""
     from backend import weights
-    from lens_cli.app import main
     from tests import fake_pipeline
 
     module = types.ModuleType("backend.pipeline")
     monkeypatch.setattr(module, "Pipeline", fake_pipeline.Pipeline, raising=False)
     monkeypatch.setitem(sys.modules, "backend.pipeline", module)
     monkeypatch.setattr(weights, "resolve_model", fake_pipeline.resolve_model)
+    return real_inside(monkeypatch, capfd, *words)
+
+
+def real_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
+    """The real program in this process, nothing of it replaced: importing torch for every call would take longest."""
+    from lens_cli.app import main
+
     monkeypatch.setattr(sys, "argv", ["lens", *words])
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:

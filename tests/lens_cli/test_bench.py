@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -13,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.backend.tiny_weights import write_runnable
-from tests.lens_cli.cli import Run, lens
+from tests.lens_cli.cli import Run, lens, real_inside
 
 PHASES = ["import", "load encoder", "encode", "load transformer", "fold", "load vae", "denoise", "step", "decode"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -29,17 +28,9 @@ def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *
     take 3 s each: the first test starts them."""
     from backend.bench import measure
     from backend.bench.timing import Took
-    from lens_cli.app import main
 
     monkeypatch.setattr(measure, "_import_once", lambda: (Took(2.5, 2.0), 400_000_000))
-    monkeypatch.setattr(sys, "argv", ["lens", "bench", *words])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capfd.readouterr()
-    assert isinstance(ended.value.code, int)
-    assert "Traceback" not in err, err
-    return Run(ended.value.code, out.encode(), err)
+    return real_inside(monkeypatch, capfd, "bench", *words)
 
 
 def positive(spread: dict[str, Any]) -> bool:

@@ -5,26 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from backend.images import read_metadata
-from lens_cli.app import main
-from tests.lens_cli.cli import Run, command, environment, lens_inside
+from tests.lens_cli.cli import Run, command, environment, lens_inside, real_inside
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
     """The real program in this process, with the shipped Lens-Nano."""
-    monkeypatch.setattr(sys, "argv", ["lens", *words])
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out, err = capfd.readouterr()
-    assert isinstance(ended.value.code, int) and "Traceback" not in err, err
-    return Run(ended.value.code, out.encode(), err)
+    return real_inside(monkeypatch, capfd, *words)
 
 
 def test_quantize_then_draw(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

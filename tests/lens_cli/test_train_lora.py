@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lens_cli.app import main
-from tests.lens_cli.cli import Run, lens
+from tests.lens_cli.cli import Run, lens, real_inside
 from tests.train.drawn_folder import draw_folder
 
 
@@ -27,13 +25,7 @@ def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
     """`lens train lora` in this process, nothing of it replaced."""
 
     def call(*words: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["lens", "train", "lora", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        assert isinstance(ended.value.code, int) and "Traceback" not in err, err
-        return Run(ended.value.code, out.encode(), err)
+        return real_inside(monkeypatch, capfd, "train", "lora", *words)
 
     return call
 
