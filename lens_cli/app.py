@@ -14,27 +14,49 @@ from typing import Annotated
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.commands import bench, cache, doctor, gen, info, models, refine, rerun, train
-from lens_cli.commands import eval as eval_
 from lens_cli.console import Talk
+from lens_cli.lazy import Lazy, LazyGroup, load
+
+COMMANDS = {
+    "gen": Lazy("lens_cli.commands.gen:gen", "Make pictures from a sentence. Their paths go to stdout, one per line."),
+    "refine": Lazy(
+        "lens_cli.commands.refine:refine",
+        "Rewrite a request and print the prompt, and nothing else, on stdout. A refusal exits with 7.",
+    ),
+    "rerun": Lazy(
+        "lens_cli.commands.rerun:rerun",
+        "Make a picture again, with any of its settings changed. Flags left out keep what the picture recorded.",
+    ),
+    "info": Lazy(
+        "lens_cli.commands.info:info", "Show prompt, seed and settings of pictures, made by lens or by other tools."
+    ),
+    "doctor": Lazy(
+        "lens_cli.commands.doctor:doctor",
+        "Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.",
+    ),
+    "bench": Lazy(
+        "lens_cli.commands.bench:bench",
+        "Time every phase, cold and warm, with its peak memory. Makes pictures, saves none.",
+    ),
+    "models": Lazy("lens_cli.commands.models:app", "List, fetch, check, quantize and remove models."),
+    "cache": Lazy("lens_cli.commands.cache:app", "Show and clear what is kept to save time."),
+    "train": Lazy("lens_cli.commands.train:app", "Train models."),
+    "eval": Lazy("lens_cli.commands.eval:app", "Measure models."),
+}
+
+
+class Root(LazyGroup):
+    lazy = COMMANDS
+
 
 app = typer.Typer(
     name="lens",
+    cls=Root,
     help="From a sentence to a picture on your own machine.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,  # the boundary below speaks for all errors
     rich_markup_mode="rich",
 )
-app.command("gen")(gen.gen)
-app.command("refine")(refine.refine)
-app.command("rerun")(rerun.rerun)
-app.command("info")(info.info)
-app.command("doctor")(doctor.doctor)
-app.command("bench")(bench.bench)
-app.add_typer(models.app, name="models")
-app.add_typer(cache.app, name="cache")
-app.add_typer(train.app, name="train")
-app.add_typer(eval_.app, name="eval")
 
 
 def _version(wanted: bool) -> None:
@@ -113,14 +135,12 @@ def as_lens_error(error: BaseException) -> LensError:
 def _words() -> list[str]:
     """The command's own words on the command line: ["gen"], ["models", "pull"], or []."""
     words = [word for word in sys.argv[1:3] if not word.startswith("-")]
-    commands = {command.name for command in app.registered_commands}
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    if words and words[0] in commands:
-        return words[:1]
-    if not words or words[0] not in groups:
+    if not words or words[0] not in COMMANDS:
         return []
-    group = groups[words[0]]
-    inside = {command.name or _name(command.callback) for command in group.registered_commands} if group else set[str]()
+    group = load(COMMANDS[words[0]].target)
+    if not isinstance(group, typer.Typer):
+        return words[:1]
+    inside = {command.name or _name(command.callback) for command in group.registered_commands}
     return words if words[-1] in inside else words[:1]
 
 
