@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from backend import paths
@@ -50,6 +50,13 @@ CACHES = (
         folder=paths.schedules_dir,
         suffix=".safetensors",
         limit_mb=lambda settings: settings.schedules_mb,
+    ),
+    NamedCache(
+        name="prefixes",
+        what="shared beginnings of prompts and rewrites",
+        folder=paths.prefixes_dir,
+        suffix=".safetensors",
+        limit_mb=lambda settings: settings.prefixes_mb,
     ),
     NamedCache(
         name="rewrites",
@@ -123,6 +130,21 @@ def open_store(name: str, settings: CacheSettings, warn: Callable[[str], None]) 
     limit = limit_bytes(cache, settings)
     assert limit is not None, f"{name} has no cap"
     return Store(cache.folder(), cache.suffix, limit, warn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stores:
+    """What a pipeline may find of earlier processes and leaves for later ones; None: computed, not kept."""
+
+    embeddings: Store | None = None  # encoded prompts
+    prefixes: Store | None = None  # what all prompts begin with, as llama.cpp computed it
+    schedules: Store | None = None  # folded schedules
+    kernels: Store | None = None  # which kernel was measured to be the fastest
+
+
+def open_stores(settings: CacheSettings, warn: Callable[[str], None]) -> Stores:
+    """All of them, with the settings' caps. Raises UsageError for a negative one."""
+    return Stores(**{field.name: open_store(field.name, settings, warn) for field in fields(Stores)})
 
 
 def entries(folder: Path, suffix: str) -> list[Entry]:

@@ -86,6 +86,11 @@ def notes_dir(kind: str) -> Path:
     return cache_dir() / kind
 
 
+def prefixes_dir() -> Path:
+    """What every conversation with a language model begins with, as llama.cpp computed it."""
+    return cache_dir() / "prefixes"
+
+
 def rewrites_dir() -> Path:
     """Rewritten requests, so that a known one asks no language model again."""
     return cache_dir() / "rewrites"

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from backend import latents, sampling
-from backend.caches import Store
+from backend.caches import Stores
 from backend.device import choose_device, describe_device
 from backend.errors import CancelledError, NumericsError, first_line
 from backend.identity import identify_model
@@ -95,16 +95,12 @@ class Pipeline:
         *,
         dtype: DType = DType.auto,
         device: str = "auto",
-        embeddings: Store | None = None,
-        schedules: Store | None = None,
-        kernels: Store | None = None,
+        stores: Stores | None = None,
         llama: SharedLlama | None = None,
     ) -> None:
-        """`embeddings`, `schedules` and `kernels`: encoded prompts, folded schedules and measured kernels of earlier
-        processes; None: computed. `llama`: the model's GGUF where the reasoner has it open already; closed once the
-        prompt is encoded."""
-        self.files = files
-        self.embeddings, self.schedules, self.kernels, self.llama = embeddings, schedules, kernels, llama
+        """`stores`: what earlier processes left; None: nothing. `llama`: the model's GGUF where the reasoner has it
+        open already; closed once the prompt is encoded."""
+        self.files, self.stores, self.llama = files, stores or Stores(), llama
         self._wanted = (dtype, device)
         self._chosen = choose_device(device)
         self.device = self._chosen  # of the last plan: the CPU where a GPU that nobody named is too full
@@ -189,8 +185,8 @@ class Pipeline:
         """Features of the prompt, and of the unconditional branch where guidance is not 1."""
         device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
         source = FeatureSource(
-            files=self.files, encoder=run.encoder, dtype=self.dtype, device=device, store=self.embeddings,
-            llama=self.llama,
+            files=self.files, encoder=run.encoder, dtype=self.dtype, device=device, store=self.stores.embeddings,
+            prefixes=self.stores.prefixes, llama=self.llama,
         )  # fmt: skip
         return source.branches(run.request, lambda name: phase(name, run.timings, run.watch, self.device))
 
@@ -201,7 +197,7 @@ class Pipeline:
         home = torch.device("cpu") if plan.streamed else self.device
         with phase(Phase.load_transformer, run.timings, run.watch, self.device):
             transformer, folded = checkpoint.load_transformer(
-                self.files, self.dtype, home, run.loras, run.quant, sigmas=sigmas[:-1], schedules=self.schedules,
+                self.files, self.dtype, home, run.loras, run.quant, sigmas=sigmas[:-1], schedules=self.stores.schedules,
                 fold_on=self.device,
             )  # fmt: skip
             source, compiled = None, False
@@ -217,7 +213,7 @@ class Pipeline:
             )
             velocity = Denoiser(
                 transformer, folded, (h, w), *texts, guidance=request.guidance, source=source,
-                attention=Choices(self.device, self.kernels), graphs=graphs,
+                attention=Choices(self.device, self.stores.kernels), graphs=graphs,
             )  # fmt: skip
             vae = checkpoint.load_vae(self.files, self.dtype, home)
         return _Loaded(velocity=velocity, vae=vae, source=source, grid=(h, w), sigmas=sigmas, compiled=compiled)

@@ -79,6 +79,7 @@ class CacheSettings:
 
     embeddings_mb: int = 512  # encoded prompts, in MB; 0: none are kept
     schedules_mb: int = 512  # modulation of a model's blocks for a schedule, in MB; 0: none is kept
+    prefixes_mb: int = 256  # beginnings that prompts and rewrites share, as llama.cpp computed them, in MB; 0: none
     rewrites_mb: int = 16  # rewritten requests, in MB; 0: none are kept
 
 

@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -188,17 +189,22 @@ def prompt(model_tokens: int, header: tuple[int, ...], seed: int) -> tuple[int, 
     return (*shared, *header, *own)
 
 
-def measure(path: Path, threads: int, repack: bool) -> dict[str, float]:
-    """In this process, which should be a fresh one: seconds and memory up to the first and the second features."""
+def measure(path: Path, threads: int, repack: bool, folder: Path | None) -> dict[str, float]:
+    """In this process, which should be a fresh one: seconds and memory up to the first and the second features.
+
+    `folder`: where processes leave each other the beginning that prompts share; None: each computes it.
+    """
     import psutil
 
     born = psutil.Process().create_time()
+    from backend.caches import Store
     from backend.text.harmony import Writer
     from backend.text.llama import LlamaModel
 
     found = {"imports s": time.time() - born}
     start = time.perf_counter()
-    with LlamaModel(path, threads=threads, repack=repack) as model:
+    prefixes = Store(folder, ".safetensors", SPARE, print) if folder else None
+    with LlamaModel(path, threads=threads, repack=repack, prefixes=prefixes) as model:
         found["open s"] = time.perf_counter() - start
         if repack and not model.repacked:
             raise SystemExit("llama.cpp would use AMX here, where its repacked kernels crash")
@@ -233,13 +239,14 @@ def forget(file: BinaryIO) -> None:
     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def fresh(path: Path, threads: int, *, cold: bool, repack: bool) -> dict[str, float]:
+def fresh(path: Path, threads: int, *, cold: bool, repack: bool, folder: Path | None = None) -> dict[str, float]:
     """`measure` in a process of its own."""
     if cold:
         with path.open("rb") as file:
             forget(file)
     command = [sys.executable, "-m", "benchmarks.big_gguf", "here", str(path), "--threads", str(threads)]
-    done = subprocess.run([*command, *(["--repack"] if repack else [])], capture_output=True, text=True, check=False)
+    command += [*(["--repack"] if repack else []), *(["--prefixes", str(folder)] if folder else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise FileError(f"the measuring process ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -259,9 +266,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cold", action="store_true", help="empty the page cache of the file first")
     parser.add_argument("--repack", action="store_true", help="as a server would: 10 GB more memory")
+    parser.add_argument("--prefixes", type=Path, help="folder of the beginnings that prompts share, kept by processes")
     given = parser.parse_args()
     if given.what == "here":
-        print(json.dumps(measure(given.path, given.threads, given.repack)))
+        print(json.dumps(measure(given.path, given.threads, given.repack, given.prefixes)))
         return
     if given.what in ("run", "write"):
         start = time.perf_counter()
@@ -269,14 +277,20 @@ def main() -> None:
     try:
         if given.what == "measure":
             title = f"{given.threads} threads{', cold' if given.cold else ''}{', repacked' if given.repack else ''}"
-            show({title: fresh(given.path, given.threads, cold=given.cold, repack=given.repack)})
+            row = fresh(given.path, given.threads, cold=given.cold, repack=given.repack, folder=given.prefixes)
+            show({title: row})
         elif given.what == "run":
-            rows = {
-                f"{given.threads} threads, file {'on disk' if cold else 'in the page cache'}": fresh(
-                    given.path, given.threads, cold=cold, repack=given.repack
-                )
-                for cold in (True, False)
-            }
+            with tempfile.TemporaryDirectory() as folder:
+                rows = {
+                    f"{given.threads} threads, {title}": fresh(
+                        given.path, given.threads, cold=cold, repack=given.repack, folder=Path(folder)
+                    )
+                    for title, cold in (
+                        ("file on disk, nothing kept", True),
+                        ("file on disk, shared beginning kept", True),
+                        ("file in the page cache, shared beginning kept", False),
+                    )
+                }
             show(rows)
             best = min(rows.values(), key=lambda row: row["first features s"])
             print(f"target {TARGETS['seconds']:.0f} s: {best['first features s']:.1f} s; "

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from backend.caches import open_store
+from backend.caches import open_stores
 from backend.errors import RefusedError
 from backend.outputs import OutputPlan
 from backend.reasoner import choose_mode
@@ -70,9 +70,7 @@ def carry_out(
         talk,
         parent_id=parent_id,
         draw=wanted(show, settings.output.show, talk),
-        embeddings=open_store("embeddings", settings.cache, talk.warn),
-        schedules=open_store("schedules", settings.cache, talk.warn),
-        kernels=open_store("kernels", settings.cache, talk.warn),
+        stores=open_stores(settings.cache, talk.warn),
         llama=llama,
     )
     error = outcome.error()

@@ -98,11 +98,14 @@ class Rewriting:
             from backend.endpoint import EndpointSpeaker, check_address
 
             return EndpointSpeaker(check_address(self.settings.reasoner), say=self.talk.detail)
+        from backend.caches import open_store
         from backend.text.shared import SharedLlama
         from backend.weights import resolve_model
 
         files = resolve_model(self.model)
-        self.llama = SharedLlama(local_gguf(files.text_encoder, files.name), context=LOCAL_CONTEXT)
+        prefixes = open_store("prefixes", self.settings.cache, self.talk.warn)
+        gguf = local_gguf(files.text_encoder, files.name)
+        self.llama = SharedLlama(gguf, context=LOCAL_CONTEXT, prefixes=prefixes)
         return LocalSpeaker(self.llama.gguf, files.preset.params.text.template, self.llama)
 
 

@@ -27,7 +27,7 @@ from lens_cli.progress import Meter
 from lens_cli.show import show
 
 if TYPE_CHECKING:
-    from backend.caches import Store
+    from backend.caches import Stores
     from backend.residency import Plan
     from backend.text.shared import SharedLlama
     from backend.weights import ModelFiles
@@ -121,14 +121,12 @@ def generations(
     interrupt: Interrupt,
     talk: Talk,
     *,
-    embeddings: Store | None = None,
-    schedules: Store | None = None,
-    kernels: Store | None = None,
+    stores: Stores | None = None,
     llama: SharedLlama | None = None,
 ) -> Iterator[tuple[int, Generation | Failure]]:
     """(index, picture or failure) in order. A failure of one picture goes on with the next; every other is raised.
 
-    `embeddings`, `schedules`, `kernels` and `llama` as `Pipeline` has them.
+    `stores` and `llama` as `Pipeline` has them.
     """
     from backend.text.shared import choose_encoder
     from backend.weights import resolve_model
@@ -144,10 +142,7 @@ def generations(
 
     if files.assumed:
         talk.say(f"note: {files.assumed}")
-    pipeline = Pipeline(
-        files, dtype=request.dtype, device=request.device, embeddings=embeddings, schedules=schedules,
-        kernels=kernels, llama=llama,
-    )  # fmt: skip
+    pipeline = Pipeline(files, dtype=request.dtype, device=request.device, stores=stores, llama=llama)
     done = 0
     while done < len(request.seeds):
         meter.first = done
@@ -170,9 +165,7 @@ def run(
     parent_id: str | None = None,
     draw: bool = False,
     on_picture: Callable[[Generation, dict[str, Any]], None] | None = None,
-    embeddings: Store | None = None,
-    schedules: Store | None = None,
-    kernels: Store | None = None,
+    stores: Stores | None = None,
     llama: SharedLlama | None = None,
 ) -> Outcome:
     """Make and save every picture of `request`; each path goes to stdout the moment its file is whole.
@@ -194,9 +187,7 @@ def run(
                 meter,
                 interrupt,
                 talk,
-                embeddings=embeddings,
-                schedules=schedules,
-                kernels=kernels,
+                stores=stores,
                 llama=llama,
             )
             for index, made in made_in_order:

@@ -59,10 +59,8 @@ def resolve_model(name: str) -> FakeFiles:
 
 class Pipeline:
     def __init__(
-        self, files: FakeFiles, *, dtype: DType, device: str, embeddings: object = None, schedules: object = None,
-        kernels: object = None,
-        llama: object = None,
-    ) -> None:  # fmt: skip
+        self, files: FakeFiles, *, dtype: DType, device: str, stores: object = None, llama: object = None
+    ) -> None:
         self.files, self.dtype, self.device = files, dtype, device
 
     def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:

@@ -40,6 +40,7 @@ class FeatureSource:
     dtype: torch.dtype
     device: torch.device
     store: Store | None = None  # kept features; None: always computed
+    prefixes: Store | None = None  # llama: shared beginnings of prompts, kept; None: computed in each process
     llama: SharedLlama | None = None  # the model's GGUF, where somebody else needs it too; closed here
 
     def branches(
@@ -108,7 +109,9 @@ class FeatureSource:
         template = self.files.preset.params.text.template
         take = self.files.preset.params.dit.selected_layer_index
         if self.encoder is Encoder.llama:
-            shared = self.llama or SharedLlama(self.files.text_encoder[0], context=template.max_tokens)
+            shared = self.llama or SharedLlama(
+                self.files.text_encoder[0], context=template.max_tokens, prefixes=self.prefixes
+            )
             with shared:
                 with phase(Phase.load_encoder):
                     model = shared()

@@ -24,9 +24,12 @@ from backend.text import harmony
 from backend.text.llama_answer import Answerer
 from backend.text.llama_library import Model, default_threads
 from backend.text.llama_states import StateReader
+from backend.text.prefixes import PrefixCache
 
 if TYPE_CHECKING:
     import torch
+
+    from backend.caches import Store
 
 _PLAIN = 1  # GGUF's token type of ordinary text
 _HINT = "Use a GGUF of gpt-oss-20b, or the language model that comes with lens (--model nano)."
@@ -40,11 +43,13 @@ class LlamaModel:
     """One GGUF opened once by llama.cpp: generates, and yields hidden states. One caller at a time."""
 
     def __init__(
-        self, gguf: Path, *, threads: int | None = None, context: int = 4096, repack: bool = False, gpu_layers: int = 0
-    ) -> None:
+        self, gguf: Path, *, threads: int | None = None, context: int = 4096, repack: bool = False, gpu_layers: int = 0,
+        prefixes: Store | None = None,
+    ) -> None:  # fmt: skip
         """`threads`: None takes OMP_NUM_THREADS or the physical cores. `context`: tokens of a conversation and its
         reply together. `repack`: for a server, see `llama_library.Model`. `gpu_layers`: blocks kept on a GPU, where
-        llama.cpp was built for one; -1 means all.
+        llama.cpp was built for one; -1 means all. `prefixes`: what every prompt and every rewrite begins with, kept
+        across processes (`backend.text.prefixes`); None: computed once in each.
 
         Raises CheckpointError for a file that is missing, unreadable, cut short, no GGUF, of another architecture, or
         that llama.cpp refuses; LensError where llama.cpp cannot be loaded.
@@ -60,6 +65,9 @@ class LlamaModel:
         self._model: Model | None = Model(gguf, repack=repack, gpu_layers=gpu_layers)
         self.repacked = self._model.repacked  # what became of `repack`
         self._threads, self._limit = threads or default_threads(), context
+        self._prefixes = None
+        if prefixes is not None:
+            self._prefixes = PrefixCache(prefixes, gguf, repacked=self.repacked, gpu_layers=gpu_layers)
         self._reader: StateReader | None = None
         self._answerer: Answerer | None = None
 
@@ -76,7 +84,9 @@ class LlamaModel:
         if not ids or not take or not all(0 <= block < blocks for block in take):
             raise ValueError(f"{len(ids)} tokens, blocks {list(take)} of {blocks}")
         if self._reader is None:
-            self._reader = StateReader(self._opened(), threads=self._threads, limit=self._limit)
+            self._reader = StateReader(
+                self._opened(), threads=self._threads, limit=self._limit, prefixes=self._prefixes
+            )
         shared = harmony.users_place(self.tokenizer, ids)
         return torch.from_numpy(self._reader.read(ids, take, shared))
 
@@ -95,8 +105,9 @@ class LlamaModel:
         """
         if self._answerer is None:
             self._answerer = Answerer(
-                self._opened(), self.tokenizer, self._special, threads=self._threads, limit=self._limit
-            )
+                self._opened(), self.tokenizer, self._special, threads=self._threads, limit=self._limit,
+                prefixes=self._prefixes,
+            )  # fmt: skip
         return self._answerer.answer(
             prompt_ids, schema=schema, think_tokens=think_tokens, answer_tokens=answer_tokens, temperature=temperature,
             seed=seed, stop=stop,

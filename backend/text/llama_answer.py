@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
+    from backend.text.prefixes import PrefixCache
+
     Floats = NDArray[np.float32]
 
 LIKELY = 64  # tokens shown to the grammar at first; only where it rejects them all is the whole vocabulary checked
@@ -59,11 +61,13 @@ class Answerer:
     """Answers conversations one after another; the part before the first user's text is computed once."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, special: Sequence[int], *, threads: int, limit: int
+        self, model: Model, tokenizer: Tokenizer, special: Sequence[int], *, threads: int, limit: int,
+        prefixes: PrefixCache | None = None,
     ) -> None:  # fmt: skip
-        """`special`: every token id that is not plain text. `limit`: tokens of a conversation and its reply."""
+        """`special`: every token id that is not plain text. `limit`: tokens of a conversation and its reply.
+        `prefixes`: beginnings that earlier processes computed; None: none."""
         self._model, self._tokenizer, self._special = model, tokenizer, list(special)
-        self._threads, self._limit = threads, limit
+        self._threads, self._limit, self._kept = threads, limit, prefixes
         self._context: Context | None = None
         self._prefix: tuple[int, ...] = ()
         writer = harmony.Writer(tokenizer)
@@ -121,7 +125,10 @@ class Answerer:
         if self._prefix != prefix or not context.length:
             self._prefix = ()
             context.keep(0)
-            self._append(context, prefix, stop)
+            if self._kept is None or self._kept.recall(context, "answers", prefix) is None:
+                self._append(context, prefix, stop)
+                if self._kept is not None and prefix:
+                    self._kept.keep(context, "answers", prefix, {})
             self._prefix = prefix
         context.keep(place)
         self._append(context, ids[place:], stop)

@@ -153,6 +153,7 @@ class Context:
         `read()`, it says whether to go on. Raises OutOfMemoryError.
         """
         self.model, self.lib, self.size = model, model.lib, -(-size // STEP) * STEP
+        self.exact = exact
         self.length = 0  # tokens in the cache
         self._failure: BaseException | None = None
         self._observer = observer
@@ -226,6 +227,27 @@ class Context:
         self.length += len(ids)
         return True
 
+    def saved(self) -> NDArray[np.uint8]:
+        """llama.cpp's own copy of the cache, for `restore`; a context of another size reads it as well."""
+        import numpy as np
+
+        api = self.lib.api
+        out = np.empty(api.llama_state_seq_get_size(self.pointer, 0), np.uint8)
+        if api.llama_state_seq_get_data(self.pointer, _bytes_of(out), out.size, 0) != out.size:
+            raise LensError(f"llama.cpp did not copy its cache{complaint()}")
+        return out
+
+    def restore(self, saved: NDArray[np.uint8], tokens: int) -> None:
+        """Fill an empty cache with what `saved` gave for `tokens` tokens. Raises LensError, the cache then empty."""
+        api = self.lib.api
+        self.keep(0)
+        complaint()
+        used = api.llama_state_seq_set_data(self.pointer, _bytes_of(saved), saved.size, 0)
+        if used != saved.size or api.llama_memory_seq_pos_max(self._memory, 0) != tokens - 1:
+            self.keep(0)
+            raise LensError(f"llama.cpp does not take back what it had saved{complaint()}")
+        self.length = tokens
+
     def logits(self) -> Floats:
         """Of the token after the last one, (vocabulary,). A copy."""
         import numpy as np
@@ -258,6 +280,11 @@ class Context:
         except BaseException as failure:  # noqa: BLE001
             self._failure = failure
             return ask
+
+
+def _bytes_of(array: NDArray[np.uint8]) -> Any:
+    """As llama.cpp's functions want it: no copy, and valid as long as `array` is."""
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def default_threads() -> int:

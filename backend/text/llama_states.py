@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from backend.text.prefixes import PrefixCache
+
     Floats = NDArray[np.float32]
 
 
@@ -30,8 +32,9 @@ class StateReader:
     is 100 kB a token at the published size, 50 MB for a prompt of 512.
     """
 
-    def __init__(self, model: Model, *, threads: int, limit: int) -> None:
-        self._model, self._threads, self._limit = model, threads, limit
+    def __init__(self, model: Model, *, threads: int, limit: int, prefixes: PrefixCache | None = None) -> None:
+        """`limit`: tokens of a prompt. `prefixes`: shared prefixes that earlier processes computed; None: none."""
+        self._model, self._threads, self._limit, self._kept = model, threads, limit, prefixes
         self._context: Context | None = None
         self._wanted: dict[str, int] = {}
         self._last = ""
@@ -47,11 +50,11 @@ class StateReader:
         import numpy as np
 
         context = self._open(len(ids))
-        known = len(self._prefix)
-        reuse = 0 < known < len(ids) and tuple(ids[:known]) == self._prefix and set(take) <= set(self._prefix_states)
-        kept = known if reuse else 0
+        reuse = self._known(ids, take)
         if not reuse:
             self._forget()
+            reuse = self._recall(context, ids[:shared], take) if 0 < shared < len(ids) else False
+        kept = len(self._prefix)
         context.keep(kept)
         self._wanted = {f"l_out-{block}": block for block in take}
         self._last = f"l_out-{max(take)}"
@@ -75,7 +78,27 @@ class StateReader:
         if not reuse and 0 < shared < len(ids):
             self._prefix = tuple(ids[:shared])
             self._prefix_states = {block: states[block][:shared].copy() for block in take}
+            if self._kept is not None:
+                context.keep(shared)
+                beside = {str(block): rows for block, rows in self._prefix_states.items()}
+                self._kept.keep(context, self._job(take), self._prefix, beside)
         return np.stack([states[block] for block in take], axis=1)
+
+    def _known(self, ids: Sequence[int], take: Sequence[int]) -> bool:
+        known = len(self._prefix)
+        return 0 < known < len(ids) and tuple(ids[:known]) == self._prefix and set(take) <= set(self._prefix_states)
+
+    def _recall(self, context: Context, prefix: Sequence[int], take: Sequence[int]) -> bool:
+        """Whether an earlier process had computed the prefix; it is then this one's as well."""
+        found = self._kept.recall(context, self._job(take), prefix) if self._kept is not None else None
+        if found is None:
+            return False
+        self._prefix, self._prefix_states = tuple(prefix), {block: found[str(block)] for block in take}
+        return True
+
+    @staticmethod
+    def _job(take: Sequence[int]) -> str:
+        return f"states after blocks {sorted(take)}"
 
     def close(self) -> None:
         self._forget()

@@ -11,6 +11,7 @@ from backend.errors import UsageError
 from backend.types import Encoder
 
 if TYPE_CHECKING:
+    from backend.caches import Store
     from backend.text.llama import LlamaModel
     from backend.weights import ModelFiles
 
@@ -36,9 +37,10 @@ def is_one_gguf(files: Sequence[Path]) -> bool:
 class SharedLlama:
     """Calling it gives the opened model, the same one each time; closing gives its memory back. A context manager."""
 
-    def __init__(self, gguf: Path, *, context: int) -> None:
-        """`context`: tokens that the longest conversation of all users needs, its reply included."""
-        self.gguf, self._context = gguf, context
+    def __init__(self, gguf: Path, *, context: int, prefixes: Store | None = None) -> None:
+        """`context`: tokens that the longest conversation of all users needs, its reply included. `prefixes`: as
+        `LlamaModel` has it."""
+        self.gguf, self._context, self._prefixes = gguf, context, prefixes
         self._model: LlamaModel | None = None
 
     def __call__(self) -> LlamaModel:
@@ -46,7 +48,7 @@ class SharedLlama:
         if self._model is None:
             from backend.text.llama import LlamaModel  # llama.cpp and torch, only where somebody asks
 
-            self._model = LlamaModel(self.gguf, context=self._context)
+            self._model = LlamaModel(self.gguf, context=self._context, prefixes=self._prefixes)
         return self._model
 
     @property

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from backend import kept as kept_tensors
-from backend.caches import CACHES, MB, Store, clear, entries, limit_bytes, named, open_store
+from backend.caches import CACHES, MB, Store, Stores, clear, entries, limit_bytes, named, open_store
 from backend.errors import CheckpointError, FileError, NumericsError, UsageError
 from backend.model.checkpoint import load_text_encoder, load_tokenizer
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
@@ -106,7 +106,7 @@ def picture(model: Path, store: Store | None, **change: Any) -> tuple[Generation
         if isinstance(event, PhaseStarted):
             phases.append(event.phase)
 
-    pipeline = Pipeline(resolve_model(str(model)), device="cpu", embeddings=store)
+    pipeline = Pipeline(resolve_model(str(model)), device="cpu", stores=Stores(embeddings=store))
     (made,) = pipeline.generate(replace(REQUEST, **change), on_event=note, stop=lambda: False)
     return made, phases
 
