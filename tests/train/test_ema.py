@@ -55,19 +55,18 @@ def test_average_is_a_copy_in_float32() -> None:
     assert torch.equal(model.weight.detach(), first + 1)  # the model is only read
 
 
-def test_copy_to() -> None:
-    """The averages go into another model; the average and the trained model stay as they are."""
+def test_shown() -> None:
+    """The model has the averages meanwhile, and its own weights afterwards, whatever happens; what is frozen has no
+    average."""
     torch.manual_seed(0)
-    model, shown = nn.Linear(3, 2), nn.Linear(3, 2)
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
     ema = EMA(model, 0.5)
     model.weight.data.add_(1)
     ema.update(model)
-    before = {name: tensor.clone() for name, tensor in ema.shadow.items()}
-    trained = model.weight.detach().clone()
-    ema.copy_to(shown)
-    for name, p in shown.named_parameters():
-        assert torch.equal(p.detach(), ema.shadow[name])
-        assert torch.equal(ema.shadow[name], before[name])
-    assert torch.equal(model.weight.detach(), trained)
-    shown.weight.data.zero_()
-    assert torch.equal(ema.shadow["weight"], before["weight"])
+    average, trained = ema.shadow["weight"].clone(), model.weight.detach().clone()
+    assert list(ema.shadow) == ["weight"] and not torch.equal(average, trained)
+    with pytest.raises(KeyError), ema.shown(model):
+        assert torch.equal(model.weight.detach(), average)
+        raise KeyError
+    assert torch.equal(model.weight.detach(), trained) and torch.equal(ema.shadow["weight"], average)
