@@ -17,13 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.errors import CheckpointError, UsageError
+from backend.loras import find_lora
 from backend.model.checkpoint import load_transformer
+from backend.model.headers import read_header
+from backend.model.lora_keys import Kind, LoraFile, read_lora
 from backend.model.lora_write import Factors
 from backend.model.packed import PackedLinear
+from backend.model.tensor_files import TensorFiles
+from backend.model.tensor_tables import transformer_shapes
 from backend.model.transformer import JointAttention, LensTransformer2DModel
+from backend.params import DiTParams
 from backend.quant_plan import QuantPlan, plan_quant
 from backend.weights import ModelFiles
-from train.lora_config import LoraConfig, target_shapes
+from train.lora_config import GROUPS, LoraConfig, target_shapes
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -117,6 +124,56 @@ def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
 def factors(network: nn.Module) -> dict[str, Factors]:
     """What the adapters have learned, as `backend.model.lora_write` takes it."""
     return {name: Factors(a.down_RI.detach(), a.up_OR.detach(), a.alpha) for name, a in adapters(network)}
+
+
+# Going on from a LoRA -------------------------------------------------------------------------------------------------
+
+
+def read_start(named: str, config: LoraConfig, params: DiTParams) -> LoraFile:
+    """The LoRA that training is to begin with, of any key family; reads its header only.
+
+    Raises UsageError where the adapters of `config` cannot hold it, CheckpointError for what is no LoRA of this model.
+    """
+    path = find_lora(named)
+    found = read_lora(path, transformer_shapes(params))
+    targets, seen = target_shapes(config, params), set[str]()
+    for update in found.updates:
+        module = update.target.removesuffix(".weight")
+        if update.kind is not Kind.low_rank or update.magnitude is not None or module in seen:
+            kind = "DoRA" if update.magnitude is not None else "second" if module in seen else str(update.kind)
+            raise UsageError(
+                f"{path}: the {kind} update of {update.target} cannot be trained on",
+                hint="only a plain low-rank update of each linear can",
+            )
+        if module not in targets:
+            raise UsageError(
+                f"{path}: changes {module}, which targets={','.join(config.targets)} leaves out",
+                hint=f"--set targets={','.join(GROUPS)}, or the targets it was trained with",
+            )
+        seen.add(module)
+    tensors = read_header(path).tensors
+    rank = max(tensors[update.stored["down"]].shape[0] for update in found.updates)
+    if rank > config.rank:
+        raise UsageError(f"{path}: its rank is {rank}, rank={config.rank} cannot hold it", hint=f"--set rank={rank}")
+    return found
+
+
+@torch.no_grad()
+def begin_with(network: nn.Module, found: LoraFile) -> None:
+    """Give fresh adapters the updates of a file: at strength 1 the network then is what `lens gen --lora` draws with.
+
+    A rank that is left over stays as it was: `down` at random, `up` zero. Raises CheckpointError.
+    """
+    files = TensorFiles([found.path])
+    fresh = dict(adapters(network))
+    for update in found.updates:
+        adapter = fresh[update.target.removesuffix(".weight")]
+        down_RI, up_OR = (files.floats(update.stored[role], torch.float32) for role in ("down", "up"))
+        if not bool(torch.isfinite(down_RI).all() and torch.isfinite(up_OR).all()):
+            raise CheckpointError(f"{found.path}: {update.stored['up']!r} or its pair is not finite")
+        rank = len(down_RI)
+        adapter.down_RI[:rank] = down_RI
+        adapter.up_OR[:, :rank] = up_OR * (update.factor / adapter.scale)
 
 
 def _for_training(network: LensTransformer2DModel, device: torch.device) -> None:

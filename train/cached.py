@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -97,9 +98,14 @@ class Cache:
                 self.say(f"encoded {number:,} of {len(pictures):,} pictures")
 
     def _fill_texts(self, captions: list[str]) -> None:
+        template = self.params.text.template
+        most = template.max_tokens - template.prefix_tokens
         for start in range(0, len(captions), AT_ONCE):
+            some = captions[start : start + AT_ONCE]
             # Also finds damaged files, which are then made again.
-            self._features.features(captions[start : start + AT_ONCE], lambda _: nullcontext())
+            for caption, found in zip(some, self._features.features(some, lambda _: nullcontext()), strict=True):
+                if found.shape[1] >= most:
+                    self.say(f"longer than the {most} tokens that are read, cut: {shorten(caption, 60)}")
 
     # --------------------------------------------------------------------------------------------------------- reading
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,15 @@ from backend.errors import CheckpointError, FileError, NumericsError, OutOfMemor
 from backend.files import write_atomic
 from backend.identity import files_sha256
 from backend.memory import ran_out
+from backend.model.lora_keys import listed
 from backend.weights import ModelFiles, resolve_model
-from train import lora_files, overrides, sharded, sources
-from train.adapters import unfrozen, with_adapters
+from train import costs, lora_files, overrides, sharded, sources
+from train.adapters import begin_with, read_start, unfrozen, with_adapters
 from train.cached import Cache, FolderSource
-from train.config import PretrainConfig, learning_rate, locate
+from train.config import At, PretrainConfig, learning_rate, locate
 from train.data.folder import read_folder
 from train.distributed import Ranks
+from train.ema import EMA
 from train.lora_config import KIND, LoraConfig, as_pretraining, target_shapes
 from train.lora_previews import Drawn, drawn_prompts, sheet
 from train.metrics import Metrics
@@ -56,13 +61,30 @@ class Result:
 
 def run(config: LoraConfig, say: Say = lambda _: None) -> Result:
     """Fine-tune; `say` is told what is being done. Raises LensError."""
-    # 1. The model, the device, the run's folder.
+    _alone()
+    try:
+        return _run(config, say)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out: {first_line(error)}",
+            hint="--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, checkpointing=full",
+        ) from error
+
+
+def _run(config: LoraConfig, say: Say) -> Result:
+    # 1. The model, the device, the run's folder; what cannot be is said before anything is encoded.
     files = resolve_model(config.model)
     device = choose_device(config.device)
     plan = as_pretraining(config, files.preset, str(device))
-    if config.tune == "lora":
-        target_shapes(config, files.preset.params.dit)  # before anything is encoded
     _check_folder(config)
+    begun = bool(sharded.folders(config.run_dir))
+    begin = None
+    if config.tune == "lora":
+        target_shapes(config, files.preset.params.dit)
+        if config.start_from is not None and not begun:
+            begin = read_start(config.start_from, config, files.preset.params.dit)
     # 2. The pictures and captions, encoded; the encoders are gone afterwards.
     cache = Cache(config, files, device, say)
     folder = read_folder(config, config.bases_of(files.preset), cache.has_latent)
@@ -73,22 +95,21 @@ def run(config: LoraConfig, say: Say = lambda _: None) -> Result:
     cache.fill(folder, [drawn.prompt for drawn in shown])
     source = FolderSource(config, folder, cache)
     # 3. The network, its optimiser, and the newest checkpoint.
-    try:
-        network = with_adapters(config, files, device) if config.tune == "lora" else unfrozen(files, device)
-        trained = Trained(plan, Ranks(device), model=network)
-        start = _resume(config, files, trained, source, say)
-        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
-        # 4. The loop, and what it leaves behind.
-        step = _loop(config, plan, files, trained, source, start, shown)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(
-            f"memory ran out while training: {first_line(error)}",
-            hint="--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, checkpointing=full",
-        ) from error
-    written = lora_files.export(config, files, trained.model, step)
+    network = with_adapters(config, files, device) if config.tune == "lora" else unfrozen(files, device)
+    if begin is not None:
+        begin_with(network, begin)
+        say(f"beginning with {begin.path}: {len(begin.updates)} linears")
+        if begin.unmatched:
+            say(f"left aside, as this model has no such part: {listed(begin.unmatched)}")
+    trained = Trained(plan, Ranks(device), model=network)
+    found = _resume(config, files, trained, source, say)
+    average = _average(config, trained, found)
+    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
+    # 4. The loop, and what it leaves behind.
+    step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown)
+    with _averaged(average, trained):
+        written = lora_files.export(config, files, trained.model, step)
     return Result(step, step == config.steps, written, folder.training[0].caption)
 
 
@@ -97,16 +118,19 @@ def _loop(
     plan: PretrainConfig,
     files: ModelFiles,
     trained: Trained,
+    average: EMA | None,
     source: FolderSource,
     start: int,
     shown: Sequence[Drawn],
 ) -> int:
     """Train from step `start` on; returns the step that was reached and saved."""
+    if not start:  # of a run that was killed before its first checkpoint: the log begins anew
+        (config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
     metrics = Metrics(config.run_dir, start, wandb=config.wandb, about=overrides.as_json(config))
     writer = sharded.Writer(config.run_dir, trained.ranks, keep=config.keep, background=False)
     held = source.held(plan.stages[0])
     taken, judged = Taken(float("nan"), float("nan"), None, asked_to_stop=False), dict[str, float]()
-    pace = _Pace(config, start)
+    pace = _Pace(config, plan, start)
 
     def look(step: int) -> None:
         metrics.picture(step, sheet(trained.model, files, source.cache, shown))
@@ -114,29 +138,31 @@ def _loop(
             lora_files.write_step(config, files, trained.model, step)
 
     def save(step: int) -> None:
-        writer.save(step, trained.tensors(), _identity(config, files, source))
+        tensors, state = trained.tensors(), _identity(config, files, source)
+        if average is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in average.shadow.items()}
+            state["ema_updates"] = average.updates
+        writer.save(step, tensors, state)
 
     try:
         with Stopper() as stopper:
             for step in range(start, config.steps + 1):
                 last, later = step == config.steps, step != start
                 # At the start too: what fine-tuning changes is seen beside what was there before.
-                if held and (step == 0 or (later and (last or step % config.validate_every == 0))):
-                    judged = validate(plan, trained, held)
-                    if step:
-                        metrics.log(step, loss=taken.loss, **judged)
-                if shown and (step == 0 or (later and (last or step % config.preview_every == 0))):
-                    look(step)
+                with _averaged(average, trained):
+                    if held and (step == 0 or (later and (last or step % config.validate_every == 0))):
+                        judged = validate(plan, trained, held)
+                        if step:
+                            metrics.log(step, loss=taken.loss, **judged)
+                    if shown and (step == 0 or (later and (last or step % config.preview_every == 0))):
+                        look(step)
                 if later and (last or stopper.asked or step % config.save_every == 0):
                     save(step)
                 if last or stopper.asked:
                     return step
 
                 at, began = locate(plan.stages, step), time.monotonic()
-                groups = sources.share(
-                    source.groups(at), rank=0, world=1, micro_batch=config.micro_batch, average=plan.average
-                )
-                batches = [sources.noised(plan, at, group, source.load(at, group)) for group in groups]
+                batches = _batches(plan, source, at)
                 try:
                     taken = trained.step(batches, learning_rate(plan, at), stop=stopper.asked)
                 except Diverged as error:
@@ -146,6 +172,8 @@ def _loop(
                         hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
                         "--set learning_rate=…, and run the same command again",
                     ) from error
+                if average is not None:
+                    average.update(trained.model)
                 if step == 0 and held:  # with the loss of the first batch, which was the untouched model's too
                     metrics.log(0, loss=taken.loss, **judged)
                 pace.count(batches, time.monotonic() - began)
@@ -156,6 +184,17 @@ def _loop(
     finally:
         metrics.close()
     raise AssertionError("the loop ends by itself")
+
+
+def _batches(plan: PretrainConfig, source: FolderSource, at: At) -> list[Batch]:
+    """The passes of a step."""
+    groups = sources.share(source.groups(at), rank=0, world=1, micro_batch=plan.micro_batch, average=plan.average)
+    return [sources.noised(plan, at, group, source.load(at, group)) for group in groups]
+
+
+def _averaged(average: EMA | None, trained: Trained) -> AbstractContextManager[None]:
+    """The network is the average meanwhile, where there is one."""
+    return nullcontext() if average is None else average.shown(trained.model)
 
 
 # -------------------------------------------------------------------------------------------------------- validation
@@ -203,14 +242,19 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class _Pace:
-    """Pictures a second since the last line of the log, of the training alone; what is left of it."""
+    """Pictures a second since the last line of the log, of the training alone; what is left; the share of the peak."""
 
-    def __init__(self, config: LoraConfig, start: int) -> None:
-        self.steps, self.step, self.pictures, self.seconds = config.steps, start, 0, 0.0
+    def __init__(self, config: LoraConfig, plan: PretrainConfig, start: int) -> None:
+        self.steps, self.step, self.pictures, self.flops, self.seconds = config.steps, start, 0, 0.0, 0.0
+        self.params, self.passes = plan.params, 3 if config.tune == "full" else 2  # frozen weights get no gradient
+        self.peak = costs.peak_of(torch.cuda.get_device_name()) if plan.device.startswith("cuda") else None
 
     def count(self, batches: Sequence[Batch], seconds: float) -> None:
-        self.pictures += sum(len(batch.names) for batch in batches)
         self.seconds += seconds
+        for batch in batches:
+            (pictures, tokens), text = batch.x0_BNC.shape[:2], batch.mask_BL.shape[1]
+            self.pictures += pictures
+            self.flops += self.passes * pictures * costs.forward_flops(self.params, tokens, text)
 
     def values(self, step: int) -> dict[str, float]:
         """Numbers for the log; begins to count anew."""
@@ -219,11 +263,23 @@ class _Pace:
             "pictures_per_s": self.pictures / seconds,
             "eta_s": (self.steps - step) * seconds / max(1, step - self.step),
         }
-        self.step, self.pictures, self.seconds = step, 0, 0.0
+        if self.peak is not None:  # without recomputation and adapters
+            out["mfu"] = self.flops / seconds / self.peak
+        self.step, self.pictures, self.flops, self.seconds = step, 0, 0.0, 0.0
         return out
 
 
 # ------------------------------------------------------------------------------------------------- the run's folder
+
+
+def _alone() -> None:
+    """Raises UsageError under torchrun: every process would write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise UsageError(
+            f"fine-tuning runs in one process, and torchrun started {count} (WORLD_SIZE)",
+            hint="lens train lora … without torchrun; several GPUs serve `torchrun -m train.pretrain` only",
+        )
 
 
 def _check_folder(config: LoraConfig) -> None:
@@ -236,7 +292,9 @@ def _check_folder(config: LoraConfig) -> None:
     try:
         kind = json.loads(path.read_text(encoding="utf-8")).get("kind")
     except (OSError, ValueError, AttributeError) as error:
-        raise FileError(f"{path}: unreadable ({first_line(error)})") from error
+        raise FileError(
+            f"{path}: unreadable ({first_line(error)})", hint="restore it, or take another --run-dir"
+        ) from error
     if kind != KIND:
         raise UsageError(f"{config.run_dir} holds another kind of run", hint="another --run-dir")
 
@@ -255,21 +313,24 @@ def _identity(config: LoraConfig, files: ModelFiles, source: FolderSource) -> di
     return {
         "kind": KIND,
         "tune": config.tune,
-        "alpha": config.alpha,
+        **({"rank": config.rank, "alpha": config.alpha} if config.tune == "lora" else {}),
         "base_sha256": files_sha256(files.transformer),
         "data": source.fingerprint,
         "params": overrides.as_json(files.preset.params.dit),
     }
 
 
-def _resume(config: LoraConfig, files: ModelFiles, trained: Trained, source: FolderSource, say: Say) -> int:
-    """Take over the newest checkpoint; returns its step, 0 without one. Raises CheckpointError, UsageError."""
+def _resume(
+    config: LoraConfig, files: ModelFiles, trained: Trained, source: FolderSource, say: Say
+) -> sharded.Found | None:
+    """Take over the newest checkpoint; None: there is none. Raises CheckpointError, UsageError."""
     found = sharded.latest(config.run_dir, trained.ranks)
     if found is None:
-        return 0
+        return None
     before: Mapping[str, Any] = found.state
     what = {
         "tune": "the other of --set tune=lora and tune=full",
+        "rank": f"another rank ({before.get('rank')})",
         "alpha": f"another alpha ({before.get('alpha')})",
         "base_sha256": "another model's weights",
         "data": "other pictures or captions than there are now",
@@ -288,4 +349,20 @@ def _resume(config: LoraConfig, files: ModelFiles, trained: Trained, source: Fol
         raise UsageError(f"{config.run_dir} is at step {found.step:,} already, steps={config.steps:,}")
     trained.restore(found)
     say(f"going on from step {found.step:,}")
-    return found.step
+    return found
+
+
+def _average(config: LoraConfig, trained: Trained, found: sharded.Found | None) -> EMA | None:
+    """The average of what is trained, as the checkpoint has it; of one without, it begins here."""
+    if config.ema_decay is None:
+        return None
+    average = EMA(trained.model, config.ema_decay)
+    there = {f"ema.{name}": tensor for name, tensor in average.shadow.items()}
+    if found is not None and there.keys() <= found.names:
+        sharded.read(found, there, trained.ranks)
+        average.updates = int(found.state.get("ema_updates", 0))
+    return average
+
+
+if __name__ == "__main__":
+    sys.exit("error: fine-tuning is started by `lens train lora`, in one process")

@@ -5,6 +5,7 @@ Light ring: standard library only. `train.overrides` changes single fields; `tra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class LoraConfig:
     alpha: float = 16.0  # the update is alpha / rank * up @ down
     targets: tuple[str, ...] = ("attn", "mlp")  # groups of linears (attn, mlp, mod, io) or ends of module names
     quant: Quant = Quant.auto  # of the frozen linears; auto: as the file is, where that saves memory
+    start_from: str | None = None  # a LoRA that is trained on, as `lens gen --lora` takes it; None: from no change
 
     # Pictures and captions
     caption: str | None = None  # of pictures whose .txt is missing or empty; None: that is an error
@@ -67,6 +69,7 @@ class LoraConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip: float = 1.0  # gradient norm
+    ema_decay: float | None = None  # of the average that is validated, drawn and written instead; None: no average
     seed: int = 0
 
     # The machine
@@ -95,11 +98,20 @@ class LoraConfig:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UsageError(f"micro_batch={self.micro_batch}: at least 1, or none")
+        for name in ("warmup", "previews", "time_std", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name):g}: at least 0")
         for name in ("held_out", "dropout", "decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name):g}: from 0 to below 1")
-        if not self.learning_rate > 0 or not self.clip > 0 or not self.alpha > 0:
-            raise UsageError("learning_rate, clip and alpha must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas={self.betas[0]:g},{self.betas[1]:g}: each from 0 to below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UsageError(f"ema_decay={self.ema_decay:g}: between 0 and 1, or none")
+        if not 0 < self.learning_rate < math.inf or not 0 < self.alpha < math.inf or not self.clip > 0:
+            raise UsageError("learning_rate, alpha and clip must be numbers above 0")
+        if self.start_from is not None and self.tune == "full":
+            raise UsageError("start_from is a LoRA, which tune=full does not train")
         if self.quant is Quant.fp8:
             raise UsageError("quant=fp8 rounds activations, which has no gradient", hint="nf4, int8 or gguf")
         if self.tune == "full" and self.quant not in (Quant.auto, Quant.none):
@@ -244,4 +256,11 @@ def choose(
         config = replace(config, tune="full", quant=Quant.auto, learning_rate=config.learning_rate / 10)
     if quant is not None:
         config = replace(config, quant=quant)
-    return set_fields(config, settings)
+    config = set_fields(config, settings)
+    for own in (config.run_dir, config.cache_dir):
+        if pictures.resolve().is_relative_to(own.resolve()):
+            raise UsageError(
+                f"{own} holds the pictures, and what a run's own folders hold is never trained on",
+                hint="a new folder: --run-dir runs/NAME",
+            )
+    return config

@@ -31,7 +31,8 @@ class Forecast:
     base: float  # the transformer in memory, packed or not
     scheme: str | None  # its packing; None: plain
     learned: int  # numbers that are trained
-    state: float  # their float32 weights (beside the base, or instead of it), gradients, moments, bfloat16 copies
+    # Their float32 weights (beside the base, or instead of it), gradients, moments, average, bfloat16 copies.
+    state: float
     activations: float  # estimated: what the backward pass needs of one pass
     encoders: float  # estimated: the autoencoder, while pictures are encoded and previews drawn
     latents: float  # on the disk
@@ -65,18 +66,19 @@ def forecast(
     pictures = (*folder.training, *folder.held)
     speed, reached = _measured(config.run_dir)
     seen = config.steps * config.pictures_per_step
+    average = 0.0 if config.ema_decay is None else 4.0
     lora_copies = 3 + config.steps // config.preview_every
     return Forecast(
         base=0.0 if full else base,
         scheme=None if full else scheme,
         learned=learned,
         # Weights, gradients, two moments; autocast keeps a bfloat16 copy of each weight until a pass is over.
-        state=(18.0 if config.compute == "bfloat16" else 16.0) * learned,
+        state=((18.0 if config.compute == "bfloat16" else 16.0) + average) * learned,
         activations=costs.activations(plan, plan.stages[0]),
         encoders=4.0 * vae_parameters(params.vae),
         latents=sum(4.0 * params.dit.in_channels * _tokens(picture.shape) for picture in pictures),
         features=_feature_bytes(params.dit, {picture.caption for picture in pictures}, on_cpu),
-        checkpoints=12.0 * learned * (config.keep + 1),
+        checkpoints=(12.0 + average) * learned * (config.keep + 1),
         files=2.0 * count if full else 4.0 * learned * lora_copies,
         epochs=seen / len(folder.training),
         pictures_per_s=speed,

@@ -24,20 +24,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.errors import CheckpointError, LensError, NumericsError, UsageError
+from backend.errors import CheckpointError, LensError, NumericsError, OutOfMemoryError, UsageError
 from backend.loras import parse_lora
 from backend.model.checkpoint import load_transformer
 from backend.model.lora_keys import read_lora
 from backend.model.tensor_tables import transformer_shapes
 from backend.model.transformer import JointAttention
-from backend.presets import Preset, get
+from backend.presets import get
 from backend.quantize import quantised
 from backend.types import Quant
 from backend.weights import resolve_model
+from tests.backend import lora_files
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder
 from train import lora, runs, sharded
-from train.adapters import FrozenLinear, adapters, with_adapters
+from train.adapters import FrozenLinear, adapters, begin_with, read_start, with_adapters
 from train.cached import Cache, FolderSource
 from train.config import Stage, locate
 from train.data.folder import read_folder
@@ -121,10 +122,11 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path,
     assert status.steps == 30 and status.checkpoints == (28, 30)
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
 def test_asked_to_stop_it_saves_and_goes_on(
-    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float | None
 ) -> None:
-    whole = plan(tmp_path / "whole", pictures, tiny, cache)
+    whole = plan(tmp_path / "whole", pictures, tiny, cache, ema_decay=ema_decay)
     lora.run(whole)
     usual, asked = Trained.step, []
 
@@ -145,12 +147,34 @@ def test_asked_to_stop_it_saves_and_goes_on(
     assert lora.run(cut).step == 6  # finished already: nothing is trained, the files are written again
 
 
+def test_killed_before_the_first_checkpoint_the_log_begins_anew(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = plan(tmp_path / "whole", pictures, tiny, cache, steps=3)
+    lora.run(whole)
+    usual, taken = Trained.step, []
+
+    def step(self: Trained, *args: object, **options: object) -> object:
+        taken.append(usual(self, *args, **options))  # type: ignore[arg-type]
+        if len(taken) == 2:
+            raise SystemExit  # as good as a kill: nothing is saved
+        return taken[-1]
+
+    cut = replace(whole, run_dir=tmp_path / "cut")
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(Trained, "step", step)
+        lora.run(cut)
+    assert [row["step"] for row in rows(cut.run_dir)] == [0, 1] and not sharded.folders(cut.run_dir)
+    lora.run(cut)
+    assert rows(cut.run_dir) == rows(whole.run_dir)
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"alpha": 4.0}, "another alpha"),
         ({"trigger": "sks"}, "other pictures or captions"),
-        ({"rank": 2}, "is \\[4, "),
+        ({"rank": 2}, "another rank \\(4\\)"),
         ({"targets": ("attn",)}, "other targets"),
         ({"targets": ("attn", "mlp", "io")}, "other targets"),
         ({"tune": "full"}, "tune=lora"),
@@ -173,6 +197,28 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path, pictures: Path, ti
     (config.run_dir / "config.json").write_text('{"stages": [{"steps": 5}]}')
     with pytest.raises(UsageError, match="another kind of run"):
         lora.run(config)
+
+
+def test_torchrun_is_refused(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = plan(tmp_path / "run", pictures, tiny, cache)
+    with pytest.raises(UsageError, match="one process, and torchrun started 2"):
+        lora.run(config)
+    assert not config.run_dir.exists()
+
+
+def test_running_out_of_memory_while_encoding_says_what_to_do(
+    tmp_path: Path, pictures: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("train.cached.encode_images", full)
+    with pytest.raises(OutOfMemoryError, match="memory ran out") as caught:
+        lora.run(plan(tmp_path / "run", pictures, tiny, tmp_path / "cache"))
+    assert "bases=512" in (caught.value.hint or "")
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -218,18 +264,98 @@ def test_what_gen_loads_has_the_trainers_velocities(
     assert len(list((config.run_dir / "previews").iterdir())) == 3  # before the first step, after 3 and 6
 
 
-def test_full_fine_tuning_ends_as_a_model(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
-    config = plan(tmp_path / "run", pictures, tiny, cache, tune="full", learning_rate=1e-3, steps=4)
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_full_fine_tuning_ends_as_a_model(tmp_path: Path, pictures: Path, tiny: Path, cache: Path, part: str) -> None:
+    fields = {"ema_decay": 0.9 if part == "ema" else None, "tune": "full", "learning_rate": 1e-3, "steps": 4}
+    config = plan(tmp_path / "run", pictures, tiny, cache, **fields)
     folder, single = lora.run(config).files
     found = sharded.latest(config.run_dir, lora.Ranks(CPU))
     assert found is not None
-    state = sharded.read_whole(found, "model")
+    state = sharded.read_whole(found, part)
     before = load_transformer(resolve_model(str(tiny)), torch.float32, CPU).state_dict()
     assert state.keys() == before.keys() and not torch.equal(state["img_in.weight"], before["img_in.weight"])
     written = load_file(folder / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(written[name], state[name].bfloat16()) for name in state) and single.exists()
     more = lora.run(replace(config, steps=6))  # goes on where it stood
     assert more.finished and [row["step"] for row in rows(config.run_dir) if "grad_norm" in row][-2:] == [5, 6]
+
+
+def test_the_average_is_judged_and_written(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the recurrence of the weights as each step leaves them."""
+    seen: list[Tensor] = []
+    usual = Trained.step
+    module = "transformer_blocks.1.attn.to_out.0"
+
+    def step(self: Trained, *args: object, **options: object) -> object:
+        if not seen:
+            seen.append(dict(adapters(self.model))[module].down_RI.detach().clone())
+        taken = usual(self, *args, **options)  # type: ignore[arg-type]
+        seen.append(dict(adapters(self.model))[module].down_RI.detach().clone())
+        return taken
+
+    monkeypatch.setattr(Trained, "step", step)
+    config = plan(tmp_path / "run", pictures, tiny, cache, ema_decay=0.25)
+    result = lora.run(config)
+    wanted = seen[0]
+    for n, weight in enumerate(seen[1:], 1):
+        decay = min(0.25, (1 + n) / (10 + n))
+        wanted = decay * wanted + (1 - decay) * weight
+    written = load_file(result.files[0])[f"diffusion_model.{module}.lora_A.weight"]
+    assert torch.allclose(written, wanted, rtol=1e-5, atol=1e-7) and not torch.allclose(written, seen[-1], rtol=1e-3)
+    plain = replace(config, run_dir=tmp_path / "plain", ema_decay=None)
+    lora.run(plain)
+    both = [{row["step"]: row for row in rows(one.run_dir) if "validation" in row} for one in (config, plain)]
+    assert both[0][0]["validation"] == both[1][0]["validation"]  # nothing is learned yet
+    assert both[0][6]["loss"] == both[1][6]["loss"] and both[0][6]["validation"] != both[1][6]["validation"]
+
+
+def test_going_on_from_a_lora(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
+    """Of each key family, at another rank and alpha: the network begins as what `lens gen --lora` draws with."""
+    before = lora.run(plan(tmp_path / "before", pictures, tiny, cache)).files[0]
+    others = [case.write(tmp_path / f"{name}.safetensors") for name, case in lora_files.LOW_RANK.items()]
+    files = resolve_model(str(tiny))
+    config = plan(tmp_path / "run", pictures, tiny, cache, rank=6, alpha=3.0, targets=("attn", "mlp", "io"))
+    untouched = velocity(load_transformer(files, torch.float32, CPU))
+    for path in (before, *others):
+        expected = velocity(load_transformer(files, torch.float32, CPU, [parse_lora(str(path))]))
+        network = with_adapters(config, files, CPU)
+        begin_with(network, read_start(str(path), config, files.preset.params.dit))
+        change = float((expected - untouched).abs().max())
+        assert change > 1e-2 and float((velocity(network) - expected).abs().max()) < 1e-4 * change, path
+    told: list[str] = []
+    going = replace(config, start_from=str(tmp_path / "before"), steps=2)
+    result = lora.run(going, told.append)
+    assert any("beginning with" in text and "lora.safetensors: 20 linears" in text for text in told)
+    with safe_open(result.files[0], framework="pt") as file:
+        assert json.loads(file.metadata()["lens_training"])["start_from"] == "before"
+    judged = [
+        [row["validation"] for row in rows(one) if "validation" in row] for one in (tmp_path / "before", going.run_dir)
+    ]
+    assert judged[1][0] == pytest.approx(judged[0][-1], rel=1e-4)
+    before.unlink()
+    assert lora.run(going).finished  # resumed: what it began with is needed no more
+
+
+def test_a_lora_that_the_adapters_cannot_hold(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
+    params = resolve_model(str(tiny)).preset.params.dit
+    config = plan(tmp_path / "run", pictures, tiny, cache)
+    low_rank, lokr, dora, full, biased = (
+        str({**lora_files.LOW_RANK, **lora_files.WHOLE}[name].write(tmp_path / f"{name}.safetensors"))
+        for name in ("kohya", "LoKr with a header", "DoRA of PEFT", "full deltas", "PEFT with a bias")
+    )
+    assert len(read_start(low_rank, config, params).updates) == 2
+    with pytest.raises(UsageError, match="its rank is 3, rank=2"):
+        read_start(low_rank, replace(config, rank=2), params)
+    with pytest.raises(UsageError, match="which targets=mlp leaves out"):
+        read_start(low_rank, replace(config, targets=("mlp",)), params)
+    for path, kind in ((lokr, "LoKr"), (dora, "DoRA"), (full, "full delta"), (biased, "full delta")):
+        with pytest.raises(UsageError, match=f"the {kind} update of .* cannot be trained on"):
+            read_start(path, config, params)
+    with pytest.raises(UsageError, match="no LoRA is called 'gone'"):
+        lora.run(replace(config, start_from="gone"))
+    assert not config.run_dir.exists()
 
 
 # ---------------------------------------------------------------------------------------------------- what it learns
@@ -342,6 +468,15 @@ def test_only_what_changed_is_encoded_again(tmp_path: Path, tiny: Path) -> None:
     assert counts == [(4, 4, True), (4, 4, False), (4, 5, False), (4, 5, False), (5, 5, True)]
 
 
+def test_a_caption_that_is_cut_is_named(tmp_path: Path, tiny: Path) -> None:
+    pictures = draw_folder(tmp_path / "pictures", 2)
+    (pictures / "zorb01.txt").write_text("ladder " * 600)
+    told: list[str] = []
+    lora.run(plan(tmp_path / "run", pictures, tiny, tmp_path / "cache", steps=1), told.append)
+    (said,) = (text for text in told if "cut: " in text)  # of one caption of two
+    assert "tokens that are read, cut: ladder ladder" in said and len(said) < 120
+
+
 # ------------------------------------------------------------------------------------------------------------- config
 
 
@@ -362,19 +497,22 @@ def test_recipes_and_wrong_values(tmp_path: Path) -> None:
     small = choose(tmp_path, "lens", None, ["rank=8"], recipe="lora-8gb")
     assert (small.quant, small.bases, small.rank) == (Quant.nf4, (512,), 8)
     assert choose(tmp_path, "lens-base", None, [], full=True).tune == "full"
-    assert choose(tmp_path, "lens", None, []).bases_of(resolve_preset("lens")) == (512, 768, 1024)
-    for wrong in ("rank=0", "dropout=1", "quant=fp8", "quant=q9", "bases=abc", "learning_rate=0"):
+    assert choose(tmp_path, "lens", None, []).bases_of(get("lens")) == (512, 768, 1024)
+    for wrong in (
+        "rank=0", "dropout=1", "quant=fp8", "quant=q9", "bases=abc", "learning_rate=0", "learning_rate=inf",
+        "warmup=-1", "previews=-1", "time_std=-1", "betas=0.9,1", "weight_decay=-1", "alpha=inf", "ema_decay=1",
+    ):  # fmt: skip
         with pytest.raises(UsageError):
             choose(tmp_path, "lens", None, [wrong])
+    with pytest.raises(UsageError, match="start_from is a LoRA"):
+        choose(tmp_path, "lens", None, ["start_from=x.safetensors"], full=True)
+    for holds in (tmp_path, tmp_path.parent):
+        with pytest.raises(UsageError, match="holds the pictures"):
+            choose(tmp_path, "lens", holds, [])
     with pytest.raises(UsageError, match="freezes"):
         choose(tmp_path, "lens", None, ["quant=nf4"], full=True)
     with pytest.raises(UsageError, match="unknown recipe 'lokr'"):
         choose(tmp_path, "lens", None, [], recipe="lokr")
-
-
-def resolve_preset(name: str) -> Preset:
-
-    return get(name)
 
 
 def test_another_base_is_refused(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
