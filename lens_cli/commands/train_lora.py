@@ -15,11 +15,11 @@ Pictures = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model to tune: a name from `lens models list`, a path.")]
 RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", help="Where the run lives; again, it resumes [default: runs/PICTURES].")
+    Path | None, typer.Option("--run-dir", help="Where the run lives; again, it resumes \\[default: runs/PICTURES].")
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="lora (24 GB), lora-8gb (NF4), full, or nano [default: nano for nano, else lora]."),
+    typer.Option("--recipe", help="lora (24 GB), lora-8gb (NF4), full, or nano \\[default: nano for nano, else lora]."),
 ]
 Quantise = Annotated[
     Quant | None,
