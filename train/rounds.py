@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from backend import latents
+from backend.errors import UsageError
 from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, encode_mean, latent_statistics
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import TemplateParams
@@ -27,7 +28,8 @@ from train.align import token_labels
 from train.config import At, PretrainConfig, Stage
 from train.data.dialogues import caption_of
 from train.data.drawing import render
-from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, on_grid, sample_scene
+from train.data.grid import on_grid
+from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
 from train.feed import Feed
 from train.sensitivity import loss_weights, sensitivity
 from train.sources import Grid, Group, Loaded
@@ -239,5 +241,11 @@ class SceneSource:
         if first != self._first:
             self._samples = encode_round(self.config, at.stage, f"from {first}", self.frozen)
             self._order = order_of(self._samples, at.stage, self.config, number)
+            if not self._order:
+                raise UsageError(
+                    f"a round of {self.config.scenes_per_round} scenes, drawn {self.config.encode_batch} of a shape at "
+                    f"a time, fills no batch of {at.stage.batch}",
+                    hint="a larger scenes_per_round or encode_batch, or a smaller batch",
+                )
             self._first = first
         return first

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from train.data.drawing import render
-from train.data.scenes import HALF_SIZES, LAYOUTS, STYLES, Background, Scene, Thing, on_grid, sample_scene
+from train.data.grid import HALF_SIZES, on_grid
+from train.data.scenes import LAYOUTS, STYLES, Background, Scene, Thing, sample_scene
 
 CELL = 16  # pixels of a token
 
