@@ -15,7 +15,7 @@ from lens_cli.console import Talk, human_bytes
 from lens_cli.run_status import duration
 from train.data.folder import Folder, read_folder
 from train.lora_config import LoraConfig
-from train.lora_plan import Forecast, forecast, small_buckets
+from train.lora_plan import Forecast, forecast, notes, small_buckets
 from train.overrides import as_json, describe
 
 
@@ -65,7 +65,10 @@ def explain(config: LoraConfig, talk: Talk) -> None:
     folder = read_folder(config, config.bases_of(preset))
     for key, why in folder.left_out:
         talk.warn(f"left out: {key}: {why}")
-    plan = forecast(config, preset, files, folder, on_cpu=_on_cpu(config))
+    device_type = _device_type(config)
+    for note in notes(config, preset, files, device_type):
+        talk.warn(note)
+    plan = forecast(config, preset, files, folder, device_type=device_type)
     if plan.disk > _free(config.run_dir):
         talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
     for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
@@ -86,12 +89,13 @@ def explain(config: LoraConfig, talk: Talk) -> None:
     )
 
 
-def _on_cpu(config: LoraConfig) -> bool:
+def _device_type(config: LoraConfig) -> str:
+    """cpu, cuda, …: a device that is asked for need not be here, since the plan may be made on another machine."""
     if config.device != "auto":
-        return config.device.startswith("cpu")
+        return config.device.partition(":")[0]
     from backend.device import choose_device
 
-    return choose_device("auto").type == "cpu"
+    return choose_device("auto").type
 
 
 def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) -> list[str]:

@@ -28,9 +28,9 @@ from backend.model.tensor_files import TensorFiles
 from backend.model.tensor_tables import transformer_shapes
 from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams
-from backend.quant_plan import QuantPlan, plan_quant
 from backend.weights import ModelFiles
 from train.lora_config import GROUPS, LoraConfig, target_shapes
+from train.lora_plan import base_itemsize, base_plan
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -77,16 +77,10 @@ class Adapter(nn.Module):
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.down_RI), self.up_OR)
 
 
-def base_plan(config: LoraConfig, files: ModelFiles, device_type: str) -> tuple[QuantPlan, torch.dtype]:
-    """How the frozen weights will lie in memory. A processor has float32, where bfloat16 saves no time."""
-    half = config.compute == "bfloat16" and device_type != "cpu"
-    dtype = torch.bfloat16 if half else torch.float32
-    return plan_quant(files, config.quant, itemsize=dtype.itemsize, on_cpu=device_type == "cpu"), dtype
-
-
 def with_adapters(config: LoraConfig, files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
     """The model's transformer, frozen, with fresh adapters. Raises CheckpointError, UsageError."""
-    quant, dtype = base_plan(config, files, device.type)
+    quant = base_plan(config, files, device.type)
+    dtype = torch.bfloat16 if base_itemsize(config, device.type) == 2 else torch.float32
     shapes = target_shapes(config, files.preset.params.dit)
     network = load_transformer(files, dtype, device, quant=quant)
     for name, module in list(network.named_modules()):

@@ -38,6 +38,7 @@ from train.data.folder import read_folder
 from train.distributed import Ranks
 from train.ema import EMA
 from train.lora_config import KIND, LoraConfig, as_pretraining, target_shapes
+from train.lora_plan import notes
 from train.lora_previews import Drawn, drawn_prompts, sheet
 from train.metrics import Metrics
 from train.sources import Batch, Grid, Loaded
@@ -79,6 +80,8 @@ def _run(config: LoraConfig, say: Say) -> Result:
     device = choose_device(config.device)
     plan = as_pretraining(config, files.preset, str(device))
     _check_folder(config)
+    for note in notes(config, files.preset, files, device.type):
+        say(note)
     begun = bool(sharded.folders(config.run_dir))
     begin = None
     if config.tune == "lora":
@@ -91,7 +94,6 @@ def _run(config: LoraConfig, say: Say) -> Result:
     for key, why in folder.left_out:
         say(f"left out: {key}: {why}")
     shown = drawn_prompts(config, folder, files.preset)
-    _write_config(config)
     cache.fill(folder, [drawn.prompt for drawn in shown])
     source = FolderSource(config, folder, cache)
     # 3. The network, its optimiser, and the newest checkpoint.
@@ -104,6 +106,7 @@ def _run(config: LoraConfig, say: Say) -> Result:
     trained = Trained(plan, Ranks(device), model=network)
     found = _resume(config, files, trained, source, say)
     average = _average(config, trained, found)
+    _write_config(config)  # only now: a command that is refused must not replace the run's own
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
     # 4. The loop, and what it leaves behind.

@@ -15,7 +15,7 @@ from backend.footprint import vae_parameters
 from backend.model.tensor_tables import transformer_shapes
 from backend.params import DiTParams
 from backend.presets import Preset
-from backend.quant_plan import BITS, BLOCK_LINEAR, plan_quant
+from backend.quant_plan import BITS, BLOCK_LINEAR, QuantPlan, plan_quant
 from backend.sizes import GRID
 from backend.types import Quant
 from backend.weights import ModelFiles
@@ -53,15 +53,37 @@ class Forecast:
         return self.latents + self.features + self.checkpoints + self.files
 
 
+def base_itemsize(config: LoraConfig, device_type: str) -> int:
+    """Bytes of a frozen number. A processor has float32, where bfloat16 saves no time."""
+    return 2 if config.compute == "bfloat16" and device_type != "cpu" else 4
+
+
+def base_plan(config: LoraConfig, files: ModelFiles, device_type: str) -> QuantPlan:
+    """How the frozen linears will lie in memory."""
+    return plan_quant(
+        files, config.quant, itemsize=base_itemsize(config, device_type), on_cpu=device_type == "cpu"
+    )  # fmt: skip
+
+
+def notes(config: LoraConfig, preset: Preset, files: ModelFiles | None, device_type: str) -> list[str]:
+    """One line for each thing that was asked for and has a catch. `files` None: the model is not on this disk."""
+    found = [] if files is None else list(base_plan(config, files, device_type).notes)
+    if preset.distilled:
+        found.append(
+            f"{preset.name} is distilled for few steps, which this training knows nothing of; a LoRA of the model it "
+            f"was made from draws with {preset.name} too"
+        )
+    return found
+
+
 def forecast(
-    config: LoraConfig, preset: Preset, files: ModelFiles | None, folder: Folder, *, on_cpu: bool
+    config: LoraConfig, preset: Preset, files: ModelFiles | None, folder: Folder, *, device_type: str
 ) -> Forecast:  # fmt: skip
     """`files` None: of a model that is not on this disk. Raises UsageError for targets and ranks that cannot be."""
     params, full = preset.params, config.tune == "full"
-    plan = as_pretraining(config, preset, "cpu" if on_cpu else "cuda")
+    plan = as_pretraining(config, preset, device_type)
     count = costs.parameters(params.dit)
-    itemsize = 2 if config.compute == "bfloat16" and not on_cpu else 4
-    base, scheme = _base(config, files, params.dit, itemsize, on_cpu)
+    base, scheme = _base(config, files, params.dit, device_type)
     learned = count if full else sum(config.rank * sum(shape) for shape in target_shapes(config, params.dit).values())
     pictures = (*folder.training, *folder.held)
     speed, reached = _measured(config.run_dir)
@@ -77,7 +99,7 @@ def forecast(
         activations=costs.activations(plan, plan.stages[0]),
         encoders=4.0 * vae_parameters(params.vae),
         latents=sum(4.0 * params.dit.in_channels * _tokens(picture.shape) for picture in pictures),
-        features=_feature_bytes(params.dit, {picture.caption for picture in pictures}, on_cpu),
+        features=_feature_bytes(params.dit, {picture.caption for picture in pictures}, device_type),
         checkpoints=(12.0 + average) * learned * (config.keep + 1),
         files=2.0 * count if full else 4.0 * learned * lora_copies,
         epochs=seen / len(folder.training),
@@ -87,13 +109,13 @@ def forecast(
 
 
 def _base(
-    config: LoraConfig, files: ModelFiles | None, params: DiTParams, itemsize: int, on_cpu: bool
+    config: LoraConfig, files: ModelFiles | None, params: DiTParams, device_type: str
 ) -> tuple[float, str | None]:
     """Bytes of the frozen transformer and the packing of its blocks' linears."""
-    shapes = transformer_shapes(params)
+    itemsize, shapes = base_itemsize(config, device_type), transformer_shapes(params)
     count = sum(math.prod(shape) for shape in shapes.values())
     if files is not None:
-        quant = plan_quant(files, config.quant, itemsize=itemsize, on_cpu=on_cpu)
+        quant = base_plan(config, files, device_type)
         return quant.linear_bytes(itemsize) + (count - quant.values) * itemsize, quant.scheme
     packed = config.quant not in (Quant.auto, Quant.none)
     values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name)) if packed else 0
@@ -111,10 +133,10 @@ def _tokens(shape: tuple[int, int]) -> int:
     return shape[0] * shape[1] // GRID**2
 
 
-def _feature_bytes(params: DiTParams, captions: set[str], on_cpu: bool) -> float:
+def _feature_bytes(params: DiTParams, captions: set[str], device_type: str) -> float:
     """A word of English is 1.3 tokens of gpt-oss and about as many of Nano's; 22 tokens end every conversation."""
     tokens = sum(1.3 * len(caption.split()) + 22 for caption in captions)
-    return tokens * len(params.selected_layer_index) * params.enc_hidden_dim * (4 if on_cpu else 2)
+    return tokens * len(params.selected_layer_index) * params.enc_hidden_dim * (4 if device_type == "cpu" else 2)
 
 
 def _measured(run_dir: Path) -> tuple[float | None, int]:

@@ -37,12 +37,13 @@ from backend.weights import resolve_model
 from tests.backend import lora_files
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder
-from train import lora, runs, sharded
+from train import lora, lora_plan, runs, sharded
 from train.adapters import FrozenLinear, adapters, begin_with, read_start, with_adapters
 from train.cached import Cache, FolderSource
-from train.config import Stage, locate
+from train.config import At, PretrainConfig, Stage, locate
 from train.data.folder import read_folder
 from train.lora_config import LoraConfig, as_pretraining, choose, target_shapes
+from train.sources import Batch, noised
 from train.trained import Trained
 
 CPU = torch.device("cpu")
@@ -411,13 +412,26 @@ def test_qlora_trains(tmp_path: Path, pictures: Path, tiny: Path, cache: Path, c
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(
-    tmp_path: Path, pictures: Path, tiny: Path, cache: Path
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = plan(tmp_path / "run", pictures, tiny, cache, learning_rate=1e30, warmup=0, held_out=0.0)
-    with pytest.raises(NumericsError, match=r"zorb\d\d.png"):
+    bad: list[str] = []
+
+    def damaged(config: PretrainConfig, at: At, *rest: object) -> Batch:
+        batch = noised(config, at, *rest)  # pyright: ignore[reportArgumentType]
+        if at.step == 3:
+            batch.x0_BNC[-1, 0, 0] = float("nan")
+            bad.append(batch.names[-1])
+        return batch
+
+    config = plan(tmp_path / "run", pictures, tiny, cache, held_out=0.0)
+    with monkeypatch.context() as patched, pytest.raises(NumericsError, match="step 3: ") as caught:
+        patched.setattr("train.sources.noised", damaged)
         lora.run(config)
+    assert str(caught.value).endswith(f"pictures whose loss is not finite: {bad[0]}") and len(bad) == 1
     found = sharded.latest(config.run_dir, lora.Ranks(CPU))
-    assert found is not None and found.step >= 1
+    assert found is not None and found.step == 3
+    assert lora.run(config).finished  # nothing of the bad step is in what was saved
+    assert rows(config.run_dir)[-1]["loss"] > 0
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -515,11 +529,19 @@ def test_recipes_and_wrong_values(tmp_path: Path) -> None:
         choose(tmp_path, "lens", None, [], recipe="lokr")
 
 
-def test_another_base_is_refused(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
+def test_another_base_is_refused(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = plan(tmp_path / "run", pictures, tiny, cache, steps=2)
     lora.run(config)
-    newest = sharded.folders(config.run_dir)[-1] / "state.json"
-    state = json.loads(newest.read_text())
-    newest.write_text(json.dumps({**state, "base_sha256": "0" * 64}))
+    noted = (config.run_dir / "config.json").read_bytes()
+    monkeypatch.setattr(lora, "files_sha256", lambda _paths: "0" * 64)
     with pytest.raises(CheckpointError, match="another model's weights"):
-        lora.run(config)
+        lora.run(replace(config, learning_rate=0.5))
+    assert (config.run_dir / "config.json").read_bytes() == noted  # what was refused has not become the run's
+
+
+def test_a_distilled_model_is_said_to_be_one(tmp_path: Path) -> None:
+    config = choose(tmp_path, "lens-turbo", None, [])
+    (said,) = lora_plan.notes(config, get("lens-turbo"), None, "cuda")
+    assert said.startswith("lens-turbo is distilled") and not lora_plan.notes(config, get("lens-base"), None, "cuda")
