@@ -67,7 +67,7 @@ def write_new(path: Path, data: bytes) -> Path:
             _sync(temporary)
             for candidate in names(path):
                 if _claim(temporary, candidate):
-                    _sync_folder(path.parent)
+                    sync_folder(path.parent)
                     return candidate
     except OSError as error:
         raise write_error(path, error) from error
@@ -93,7 +93,7 @@ def replacing(path: Path) -> Generator[Path]:
             os.chmod(temporary, _usual_mode())  # again: some libraries put a file of their own, mode 0600, there
             _sync(temporary)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -146,7 +146,7 @@ def _claim(temporary: Path, target: Path) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power cut. Windows cannot open a folder and needs no such thing."""
     if os.name == "nt":
         return

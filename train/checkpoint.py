@@ -1,7 +1,8 @@
 """Training state on disk: safetensors for every tensor, JSON for the rest, written atomically. No pickles.
 
 A checkpoint is a folder `step-00001234/` with one `<part>.safetensors` per part and `state.json`. It is written under
-a temporary name and renamed when complete, so a reader never sees half of one.
+a temporary name and renamed when complete, so a reader never sees half of one. `train.sharded` writes those of many
+ranks and puts them in place by the same functions.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backend.files import sync_folder
+
 
 def save(
     run_dir: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
@@ -25,7 +28,7 @@ def save(
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    sweep(folder)
     temporary.mkdir()
     for name, tensors in parts.items():
         # .contiguous(): safetensors refuses other strides, and a training tensor may be a transposed view.
@@ -34,16 +37,36 @@ def save(
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    # The same step saved before is moved, not deleted, out of the way: deleting takes time in which a kill loses it.
-    aside = folder / f".step-{step:08d}.old"
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        final.rename(aside)
-    temporary.rename(final)
-    shutil.rmtree(aside, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    put_in_place(temporary, final, keep)
     return final
+
+
+def put_in_place(temporary: Path, final: Path, keep: int) -> None:
+    """Give a complete checkpoint its name, then delete all but the newest `keep` of its run. Raises OSError.
+
+    What has a checkpoint's name is whole at every moment, a power cut included: a folder loses its name before it is
+    deleted, and nothing old goes before the new name is on the disk.
+    """
+    sync_folder(temporary)
+    if final.exists():
+        _hide(final)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    for old in sorted(final.parent.glob("step-*"))[:-keep]:
+        _hide(old)
+    sweep(final.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what has no checkpoint's name: half-written ones and those on their way out, of killed processes too."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _hide(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def latest(run_dir: Path) -> Path | None:

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from backend.errors import UsageError
+from backend.errors import LensError, UsageError
 from backend.model.transformer import LensTransformer2DModel
 from train.config import PretrainConfig
 
@@ -59,6 +59,12 @@ class Ranks:
     def barrier(self) -> None:
         if self.mesh is not None:
             dist.barrier()
+
+    def together(self, error: LensError | None) -> None:
+        """Raise on every rank what any of them met: those that went on alone would wait for it for ever."""
+        found = next((one for one in self.gathered(error) if one is not None), None)
+        if found is not None:
+            raise found
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 Every rank writes the slices it holds; reading lays them out for however many ranks there are then. A checkpoint is
 written under a temporary name and renamed when all of it is on the disk, so one that has its name is whole; state.json
-lists every file with its size and SHA-256, so one that was changed afterwards is refused. No pickles.
+lists every file with its size and SHA-256, and has one of its own, so that what was changed afterwards is refused. On
+several machines the run's folder must be one that all of them see. No pickles.
 
 What `train.checkpoint` wrote before there were many ranks (a file per part) is read too.
 """
@@ -29,7 +30,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from backend.errors import CheckpointError, FileError, first_line
+from backend.errors import CheckpointError, FileError, LensError, first_line
+from train import checkpoint
 from train.distributed import Ranks, like
 
 STATE = "state.json"
@@ -62,18 +64,15 @@ def latest(run_dir: Path, ranks: Ranks) -> Found | None:
     there = folders(run_dir)
     if not there:
         return None
-    problem = None
+    problem, state, names = None, dict[str, Any](), frozenset[str]()
     try:
         state = _state(there[-1])
         _verify(there[-1], state, ranks)
         names = _names(there[-1], state)
     except CheckpointError as error:
-        problem, state, names = error, {}, frozenset[str]()
-    # A file that one rank found changed is the concern of all: none may go on alone.
-    problems = [one for one in ranks.gathered(None if problem is None else str(problem)) if one]
-    if problems:
         older = f", which leaves {there[-2].name}" if len(there) > 1 else ", and begin again"
-        raise CheckpointError(problems[0], hint=f"restore it, or delete {there[-1]}{older}")
+        problem = CheckpointError(str(error), hint=f"restore it, or delete {there[-1]}{older}")
+    ranks.together(problem)
     return Found(there[-1], state, names)
 
 
@@ -84,7 +83,18 @@ def _state(folder: Path) -> dict[str, Any]:
             raise ValueError("it names no step")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / STATE}: unreadable ({first_line(error)})") from error
-    return cast("dict[str, Any]", state)
+    state = cast("dict[str, Any]", state)
+    if state.pop("sha256", None) not in (None, _state_sha256(state)):  # None: written before it had one
+        raise CheckpointError(f"{folder / STATE}: its contents were changed after it was written")
+    if int(state.get("format", 1)) > FORMAT:
+        raise CheckpointError(f"{folder}: written by a newer version of lens")
+    if folder.name != f"step-{state['step']:08d}":
+        raise CheckpointError(f"{folder}: it holds step {state['step']:,}, so this is not its name")
+    return state
+
+
+def _state_sha256(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _verify(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> None:
@@ -183,11 +193,7 @@ class Writer:
         """
         self.wait()
         temporary = self.folder / f".step-{step:08d}.tmp"
-        if self.ranks.first:
-            _refuse_full_disk(self.folder, tensors)
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.ranks.barrier()
+        self.ranks.together(self._made(temporary, tensors) if self.ranks.first else None)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
         values = {name: tensor.detach() for name, tensor in tensors.items()}
         alone = self.ranks.mesh is None
@@ -198,8 +204,12 @@ class Writer:
                 state_dict_saver.save(values, storage_writer=writer, no_dist=alone)
             except BaseException as error:  # noqa: BLE001  always raised again
                 self._abandon(temporary, error)
-            self._finish(temporary, step, whole_state)
-            self.ranks.barrier()
+            problem = None
+            try:
+                self._finish(temporary, step, whole_state)
+            except FileError as error:
+                problem = error
+            self.ranks.together(problem)
             return
         staged = state_dict_saver.async_save(values, storage_writer=writer, no_dist=alone, process_group=self._group)
         self._pending = Future()
@@ -212,9 +222,22 @@ class Writer:
             return
         pending, self._pending = self._pending, None
         error = pending.exception()
-        if error is not None:
+        if error is not None and not isinstance(error, LensError):
             raise error
-        self.ranks.barrier()
+        self.ranks.together(error)
+
+    def _made(self, temporary: Path, tensors: Mapping[str, Tensor]) -> FileError | None:
+        """An empty folder to write to, or why there is none."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.sweep(self.folder)
+            _refuse_full_disk(self.folder, tensors)
+            temporary.mkdir()
+        except OSError as error:
+            return _refused(self.folder, error)
+        except FileError as error:
+            return error
+        return None
 
     def _finish_later(
         self, staged: Future[Any], pending: Future[None], temporary: Path, step: int, state: Mapping[str, Any]
@@ -236,21 +259,15 @@ class Writer:
         try:
             paths = sorted(temporary.iterdir())
             files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
-            (temporary / STATE).write_text(json.dumps({**state, "files": files}, indent=1), encoding="utf-8")
+            whole = {**state, "files": files}
+            text = json.dumps({**whole, "sha256": _state_sha256(whole)}, indent=1)
+            (temporary / STATE).write_text(text, encoding="utf-8")
             for path in (*paths, temporary / STATE):
                 with open(path, "rb") as handle:
                     os.fsync(handle.fileno())
+            checkpoint.put_in_place(temporary, self.folder / f"step-{step:08d}", self.keep)
         except OSError as error:
             self._abandon(temporary, error)
-        # The same step saved before is moved, not deleted, out of the way: deleting takes time, and a kill loses it.
-        final, aside = self.folder / f"step-{step:08d}", self.folder / f".step-{step:08d}.old"
-        shutil.rmtree(aside, ignore_errors=True)
-        if final.exists():
-            final.rename(aside)
-        temporary.rename(final)
-        shutil.rmtree(aside, ignore_errors=True)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            shutil.rmtree(old)
 
     def _abandon(self, temporary: Path, error: BaseException) -> None:
         """Take back what was written, and say why in one line. Always raises."""
@@ -259,17 +276,19 @@ class Writer:
         cause = _os_error(error)
         if cause is None:
             raise error
-        reason = (cause.strerror or str(cause)).lower()
-        raise FileError(
-            f"cannot write the checkpoint {temporary.parent}: {reason}",
-            hint="the checkpoint before it is whole: free some space and run the same command again",
-        ) from error
+        raise _refused(temporary.parent, cause) from error
+
+
+def _refused(folder: Path, error: OSError) -> FileError:
+    return FileError(
+        f"cannot write a checkpoint to {folder}: {(error.strerror or str(error)).lower()}",
+        hint="the checkpoint before it is whole: free some space and run the same command again",
+    )
 
 
 def _refuse_full_disk(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises FileError where the disk has less room than the tensors take."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FileError(

@@ -9,11 +9,15 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
+from backend.errors import FileError
 from backend.params import DiTParams, TemplateParams
 from train import pretrain
 from train.config import Base, PretrainConfig, Stage
+from train.distributed import Ranks
 
 TINY = DiTParams(
     num_layers=2,
@@ -78,4 +82,16 @@ def child(rank: int, folder: Path) -> None:
             shutil.copytree(folder / "two", job.config.run_dir)
         dist.barrier()
         pretrain.run(job.config)
+        if number == 0:
+            _fail_on_one(rank, job.world, folder)
         dist.destroy_process_group()
+
+
+def _fail_on_one(rank: int, world: int, folder: Path) -> None:
+    """The last rank alone has an error; every rank writes down what it met."""
+    mesh = init_device_mesh("cpu", (world,))
+    error = FileError("no space", hint="free some") if rank == world - 1 else None
+    try:
+        Ranks(torch.device("cpu"), rank, world, mesh).together(error)
+    except FileError as met:
+        (folder / f"met-{rank}").write_text(f"{met} {met.hint}")

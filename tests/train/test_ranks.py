@@ -63,6 +63,10 @@ def test_two_processes_train_like_one(folder: Path) -> None:
     assert len(curve(folder / "two")) == 4 * 3
 
 
+def test_what_one_rank_meets_every_rank_raises(folder: Path) -> None:
+    assert [(folder / f"met-{rank}").read_text() for rank in range(2)] == ["no space free some"] * 2
+
+
 def test_copies_small_passes_and_prefetching_change_nothing(folder: Path) -> None:
     assert curve(folder / "two-other-ways") == pytest.approx(curve(folder / "two"), rel=EXACT)
     ours, theirs = state(folder / "two-other-ways"), state(folder / "two")
