@@ -9,38 +9,51 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import UsageError
 from backend.files import write_atomic
+from train import runs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+def on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 class Metrics:
     """Append-only log of one run. `resume_step` drops lines a crashed run wrote after its last checkpoint.
 
-    `wandb`: a project's name; None: not used. `about`: the config, for Weights & Biases.
+    `resume_step` 0: nothing is resumed, and the log begins anew. `say` is given every line as a person reads it.
+    `wandb`: a project's name; None: not used. `about`: the config, for Weights & Biases. Raises CheckpointError for a
+    log that was edited, UsageError for a board that is not installed.
     """
 
     def __init__(
-        self, run_dir: Path, resume_step: int = 0, *, wandb: str | None = None, about: Mapping[str, Any] | None = None
+        self,
+        run_dir: Path,
+        resume_step: int = 0,
+        *,
+        say: Callable[[str], None] = on_stderr,
+        wandb: str | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.run_dir, self.path = run_dir, run_dir / "metrics.jsonl"
+        self.run_dir, self.path, self.say = run_dir, run_dir / "metrics.jsonl", say
         if self.path.exists():
-            rows = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in rows if json.loads(line)["step"] <= resume_step]
-            write_atomic(self.path, "".join(line + "\n" for line in kept).encode())  # a kill meanwhile loses nothing
+            rows = runs.read_log(self.path) if resume_step else []
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= resume_step]
+            write_atomic(self.path, "".join(kept).encode())  # a kill meanwhile loses nothing
         self.started = time.monotonic()
         self._board = _board(run_dir / "tensorboard", resume_step)
         self._wandb = None if wandb is None else _wandb(run_dir, wandb, about or {}, resume_step)
 
     def log(self, step: int, **values: float) -> None:
-        """Write one line and echo it on stderr. Nine digits tell any two float32 apart."""
+        """Write one line, and say it. Nine digits tell any two float32 apart."""
         row = {
             "step": step,
             **{k: float(f"{v:.9g}") for k, v in values.items()},
@@ -53,7 +66,7 @@ class Metrics:
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        print("  ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+        self.say("  ".join(f"{k} {v}" for k, v in shown.items()))
 
     def picture(self, step: int, image: Image) -> None:
         """A sheet of previews: `previews/<step>.png`, and on the boards."""
@@ -80,8 +93,8 @@ def _board(folder: Path, resume_step: int) -> Any:
         raise UsageError(
             "training logs to TensorBoard, which is not installed", hint="pip install 'lens[train]'"
         ) from error
-    # purge_step hides what a crashed run wrote after its last checkpoint.
-    return SummaryWriter(str(folder), purge_step=resume_step or None)
+    # Hides what a crashed run wrote after its last checkpoint: everything from that step on.
+    return SummaryWriter(str(folder), purge_step=resume_step + 1)
 
 
 def _wandb(run_dir: Path, project: str, about: Mapping[str, Any], resume_step: int) -> Any:

@@ -42,9 +42,10 @@ def find(folder: Path) -> list[Run]:
     return found
 
 
-def _read(folder: Path) -> Run:
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; the last may be cut. Raises CheckpointError for another that is no such line."""
     rows: list[dict[str, float]] = []
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -52,9 +53,16 @@ def _read(folder: Path) -> Run:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break  # being written at this moment, or by a run that was killed
-            raise CheckpointError(f"{folder / 'metrics.jsonl'}: line {number} is no line of a log") from None
+            raise CheckpointError(
+                f"{path}: line {number} is no line of a log", hint="it was edited or damaged: mend or delete the line"
+            ) from None
         rows.append(row)
+    return rows
+
+
+def _read(folder: Path) -> Run:
     checkpoints = (path.name.partition("-")[2] for path in (folder / "checkpoints").glob("step-*"))
+    rows = read_log(folder / "metrics.jsonl")
     return Run(folder, tuple(rows), _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdigit())))
 
 

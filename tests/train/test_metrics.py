@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.errors import CheckpointError
 from train.metrics import Metrics
 
 
@@ -46,6 +47,36 @@ def test_resume_drops_what_will_run_again(tmp_path: Path) -> None:
 
 
 def test_a_fresh_run_starts_an_empty_log(tmp_path: Path) -> None:
-    Metrics(tmp_path).log(5, loss=1.0)
+    """Without what a run that was killed before its first checkpoint wrote, its line of step 0 too."""
+    heard: list[str] = []
+    first = Metrics(tmp_path, say=heard.append)
+    first.log(0, loss=2.0)
+    first.log(5, loss=1.0)
+    assert [line.split("  ")[0] for line in heard] == ["step 0", "step 5"]
     Metrics(tmp_path)
     assert rows(tmp_path) == []
+
+
+def test_the_board_shows_each_step_once(tmp_path: Path) -> None:
+    """The event of the checkpoint's own step stays, those behind it are written anew."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for resume, steps in ((0, (1, 2, 3)), (2, (3,))):
+        metrics = Metrics(tmp_path, resume)
+        for step in steps:
+            metrics.log(step, loss=10.0 * step + resume)
+        metrics.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 10.0), (2, 20.0), (3, 32.0)]
+
+
+def test_an_edited_log_is_refused_by_its_line(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    for step in (10, 20, 30):
+        metrics.log(step, loss=1.0)
+    lines = metrics.path.read_text().splitlines()
+    metrics.path.write_text("\n".join([lines[0], "step 20}", lines[2]]) + "\n")
+    with pytest.raises(CheckpointError, match="line 2 is no line of a log"):
+        Metrics(tmp_path, resume_step=30)
+    assert len(metrics.path.read_text().splitlines()) == 3  # nothing is lost by asking
