@@ -7,9 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from backend.errors import UsageError
 from backend.params import DiTParams, TemplateParams
+
+
+def _within(config: Any, low: float, high: float | None, *names: str, below: bool = False) -> None:
+    """Raises UsageError for a field (or a number of a tuple) outside of low to high; `below`: high is outside too."""
+    for name in names:
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            fits = number is None or (
+                number >= low and (high is None or number < high or (number == high and not below))
+            )
+            if not fits:  # what is no number at all too
+                upper = "" if high is None else f" to {'below ' if below else ''}{high:g}"
+                raise UsageError(f"{name}={number:g}: " + (f"from {low:g}{upper}" if upper else f"at least {low:g}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +35,10 @@ class Base:
     # How often a group is of this base, relative to the others (the paper does not say): of source random and of plans.
     # Packed data say it themselves: an epoch has every picture once.
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _within(self, 1, None, "base", "batch")
+        _within(self, 1e-9, 1e9, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,11 @@ class Stage:
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
     flat_share: float = 0.0  # of scenes: probability that a shaded or cut-out style is drawn flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
+
+    def __post_init__(self) -> None:
+        _within(self, 1, None, "base", "batch", "groups")
+        _within(self, 0, None, "steps", "decay_steps")
+        _within(self, 0, 1, "learning_rate", "square_share", "single_share", "flat_share", "captions")
 
     @property
     def bases(self) -> tuple[Base, ...]:
@@ -59,6 +82,11 @@ class Machine:
     kind: str = "a100"  # a row of train.costs.PEAKS
     mfu: float = 0.14  # share of the GPU's peak; 0.14: what the paper's 192K A100-hours come to (12 to 15 %)
     price: float | None = None  # per GPU and hour, in your currency; None: the plan states hours only
+
+    def __post_init__(self) -> None:
+        _within(self, 1, None, "gpus")
+        _within(self, 1e-3, 1, "mfu")
+        _within(self, 0, 1e9, "price")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +157,16 @@ class PretrainConfig:
     wandb: str | None = None  # project of Weights & Biases; None: not used
 
     machine: Machine = Machine()
+
+    def __post_init__(self) -> None:
+        every = ("validate_every", "preview_every", "save_every", "log_every", "keep")
+        _within(self, 1, None, *every, "replicate", "micro_batch", "encode_batch", "scenes_per_round", "passes")
+        _within(self, 1, None, "caption_tokens")
+        _within(self, 0, None, "workers", "prefetch", "warmup", "align_block")
+        _within(self, 0, 1, "dropout", "brief_share")
+        _within(self, 0, 1, "betas", "ema_decay", below=True)
+        _within(self, 0, 1e9, "align", "channel_power", "time_std", "weight_decay")
+        _within(self, 1e-9, 1e9, "clip")
 
     @property
     def steps(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import UsageError
-from train.recipes import NANO_RECIPES, describe, nano_config, set_fields
+from train.recipes import NANO_RECIPES, describe, nano_config, pretrain_config, set_fields
 
 
 @pytest.mark.parametrize("name", NANO_RECIPES)
@@ -43,6 +43,26 @@ def test_overrides_reach_fields_and_stages() -> None:
 def test_a_wrong_override_says_why(setting: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         set_fields(nano_config("nano", Path("run")), [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("micro_batch=0", "micro_batch=0: at least 1"),
+        ("dropout=1.1", "dropout=1.1: from 0 to 1"),
+        ("ema_decay=1", "ema_decay=1: from 0 to below 1"),
+        ("betas=0.9,1", "betas=1: from 0 to below 1"),
+        ("clip=nan", "clip=nan: from 1e-09"),
+        ("prefetch=-1", "prefetch=-1: at least 0"),
+        ("stages.0.groups=0", "groups=0: at least 1"),
+        ("stages.0.mix.1.batch=0", "batch=0: at least 1"),
+        ("stages.0.learning_rate=-1", "learning_rate=-1: from 0 to 1"),
+        ("machine.mfu=0", "mfu=0: from 0.001 to 1"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(setting: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        set_fields(pretrain_config("paper-mixed", Path("run")), [setting])
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
