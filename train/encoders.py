@@ -6,6 +6,7 @@ the paper's ablations: another autoencoder in diffusers' layout, another causal 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def _transformers(name: str, config: PretrainConfig, device: torch.device) -> Te
         )
     last = config.template.max_tokens
     states: dict[int, Tensor] = {}
+    alone = threading.Lock()  # validation encodes while a thread encodes ahead, and `states` is one
 
     def keep(index: int) -> Callable[..., None]:
         def hook(_block: object, _arguments: object, output: Any) -> None:  # before any final norm, as Lens reads
@@ -132,8 +134,9 @@ def _transformers(name: str, config: PretrainConfig, device: torch.device) -> Te
         for i, row in enumerate(ids):
             batch[i, : len(row)] = torch.tensor(row)
         # Right padding is harmless: attention is causal. Without a cache: nothing is written on from here.
-        model(input_ids=batch.to(device), attention_mask=torch.ones_like(batch).to(device), use_cache=False)
-        stacked = torch.stack([states.pop(index) for index in take], 2)
+        with alone:
+            model(input_ids=batch.to(device), attention_mask=torch.ones_like(batch).to(device), use_cache=False)
+            stacked = torch.stack([states.pop(index) for index in take], 2)
         return [stacked[i, : len(row)] for i, row in enumerate(ids)]
 
     return texts

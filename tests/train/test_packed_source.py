@@ -7,6 +7,7 @@ caption, the language model is transformers' own class, and its features are com
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,10 @@ def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
             states = model(input_ids=ids, output_hidden_states=True).hidden_states
         expected = torch.stack([states[1][0], states[2][0]], 1)  # hidden_states[0] is the embedding
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    alone = [texts([caption])[0] for caption in captions]
+    with ThreadPoolExecutor(4) as pool:  # validation encodes while the next steps are encoded ahead
+        together = list(pool.map(lambda i: texts([captions[i % 2]])[0], range(40)))
+    assert all(torch.equal(found, alone[i % 2]) for i, found in enumerate(together))
     with pytest.raises(UsageError, match="is 24 wide and has 3 blocks"):
         wrong = replace(plan, params=replace(plan.params, enc_hidden_dim=32))
         encoders._transformers(str(tmp_path), wrong, torch.device("cpu"))
