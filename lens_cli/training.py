@@ -31,7 +31,7 @@ def run_pretrain(config: PretrainConfig, talk: Talk) -> None:
     """Pre-train; the run's folder on stdout."""
     from train import pretrain
 
-    pretrain.run(config)
+    pretrain.run(config, say=talk.say)
     talk.data(config.run_dir)
     talk.result({"run_dir": str(config.run_dir), "steps": config.steps})
 

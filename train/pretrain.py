@@ -10,10 +10,7 @@ from (`train.sources`) nor how weights are spread (`train.distributed`).
 
 from __future__ import annotations
 
-import contextlib
-import json
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +19,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from backend.errors import CheckpointError, NumericsError, UsageError
-from backend.files import write_atomic
+from backend.errors import CancelledError, LensError, NumericsError, OutOfMemoryError, UsageError, first_line
+from backend.memory import ran_out
 from backend.model.transformer import LensTransformer2DModel
-from train import costs, overrides, sharded, sources
+from train import overrides, run_folder, sharded, sources
 from train.config import At, PretrainConfig, Stage, learning_rate, locate
 from train.distributed import Ranks, joined
-from train.metrics import Metrics
+from train.metrics import Metrics, on_stderr
+from train.pace import Pace
 from train.rounds import Frozen, SceneSource
 from train.sources import Batch, Grid, Group, Loaded, Source
 from train.stopping import Stopper
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Preview = Callable[[LensTransformer2DModel, int], "Image"]
+Say = Callable[[str], None]
 
 __all__ = ["PretrainConfig", "build", "run"]
 
@@ -48,55 +47,101 @@ def run(
     *,
     initial: Mapping[str, Tensor] | None = None,
     preview: Preview | None = None,
+    say: Say = on_stderr,
 ) -> LensTransformer2DModel:
     """Train all stages; returns the network with the averaged weights (its slices, on many ranks).
 
     `frozen`: autoencoder, text encoder and tokenizer that are in memory; None: those that the config names. `initial`:
     weights to start from; None: `config.start_from`, or none. `preview(network, base)` draws a sheet of fixed prompts
-    and seeds; None: the usual sheet, where the frozen networks are Lens's own. Raises LensError.
+    and seeds; None: the usual sheet, where the frozen networks are Lens's own. `say` is given the lines of the log on
+    the first rank. Raises LensError; CancelledError where it was asked to stop, with its state saved.
     """
     _check(config)
-    with joined(config) as ranks:
-        source, preview = _source(config, frozen, preview, ranks)
-        _write_config(config, ranks)
-        found = sharded.latest(config.run_dir, ranks)
-        if initial is None and found is None and config.start_from is not None:
-            initial = start_weights(config.start_from)
-        trained = Trained(config, ranks, initial)
-        if isinstance(source, SceneSource) and config.channel_power:
-            trained.channel_weights = source.channel_weights()
-        start = 0
-        if found is not None:
-            trained.restore(found)
-            _same_data(found, source)
-            start = found.step
-        _loop(config, ranks, trained, source, start, preview)
-        return trained.shown
+    try:
+        with joined(config) as ranks:
+            return _run(config, ranks, frozen, initial, preview, say)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemoryError(
+            f"memory ran out: {first_line(error)}",
+            hint="--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run",
+        ) from error
+
+
+def _run(
+    config: PretrainConfig,
+    ranks: Ranks,
+    frozen: Frozen | None,
+    initial: Mapping[str, Tensor] | None,
+    preview: Preview | None,
+    say: Say,
+) -> LensTransformer2DModel:
+    # 1. The run's folder and its newest checkpoint, before anything large is loaded.
+    ranks.together(run_folder.problem(config.run_dir) if ranks.first else None)
+    found = sharded.latest(config.run_dir, ranks)
+    if found is not None:
+        run_folder.may_go_on(config, found)
+    # 2. The frozen networks and the data.
+    source, preview = _source(config, frozen, preview, ranks)
+    if found is not None:
+        run_folder.same_data(found, source)
+    # 3. What is trained.
+    if initial is None and found is None and config.start_from is not None:
+        initial = run_folder.start_weights(config.start_from)
+    trained = Trained(config, ranks, initial)
+    if isinstance(source, SceneSource) and config.channel_power:
+        trained.channel_weights = source.channel_weights()
+    if found is not None:
+        trained.restore(found)
+    run_folder.write_config(config, ranks)  # only now: a command that is refused must not replace the run's own
+    # 4. The loop.
+    reached = _loop(config, ranks, trained, source, 0 if found is None else found.step, preview, say)
+    if reached < config.steps:
+        raise CancelledError(
+            f"stopped after step {reached:,} of {config.steps:,}; the state is saved",
+            hint="the same command goes on from there",
+        )
+    return trained.shown
 
 
 def _check(config: PretrainConfig) -> None:
     """Raises UsageError for what cannot be trained."""
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UsageError(f"device={config.device}: {first_line(error)}", hint="cpu, cuda, or cuda:0") from error
+    if config.steps < 1:
+        raise UsageError("there are no steps to train", hint="--set stages.0.steps=…")
+    if config.source == "scenes" and any(stage.mix for stage in config.stages):
+        raise UsageError("drawn scenes have one base a stage, not a mix", hint="--data WORK, or --random")
     if config.align and config.source == "packed":
         raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
     if config.channel_power and config.source != "scenes":
         raise UsageError("channel_power is measured on drawn scenes", hint="--set channel_power=0")
     if config.align and not 0 <= config.align_block < config.params.num_layers:
         raise UsageError(f"align_block={config.align_block}: there are {config.params.num_layers} blocks")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={config.device}: torch sees no GPU here", hint="--set device=cpu, or --dry-run")
-    for name in ("validate_every", "preview_every", "save_every", "log_every", "keep", "replicate"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name}={getattr(config, name)}: at least 1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={config.device}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
 
 
 def _loop(
-    config: PretrainConfig, ranks: Ranks, trained: Trained, source: Source, start: int, preview: Preview | None
-) -> None:
-    metrics = (
-        Metrics(config.run_dir, start, wandb=config.wandb, about=overrides.as_json(config)) if ranks.first else None
-    )
+    config: PretrainConfig,
+    ranks: Ranks,
+    trained: Trained,
+    source: Source,
+    start: int,
+    preview: Preview | None,
+    say: Say,
+) -> int:
+    """Train from step `start` on; returns the step that was reached and saved."""
+    metrics, about = None, overrides.as_json(config)
+    if ranks.first:
+        metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=about)
     writer = sharded.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
-    pace = _Pace(config, start, ranks.world)
+    pace = Pace(config, start, ranks.world)
     held: dict[Stage, list[tuple[Grid, Loaded]]] = {}  # encoded when first asked for
     taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
 
@@ -120,6 +165,7 @@ def _loop(
             "ema_updates": trained.ema.updates if trained.ema else 0,
             "params": overrides.as_json(config.params),
             "data": getattr(source, "fingerprint", None),
+            **run_folder.identity(config),
         }
         writer.save(step, trained.tensors(), state)
 
@@ -134,7 +180,8 @@ def _loop(
                     if (later and step % config.save_every == 0) or stop:
                         save(step)
                 if stop:
-                    break
+                    writer.wait()
+                    return step
 
                 try:
                     taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
@@ -145,17 +192,17 @@ def _loop(
                 pace.count(batches)
                 if metrics is not None and (step + 1) % config.log_every == 0:
                     metrics.log(step + 1, **_values(taken, pace, config, at))
-            else:
-                if start < config.steps:
-                    look(config.steps, config.stages[-1])
-                    save(config.steps)
+            if start < config.steps:
+                look(config.steps, config.stages[-1])
+                save(config.steps)
         writer.wait()
     finally:
         if metrics is not None:
             metrics.close()
+    return config.steps
 
 
-def _values(taken: Taken, pace: _Pace, config: PretrainConfig, at: At) -> dict[str, float]:
+def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[str, float]:
     """What a line of the log holds."""
     values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": learning_rate(config, at)}
     if taken.align is not None:
@@ -266,31 +313,23 @@ def _hand_over(batches: Sequence[Batch], done: torch.cuda.Event) -> None:
                 value.record_stream(stream)
 
 
-def _same_data(found: sharded.Found, source: Source) -> None:
-    before, now = found.state.get("data"), getattr(source, "fingerprint", None)
-    if before is not None and before != now:
-        raise CheckpointError(
-            f"{found.folder}: the run began with other packed pictures than --data holds now",
-            hint="give the folder it began with, or start a new run: --set start_from=… --run-dir …",
-        )
-
-
 # -------------------------------------------------------------------------------------------------------- validation
 
 
 @torch.no_grad()
 def validate(config: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid, Loaded]]) -> float:
-    """Loss on held-out pictures at eight fixed times with fixed noise: comparable across steps and runs."""
-    total, count = 0.0, 0
+    """Loss on held-out pictures with fixed noise, each at one of eight fixed times in turn: comparable across steps
+    and runs on the same pictures."""
+    total, count, device = 0.0, 0, trained.ranks.device
     for number, (grid, loaded) in enumerate(held):
-        rows, device = len(loaded.x0_BNC), loaded.x0_BNC.device
+        rows = len(loaded.x0_BNC)
         generator = torch.Generator().manual_seed(rows + 1000 * number)
         batch = Batch(
-            x0_BNC=loaded.x0_BNC,
+            x0_BNC=loaded.x0_BNC.to(device),
             eps_BNC=torch.randn(loaded.x0_BNC.shape, generator=generator).to(device),
-            t_B=((torch.arange(rows) % 8 + 0.5) / 8).to(device),
-            text_BLTF=loaded.text_BLTF,
-            mask_BL=loaded.mask_BL,
+            t_B=(((count + torch.arange(rows)) % 8 + 0.5) / 8).to(device),
+            text_BLTF=loaded.text_BLTF.to(device),
+            mask_BL=loaded.mask_BL.to(device),
             grid=grid,
             weights_B=torch.ones(rows, device=device),
             names=loaded.names,
@@ -301,77 +340,12 @@ def validate(config: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid
     return total / count
 
 
-# -------------------------------------------------------------------------------------------------------------- pace
-
-
-class _Pace:
-    """Pictures a second since the last line of the log, encoding and all; what is left; the share of the peak."""
-
-    def __init__(self, config: PretrainConfig, start: int, world: int) -> None:
-        self.config, self.world = config, world
-        self.pictures, self.flops, self.step, self.clock = 0, 0.0, start, time.monotonic()
-        self.peak = costs.peak_of(torch.cuda.get_device_name()) if config.device.startswith("cuda") else None
-
-    @contextlib.contextmanager
-    def paused(self) -> Generator[None]:
-        """Leave out what is no training."""
-        began = time.monotonic()
-        yield
-        self.clock += time.monotonic() - began
-
-    def count(self, batches: Sequence[Batch]) -> None:
-        """This rank's passes of one step; every rank does about the same."""
-        for batch in batches:
-            real = int((batch.weights_B > 0).sum())
-            self.pictures += real
-            text = batch.mask_BL.shape[1]
-            self.flops += 3 * real * costs.forward_flops(self.config.params, batch.x0_BNC.shape[1], text)
-
-    def values(self, step: int) -> dict[str, float]:
-        """Numbers for the log; begins to count anew. MFU counts no recomputation, as is usual."""
-        seconds = max(time.monotonic() - self.clock, 1e-9)
-        out = {
-            "pictures_per_s": self.world * self.pictures / seconds,
-            "tflops": self.flops / seconds / 1e12,
-            "eta_s": (self.config.steps - step) * seconds / max(1, step - self.step),
-        }
-        if self.peak is not None:
-            out["mfu"] = self.flops / seconds / self.peak
-        self.pictures, self.flops, self.step, self.clock = 0, 0.0, step, time.monotonic()
-        return out
-
-
-# ------------------------------------------------------------------------------------------------------------- start
-
-
-def start_weights(where: Path) -> dict[str, Tensor]:
-    """Weights to train on: the newest checkpoint of a run (not its average), or a model's transformer."""
-    if (where / "checkpoints").is_dir():
-        found = sharded.latest(where, Ranks(torch.device("cpu")))
-        if found is None:
-            raise CheckpointError(f"{where}: a run without a checkpoint")
-        return sharded.read_whole(found, "model")
-    from backend.model.checkpoint import load_transformer
-    from backend.weights import resolve_model
-
-    return dict(load_transformer(resolve_model(str(where)), torch.float32, "cpu").state_dict())
-
-
-def _write_config(config: PretrainConfig, ranks: Ranks) -> None:
-    if ranks.first:
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(overrides.as_json(config), indent=1) + "\n"
-        write_atomic(config.run_dir / "config.json", text.encode())
-    ranks.barrier()
-
-
 def main() -> None:
     """`torchrun … -m train.pretrain --recipe NAME`: the options of `lens train pretrain`, on every rank."""
     import argparse
     import os
     import sys
 
-    from backend.errors import LensError
     from train.recipes import PRETRAIN_RECIPES, choose
 
     parser = argparse.ArgumentParser(prog="train.pretrain", description="Pre-train under torchrun.")
@@ -384,10 +358,13 @@ def main() -> None:
     try:
         run(choose(words.recipe, words.run_dir, words.set, data=words.data, random=words.random))
     except LensError as error:
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
             if error.hint:
                 print(f"hint: {error.hint}", file=sys.stderr)
+        elif not isinstance(error, (UsageError, CancelledError)):  # those are the same on every rank
+            print(f"rank {rank}: error: {error}", file=sys.stderr)  # what this one met alone, nobody else would tell
         sys.exit(error.exit_code)
 
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import signal
+import time
 
 
 class Stopper:
-    """SIGTERM or Ctrl-C asks for a checkpoint and a clean end; the second Ctrl-C is immediate."""
+    """SIGTERM or Ctrl-C asks for a checkpoint and a clean end; a second Ctrl-C, a second later or more, is immediate.
+
+    Not an earlier one: torchrun passes on the Ctrl-C that the terminal has sent to its processes already.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
 
     def __enter__(self) -> Stopper:
         self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _ask(self, number: int, _frame: object) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._since >= 1:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

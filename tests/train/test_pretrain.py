@@ -11,6 +11,7 @@ import dataclasses
 import json
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from backend.errors import FileError, LensError, UsageError
 from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
@@ -27,6 +29,7 @@ from train.config import Stage
 from train.data.dialogues import caption_of
 from train.data.scenes import sample_scene
 from train.distributed import Ranks
+from train.sources import Batch, Loaded
 from train.trained import Trained
 
 DIT = DiTParams(
@@ -128,6 +131,51 @@ def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: rounds.Froz
     last = pretrain.validate(plan, fresh, held)
     assert pretrain.validate(plan, fresh, held) == last
     assert last < 0.93 * first
+
+
+def test_validation_looks_at_all_eight_times_whatever_the_shapes(
+    tmp_path: Path, frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen buckets of one held-out picture each: twice every time, not sixteen times the first."""
+    trained, times = Trained(config(tmp_path, frozen), Ranks(torch.device("cpu"))), list[float]()
+
+    def noted(_model: object, batch: Batch) -> Tensor:
+        times.extend(batch.t_B.tolist())
+        return torch.ones(len(batch.t_B))
+
+    monkeypatch.setattr(trained, "losses", noted)
+    one = Loaded(torch.zeros(1, 4, 128), torch.zeros(1, 1, 2, 32), torch.ones(1, 1, dtype=torch.bool), ("held",))
+    assert pretrain.validate(trained.config, trained, [((2, 2), one)] * 16) == 1
+    assert sorted(times) == sorted([(i + 0.5) / 8 for i in range(8)] * 2)
+
+
+def test_a_round_too_small_for_a_batch_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> None:
+    plan = dataclasses.replace(config(tmp_path / "run", frozen), scenes_per_round=2, encode_batch=2)
+    with pytest.raises(UsageError, match="fills no batch of 3"):
+        pretrain.run(dataclasses.replace(plan, stages=(dataclasses.replace(plan.stages[0], batch=3),)), frozen)
+
+
+def test_every_rank_tells_what_it_alone_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(error: LensError) -> None:
+        def run(*_arguments: object, **_options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(pretrain, "run", run)
+        with pytest.raises(SystemExit) as ended:
+            pretrain.main()
+        assert ended.value.code == error.exit_code
+
+    monkeypatch.setattr(sys, "argv", ["train.pretrain", "--recipe", "nano-smoke"])
+    monkeypatch.setenv("RANK", "3")
+    failing(FileError("a tar is damaged"))
+    assert capsys.readouterr().err == "rank 3: error: a tar is damaged\n"
+    failing(UsageError("a mistake that every rank sees"))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    failing(UsageError("a mistake", hint="do this"))
+    assert capsys.readouterr().err == "error: a mistake\nhint: do this\n"
 
 
 def test_a_dropped_caption_is_the_unconditional_call() -> None:

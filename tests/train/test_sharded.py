@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from backend.errors import CheckpointError, FileError, NumericsError
+from backend.errors import CancelledError, CheckpointError, FileError, NumericsError, UsageError
 from tests.train import ranks
 from train import checkpoint, pretrain, sharded, sources
 from train.config import At, PretrainConfig
@@ -139,6 +139,11 @@ def _add(folder: Path) -> None:
     (folder / "more.safetensors").write_bytes(b"x")
 
 
+def _edit(folder: Path) -> None:
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"ema_updates": 4', '"ema_updates": 5'))
+
+
 def _unstate(folder: Path) -> None:
     (folder / "state.json").write_text('{"step": ')
 
@@ -152,6 +157,7 @@ def _unstate(folder: Path) -> None:
         (lambda folder: _only(folder).unlink(), "is missing"),
         (_unstate, r"state\.json: unreadable"),
         (lambda folder: (folder / "state.json").unlink(), r"state\.json: unreadable"),
+        (_edit, r"state\.json: its contents were changed"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(
@@ -166,6 +172,50 @@ def test_a_damaged_checkpoint_is_refused(
     shutil.rmtree(newest)
     pretrain.run(half)
     assert curve(half.run_dir) == curve(whole)
+
+
+def test_a_checkpoint_under_another_name_is_refused(half: PretrainConfig) -> None:
+    newest = sharded.folders(half.run_dir)[-1]
+    newest.rename(newest.with_name("step-00000005"))
+    with pytest.raises(CheckpointError, match="it holds step 4, so this is not its name"):
+        pretrain.run(half)
+
+
+def test_a_run_goes_on_only_as_it_began(half: PretrainConfig) -> None:
+    """And a command that is refused leaves the run's folder as it was."""
+    before = (half.run_dir / "config.json").read_text()
+    with pytest.raises(CheckpointError, match="the run began with seed=0, this is seed=1"):
+        pretrain.run(replace(half, seed=1))
+    with pytest.raises(UsageError, match="at step 4 already, the plan ends at 2"):
+        pretrain.run(replace(half, stages=(replace(half.stages[0], steps=2),)))
+    with pytest.raises(CheckpointError, match="this run's network has no"):
+        pretrain.run(replace(half, params=replace(half.params, num_layers=1), align_block=0))
+    assert (half.run_dir / "config.json").read_text() == before
+    (half.run_dir / "config.json").write_text('{"kind": "lora"}')
+    with pytest.raises(UsageError, match="holds another kind of run"):
+        pretrain.run(half)
+    assert (half.run_dir / "config.json").read_text() == '{"kind": "lora"}'
+
+
+def test_asked_to_stop_it_saves_and_says_so(half: PretrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM in the middle of a step; and what a kill left half-written before is gone."""
+    load = RandomSource.load
+
+    def signalled(self: RandomSource, at: At, group: Group) -> Loaded:
+        if at.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return load(self, at, group)
+
+    (half.run_dir / "checkpoints" / ".step-00000003.tmp").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.RandomSource, "load", signalled)
+        with pytest.raises(CancelledError, match="stopped after step 5 of 6; the state is saved"):
+            pretrain.run(half)
+    kept = sorted(path.name for path in (half.run_dir / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000005"]
+    pretrain.run(half)
+    assert curve(half.run_dir) == curve(whole)
+    assert same(weights(half.run_dir), weights(whole))
 
 
 def test_another_network_is_refused_by_name(half: PretrainConfig) -> None:

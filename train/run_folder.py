@@ -1,0 +1,78 @@
+"""The folder of a pre-training run: may it be used, what must its checkpoints agree with, where do weights begin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backend.errors import CheckpointError, FileError, LensError, UsageError
+from backend.files import make_folder, write_atomic
+from train import overrides, sharded
+from train.config import PretrainConfig
+from train.distributed import Ranks
+from train.sources import Source
+
+
+def start_weights(where: Path) -> dict[str, Tensor]:
+    """Weights to train on: the newest checkpoint of a run (not its average), or a model's transformer."""
+    if (where / "checkpoints").is_dir():
+        found = sharded.latest(where, Ranks(torch.device("cpu")))
+        if found is None:
+            raise CheckpointError(f"{where}: a run without a checkpoint")
+        return sharded.read_whole(found, "model")
+    from backend.model.checkpoint import load_transformer
+    from backend.weights import resolve_model
+
+    return dict(load_transformer(resolve_model(str(where)), torch.float32, "cpu").state_dict())
+
+
+def problem(run_dir: Path) -> LensError | None:
+    """Why the run cannot live there; None where it can. Makes the folder."""
+    try:
+        make_folder(run_dir)
+        kind = json.loads((run_dir / "config.json").read_text(encoding="utf-8")).get("kind")
+    except FileError as error:
+        return FileError(str(error), hint="another --run-dir")
+    except (OSError, ValueError, AttributeError):  # none yet, or damaged: it is written anew
+        return None
+    if kind is not None:
+        return UsageError(f"{run_dir} holds another kind of run ({kind})", hint="another --run-dir")
+    return None
+
+
+def identity(config: PretrainConfig) -> dict[str, Any]:
+    """What decides which pictures a step has, and their noise: a run keeps it for ever."""
+    return {"source": config.source, "seed": config.seed}
+
+
+def may_go_on(config: PretrainConfig, found: sharded.Found) -> None:
+    """Raises UsageError or CheckpointError where the run cannot go on from what was found."""
+    for name, now in identity(config).items():
+        before = found.state.get(name)
+        if before is not None and before != now:
+            raise CheckpointError(
+                f"{found.folder}: the run began with {name}={before}, this is {name}={now}",
+                hint="as it began, or a new run: --set start_from=… --run-dir …",
+            )
+    if found.step > config.steps:
+        raise UsageError(f"{config.run_dir} is at step {found.step:,} already, the plan ends at {config.steps:,}")
+
+
+def same_data(found: sharded.Found, source: Source) -> None:
+    before, now = found.state.get("data"), getattr(source, "fingerprint", None)
+    if before is not None and before != now:
+        raise CheckpointError(
+            f"{found.folder}: the run began with other packed pictures than --data holds now",
+            hint="give the folder it began with, or start a new run: --set start_from=… --run-dir …",
+        )
+
+
+def write_config(config: PretrainConfig, ranks: Ranks) -> None:
+    if ranks.first:
+        text = json.dumps(overrides.as_json(config), indent=1) + "\n"
+        write_atomic(config.run_dir / "config.json", text.encode())
+    ranks.barrier()
