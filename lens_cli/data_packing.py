@@ -19,10 +19,11 @@ from train.data.buckets import TOO_SMALL, BucketConfig
 from train.data.caption_batch import read_answers, write_requests
 from train.data.dedup import DedupSettings, Look, dedup, with_embeddings
 from train.data.engine import run_shards
+from train.data.journals import follow
 from train.data.pack import PackConfig
-from train.data.packing import Bucket, Pack, choose_text
+from train.data.packing import Bucket, Pack, choose_text, forget_others
 from train.data.scan import planned
-from train.data.settings import read_sections, section, write_section
+from train.data.settings import read_section, section, write_section
 
 
 def find_duplicates(call: Call) -> None:
@@ -51,15 +52,18 @@ def find_duplicates(call: Call) -> None:
 # -------------------------------------------------------------------------------------------------------------- caption
 
 
-def caption(call: Call, *, batch_out: Path | None = None, batch_in: Sequence[Path] = ()) -> None:
-    """Ask an endpoint, or write the questions as batch files, or take answers from batch files."""
+def caption(call: Call, *, batch_out: Path | None = None, batch_in: Sequence[Path] = (), ask: bool = True) -> None:
+    """Ask an endpoint, or write the questions as batch files, or take answers from batch files. `ask` False: only what
+    was answered already becomes captions."""
     settings, remembered = section(captions.CaptionSettings, "caption", call.folder, call.given)
     shards = planned(call.work)
     if call.dry_run:
         _explain_captions(call, settings, shards)
         return
-    stage = _captioner(call, settings, ask=batch_out is None and not batch_in)
+    stage = _captioner(call, settings, ask=ask and batch_out is None and not batch_in)
     write_section(call.folder, "caption", remembered)
+    if moved := follow(call.work, shards):
+        call.talk.say(f"caption: {moved:,} answers follow their pictures, which lie in other shards now")
     if batch_out is not None:
         files, count, skipped = write_requests(stage, shards, batch_out)
         call.talk.say(f"caption: {count:,} requests in {len(files):,} files" + _unreadable(skipped))
@@ -80,12 +84,20 @@ def caption(call: Call, *, batch_out: Path | None = None, batch_in: Sequence[Pat
 
 
 def caption_if_told(call: Call) -> None:
-    """For `run`: only where the stage's settings name a model or an address. Captions cost money: none is unbidden."""
+    """For `run`: asks only where the stage's settings name a model or an address, since captions cost money. Without,
+    and for batch files without an address, the captions that there are follow what is selected now."""
+    from backend.settings import load
+
     settings, _ = section(captions.CaptionSettings, "caption", call.folder, call.given)
-    if settings.model is None and settings.base_url is None:
-        call.talk.say("caption: passed over; --set caption.model=NAME asks for captions")
+    told = settings.model is not None or settings.base_url is not None
+    begun = any(call.work.mark("caption", shard) is not None for shard in planned(call.work))
+    if told or settings.own or begun:
+        ask = told and bool(settings.base_url or load().reasoner.base_url)
+        if told and not ask:
+            call.talk.say("caption: nobody is asked, as no endpoint was named; what was answered is used")
+        caption(call, ask=ask)
     else:
-        caption(call)
+        call.talk.say("caption: passed over; --set caption.model=NAME asks for captions")
 
 
 def _unreadable(skipped: int) -> str:
@@ -97,17 +109,21 @@ def _captioner(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> 
     from backend.settings import load
 
     reasoner = load().reasoner
-    if set(read_sections(call.folder).get("sources", {})) <= set(settings.own):
+    if set(read_section(call.folder, "sources")) <= set(settings.own):
         return captions.Caption(call.work, settings, "source", None)  # nobody is to be asked
     model = settings.model or reasoner.model
     if not model:
         raise UsageError("no model was named for captions", hint="--set model=NAME, or the setting reasoner.model")
     if not ask:
         return captions.Caption(call.work, settings, model, None)
+    base_url = settings.base_url or reasoner.base_url
+    if not base_url:
+        hint = "--set base_url=http://127.0.0.1:8000/v1, or the setting reasoner.base_url; by files: --batch-out FOLDER"
+        raise UsageError("no endpoint was named for captions", hint=hint)
     address = check_address(
         replace(
             reasoner,
-            base_url=settings.base_url or reasoner.base_url,
+            base_url=base_url,
             model=model,
             timeout=settings.timeout,
             max_tokens=settings.max_tokens,
@@ -200,6 +216,7 @@ def pack(call: Call) -> None:
         _explain_pack(call, stage, todo)
         return
     write_section(call.folder, "pack", remembered)
+    forget_others(call.work, shards)
     run_stage(call, "pack", stage, todo, call.workers)
     found = totals.packed(call.work, shards)
     folder, size = call.folder / "pack", sum(found.tars.values())

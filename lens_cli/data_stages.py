@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from backend.errors import UsageError
 from lens_cli.console import Talk, human_bytes
@@ -18,8 +18,8 @@ from train.data import scan as scanning
 from train.data import score as scoring
 from train.data import select as selecting
 from train.data.engine import run_shards
-from train.data.settings import read_sections, section, write_section
-from train.data.sources import Source, parse_source
+from train.data.settings import read_section, section, write_section
+from train.data.sources import Source, find_source, parse_source
 from train.data.work import Work
 
 
@@ -113,10 +113,10 @@ def _sources(call: Call, given: Sequence[str]) -> list[Source]:
     """Those of the command line, else those of last time."""
     if given:
         return [parse_source(text) for text in given]
-    remembered = read_sections(call.folder).get("sources", {})
+    remembered = read_section(call.folder, "sources")
     if not remembered:
         raise UsageError("no pictures were named", hint=f"lens train data scan {call.folder} PICTURES/")
-    return [replace(parse_source(path), name=name) for name, path in remembered.items()]
+    return [find_source(str(path), name) for name, path in remembered.items()]
 
 
 def score(call: Call) -> None:
@@ -156,9 +156,8 @@ def _model_workers(asked: int | None) -> int:
 
 
 def select(call: Call) -> None:
-    sources = list(read_sections(call.folder).get("sources", {}))
-    remembered = read_sections(call.folder).get("select", {})
-    settings, remembered = selecting.read_settings(remembered, call.given, sources)
+    sources = list(read_section(call.folder, "sources"))
+    settings, remembered = selecting.read_settings(read_section(call.folder, "select"), call.given, sources)
     shards = scanning.planned(call.work)
     scored = selecting.scored_filters(call.work, shards)
     for name in selecting.not_applied(settings, scored):
@@ -211,6 +210,13 @@ def order() -> dict[str, Callable[[Call], None]]:
     return {"score": score, "select": select, **later, "report": report}
 
 
+class _Among(Talk):
+    """The voice of a stage among others: of all answers in JSON only the last may go to stdout."""
+
+    def result(self, data: dict[str, Any]) -> None:
+        pass
+
+
 def run_all(call: Call, given: Sequence[str]) -> None:
     """`scan` and then `order`; `--set stage.key=value` goes to its stage. With --dry-run: what `scan` can tell."""
     settings: dict[str, list[str]] = {"scan": []}
@@ -220,7 +226,7 @@ def run_all(call: Call, given: Sequence[str]) -> None:
         if not dot or stage not in settings:
             raise UsageError(f"--set {text}: not stage.key=value", hint=f"stages: {', '.join(settings)}")
         settings[stage].append(rest)
-    inner = replace(call, talk=replace(call.talk, json=False, warnings=call.talk.warnings))
+    inner = replace(call, talk=_Among(**vars(call.talk)))
     scan(replace(inner, given=tuple(settings["scan"])), given)
     if not call.dry_run:
         for name, stage in order().items():

@@ -107,7 +107,7 @@ def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> No
         (("select", "WORK"), "nothing was scanned yet", "lens train data scan"),
         (("report", "WORK"), "nothing was scanned yet", "lens train data scan"),
         (("scan", "WORK", "PHOTOS", "--set", "shard=9"), "scan has no such setting", "shard_size"),
-        (("scan", "WORK", "PHOTOS", "--set", "shard_size=x"), "'x' is not int", None),
+        (("scan", "WORK", "PHOTOS", "--set", "shard_size=x"), "'x' is not a whole number", None),
         (("scan", "WORK", "PHOTOS", "--set", "shard_size=0"), "shard_size", None),
         (("scan", "WORK", "PHOTOS", "--engine", "slurm"), "unknown engine 'slurm'", "local, ray"),
         (("run", "WORK", "PHOTOS", "--set", "entropy=3"), "not stage.key=value", "select"),
@@ -137,3 +137,14 @@ def test_a_config_edited_by_hand(data, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "work" / "config.json").write_text('{"scan": {"shards": 3}}')
     run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
     assert run.code == 2 and "has no setting 'shards'" in run.err
+    for section, said in (
+        ('{"scan": [3]}', "scan is not a JSON object"),
+        ('{"scan": {"shard_size": "many"}}', "shard_size = 'many' is not a whole number"),
+        ('{"scan": {"shard_size": null}}', "shard_size = None is not a whole number"),
+    ):
+        (tmp_path / "work" / "config.json").write_text(section)
+        run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
+        assert run.code in (1, 2) and said in run.err and "mend it" in run.err, run.err
+    (tmp_path / "work" / "config.json").write_text('{"select": {"entropy": "low"}}')
+    run = data("select", str(tmp_path / "work"))
+    assert run.code == 2 and "entropy = 'low' is not a number" in run.err

@@ -17,6 +17,7 @@ from PIL import Image
 from backend import endpoint as endpoint_module
 from tests.backend.scripted_endpoint import Endpoint, completion
 from tests.lens_cli.cli import Run, lens_inside
+from tests.train.data_files import write_tar
 from tests.train.test_captions import FOX, answered, write
 from tests.train.test_dedup import scene
 from train.data.reader import PackedIndex, Reader
@@ -92,6 +93,8 @@ def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> Non
 def test_captions_by_asking_then_packed(data, work: Path) -> None:
     nobody = data("caption", str(work))
     assert nobody.code == 2 and "no model was named" in nobody.err and "--set model=NAME" in nobody.err
+    nowhere = data("caption", str(work), "--set", "model=eye")
+    assert nowhere.code == 2 and "no endpoint was named" in nowhere.err and "--set base_url=" in nowhere.err
     money = data("caption", str(work), "--dry-run", "--set", "price_in=2", "--set", "price_out=8", "--json")
     told = money.json["data"]
     assert told["pictures"] == 4
@@ -125,6 +128,45 @@ def test_batch_files(data, work: Path, tmp_path: Path) -> None:
 def test_captions_of_ones_own_need_no_model(data, work: Path) -> None:
     own = data("caption", str(work), "--set", "own=photos", "--json")
     assert own.code == 0 and own.json["data"]["captions"] == 4
+
+
+def test_a_new_selection_reaches_the_tars_or_is_told(data, work: Path, made: list[Ready]) -> None:
+    """Stages by hand on an old selection are refused; `run` redoes what hangs on it, captions among them."""
+    answers = "model=eye"
+    with Endpoint(completion(FOX)) as endpoint:
+        asked = data("caption", str(work), "--set", answers, "--set", f"base_url={endpoint.url}")
+        assert asked.code == 0, asked.err
+        assert data("pack", str(work), "--workers", "0").code == 0
+        assert data("select", str(work), "--workers", "0", "--set", "area=20000").code == 0  # picture 0 has 128 x 128
+        early = data("pack", str(work), "--workers", "0")
+        assert early.code == 1 and "bucket of shard 0 is out of date: select has changed since" in early.err
+        assert "lens train data run" in early.err
+        assert texts(work) == [FOX] * 4  # training goes on with what was packed
+        run = data("run", str(work), "--workers", "0", "--json")
+    assert run.code == 0 and run.json["data"] == {"work": str(work)}  # one answer, and nothing else on stdout
+    assert texts(work) == [FOX] * 3 and len(endpoint.asked) == 4
+
+
+def test_captions_by_file_and_then_run(data, work: Path, tmp_path: Path) -> None:
+    """Nobody can be asked where only batch files were used: `run` takes what they brought."""
+    file = data("caption", str(work), "--set", "model=eye", "--batch-out", str(tmp_path / "out"))
+    answers = write(tmp_path / "answers.jsonl", answered(Path(file.out.decode().strip()), size=None))
+    assert data("caption", str(work), "--batch-in", str(answers)).code == 0
+    run = data("run", str(work), "--workers", "0", "--set", "select.area=20000")
+    assert run.code == 0, run.err
+    assert texts(work) == [FOX] * 3
+
+
+def test_shards_that_are_gone_leave_no_tars(data, work: Path, made: list[Ready], tmp_path: Path) -> None:
+    scene(9, 200, 150).save(tmp_path / "one.png")
+    more = tmp_path / "more.tar"
+    image = (tmp_path / "one.png").read_bytes()
+    write_tar(more, {"one.png": image, "one.txt": b"from the tar"})
+    both = data("run", str(work), f"photos={made[0].photos}", str(more), "--workers", "0")
+    assert both.code == 0 and len(texts(work)) == 5, both.err
+    alone = data("run", str(work), str(more), "--workers", "0")
+    assert alone.code == 0 and texts(work) == ["from the tar"], alone.err
+    assert [tar.name for tar in work.glob("pack/*/*.tar")] == ["00000-0.tar"]
 
 
 def test_stages_out_of_order_and_wrong_settings(data, tmp_path: Path) -> None:

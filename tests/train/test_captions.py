@@ -29,7 +29,9 @@ from tests.train.packed import picture
 from tests.train.works import scanned
 from train.data.caption_batch import read_answers, write_requests
 from train.data.caption_checks import Band, count_words, flaw, language_of, repeats, tidy
-from train.data.captions import Caption, CaptionSettings, Journal
+from train.data.captions import Caption, CaptionSettings
+from train.data.journals import Journal, follow
+from train.data.scan import planned
 from train.data.work import Work
 
 FOX = (
@@ -242,6 +244,28 @@ def test_a_torn_journal(tmp_path: Path) -> None:
         stage(work, speaker(endpoint))(0)
     assert len(endpoint.asked) == 4 and all(row["caption"] == FOX for row in rows(work))
     assert sum(len(Journal(path)._answers[k]) for k in Journal(path)._answers) == 3
+
+
+def test_answers_follow_their_pictures(tmp_path: Path) -> None:
+    """What is added to a folder shifts pictures into other shards: nobody is asked again, nor about what was renamed,
+    but about a file that was replaced under its old name."""
+    photos = {f"{n}.png": picture(60 * n, 80, 60) for n in range(4)}
+    work = scanned(tmp_path, {"photos": photos}, shard_size=2)
+    with Endpoint(completion(FOX)) as endpoint:
+        for shard in (0, 1):
+            stage(work, speaker(endpoint))(shard)
+        files, _, _ = write_requests(stage(work, None, prompt="brief"), [0, 1], tmp_path / "out")
+        (tmp_path / "photos" / "3.png").rename(tmp_path / "photos" / "z.png")
+        work = scanned(tmp_path, {"photos": {"1.png": picture(255, 70, 60), "a.png": picture(7, 90, 60)}}, shard_size=1)
+        shards = planned(work)
+        assert len(shards) == 5 and follow(work, shards) == 2  # 2, and z, which was 3; 0 stays where it was
+        assert follow(work, shards) == 0
+        for shard in shards:
+            stage(work, speaker(endpoint))(shard)
+        assert len(endpoint.asked) == 4 + 2
+    answers = write(tmp_path / "answers.jsonl", answered(files[0]))
+    told = read_answers(stage(work, None, prompt="brief"), [answers])
+    assert (told.taken, told.foreign) == (3, 1)  # the old 1.png is gone
 
 
 # ---------------------------------------------------------------------------------------------------------- batch files

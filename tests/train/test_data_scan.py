@@ -192,6 +192,33 @@ def test_shards_are_full_and_only_changed_ones_are_scanned_again(tmp_path: Path)
     assert work.path("scan", 3).stat().st_mtime_ns == before[3]
 
 
+def test_what_comes_before_shifts_no_shard(tmp_path: Path, work: Work) -> None:
+    top = tmp_path / "tars"
+    top.mkdir()
+    for name in ("b", "c", "d"):
+        write_tar(top / f"{name}.tar", {f"{name}.jpg": encoded(noise(20, 20, ord(name)))})
+    source = Source("p", str(top))
+    _scan(work, source)
+    before = {shard: work.path("scan", shard).stat().st_mtime_ns for shard in planned(work)}
+    write_tar(top / "a.tar", {"a.jpg": encoded(noise(20, 20))})
+    rows, _ = _scan(work, source)
+    assert [row["key"] for row in rows] == [f"p/{name}.tar/{name}.jpg" for name in "bcda"]
+    assert all(work.path("scan", shard).stat().st_mtime_ns == time for shard, time in before.items())
+    (top / "b.tar").unlink()  # a hole is filled, so that shards are numbered without gaps
+    rows, _ = _scan(work, source)
+    assert [row["key"] for row in rows] == [f"p/{name}.tar/{name}.jpg" for name in "acd"]
+    assert work.path("scan", 1).stat().st_mtime_ns == before[1]
+
+
+def test_an_interrupted_scan_is_no_ground_for_other_stages(tmp_path: Path, work: Work) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(noise(20, 20, i)))
+    make_plan(work, [Source("p", str(tmp_path))], ScanSettings(shard_size=2), "local", 0)
+    Scan(work, ScanSettings().max_pixels)(0)
+    with pytest.raises(LensError, match="1 of 2 shards are not scanned yet"):
+        planned(work)
+
+
 def test_names_of_sources(tmp_path: Path, work: Work) -> None:
     (tmp_path / "a b").mkdir()
     assert parse_source(f"x={tmp_path / 'a b'}") == Source("x", str(tmp_path / "a b"))
@@ -223,6 +250,26 @@ def test_a_mark_follows_its_file_and_vouches_for_nothing_else(tmp_path: Path) ->
     assert work.mark("stage", 0) is None
     with pytest.raises(LensError, match="stage is not done for shard 0"):
         work.read("stage", 0)
+
+
+def test_what_was_made_from_older_tables_is_told(tmp_path: Path) -> None:
+    """scan -> select -> bucket: each mark names what it read, and a change below shows above."""
+    work, table = Work(tmp_path), pa.table({"x": [1]})
+    work.write("scan", 0, table, "a")
+    work.write("select", 0, table, "a", work.inputs(0, ["scan"]))
+    work.write("bucket", 0, table, "a", work.inputs(0, ["select"]))
+    work.write("scan", 0, table, "b")  # anew, with the same contents
+    assert work.inputs(0, ["bucket"]) == {"bucket": work.sha256("scan", 0)}
+    work.write("scan", 0, pa.table({"x": [2]}), "c")
+    assert [work.changed(stage, 0) for stage in ("scan", "select", "bucket", "pack")] == [None, "scan", "scan", "pack"]
+    with pytest.raises(LensError, match="bucket of shard 0 is out of date: scan has changed since") as caught:
+        work.inputs(0, ["bucket"])
+    assert "lens train data run" in (caught.value.hint or "")
+    assert work.read("bucket", 0).num_rows == 1  # it may be looked at
+    work.write("select", 0, table, "c", work.inputs(0, ["scan"]))  # another scan, the same selection
+    assert work.changed("bucket", 0) is None
+    work.path("select", 0).with_suffix(".done").unlink()
+    assert work.changed("bucket", 0) == "select"
 
 
 def test_an_interrupted_write_leaves_the_old_pair_or_no_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

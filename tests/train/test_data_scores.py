@@ -249,7 +249,7 @@ def test_a_source_has_thresholds_of_its_own() -> None:
         ("entropi=1", "no such threshold"),
         ("slides.entropy=1", "no source is named 'slides'"),
         ("entropy=much", "'much' is not float"),
-        ("area=none=1", "is not int"),
+        ("area=none=1", "is not a whole number"),
         ("entropy", "needs key=value"),
         ("entropy=nan", "'nan' is not float"),
     ):
@@ -274,7 +274,7 @@ def test_scores_of_other_pictures_are_refused(pictures: Path, tmp_path: Path) ->
     (tmp_path / "s" / "good.jpg").write_bytes(encoded(noise(500, 400, 5)))
     make_plan(work, [parse_source(str(tmp_path / "s"))], ScanSettings(), "local", 0)
     Scan(work, ScanSettings().max_pixels)(0)
-    with pytest.raises(LensError, match="scanned anew after it was scored for entropy"):
+    with pytest.raises(LensError, match="score/entropy of shard 0 is out of date: scan has changed since"):
         Select(work, SelectSettings(), ("entropy",)).table(0)
 
 

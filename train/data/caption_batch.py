@@ -7,33 +7,37 @@
 go into the journals of `train.data.captions`, as if they had been asked for: what is still missing or has a flaw can be
 written out again, or asked for at an endpoint.
 
-A `custom_id` names shard, picture (the start of its key's hash), kind and attempt, and the start of the hash of model
-and prompt: an answer to another question is recognised and left alone.
+A `custom_id` names shard, picture (the start of its file's SHA-256), kind and attempt, and the start of the hash of
+model and prompt: an answer to another question is recognised and left alone, one about a picture that lies in another
+shard by now is found a place.
 
 Heavy ring: pyarrow, Pillow.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backend.answers import final_text
 from backend.errors import FileError, UsageError
 from backend.files import make_folder, replacing
-from train.data.captions import Answer, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
+from train.data.captions import KINDS, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
+from train.data.journals import Answer, Journal, pictures_of
 from train.data.pictures import Unreadable
+from train.data.scan import planned
 from train.data.work import open_picture
 
 URL = "/v1/chat/completions"
 MAX_REQUESTS = 50_000  # a file: the limit that OpenAI and Together state
 MAX_BYTES = 95_000_000  # a file: Together's 100 MB, less a picture; OpenAI takes 200 MB
 _SHARDS_HELD = 64  # journals in memory: answers come about in the order of the requests
+_START = 20  # hex digits of a picture's SHA-256
+_MISSED_HELD = 100_000  # answers about pictures that are not where they were: a search over all shards for so many
 _ID = re.compile(r"(\d{5,})-([0-9a-f]{20})-(dense|brief)-(\d+)-([0-9a-f]{16})")
 
 
@@ -44,7 +48,7 @@ class Arrived:
     taken: int = 0  # new answers in the journals
     known: int = 0  # lines whose answer was there already
     failed: int = 0  # lines that tell of an error
-    foreign: int = 0  # answers to other questions: another work folder, model or prompt, a picture no longer kept
+    foreign: int = 0  # answers to other questions: another work folder, model or prompt, a picture that is gone
     broken: int = 0  # lines that are no answer
 
 
@@ -92,18 +96,18 @@ def _lines(stage: Caption, shard: int) -> Iterator[bytes | None]:
     for kind in settings.kinds:
         prompt = prompt_of(settings, kind)
         identity = identity_of(stage.model, prompt)
-        for row in stage.rows(shard).to_pylist():
-            key = row["key"]
-            if row["source"] in settings.own or not open_question(key, kind, prompt, settings, journal, stage.model):
+        asked = {row["sha256"]: row for row in stage.rows(shard).to_pylist() if row["source"] not in settings.own}
+        for picture, row in asked.items():
+            if not open_question(picture, kind, prompt, settings, journal, stage.model):
                 continue
             try:
                 asked = messages(prompt.body, open_picture(row), settings)
             except (Unreadable, FileError):
                 yield None
                 continue
-            attempt = len(journal.of(key, kind, identity))
+            attempt = len(journal.of(picture, kind, identity))
             body = _body(stage.model, asked, settings, attempt)
-            name = f"{shard:05d}-{_hash(key)}-{kind}-{attempt}-{identity}"
+            name = f"{shard:05d}-{picture[:_START]}-{kind}-{attempt}-{identity}"
             request = {"custom_id": name, "method": "POST", "url": URL, "body": body}
             yield json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
@@ -115,55 +119,80 @@ def _body(model: str, asked: list[dict[str, Any]], settings: CaptionSettings, at
 
 def read_answers(stage: Caption, files: Iterable[Path]) -> Arrived:
     """Put answers into the journals. The same file twice changes nothing. Raises FileError for a file that is none."""
-    arrived = Arrived()
-    shards: dict[int, Callable[[re.Match[str], Answer], bool | None]] = {}
+    filing = _Filing(stage)
     for path in files:
         try:
             with path.open("rb") as file:
                 for line in file:
                     if line.strip():
-                        _arrive(line, stage, shards, arrived)
+                        filing.arrive(line)
         except OSError as error:
             raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    return arrived
+    filing.search()
+    return filing.arrived
 
 
-def _arrive(
-    line: bytes, stage: Caption, shards: dict[int, Callable[[re.Match[str], Answer], bool | None]], arrived: Arrived
-) -> None:
-    try:
-        told = json.loads(line)
-        name = _ID.fullmatch(str(told["custom_id"]))
-    except (ValueError, KeyError, TypeError):
-        arrived.broken += 1
-        return
-    if name is None:
-        arrived.foreign += 1
-        return
-    try:
-        answer = _answer(told)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        arrived.broken += 1
-        return
-    if answer is None:
-        arrived.failed += 1
-        return
-    shard = int(name[1])
-    if shard not in shards:
-        if len(shards) >= _SHARDS_HELD:
-            shards.clear()
-        shards[shard] = _taker(stage, shard)
-    taken = shards[shard](name, answer)
-    if taken is None:
-        arrived.foreign += 1
-    elif taken:
-        arrived.taken += 1
-    else:
-        arrived.known += 1
+class _Filing:
+    """Puts lines of answer files where they belong."""
+
+    def __init__(self, stage: Caption) -> None:
+        self.arrived = Arrived()
+        self._stage = stage
+        self._planned = set(planned(stage.work))
+        self._identities = {kind: identity_of(stage.model, prompt_of(stage.settings, kind)) for kind in KINDS}
+        self._open: dict[int, tuple[Journal, dict[str, str]]] = {}  # shard -> journal, start of a hash -> the hash
+        self._missed: list[tuple[re.Match[str], Answer]] = []  # about pictures that are not in the shard of the name
+
+    def arrive(self, line: bytes) -> None:
+        try:
+            told = json.loads(line)
+            name = _ID.fullmatch(str(told["custom_id"]))
+            answer = _answer(told) if name is not None else None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            self.arrived.broken += 1
+            return
+        if name is None or self._identities[name[3]] != name[5]:
+            self.arrived.foreign += 1
+        elif answer is None:
+            self.arrived.failed += 1
+        elif not self._file(int(name[1]), name, answer):
+            self._missed.append((name, answer))
+            if len(self._missed) >= _MISSED_HELD:
+                self.search()
+
+    def search(self) -> None:
+        """File what was missed, wherever its pictures lie now."""
+        starts = {name[2] for name, _ in self._missed}
+        home: dict[str, int] = {}
+        for shard in sorted(self._planned) if starts else ():
+            home |= {sha[:_START]: shard for sha in pictures_of(self._stage.work, shard) if sha[:_START] in starts}
+        for name, answer in sorted(self._missed, key=lambda one: home.get(one[0][2], -1)):
+            if name[2] not in home or not self._file(home[name[2]], name, answer):
+                self.arrived.foreign += 1
+        self._missed.clear()
+
+    def _file(self, shard: int, name: re.Match[str], answer: Answer) -> bool:
+        """Whether the shard has the picture."""
+        if shard not in self._planned:
+            return False
+        if shard not in self._open:
+            if len(self._open) >= _SHARDS_HELD:
+                self._open.clear()
+            pictures = {sha[:_START]: sha for sha in pictures_of(self._stage.work, shard)}
+            self._open[shard] = self._stage.journal(shard), pictures
+        journal, pictures = self._open[shard]
+        if (picture := pictures.get(name[2])) is None:
+            return False
+        if len(journal.of(picture, name[3], name[5])) > int(name[4]):  # the journal is in the order of attempts
+            self.arrived.known += 1
+        else:
+            journal.add(replace(answer, picture=picture, kind=name[3], identity=name[5]))
+            self.arrived.taken += 1
+        return True
 
 
 def _answer(told: Mapping[str, Any]) -> Answer | None:
-    """The answer of a line, its key and identity still to be filled in; None where the line tells of an error."""
+    """The answer of a line, its picture and identity still to be filled in; None where the line tells of an error."""
     response = told.get("response")
     if told.get("error") is not None or response is None or int(response.get("status_code") or 200) != 200:
         return None
@@ -172,7 +201,7 @@ def _answer(told: Mapping[str, Any]) -> Answer | None:
     message, finish, usage = choice["message"], choice.get("finish_reason"), body.get("usage") or {}
     text = message.get("content")
     return Answer(
-        key="",
+        picture="",
         kind="",
         identity="",
         text=final_text(text) if isinstance(text, str) else "",
@@ -181,27 +210,3 @@ def _answer(told: Mapping[str, Any]) -> Answer | None:
         tokens_in=int(usage.get("prompt_tokens") or 0),
         tokens_out=int(usage.get("completion_tokens") or 0),
     )
-
-
-def _taker(stage: Caption, shard: int) -> Callable[[re.Match[str], Answer], bool | None]:
-    """A function that files an answer of one shard: True new, False known, None not of our questions."""
-    if stage.work.mark("scan", shard) is None:
-        return lambda name, answer: None
-    journal = stage.journal(shard)
-    keys = {_hash(key): key for key in stage.rows(shard)["key"].to_pylist()}
-    identities = {kind: identity_of(stage.model, prompt_of(stage.settings, kind)) for kind in ("dense", "brief")}
-
-    def take(name: re.Match[str], answer: Answer) -> bool | None:
-        key, kind, attempt = keys.get(name[2]), name[3], int(name[4])
-        if key is None or identities[kind] != name[5]:
-            return None
-        if len(journal.of(key, kind, name[5])) > attempt:  # the journal is in the order of attempts
-            return False
-        journal.add(Answer(**{**vars(answer), "key": key, "kind": kind, "identity": name[5]}))
-        return True
-
-    return take
-
-
-def _hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:20]

@@ -17,14 +17,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
-import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -32,9 +28,9 @@ import pyarrow as pa
 import prompts
 from backend.endpoint import Reply
 from backend.errors import FileError, LensError, UsageError
-from backend.files import make_folder, write_error
 from train.data.caption_checks import Band, count_words, flaw, language_of, tidy
-from train.data.kept import inputs, kept_rows
+from train.data.journals import Answer, Journal, journal_path
+from train.data.kept import kept_rows, stages_read
 from train.data.texts import unusable
 from train.data.work import Work, open_picture, stamp
 
@@ -51,7 +47,7 @@ SCHEMA = pa.schema(
         ("model", pa.string()),  # that wrote it; "source": it came with the picture
     ]
 )
-_COLUMNS = ("key", "source", "path", "member", "offset", "nbytes", "caption")  # of `scan`
+_COLUMNS = ("key", "source", "path", "member", "offset", "nbytes", "sha256", "caption")  # of `scan`
 _GIVE_UP = 8  # failures of the endpoint with no answer between them
 
 
@@ -105,66 +101,7 @@ class Asker(Protocol):
     ) -> Reply: ...
 
 
-# ---------------------------------------------------------------------------------------------------------- the journal
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer as it came, with what was asked. The journal's line."""
-
-    key: str
-    kind: str  # in KINDS
-    identity: str  # of model and prompt: `identity_of`
-    text: str
-    cut: bool = False
-    refused: bool = False
-    tokens_in: int = 0
-    tokens_out: int = 0
-
-
-class Journal:
-    """Answers of one shard, in memory and on disk. Adding is safe from several threads; a torn last line is ignored."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._answers: dict[tuple[str, str, str], list[Answer]] = {}
-        try:
-            lines = path.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-        for line in lines:
-            try:
-                self._remember(Answer(**json.loads(line)))
-            except (ValueError, TypeError):  # torn by a crash, or edited by hand: that answer is asked for again
-                continue
-
-    def _remember(self, answer: Answer) -> None:
-        self._answers.setdefault((answer.key, answer.kind, answer.identity), []).append(answer)
-
-    def of(self, key: str, kind: str, identity: str) -> list[Answer]:
-        with self._lock:
-            return list(self._answers.get((key, kind, identity), ()))
-
-    def add(self, answer: Answer) -> None:
-        """Raises FileError, a full disk among them."""
-        line = json.dumps(vars(answer), ensure_ascii=False).encode() + b"\n"
-        with self._lock:
-            try:
-                with self.path.open("ab+") as file:
-                    if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                        file.write(b"\n")  # a torn line shall not take this one with it
-                    file.write(line)
-            except OSError as error:
-                raise write_error(self.path, error) from error
-            self._remember(answer)
-
-    def tokens(self) -> tuple[int, int, int]:
-        """(answers that the server counted, tokens in, tokens out)."""
-        counted = [a for answers in self._answers.values() for a in answers if a.tokens_in]
-        return len(counted), sum(a.tokens_in for a in counted), sum(a.tokens_out for a in counted)
+# -------------------------------------------------------------------------------------------------------- the questions
 
 
 def judge(answers: Iterable[Answer], band: Band, language: str | None) -> tuple[str | None, str | None]:
@@ -181,9 +118,6 @@ def judge(answers: Iterable[Answer], band: Band, language: str | None) -> tuple[
         if reason is None:
             return text, None
     return None, reason
-
-
-# -------------------------------------------------------------------------------------------------------- the questions
 
 
 def prompt_of(settings: CaptionSettings, kind: str) -> prompts.SystemPrompt:
@@ -224,25 +158,28 @@ def caption_rows(
 ) -> pa.Table:
     """The stage's body: ask what the journal does not know yet, then the table (SCHEMA), in the order of `rows`.
 
-    `rows`: key, source, caption (that came with the picture) and what `read` needs. `asker` None: nothing is asked.
+    `rows`: key, source, sha256, caption (that came with the picture) and what `read` needs. `asker` None: nothing is
+    asked. Copies of a file are asked about once.
     Raises FileError where the journal cannot be written, and the endpoint's error where it fails again and again.
     """
     wanted = {kind: prompt_of(settings, kind) for kind in settings.kinds}
-    asked = [row for row in rows.to_pylist() if row["source"] not in settings.own]
+    asked = {row["sha256"]: row for row in rows.to_pylist() if row["source"] not in settings.own}
     failures: dict[str, str] = {}
     if asker is not None:
         for kind, prompt in wanted.items():
-            questions = (row for row in asked if open_question(row["key"], kind, prompt, settings, journal, model))
+            questions = (
+                row for sha, row in asked.items() if open_question(sha, kind, prompt, settings, journal, model)
+            )
             failures |= _ask_all(questions, kind, prompt, read, settings, journal, model, asker)
-    made = [_row(row, wanted, settings, journal, model, failures.get(row["key"])) for row in rows.to_pylist()]
+    made = [_row(row, wanted, settings, journal, model, failures.get(row["sha256"])) for row in rows.to_pylist()]
     return pa.Table.from_pylist(made, schema=SCHEMA)
 
 
 def open_question(
-    key: str, kind: str, prompt: prompts.SystemPrompt, settings: CaptionSettings, journal: Journal, model: str
+    picture: str, kind: str, prompt: prompts.SystemPrompt, settings: CaptionSettings, journal: Journal, model: str
 ) -> bool:
-    """Whether a picture still lacks a caption of this kind and may be asked about once more."""
-    answers = journal.of(key, kind, identity_of(model, prompt))
+    """Whether a picture (its file's SHA-256) still lacks a caption of this kind and may be asked about once more."""
+    answers = journal.of(picture, kind, identity_of(model, prompt))
     return len(answers) < settings.attempts and judge(answers, settings.band(kind), settings.language)[0] is None
 
 
@@ -256,7 +193,7 @@ def _ask_all(
     model: str,
     asker: Asker,
 ) -> dict[str, str]:
-    """Ask about all rows, `at_once` at a time; returns key -> what failed. Raises what fails again and again."""
+    """Ask about all rows, `at_once` at a time; returns sha256 -> what failed. Raises what fails again and again."""
     from train.data.pictures import Unreadable
 
     identity = identity_of(model, prompt)
@@ -266,10 +203,10 @@ def _ask_all(
             question = messages(prompt.body, read(row), settings)
         except (Unreadable, FileError) as error:
             raise _NoPicture(str(error)) from error
-        while open_question(row["key"], kind, prompt, settings, journal, model):
-            seed = len(journal.of(row["key"], kind, identity))  # another one each time, or the flaw would come again
+        while open_question(row["sha256"], kind, prompt, settings, journal, model):
+            seed = len(journal.of(row["sha256"], kind, identity))  # another one each time, or the flaw would come again
             reply = asker.complete(question, seed=seed, temperature=settings.temperature)
-            journal.add(Answer(row["key"], kind, identity, **vars(reply)))
+            journal.add(Answer(row["sha256"], kind, identity, **vars(reply)))
 
     failures: dict[str, str] = {}
     in_a_row = 0
@@ -279,15 +216,15 @@ def _ask_all(
         try:
             while True:
                 for row in islice(left, settings.at_once - len(running)):
-                    running[pool.submit(ask, row)] = row["key"]
+                    running[pool.submit(ask, row)] = row["sha256"]
                 if not running:
                     return failures
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    key, error = running.pop(future), future.exception()
+                    picture, error = running.pop(future), future.exception()
                     if isinstance(error, _NoPicture):
-                        failures[key] = str(error)
+                        failures[picture] = str(error)
                     elif isinstance(error, LensError) and not isinstance(error, FileError):  # that: a full disk
-                        failures[key], in_a_row = str(error), in_a_row + 1
+                        failures[picture], in_a_row = str(error), in_a_row + 1
                         if in_a_row >= _GIVE_UP:
                             raise error
                     elif error is not None:
@@ -317,7 +254,7 @@ def _row(
     texts: dict[str, str | None] = {}
     errors: list[str] = []
     for kind, prompt in wanted.items():
-        answers = journal.of(row["key"], kind, identity_of(model, prompt))
+        answers = journal.of(row["sha256"], kind, identity_of(model, prompt))
         texts[kind], reason = judge(answers, settings.band(kind), settings.language)
         if reason is not None:
             errors.append(f"{kind}: {failure or reason}")
@@ -343,9 +280,7 @@ class Caption:
     asker: Asker | None  # None: only what the journal knows
 
     def journal(self, shard: int) -> Journal:
-        path = self.work.path("caption", shard).with_suffix(".jsonl")
-        make_folder(path.parent)
-        return Journal(path)
+        return Journal(journal_path(self.work, shard))
 
     def rows(self, shard: int) -> pa.Table:
         return kept_rows(self.work, shard, _COLUMNS, deduplicated=False)
@@ -355,29 +290,32 @@ class Caption:
         s = self.settings
         rules = [self.model, s.brief, s.own, s.language, s.attempts, s.band("dense"), s.band("brief")]
         rules += [prompt_of(s, kind).sha256 for kind in s.kinds]
-        return stamp(VERSION, {"rules": rules}, *inputs(self.work, shard, deduplicated=False))
+        return stamp(VERSION, {"rules": rules}, *self._inputs(shard).values())
+
+    def _inputs(self, shard: int) -> dict[str, str]:
+        return self.work.inputs(shard, stages_read(self.work, shard, deduplicated=False))
 
     def missing(self, shard: int) -> bool:
         """Whether the table is out of date, or somebody can be asked about what it lacks."""
         if not self.work.done("caption", shard, self.stamp(shard)):
             return True
         table = self.work.read("caption", shard, columns=["key", "error"])
-        lacking = [row["key"] for row in table.to_pylist() if row["error"] is not None]
+        lacking = {row["key"] for row in table.to_pylist() if row["error"] is not None}
         if self.asker is None or not lacking:
             return False
-        own = {r["key"] for r in self.rows(shard).to_pylist() if r["source"] in self.settings.own}
+        asked = [r for r in self.rows(shard).to_pylist() if r["source"] not in self.settings.own]
         journal = self.journal(shard)
         wanted = {kind: prompt_of(self.settings, kind) for kind in self.settings.kinds}
         return any(
-            open_question(key, kind, prompt, self.settings, journal, self.model)
-            for key in lacking
+            open_question(row["sha256"], kind, prompt, self.settings, journal, self.model)
+            for row in asked
             for kind, prompt in wanted.items()
-            if key not in own
+            if row["key"] in lacking
         )
 
     def __call__(self, shard: int) -> None:
         if not self.missing(shard):
             return
-        journal = self.journal(shard)
+        known, read, journal = self.stamp(shard), self._inputs(shard), self.journal(shard)
         table = caption_rows(self.rows(shard), open_picture, self.settings, journal, self.model, self.asker)
-        self.work.write("caption", shard, table, self.stamp(shard))
+        self.work.write("caption", shard, table, known, read)

@@ -74,14 +74,17 @@ class Look:
     work: Work
 
     def stamp(self, shard: int) -> str:
-        return stamp(perceptual.VERSION, {}, self.work.sha256("scan", shard), self.work.sha256("select", shard))
+        return stamp(perceptual.VERSION, {}, *self._inputs(shard).values())
+
+    def _inputs(self, shard: int) -> dict[str, str]:
+        return self.work.inputs(shard, ["scan", "select"])
 
     def __call__(self, shard: int) -> None:
-        known = self.stamp(shard)
+        known, read = self.stamp(shard), self._inputs(shard)
         if not self.work.done("dedup/look", shard, known):
             columns = ["key", "path", "member", "offset", "nbytes"]
             rows = selected(self.work, shard, columns)
-            self.work.write("dedup/look", shard, look_rows(rows, open_picture), known)
+            self.work.write("dedup/look", shard, look_rows(rows, open_picture), known, read)
 
 
 def selected(work: Work, shard: int, columns: Sequence[str]) -> pa.Table:
@@ -118,23 +121,29 @@ def dedup(work: Work, shards: Sequence[int], settings: DedupSettings) -> Counter
     if not all(work.done("dedup", shard, known) for shard in shards):
         everything = _gather(work, shards)
         found, kinds = _decide(work, shards, everything, settings)
-        _write(work, shards, everything, found, kinds, known)
+        stages = stages_read(work, shards, settings)
+        reads = {shard: work.inputs(shard, stages) for shard in shards}
+        _write(work, shards, everything, found, kinds, known, reads)
     tables = (work.read("dedup", shard, columns=["kind"]) for shard in shards)
     return Counter(kind for table in tables for kind in table["kind"].to_pylist() if kind is not None)
 
 
 def whole_stamp(work: Work, shards: Sequence[int], settings: DedupSettings) -> str:
     """Of all that the pass reads: a change in one shard may change what stays in another."""
-    stages = ["scan", "select"]
-    stages += ["dedup/look"] if "perceptual" in settings.kinds else []
-    stages += ["score/clip"] if with_embeddings(work, shards, settings) else []
-    stages += ["score/aesthetic"] if all(work.mark("score/aesthetic", shard) for shard in shards) else []
     read = hashlib.sha256()
-    for stage in stages:
+    for stage in stages_read(work, shards, settings):
         for shard in shards:
             read.update(f"{stage} {shard} {work.sha256(stage, shard)}\n".encode())
     rules = {key: value for key, value in asdict(settings).items() if key != "device"}
     return stamp(VERSION, rules, read.hexdigest())
+
+
+def stages_read(work: Work, shards: Sequence[int], settings: DedupSettings) -> list[str]:
+    """What the pass reads of every shard."""
+    stages = ["scan", "select"]
+    stages += ["dedup/look"] if "perceptual" in settings.kinds else []
+    stages += ["score/clip"] if with_embeddings(work, shards, settings) else []
+    return stages + (["score/aesthetic"] if all(work.mark("score/aesthetic", shard) for shard in shards) else [])
 
 
 def with_embeddings(work: Work, shards: Sequence[int], settings: DedupSettings) -> bool:
@@ -288,8 +297,9 @@ def _embeddings(work: Work, shards: Sequence[int], places: np.ndarray, path: Pat
 
 
 def _write(
-    work: Work, shards: Sequence[int], everything: _Everything, found: np.ndarray, kinds: np.ndarray, known: str
-) -> None:
+    work: Work, shards: Sequence[int], everything: _Everything, found: np.ndarray, kinds: np.ndarray, known: str,
+    reads: Mapping[int, Mapping[str, str]],
+) -> None:  # fmt: skip
     """From order of preference back to a table a shard."""
     order, keys = everything.order, everything.keys
     of, kind = np.full(len(order), -1, np.int64), np.full(len(order), -1, np.int8)
@@ -299,4 +309,4 @@ def _write(
         targets = pa.array(of[rows], mask=of[rows] < 0)
         names = [KINDS[k] if k >= 0 else None for k in kind[rows].tolist()]
         columns = [keys.take(pa.array(rows)), pa.array(of[rows] < 0), keys.take(targets), pa.array(names, pa.string())]
-        work.write("dedup", shard, pa.table(columns, schema=SCHEMA), known)
+        work.write("dedup", shard, pa.table(columns, schema=SCHEMA), known, reads[shard])

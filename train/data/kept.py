@@ -24,12 +24,10 @@ def kept_rows(work: Work, shard: int, columns: Sequence[str], *, deduplicated: b
     return rows.filter(pa.array([key in keep for key in rows["key"].to_pylist()], pa.bool_()))
 
 
-def inputs(work: Work, shard: int, *, deduplicated: bool) -> tuple[str, ...]:
-    """SHA-256 of what `kept_rows` reads, for a stamp."""
-    found = [work.sha256("scan", shard), work.sha256("select", shard)]
-    if deduplicated or work.mark("dedup", shard) is not None:
-        found.append(work.sha256("dedup", shard))
-    return tuple(found)
+def stages_read(work: Work, shard: int, *, deduplicated: bool) -> tuple[str, ...]:
+    """What `kept_rows` reads, for `Work.inputs`."""
+    there = deduplicated or work.mark("dedup", shard) is not None
+    return ("scan", "select", "dedup") if there else ("scan", "select")
 
 
 def _kept(table: pa.Table) -> list[str]:

@@ -18,7 +18,7 @@ from backend.errors import LensError
 from train.data import buckets
 from train.data import pack as packs
 from train.data.buckets import BucketConfig, bucket_rows
-from train.data.kept import inputs, kept_rows
+from train.data.kept import kept_rows, stages_read
 from train.data.pack import PackConfig, pack_rows
 from train.data.work import Work, open_picture, stamp
 
@@ -35,13 +35,16 @@ class Bucket:
     config: BucketConfig
 
     def stamp(self, shard: int) -> str:
-        return stamp(buckets.VERSION, asdict(self.config), *inputs(self.work, shard, deduplicated=True))
+        return stamp(buckets.VERSION, asdict(self.config), *self._inputs(shard).values())
+
+    def _inputs(self, shard: int) -> dict[str, str]:
+        return self.work.inputs(shard, stages_read(self.work, shard, deduplicated=True))
 
     def __call__(self, shard: int) -> None:
-        known = self.stamp(shard)
+        known, read = self.stamp(shard), self._inputs(shard)
         if not self.work.done("bucket", shard, known):
             rows = kept_rows(self.work, shard, ["key", "width", "height"], deduplicated=True)
-            self.work.write("bucket", shard, bucket_rows(rows, self.config), known)
+            self.work.write("bucket", shard, bucket_rows(rows, self.config), known, read)
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class Pack:
         return self.config.text != "alt"
 
     def stamp(self, shard: int) -> str:
-        read = [self.work.sha256("bucket", shard), self.work.sha256("scan", shard)]
-        read += [self.work.sha256("caption", shard)] if self.captioned else []
-        read += [self.work.sha256(f"score/{name}", shard) for name in self._scored(shard)]
-        return stamp(packs.VERSION, asdict(self.config), *read)
+        return stamp(packs.VERSION, asdict(self.config), *self._inputs(shard).values())
+
+    def _inputs(self, shard: int) -> dict[str, str]:
+        stages = ["bucket", "scan", *(["caption"] if self.captioned else [])]
+        return self.work.inputs(shard, stages + [f"score/{name}" for name in self._scored(shard)])
 
     def _scored(self, shard: int) -> list[str]:
-        return [name for name in _SCORES if self.work.mark(f"score/{name}", shard) is not None]
+        return [name for name in _SCORES if self.work.changed(f"score/{name}", shard) is None]
 
     def rows(self, shard: int) -> pa.Table:
         """What `pack_rows` is given: buckets, files, texts and what becomes the samples' .json, in `bucket`'s order."""
@@ -95,13 +99,13 @@ class Pack:
         return table.take(pa.array([place.get(key) for key in keys], pa.int64()))
 
     def __call__(self, shard: int) -> None:
-        known = self.stamp(shard)
+        known, read = self.stamp(shard), self._inputs(shard)
         if self.work.done("pack", shard, known):
             return
         # The tars are replaced one by one: until all are, no mark may vouch for them.
         self.work.path("pack", shard).with_suffix(".done").unlink(missing_ok=True)
         index = pack_rows(self.rows(shard), open_picture, self.config, self.work.folder / "pack", shard)
-        self.work.write("pack", shard, index, known)
+        self.work.write("pack", shard, index, known, read)
 
     def try_some(self, shard: int, count: int = 32) -> Tried:
         """Pack a few pictures of a shard into a folder that is then gone."""
@@ -114,6 +118,20 @@ class Pack:
             seconds = time.process_time() - start
         sizes: list[Any] = [size for size in index["nbytes"].to_pylist() if size is not None]
         return Tried(len(sizes), sum(sizes) / len(sizes), seconds / len(sizes)) if sizes else Tried(0, 0.0, 0.0)
+
+
+def forget_others(work: Work, shards: Sequence[int]) -> None:
+    """Take away the packed shards that the plan no longer has: training and every reader of tars would go on with them.
+
+    Marks first: what an interruption leaves has none.
+    """
+    folder, kept = work.folder / "pack", set(shards)
+    for shard in set(work.shards("pack")) - kept:
+        work.path("pack", shard).with_suffix(".done").unlink(missing_ok=True)
+    for file in (*folder.glob("*.parquet"), *folder.glob("*x*/*-*.tar")):
+        number = file.stem.split("-")[0]
+        if number.isdigit() and int(number) not in kept:
+            file.unlink()
 
 
 def choose_text(work: Work, shards: Sequence[int], config: PackConfig) -> PackConfig:

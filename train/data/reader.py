@@ -102,7 +102,8 @@ class PackedIndex:
         parts: dict[tuple[int, int, int], list[tuple[np.ndarray, ...]]] = {}
         whole = hashlib.sha256()
         for shard in shards:
-            whole.update(work.sha256(folder.name, shard).encode())
+            mark = work.mark(folder.name, shard)  # not `sha256`: a run goes on with what was packed, whatever is newer
+            whole.update(mark.sha256.encode() if mark is not None else b"")
             _collect(work, folder, shard, tars, parts)
         if not parts:
             raise FileError(f"{folder} holds no packed pictures", hint="pack some first: lens train data pack WORK")

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from backend.errors import FileError, LensError
+from backend.errors import FileError
 from backend.files import write_atomic
 from train.data import charts, select
 from train.data.pictures import Unreadable, decode
 from train.data.scan import planned
-from train.data.settings import read_sections
+from train.data.settings import read_section, read_sections
 from train.data.work import Work, open_picture
 
 PAPER_WORDS = 109  # mean length of the paper's captions (figure 3c)
@@ -157,18 +157,16 @@ def _errors(scan: pa.Table, scores: dict[str, pa.Table]) -> list[str | None]:
 
 
 def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
-    """Gather, draw, write. Raises LensError where nothing was selected yet."""
+    """Gather, draw, write. Raises LensError where nothing was selected yet, or with other scores."""
     shards = planned(work)
-    if missing := sorted(set(shards) - set(work.shards("select"))):
-        raise LensError(
-            f"{work.folder}: select is not done for shard {missing[0]}", hint=f"lens train data select {work.folder}"
-        )
+    for shard in shards:
+        work.sha256("select", shard)
     sections = read_sections(work.folder)
-    thresholds, _ = select.read_settings(sections.get("select", {}), (), list(sections.get("sources", {})))
+    thresholds, _ = select.read_settings(read_section(work.folder, "select"), (), ())
     scored = select.scored_filters(work, shards)
     used = tuple(m for m in MEASURES if m.filter in scored or m.filter in ("area", "aspect"))
     gathered = Gathered(thresholds, settings.near, used)
-    captioned = set(work.shards("caption")) >= set(shards)
+    captioned = all(work.mark("caption", shard) is not None for shard in shards)
     for shard in shards:
         scan = work.read("scan", shard)
         scores = {name: work.read(f"score/{name}", shard) for name in scored}

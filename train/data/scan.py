@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from backend.errors import FileError, LensError, UsageError
 from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, Unreadable, read_head
+from train.data.settings import section
 from train.data.sources import Container, ListSettings, Source, containers, list_container
 from train.data.work import Work, open_picture, stamp, total
 
@@ -125,6 +126,7 @@ def make_plan(
             part = table.slice(first, settings.shard_size)
             row = {"source": container.source, "prefix": container.prefix, "listing": number, "first": first}
             rows.append({**row, "rows": part.num_rows, "sha256": _sha256(part)})
+    rows = _in_their_places(rows, read_plan(work).to_pylist() if work.mark("plan", 0) is not None else [])
     if not rows:
         raise UsageError(
             f"no pictures in {', '.join(s.path for s in sources)}", hint="known endings: .jpg, .png, .webp, …"
@@ -136,9 +138,37 @@ def make_plan(
     return list(range(len(rows))), notes
 
 
+def _in_their_places(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The plan's rows, of which those that were in it before keep their number: a new tar shall not shift all shards
+    behind it, with their scores and the answers that were paid for. New ones take what is free."""
+    places = {_identity(row): number for number, row in enumerate(before) if number < len(rows)}
+    out: list[dict[str, Any] | None] = [None] * len(rows)
+    new: list[dict[str, Any]] = []
+    for row in rows:
+        number = places.pop(_identity(row), None)  # popped: of two equal ones the second is new
+        if number is None:
+            new.append(row)
+        else:
+            out[number] = row
+    left = iter(new)
+    return [next(left) if row is None else row for row in out]
+
+
+def _identity(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["source"], row["prefix"], row["sha256"]
+
+
 def planned(work: Work) -> list[int]:
-    """Numbers of all shards of the work folder. Raises LensError where nothing was scanned yet."""
-    return list(range(read_plan(work).num_rows))
+    """Numbers of all shards of the work folder. Raises LensError where nothing was scanned yet, or not all that was
+    listed: a scan was interrupted."""
+    shards = list(range(read_plan(work).num_rows))
+    stage = Scan(work, section(ScanSettings, "scan", work.folder)[0].max_pixels)
+    if missing := [shard for shard in shards if not work.done("scan", shard, stage.stamp(shard))]:
+        raise LensError(
+            f"{work.folder}: {len(missing):,} of {len(shards):,} shards are not scanned yet",
+            hint=f"finish it first: lens train data scan {work.folder}",
+        )
+    return shards
 
 
 def read_plan(work: Work) -> pa.Table:

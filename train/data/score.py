@@ -85,7 +85,7 @@ class Score:
                 from train.data.scores import learned
 
                 config["model"], version = model.identity, learned.VERSION
-        return stamp(version, config, self.work.sha256("scan", shard))
+        return stamp(version, config, *self.work.inputs(shard, ["scan"]).values())
 
     def missing(self, shard: int) -> list[str]:
         """Filters that are not done for a shard."""
@@ -96,14 +96,13 @@ class Score:
         names = self.missing(shard)
         if not names:
             return
+        read = self.work.inputs(shard, ["scan"])
         rows = self.work.read("scan", shard, columns=_COLUMNS)
         models = tuple(model for model in self.models if model.filter in names)
         wanted = tuple(name for name in self.classic if name in names)
         tables = score_rows(rows, wanted, models, self.max_pixels, batch=self.batch, device=self.device)
         for name in names:
-            # What it was computed from, so that a later stage can tell a score that is out of date.
-            table = tables[name].replace_schema_metadata({"scan": self.work.sha256("scan", shard)})
-            self.work.write(f"score/{name}", shard, table, self.stamp(name, shard))
+            self.work.write(f"score/{name}", shard, tables[name], self.stamp(name, shard), read)
 
 
 def score_rows(

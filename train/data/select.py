@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from backend.errors import LensError, UsageError
-from train.data.settings import parse
+from train.data.settings import checked, parse
 from train.data.work import Work, stamp
 
 VERSION = 1
@@ -86,7 +86,7 @@ def read_settings(
         source, _, key = full.rpartition(".")
         if key not in hints:
             raise UsageError(f"config.json: select has no threshold {full!r}", hint=f"thresholds: {', '.join(hints)}")
-        own.setdefault(source, {})[key] = tuple(value) if isinstance(value, list) else value
+        own.setdefault(source, {})[key] = checked("config.json: select", full, value, hints[key])
     every = Thresholds(**own.pop(""))
     return SelectSettings(every, {source: replace(every, **fields) for source, fields in own.items()}), values
 
@@ -103,28 +103,26 @@ class Select:
     scored: tuple[str, ...]
 
     def stamp(self, shard: int) -> str:
-        inputs = [self.work.sha256(stage, shard) for stage in ("scan", *(f"score/{name}" for name in self.scored))]
-        return stamp(VERSION, {"scored": self.scored, **dataclasses.asdict(self.settings)}, *inputs)
+        read = self._inputs(shard).values()
+        return stamp(VERSION, {"scored": self.scored, **dataclasses.asdict(self.settings)}, *read)
+
+    def _inputs(self, shard: int) -> dict[str, str]:
+        return self.work.inputs(shard, ["scan", *(f"score/{name}" for name in self.scored)])
 
     def __call__(self, shard: int) -> None:
-        known = self.stamp(shard)
+        known, read = self.stamp(shard), self._inputs(shard)
         if not self.work.done("select", shard, known):
-            self.work.write("select", shard, self.table(shard), known)
+            self.work.write("select", shard, self.table(shard), known, read)
 
     def foretell(self, shards: Sequence[int]) -> Funnel:
         """What would come of it. All scores are read, nothing is written."""
         return count(self.table(shard) for shard in shards)
 
     def table(self, shard: int) -> pa.Table:
-        """The verdicts, not written. Raises LensError where a score is older than the scan."""
+        """The verdicts, not written. Raises LensError where a score is of another scan."""
+        self._inputs(shard)
         scan = self.work.read("scan", shard, columns=["key", "source", "width", "height", "error"])
         scores = {name: self.work.read(f"score/{name}", shard) for name in self.scored}
-        for name, table in scores.items():
-            if (table.schema.metadata or {}).get(b"scan") != self.work.sha256("scan", shard).encode():
-                raise LensError(
-                    f"{self.work.folder}: shard {shard} was scanned anew after it was scored for {name}",
-                    hint=f"score it again: lens train data score {self.work.folder}",
-                )
         return select_rows(scan, scores, self.settings)
 
 

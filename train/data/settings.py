@@ -31,12 +31,18 @@ def read_sections(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise FileError(
-            f"cannot read {path}: {error}", hint="mend it, or delete it and give the settings anew"
-        ) from error
+        raise FileError(f"cannot read {path}: {error}", hint=_MEND) from error
     if not isinstance(found, dict):
         raise FileError(f"{path} is not a JSON object", hint=_MEND)
     return found
+
+
+def read_section(folder: Path, name: str) -> dict[str, Any]:
+    """One section, as it stands; empty where there is none. Raises FileError where it is no JSON object."""
+    found = read_sections(folder).get(name, {})
+    if not isinstance(found, dict):
+        raise FileError(f"{folder / 'config.json'}: {name} is not a JSON object", hint=_MEND)
+    return dict(typing.cast("dict[str, Any]", found))
 
 
 def write_section(folder: Path, name: str, value: Any) -> None:
@@ -58,7 +64,7 @@ def section(
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
-    remembered = dict(read_sections(folder).get(name, {}))
+    remembered = read_section(folder, name)
     for setting in given:
         key, separator, text = setting.partition("=")
         key = key.strip()
@@ -75,9 +81,30 @@ def section(
         raise UsageError(
             f"{folder / 'config.json'}: {name} has no setting {unknown[0]!r}", hint=f"settings: {', '.join(fields)}"
         )
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in remembered.items()}
-    values = {key: Path(str(v)) if v is not None and _one(hints[key]) is Path else v for key, v in values.items()}
-    return kind(**values), remembered
+    config = folder / "config.json"
+    return kind(**{key: checked(f"{config}: {name}", key, v, hints[key]) for key, v in remembered.items()}), remembered
+
+
+def checked(where: str, key: str, value: Any, kind: Any) -> Any:
+    """A value of `config.json`, which anybody may have edited, as the annotation `kind` has it. Raises UsageError."""
+    one = _one(kind)
+    if value is None and one is not kind:
+        return None
+    if typing.get_origin(one) is tuple and isinstance(value, list):
+        inner = typing.get_args(one)[0]
+        return tuple(checked(where, key, part, inner) for part in typing.cast("list[Any]", value))
+    if one is Path and isinstance(value, str):
+        return Path(value)
+    # bool is an int to Python, and a whole number a float to people
+    if type(value) is one or (one is float and type(value) is int):
+        return value
+    raise UsageError(f"{where}: {key} = {value!r} is not {_called(one)}", hint=_MEND)
+
+
+def _called(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {_called(typing.get_args(kind)[0])}"
+    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
 
 
 def parse(key: str, text: str, kind: Any) -> Any:
@@ -100,7 +127,7 @@ def parse(key: str, text: str, kind: Any) -> Any:
             return float(text)
         return int(text.replace("_", "")) if kind is int else text
     except (KeyError, ValueError):
-        raise UsageError(f"--set {key}: {text!r} is not {kind.__name__}") from None
+        raise UsageError(f"--set {key}: {text!r} is not {_called(kind)}") from None
 
 
 def _one(kind: Any) -> Any:

@@ -77,6 +77,11 @@ def parse_source(text: str) -> Source:
     name, separator, path = text.partition("=")
     if not separator or "/" in name or os.path.exists(text):
         name, path = "", text
+    return find_source(path, name)
+
+
+def find_source(path: str, name: str = "") -> Source:
+    """`name` empty: named like the path's last part. Raises UsageError for a path that is not there, or no source."""
     found = Path(path).expanduser().resolve()
     if not found.exists():
         raise UsageError(f"no such source: {path}", hint="give folders, .tar or .parquet files, or NAME=PATH")

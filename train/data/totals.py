@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from train.data.captions import Caption, Journal
+from train.data.captions import Caption
 from train.data.packing import Pack
 from train.data.work import Work
 
@@ -83,7 +83,7 @@ def questions(stage: Caption, shards: Sequence[int]) -> Questions:
     for shard in shards:
         sources = stage.rows(shard)["source"].to_pylist()
         found.pictures += sum(source not in stage.settings.own for source in sources)
-        answers, tokens_in, tokens_out = Journal(stage.work.path("caption", shard).with_suffix(".jsonl")).tokens()
+        answers, tokens_in, tokens_out = stage.journal(shard).tokens()
         found.answers += answers
         found.tokens_in, found.tokens_out = found.tokens_in + tokens_in, found.tokens_out + tokens_out
     return found

@@ -2,7 +2,8 @@
 
 A stage is a pure function of a shard, so its result can be told from its inputs: the mark holds a *stamp*, the hash of
 the stage's version, its own config and the SHA-256 of what it read. A shard whose stamp is another is computed again,
-that shard only. Nothing is ever deleted.
+that shard only. The mark also lists what was read: where one of these tables is another by now, no later stage goes on
+with the old result, whoever forgot to run the stages between.
 
     WORK/<stage>/00000.parquet  + 00000.done        <stage> may have a slash: "score/clarity"
 
@@ -15,10 +16,11 @@ import bisect
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +40,7 @@ class Mark:
     rows: int
     sha256: str  # of the Parquet file
     stamp: str  # of the stage's version, config and inputs
+    reads: Mapping[str, str]  # stage -> SHA-256 of its table of this shard when it was read
 
 
 @dataclass(frozen=True)
@@ -57,30 +60,61 @@ class Work:
         """What is said of a complete shard; None where it is not complete or the mark is damaged."""
         try:
             said = json.loads(self.path(stage, shard).with_suffix(".done").read_text(encoding="utf-8"))
-            return Mark(rows=int(said["rows"]), sha256=str(said["sha256"]), stamp=str(said["stamp"]))
+            reads = {str(stage): str(sha) for stage, sha in said["reads"].items()}
+            return Mark(rows=int(said["rows"]), sha256=str(said["sha256"]), stamp=str(said["stamp"]), reads=reads)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):  # edited by hand or cut by a full disk: as good as no mark
-            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None  # edited by hand or cut by a full disk: as good as no mark
 
     def done(self, stage: str, shard: int, stamp: str) -> bool:
         """Whether the shard was computed from just these inputs, and its file is still there."""
         mark = self.mark(stage, shard)
         return mark is not None and mark.stamp == stamp and self.path(stage, shard).exists()
 
+    def changed(self, stage: str, shard: int) -> str | None:
+        """The stage whose table is another now than when this one, or one that this one was made from, read it.
+
+        None: none is, and this one is complete. Its own name: it is not complete.
+        """
+        marks: dict[str, Mark | None] = {}  # each is read once
+        waiting: list[tuple[str, str | None]] = [(stage, None)]
+        while waiting:
+            name, was = waiting.pop()
+            seen = name in marks
+            mark = marks[name] if seen else marks.setdefault(name, self.mark(name, shard))
+            if mark is None or was not in (None, mark.sha256):
+                return name
+            waiting += [] if seen else mark.reads.items()
+        return None
+
     def sha256(self, stage: str, shard: int) -> str:
-        """Of a complete shard's file, as an input of the next stage's stamp. Raises LensError where there is none."""
+        """Of a complete shard's file, as an input of a next stage. Raises LensError where it is missing or outdated."""
+        mark = self._complete(stage, shard)
+        if (other := self.changed(stage, shard)) is not None:
+            of_score = f"lens train data score {self.folder}; a score that is no longer wanted: delete its folder"
+            raise LensError(
+                f"{self.folder}: {stage} of shard {shard} is out of date: {other} has changed since",
+                hint=of_score if stage.startswith("score/") else f"all stages anew: lens train data run {self.folder}",
+            )
+        return mark.sha256
+
+    def inputs(self, shard: int, stages: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of what a stage is about to read, for its stamp and its mark. Raises what `sha256` raises."""
+        return {stage: self.sha256(stage, shard) for stage in stages}
+
+    def _complete(self, stage: str, shard: int) -> Mark:
         mark = self.mark(stage, shard)
         if mark is None:
             raise LensError(
                 f"{self.folder}: {stage} is not done for shard {shard}",
                 hint=f"run the stage first: lens train data {stage.split('/')[0]} {self.folder}",
             )
-        return mark.sha256
+        return mark
 
     def read(self, stage: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The table of a complete shard. Raises LensError where it is not complete, FileError where it is damaged."""
-        self.sha256(stage, shard)
+        self._complete(stage, shard)
         path = self.path(stage, shard)
         try:
             return pq.read_table(path, columns=None if columns is None else list(columns))
@@ -90,9 +124,12 @@ class Work:
                 hint=f"delete {path.with_suffix('.done')} and run the stage again: it redoes this shard only",
             ) from error
 
-    def write(self, stage: str, shard: int, table: pa.Table, stamp: str) -> None:
+    def write(
+        self, stage: str, shard: int, table: pa.Table, stamp: str, reads: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Put a shard's table in place, then its mark: a reader sees the old pair, or no mark, or the new pair.
 
+        `reads`: what `inputs` said before the stage read it.
         Raises FileError (a full disk among them); then nothing changed, or the mark is missing and the shard is redone.
         """
         path = self.path(stage, shard)
@@ -103,12 +140,12 @@ class Work:
             digest = file_sha256(temporary)
             # Between the two renames the old mark would vouch for the new file.
             done.unlink(missing_ok=True)
-        said = {"rows": table.num_rows, "sha256": digest, "stamp": stamp}
+        said = {"rows": table.num_rows, "sha256": digest, "stamp": stamp, "reads": dict(reads)}
         write_atomic(done, (json.dumps(said, indent=1) + "\n").encode())
 
 
 def stamp(version: int, config: Mapping[str, Any], *inputs: str) -> str:
-    """Hash of a stage's version (raised when its results change), its own config and its inputs' SHA-256."""
+    """Hash of a stage's version (raised when its results change), its own config and the SHA-256 of what it reads."""
     text = json.dumps([version, config, inputs], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
