@@ -112,7 +112,7 @@ def _run(config: LoraConfig, say: Say) -> Result:
     # 4. The loop, and what it leaves behind.
     step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown)
     with _averaged(average, trained):
-        written = lora_files.export(config, files, trained.model, step)
+        written = lora_files.export(config, files, trained.model, step, say)
     return Result(step, step == config.steps, written, folder.training[0].caption)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,9 @@ from backend.model.transformer import JointAttention
 from backend.presets import get
 from backend.quantize import quantised
 from backend.types import Quant
-from backend.weights import resolve_model
+from backend.weights import ModelFiles, resolve_model
 from tests.backend import lora_files
-from tests.backend.tiny_weights import write_runnable
+from tests.backend.tiny_weights import write_diffusers, write_runnable
 from tests.train.drawn_folder import draw_folder
 from train import lora, lora_plan, runs, sharded
 from train.adapters import FrozenLinear, adapters, begin_with, read_start, with_adapters
@@ -43,6 +44,7 @@ from train.cached import Cache, FolderSource
 from train.config import At, PretrainConfig, Stage, locate
 from train.data.folder import read_folder
 from train.lora_config import LoraConfig, as_pretraining, choose, target_shapes
+from train.lora_files import beside_its_parts
 from train.sources import Batch, noised
 from train.trained import Trained
 
@@ -269,7 +271,7 @@ def test_what_gen_loads_has_the_trainers_velocities(
 def test_full_fine_tuning_ends_as_a_model(tmp_path: Path, pictures: Path, tiny: Path, cache: Path, part: str) -> None:
     fields = {"ema_decay": 0.9 if part == "ema" else None, "tune": "full", "learning_rate": 1e-3, "steps": 4}
     config = plan(tmp_path / "run", pictures, tiny, cache, **fields)
-    folder, single = lora.run(config).files
+    single, folder = lora.run(config).files
     found = sharded.latest(config.run_dir, lora.Ranks(CPU))
     assert found is not None
     state = sharded.read_whole(found, part)
@@ -279,6 +281,31 @@ def test_full_fine_tuning_ends_as_a_model(tmp_path: Path, pictures: Path, tiny: 
     assert all(torch.equal(written[name], state[name].bfloat16()) for name in state) and single.exists()
     more = lora.run(replace(config, steps=6))  # goes on where it stood
     assert more.finished and [row["step"] for row in rows(config.run_dir) if "grad_norm" in row][-2:] == [5, 6]
+
+
+def test_the_whole_model_draws_with_the_parts_it_was_trained_with(tmp_path: Path, pictures: Path, cache: Path) -> None:
+    """Not with those of a model of that size that is in the registry, nor with its defaults."""
+    model = write_runnable(tmp_path / "lens-base")
+    (model / "lens.json").write_text('{"variant": "lens-base"}')
+    config = plan(tmp_path / "run", pictures, model, cache, tune="full", steps=1, held_out=0.0)
+    told: list[str] = []
+    before, found = resolve_model(str(model)), resolve_model(str(lora.run(config, told.append).files[0]))
+    assert frozen_parts(found) == frozen_parts(before)
+    assert (found.preset.name, before.preset.name) == ("lens-base", "lens-base")
+    assert found.transformer != before.transformer and not any("needs the text encoder" in text for text in told)
+    assert lora.run(config).files  # again, over the links
+
+
+def test_the_parts_of_the_published_layout(tmp_path: Path) -> None:
+    model, out = write_diffusers(tmp_path / "model"), tmp_path / "export"
+    shutil.copytree(model / "transformer", out / "transformer")
+    files = resolve_model(str(model))
+    target = beside_its_parts(files, out / "transformer", out / "run.safetensors")
+    assert target == out / "transformer" and frozen_parts(resolve_model(str(target))) == frozen_parts(files)
+
+
+def frozen_parts(files: ModelFiles) -> list[Path]:
+    return [path.resolve() for path in (*files.text_encoder, *files.tokenizer, *files.vae)]
 
 
 def test_the_average_is_judged_and_written(
