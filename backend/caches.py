@@ -175,7 +175,7 @@ def clear(cache: NamedCache) -> tuple[int, int]:
     for entry in entries(cache.folder(), cache.suffix):
         if _remove(entry.path):
             count, freed = count + 1, freed + entry.size
-    _remove_abandoned(cache.folder())
+    remove_abandoned(cache.folder())
     return count, freed
 
 
@@ -237,7 +237,7 @@ class Store:
                 break
             _remove(entry.path)
             excess -= entry.size
-        _remove_abandoned(self.folder)
+        remove_abandoned(self.folder)
 
 
 def _remove(path: Path) -> bool:
@@ -251,7 +251,7 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Temporary files that `backend.files` left behind when its process was killed."""
     for entry in entries(folder, ".tmp"):
         if entry.path.name.startswith(".lens-") and time.time() - entry.used >= ABANDONED:

@@ -105,6 +105,9 @@ class PretrainConfig:
     encoders: str | None = "nano"  # model whose autoencoder and text encoder are used, frozen; None: source random
     vae: str | None = None  # folder of another autoencoder; None: that of `encoders`
     text_encoder: str | None = None  # a causal language model of transformers: folder or hub name; None: `encoders`'
+    # Of source packed: folder in which latents and text features are kept, for data that are seen several times; runs
+    # may share it (--dry-run says what it takes). None: encoded anew at every use.
+    cache: Path | None = None
     caption_tokens: int = 170  # of source random and of plans: text tokens of a caption (109 words are about 170)
     brief_share: float = 0.0  # of source packed: probability of the brief caption, where there is one (section 2.1)
     scenes_per_round: int = 6144  # of source scenes: drawn and encoded once …

@@ -6,9 +6,12 @@ the paper's ablations: another autoencoder in diffusers' layout, another causal 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +20,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from backend import latents
+from backend import kept, latents
 from backend.errors import CheckpointError, ModelMissingError, UsageError
+from backend.identity import files_sha256
+from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams
@@ -29,6 +34,9 @@ from train.rounds import Frozen, encode_images, encode_texts
 
 ImagesToLatents = Callable[[np.ndarray], Tensor]  # (B, H, W, 3) uint8 -> (B, N, C) float32
 TextsToFeatures = Callable[[Sequence[str]], list[Tensor]]  # captions -> (L, T, F) each
+About = Callable[[], dict[str, Any]]  # what tells a frozen network from every other
+
+VERSION = 1  # raised when the same networks give other numbers
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,9 @@ class Encoders:
     images: ImagesToLatents
     texts: TextsToFeatures
     frozen: Frozen | None = None  # the networks themselves, where both are Lens's own; None: no previews
+    # SHA-256 of all that decides a latent and of all that decides features, but picture and caption; takes seconds, so
+    # only for who keeps them. None: of networks in memory.
+    identify: Callable[[], tuple[str, str]] | None = None
 
 
 def load(config: PretrainConfig, device: torch.device) -> Encoders:
@@ -45,25 +56,43 @@ def load(config: PretrainConfig, device: torch.device) -> Encoders:
     if config.encoders is None:
         raise UsageError("no frozen networks are named", hint="--set encoders=lens, or a folder")
     files = resolve_model(config.encoders)
-    if config.vae is None and config.text_encoder is None:
-        frozen = Frozen(load_vae(files, torch.float32, device), *_harmony(config, files, device))
-        return of_frozen(config, frozen, device)
-    if config.vae is None:
-        vae = load_vae(files, torch.float32, device)
-        images: ImagesToLatents = lambda pictures: encode_images(vae, pictures, device)  # noqa: E731
+    vae = load_vae(files, torch.float32, device) if config.vae is None else None
+    pair = _harmony(config, files, device) if config.text_encoder is None else None
+    if vae is None:
+        images, about_images = _diffusers_vae(str(config.vae), config.params, device)
     else:
-        images = _diffusers_vae(config.vae, config.params, device)
-    if config.text_encoder is None:
-        texts = _conversations(config, *_harmony(config, files, device), device)
+        images, about_images = _own_images(vae, device), lambda: {"vae": files_sha256(files.vae)}
+    if pair is None:
+        texts, about_texts = _transformers(str(config.text_encoder), config, device)
     else:
-        texts = _transformers(config.text_encoder, config, device)
-    return Encoders(images, texts)
+        texts, about_texts = _conversations(config, *pair, device), lambda: _about_conversations(config, files)
+
+    def identify() -> tuple[str, str]:
+        common = {"code": VERSION, "torch": version("torch"), "processor": kept.processor(device)}
+        read = {"blocks": list(config.params.selected_layer_index), "most tokens": config.template.max_tokens}
+        return kept.cache_key(common | about_images()), kept.cache_key(common | read | about_texts())
+
+    frozen = None if vae is None or pair is None else Frozen(vae, *pair)
+    return Encoders(images, texts, frozen, identify)
 
 
 def of_frozen(config: PretrainConfig, frozen: Frozen, device: torch.device) -> Encoders:
     """Networks that are in memory already."""
     texts = _conversations(config, frozen.encoder, frozen.tokenizer, device)
-    return Encoders(lambda pictures: encode_images(frozen.vae, pictures, device), texts, frozen)
+    return Encoders(_own_images(frozen.vae, device), texts, frozen)
+
+
+def _own_images(vae: AutoencoderKLFlux2, device: torch.device) -> ImagesToLatents:
+    return lambda pictures: encode_images(vae, pictures, device)
+
+
+def _about_conversations(config: PretrainConfig, files: ModelFiles) -> dict[str, Any]:
+    return {
+        "weights": files_sha256(files.text_encoder),
+        "tokenizer": files_sha256(files.tokenizer) if files.tokenizer else None,
+        "network": asdict(files.preset.params.text),
+        "template": asdict(config.template),
+    }
 
 
 def _harmony(config: PretrainConfig, files: ModelFiles, device: torch.device) -> tuple[LensGptOssEncoder, Tokenizer]:
@@ -90,7 +119,16 @@ def _conversations(
     return texts
 
 
-def _transformers(name: str, config: PretrainConfig, device: torch.device) -> TextsToFeatures:
+def _network_sha256(network: Any) -> str:
+    """Of a network's weights as they lie in memory, whatever files or hub they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _transformers(name: str, config: PretrainConfig, device: torch.device) -> tuple[TextsToFeatures, About]:
     """A causal language model read at `selected_layer_index` (0-based blocks); the caption alone, without a template.
 
     The paper does not say how Lens-Toy's Qwen3 is prompted.
@@ -115,7 +153,7 @@ def _transformers(name: str, config: PretrainConfig, device: torch.device) -> Te
         )
     last = config.template.max_tokens
     states: dict[int, Tensor] = {}
-    alone = threading.Lock()  # validation encodes while a thread encodes ahead, and `states` is one
+    alone = threading.Lock()  # validation encodes while a thread encodes ahead; `states` and tokenizer are one
 
     def keep(index: int) -> Callable[..., None]:
         def hook(_block: object, _arguments: object, output: Any) -> None:  # before any final norm, as Lens reads
@@ -128,7 +166,8 @@ def _transformers(name: str, config: PretrainConfig, device: torch.device) -> Te
 
     @torch.no_grad()
     def texts(captions: Sequence[str]) -> list[Tensor]:
-        ids = [tokenizer(caption, truncation=True, max_length=last)["input_ids"] for caption in captions]
+        with alone:
+            ids = [tokenizer(caption, truncation=True, max_length=last)["input_ids"] for caption in captions]
         longest = max(1, *(len(row) for row in ids))
         batch = torch.zeros(len(ids), longest, dtype=torch.long)
         for i, row in enumerate(ids):
@@ -139,10 +178,17 @@ def _transformers(name: str, config: PretrainConfig, device: torch.device) -> Te
             stacked = torch.stack([states.pop(index) for index in take], 2)
         return [stacked[i, : len(row)] for i, row in enumerate(ids)]
 
-    return texts
+    def about() -> dict[str, Any]:
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # all but the old ones written in Python
+        words = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+        for used in ("truncation", "padding"):  # as the last call left them
+            words.pop(used, None)
+        return {"weights": _network_sha256(model), "tokenizer": words}
+
+    return texts, about
 
 
-def _diffusers_vae(name: str, params: DiTParams, device: torch.device) -> ImagesToLatents:
+def _diffusers_vae(name: str, params: DiTParams, device: torch.device) -> tuple[ImagesToLatents, About]:
     """`AutoencoderKL` as FLUX.1 and SD3 have it: one scale and shift for all channels, then Lens's 2x2 patches."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -167,4 +213,4 @@ def _diffusers_vae(name: str, params: DiTParams, device: torch.device) -> Images
             mean = vae.encode(pixels).latent_dist.mean
         return latents.pack(latents.patchify((mean.float() - shift) * vae.config.scaling_factor))
 
-    return images
+    return images, lambda: {"vae": _network_sha256(vae), "config": json.dumps(dict(vae.config), default=str)}

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+import threading
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from backend import latents
 from backend.errors import UsageError
 from train.config import At, PretrainConfig, Stage
 from train.data.reader import Bucket, PackedIndex, Reader, Sample
 from train.encoders import Encoders
-from train.sources import Grid, Group, Loaded
+from train.metrics import on_stderr
+from train.sources import Grid, Group, Loaded, padded
+
+if TYPE_CHECKING:
+    from train.encoded import Encoded
 
 HELD = 256  # pictures of the validation loss
 
@@ -30,10 +35,20 @@ def open_index(config: PretrainConfig) -> PackedIndex:
 class PackedSource:
     """The reader's order: position k of a stage is group k. So a step is the same whatever the number of ranks."""
 
-    def __init__(self, config: PretrainConfig, index: PackedIndex, encoders: Encoders) -> None:
+    def __init__(
+        self, config: PretrainConfig, index: PackedIndex, encoders: Encoders, device: torch.device,
+        say: Callable[[str], None] = on_stderr,
+    ) -> None:  # fmt: skip
+        """`say` is told of files of the cache that are damaged and made again."""
         self.config, self.index, self.encoders = config, index, encoders
         self._readers: dict[int, Reader] = {}  # by the stage's place
-        self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding leaves Python's lock
+        self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding and hashing leave Python's lock
+        self._alone = threading.Lock()  # validation may read while a thread reads ahead
+        self._kept: Encoded | None = None
+        if config.cache is not None:
+            from train.encoded import Encoded
+
+            self._kept = Encoded(config, encoders, device, self._threads, say)
 
     @property
     def fingerprint(self) -> str:
@@ -79,11 +94,16 @@ class PackedSource:
         return out
 
     def _encode(self, samples: list[Sample], when: str) -> Loaded:
-        pictures = np.stack(list(self._threads.map(Sample.pixels, samples)))
         captions = [self._caption(sample, when) for sample in samples]
-        text, mask = padded(self.encoders.texts(captions))
+        if self._kept is None:
+            pictures = np.stack(list(self._threads.map(Sample.pixels, samples)))
+            x0_BNC, texts = self.encoders.images(pictures), self.encoders.texts(captions)
+        else:
+            with self._alone:
+                x0_BNC, texts = self._kept.latents(samples), self._kept.texts(captions)
+        text, mask = padded(texts)
         names = tuple(str(sample.record.get("key", "?")) for sample in samples)
-        return Loaded(self.encoders.images(pictures), text, mask, names)
+        return Loaded(x0_BNC, text, mask, names)
 
     def _caption(self, sample: Sample, when: str) -> str:
         """The dense caption, or the brief one where the config asks for it and the picture has one."""
@@ -106,15 +126,3 @@ class PackedSource:
 
 def _grid(bucket: Bucket) -> Grid:
     return bucket.height // latents.CELL, bucket.width // latents.CELL
-
-
-def padded(texts: list[Tensor], multiple: int = 16) -> tuple[Tensor, Tensor]:
-    """Features (L, T, F) each -> (B, L, T, F) and mask (B, L): a multiple of `multiple` long, so shapes recur."""
-    longest = max(1, *(len(text) for text in texts))
-    length = -(-longest // multiple) * multiple
-    out = texts[0].new_zeros(len(texts), length, *texts[0].shape[1:])
-    mask = torch.zeros(len(texts), length, dtype=torch.bool, device=out.device)
-    for i, text in enumerate(texts):
-        out[i, : len(text)] = text
-        mask[i, : len(text)] = True
-    return out, mask

@@ -83,7 +83,7 @@ def _run(
     if found is not None:
         run_folder.may_go_on(config, found)
     # 2. The frozen networks and the data.
-    source, preview = _source(config, frozen, preview, ranks)
+    source, preview = _source(config, frozen, preview, ranks, say)
     if found is not None:
         run_folder.same_data(found, source)
     # 3. What is trained.
@@ -115,6 +115,8 @@ def _check(config: PretrainConfig) -> None:
         raise UsageError("there are no steps to train", hint="--set stages.0.steps=…")
     if config.source == "scenes" and any(stage.mix for stage in config.stages):
         raise UsageError("drawn scenes have one base a stage, not a mix", hint="--data WORK, or --random")
+    if config.cache is not None and config.source != "packed":
+        raise UsageError(f"cache is of packed pictures, not of source={config.source}", hint="--data WORK")
     if config.align and config.source == "packed":
         raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
     if config.channel_power and config.source != "scenes":
@@ -222,7 +224,7 @@ def _told(error: Diverged, step: int) -> NumericsError:
 
 
 def _source(
-    config: PretrainConfig, frozen: Frozen | None, preview: Preview | None, ranks: Ranks
+    config: PretrainConfig, frozen: Frozen | None, preview: Preview | None, ranks: Ranks, say: Say
 ) -> tuple[Source, Preview | None]:
     """The config's data, with the frozen networks they need."""
     if config.source == "random":
@@ -243,7 +245,7 @@ def _source(
     if index is not None:
         from train.packed import PackedSource
 
-        return PackedSource(config, index, ready), preview
+        return PackedSource(config, index, ready, ranks.device, say), preview
     if ready.frozen is None:
         raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
     return SceneSource(config, ready.frozen, ranks.device), preview

@@ -84,6 +84,18 @@ class Source(Protocol):
         ...
 
 
+def padded(texts: list[Tensor], multiple: int = 16) -> tuple[Tensor, Tensor]:
+    """Features (L, T, F) each -> (B, L, T, F) and mask (B, L): a multiple of `multiple` long, so shapes recur."""
+    longest = max(1, *(len(text) for text in texts))
+    length = -(-longest // multiple) * multiple
+    out = texts[0].new_zeros(len(texts), length, *texts[0].shape[1:])
+    mask = torch.zeros(len(texts), length, dtype=torch.bool, device=out.device)
+    for i, text in enumerate(texts):
+        out[i, : len(text)] = text
+        mask[i, : len(text)] = True
+    return out, mask
+
+
 # ----------------------------------------------------------------------------------------------------------- sharing
 
 

@@ -6,7 +6,9 @@ caption, the language model is transformers' own class, and its features are com
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from backend.errors import CheckpointError, UsageError
+from backend.errors import CheckpointError, FileError, UsageError
 from tests.train import packed as made
 from tests.train import ranks
 from train import encoders, pretrain
@@ -61,7 +63,7 @@ def seen_through(seen: list[tuple[int, str]] | None = None) -> Encoders:
 
 def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
     plan = config(work, tmp_path)
-    source = PackedSource(plan, open_index(plan), seen_through())
+    source = PackedSource(plan, open_index(plan), seen_through(), torch.device("cpu"))
     for step in range(4):
         at = locate(plan.stages, step)
         groups = source.groups(at)
@@ -80,7 +82,7 @@ def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
 
 def test_a_brief_caption_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
     plan = replace(config(work, tmp_path), brief_share=0.5)
-    source = PackedSource(plan, open_index(plan), seen_through())
+    source = PackedSource(plan, open_index(plan), seen_through(), torch.device("cpu"))
     index = source.index.buckets[0]
     reader = source._reader(plan.stages[0])  # a packed picture with both captions is what this needs
     sample = reader.sample(index, 0)
@@ -131,7 +133,8 @@ def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
     model: Any = Qwen3Model(shape).eval()
     model.save_pretrained(tmp_path)
     plan = replace(config(tmp_path, tmp_path), text_encoder=str(tmp_path))
-    texts = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    texts, about = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    before = about()
     captions = ["a red ball", "a ball on the red sea"]
     for caption, features in zip(captions, texts(captions), strict=True):
         ids = torch.tensor([tokenizer.encode(caption).ids])
@@ -143,6 +146,90 @@ def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:  # validation encodes while the next steps are encoded ahead
         together = list(pool.map(lambda i: texts([captions[i % 2]])[0], range(40)))
     assert all(torch.equal(found, alone[i % 2]) for i, found in enumerate(together))
+    assert about() == before  # the name that features are kept by: of the weights and of the words
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[0, 0] += 1
+    model.save_pretrained(tmp_path)
+    _, about = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    assert about() != before and about()["tokenizer"] == before["tokenizer"]
     with pytest.raises(UsageError, match="is 24 wide and has 3 blocks"):
         wrong = replace(plan, params=replace(plan.params, enc_hidden_dim=32))
         encoders._transformers(str(tmp_path), wrong, torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------------------------------------ cache
+
+
+def counting(seen: list[str], weights: str = "a") -> Encoders:
+    """Networks that note what they encode, and whose last bits depend on what is encoded together, as real ones' do."""
+    plain = seen_through()
+
+    def images(pictures: np.ndarray) -> torch.Tensor:
+        seen.extend("picture" for _ in pictures)
+        return plain.images(pictures) * (1 + 1e-6 * len(pictures))
+
+    def texts(captions: Any) -> list[torch.Tensor]:
+        seen.extend(captions)
+        return [features * (1 + 1e-6 * len(captions)) for features in plain.texts(captions)]
+
+    return Encoders(images, texts, identify=lambda: (f"vae {weights}", f"encoder {weights}"))
+
+
+def run_cached(plan: PretrainConfig, monkeypatch: pytest.MonkeyPatch, weights: str = "a") -> tuple[Any, list[str]]:
+    seen: list[str] = []
+    monkeypatch.setattr(encoders, "load", lambda _config, _device: counting(seen, weights))
+    pretrain.run(plan)
+    rows = [json.loads(line) for line in (plan.run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row.get("grad_norm"), row.get("validation")) for row in rows], seen
+
+
+def test_what_is_kept_is_encoded_once_and_is_the_same(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cold, warm, half filled with a damaged file, and in passes of one: the same numbers bit for bit."""
+    plan = replace(config(work, tmp_path / "cold"), cache=tmp_path / "cache")
+    cold, first = run_cached(plan, monkeypatch)
+    kept = {name: sorted((tmp_path / "cache" / name).iterdir()) for name in ("latents", "texts")}
+    assert len(kept["latents"]) == first.count("picture") > 0
+    captions = [one for one in first if one != "picture"]
+    assert len(kept["texts"]) == len(captions) == len(set(captions))
+    warm, second = run_cached(replace(plan, run_dir=tmp_path / "warm"), monkeypatch)
+    assert warm == cold and second == []
+    kept["latents"][0].unlink()
+    data = bytearray(kept["texts"][1].read_bytes())
+    data[-1] ^= 1
+    kept["texts"][1].write_bytes(data)
+    mended, third = run_cached(replace(plan, run_dir=tmp_path / "mended", micro_batch=1), monkeypatch)
+    assert len(third) == 2 and "picture" in third  # what was taken away, and what was damaged
+    assert [row[1] for row in mended] == pytest.approx([row[1] for row in cold], rel=1e-5)  # sums in another order
+    _, other = run_cached(replace(plan, run_dir=tmp_path / "other"), monkeypatch, weights="b")
+    assert sorted(other) == sorted(first)  # other networks share nothing
+
+
+def test_a_full_disk_leaves_no_half_entry(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(config(work, tmp_path / "run"), cache=tmp_path / "cache")
+    (tmp_path / "cache" / "texts").mkdir(parents=True)
+    left = tmp_path / "cache" / "texts" / ".lens-killed.tmp"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    fsync = os.fsync
+
+    def full(handle: int) -> None:
+        if list((tmp_path / "cache").glob("*/.lens-*")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match="no space left on device") as caught:
+            run_cached(plan, patch)
+    assert "cache=none" in (caught.value.hint or "")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_networks_of_memory_cannot_be_kept(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+    with pytest.raises(UsageError, match="only in memory"):
+        pretrain.run(replace(config(work, tmp_path / "run"), cache=tmp_path / "cache"))
+    with pytest.raises(UsageError, match="cache is of packed pictures"):
+        pretrain.run(replace(ranks.config(tmp_path / "run"), cache=tmp_path / "cache"))
