@@ -248,10 +248,10 @@ def test_a_source_has_thresholds_of_its_own() -> None:
     for text, message in (
         ("entropi=1", "no such threshold"),
         ("slides.entropy=1", "no source is named 'slides'"),
-        ("entropy=much", "'much' is not float"),
+        ("entropy=much", "'much' is not a number"),
         ("area=none=1", "is not a whole number"),
         ("entropy", "needs key=value"),
-        ("entropy=nan", "'nan' is not float"),
+        ("entropy=nan", "'nan' is not a number"),
     ):
         with pytest.raises(UsageError, match=message):
             read_settings({}, [text], ["posters"])

@@ -9,7 +9,7 @@ best aesthetic score, then the key; so the result does not depend on how picture
 duplicate only of one that stays, and within a kind it is like that very one: likeness makes no chains.
 
 First every shard by itself (`dedup/look/00000.parquet`, each picture decoded once), then one pass over all of them,
-which holds about 400 bytes a picture in memory and the embeddings in a file.
+which holds under a kilobyte a picture in memory and the embeddings in a file.
 
 Heavy ring: pyarrow, numpy.
 """
@@ -17,19 +17,21 @@ Heavy ring: pyarrow, numpy.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
 from backend.errors import FileError, LensError, UsageError
+from backend.files import make_folder, write_error
 from train.data import perceptual
-from train.data.neighbours import first_alike, settle
+from train.data.neighbours import first_alike
 from train.data.work import Work, open_picture, stamp
 
 VERSION = 1
@@ -65,6 +67,8 @@ class DedupSettings:
             raise UsageError(f"cosine = {self.cosine:g} is outside 0..1")
         if self.probes < 1:
             raise UsageError(f"probes = {self.probes} is less than 1")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"device = {self.device!r} is unknown", hint="cpu, cuda or cuda:N")
 
 
 @dataclass(frozen=True)
@@ -227,13 +231,12 @@ def _decide(
         left, bits, colours = left[readable], bits[readable], colours[readable]
         ratios = everything.ratio[order[left]]
         limits = {"most_bits": settings.most_bits, "most_colour": settings.most_colour}
-        pairs = perceptual.alike(bits, colours, ratios, **limits)
-        known = set(map(tuple, pairs.tolist()))
-        drop("perceptual", left, settle(len(left), pairs, lambda one, other: (one, other) in known))
+        drop("perceptual", left, perceptual.first_alike(bits, colours, ratios, **limits))
     if with_embeddings(work, shards, settings):
         left = np.flatnonzero(found < 0)
-        with tempfile.TemporaryDirectory(dir=work.folder / "dedup", prefix=".embeddings-") as folder:
-            vectors, readable = _embeddings(work, shards, order[left], Path(folder) / "vectors.npy")
+        make_folder(work.folder / "dedup")
+        with tempfile.TemporaryFile(dir=work.folder / "dedup") as file:  # without a name: gone with this process
+            vectors, readable = _embeddings(work, shards, order[left], file)
             alike = first_alike(vectors, settings.cosine, device=settings.device, probes=settings.probes)
             drop("clip", left[readable], alike)
             del vectors
@@ -267,33 +270,47 @@ def _looks(work: Work, shards: Sequence[int], places: np.ndarray) -> tuple[np.nd
     return matrix("bits", perceptual.BITS // 8), matrix("colours", perceptual.COLOURS), readable
 
 
-def _embeddings(work: Work, shards: Sequence[int], places: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """((m, d) float16 of those that have one, in a file; which of `places` they are), in the order of `places`."""
-    row_of = np.full(int(places.max(initial=-1)) + 1, -1, np.int64)  # place in order of shards -> row of the file
-    row_of[places] = np.arange(len(places))
-    vectors: np.ndarray | None = None
-    readable = np.zeros(len(places), bool)
+def _embeddings(
+    work: Work, shards: Sequence[int], places: np.ndarray, file: IO[bytes]
+) -> tuple[np.ndarray, np.ndarray]:
+    """((m, d) float16 of those that have one, mapped from `file`; which of `places` they are), both in order.
+
+    Raises FileError where the disk has no room for them.
+    """
+    found = [_embedded(work, shard) for shard in shards]
+    there = np.concatenate([rows >= 0 for rows, _ in found]) if found else np.empty(0, bool)
+    readable = np.flatnonzero(there[places])
+    width = max((width for _, width in found), default=1)
+    if not len(readable):
+        return np.empty((0, width), np.float16), readable
+    try:
+        if hasattr(os, "posix_fallocate"):  # or a full disk would be found out by a signal, in the middle of a copy
+            os.posix_fallocate(file.fileno(), 0, len(readable) * width * 2)
+        vectors = np.memmap(file, np.float16, "r+", shape=(len(readable), width))  # pyright: ignore[reportArgumentType]
+    except OSError as error:
+        raise write_error(work.folder / "dedup", error) from error
+    row_of = np.full(len(there), -1, np.int64)  # place in order of shards -> row of the file
+    row_of[places[readable]] = np.arange(len(readable))
     begin = 0
-    for shard in shards:
-        keys = selected(work, shard, ["key"])["key"].to_pylist()
-        table = work.read("score/clip", shard)
-        row_in = {key: row for row, key in enumerate(table["key"].to_pylist())}
-        cells = table["embedding"]
-        for offset, key in enumerate(keys):
-            place = begin + offset
-            row = int(row_of[place]) if place < len(row_of) else -1
-            cell = cells[row_in[key]].values if row >= 0 and key in row_in and cells[row_in[key]].is_valid else None
-            if cell is None:
-                continue
-            vector = cell.to_numpy(zero_copy_only=False)
-            if vectors is None:
-                vectors = np.lib.format.open_memmap(path, "w+", np.float16, (len(places), len(vector)))
-            vectors[row] = vector
-            readable[row] = True
-        begin += len(keys)
-    if vectors is None:
-        return np.empty((0, 1), np.float16), np.flatnonzero(readable)
-    return (vectors if readable.all() else vectors[readable]), np.flatnonzero(readable)
+    for shard, (rows, _) in zip(shards, found, strict=True):
+        mine = row_of[begin : begin + len(rows)]
+        begin += len(rows)
+        if len(chosen := np.flatnonzero(mine >= 0)):
+            cells = work.read("score/clip", shard, columns=["embedding"])["embedding"].combine_chunks()
+            values = cells.take(pa.array(rows[chosen])).flatten().to_numpy(zero_copy_only=False)
+            vectors[mine[chosen]] = values.reshape(-1, width)
+    return vectors, readable
+
+
+def _embedded(work: Work, shard: int) -> tuple[np.ndarray, int]:
+    """(of every selected picture of a shard the row of its embedding or -1, the embeddings' width)."""
+    table = work.read("score/clip", shard)
+    row_in = {key: row for row, key in enumerate(table["key"].to_pylist())}
+    valid = table["embedding"].is_valid().to_numpy()
+    rows = (row_in.get(key, -1) for key in selected(work, shard, ["key"])["key"].to_pylist())
+    return np.array([row if row >= 0 and valid[row] else -1 for row in rows], np.int64), table[
+        "embedding"
+    ].type.list_size
 
 
 def _write(
