@@ -46,13 +46,15 @@ class Stage(Protocol):
     def __call__(self, shard: int) -> None: ...
 
 
-def run_stage(call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], workers: int | None) -> None:
-    """Run `todo` on the engine, with a line on stderr every few seconds."""
+def run_stage(
+    call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], workers: int | None, gpus: float = 0.0
+) -> None:
+    """Run `todo` on the engine, with a line on stderr every few seconds. `gpus`: of a Ray task, where there are any."""
     if not todo:
         call.talk.detail(f"{name}: nothing to do")
         return
     progress = Progress(call.talk, name, len(todo))
-    run_shards(stage, todo, call.engine, workers, on_done=progress.step)
+    run_shards(stage, todo, call.engine, workers, gpus=gpus, on_done=progress.step)
 
 
 class Progress:
@@ -139,20 +141,32 @@ def score(call: Call) -> None:
             call.talk.say(describe(model))
         learned = replace(classic, classic=(), models=models, batch=settings.batch, device=settings.device)
         todo = [s for s in shards if learned.missing(s)]
-        run_stage(call, "score (models)", learned, todo, _model_workers(call.workers))
+        if call.engine == "local":
+            run_stage(call, "score (models)", learned, todo, _model_workers(call.workers, settings.device))
+        else:
+            share = 0.0 if settings.device == "cpu" else 1 / _A_GPU
+            run_stage(call, "score (models)", learned, todo, call.workers, gpus=share)
     names = [*settings.filters, *(model.filter for model in models)]
     call.talk.say(f"score: {', '.join(names)} for {len(shards):,} shards")
     call.talk.result({"filters": names, "shards": len(shards)})
 
 
-def _model_workers(asked: int | None) -> int:
-    """Processes that each hold the models: four a GPU, as one process cannot decode as fast as a GPU scores; on the
-    CPU the one process that there is, whose threads have all cores."""
+_A_GPU = 4  # processes that share one, as one process cannot decode as fast as a GPU scores
+
+
+def _model_workers(asked: int | None, device: str) -> int:
+    """Processes that each hold the models; on the CPU the one process that there is, whose threads have all cores.
+
+    Raises UsageError for a device that is not here.
+    """
+    from train.data.scores.learned import pick_device
+
+    kind = pick_device(device).type  # before anything starts
     if asked is not None:
         return asked
     import torch
 
-    return 4 * torch.cuda.device_count()
+    return 0 if kind == "cpu" else _A_GPU * (torch.cuda.device_count() if device == "auto" else 1)
 
 
 def select(call: Call) -> None:

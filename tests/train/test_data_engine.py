@@ -49,9 +49,11 @@ class Square:
 
 
 def _node() -> str:
-    """Of the Ray node that this runs on; empty elsewhere."""
+    """Of the Ray node that this runs on, and the GPUs that it may see; empty elsewhere."""
     ray = sys.modules.get("ray")
-    return ray.get_runtime_context().get_node_id() if ray is not None and ray.is_initialized() else ""
+    if ray is None or not ray.is_initialized():
+        return ""
+    return f"{ray.get_runtime_context().get_node_id()} {ray.get_gpu_ids()}"
 
 
 def _expected(count: int) -> dict[int, list[int]]:
@@ -114,7 +116,10 @@ def test_unknown_engine() -> None:
 
 
 def test_a_ray_node_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes on this machine; one is killed, without a word to the other, while it works on a shard."""
+    """Two nodes on this machine; one is killed, without a word to the other, while it works on a shard.
+
+    Each says that it has a GPU, which Ray believes, and four tasks share one.
+    """
     import threading
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -123,7 +128,7 @@ def test_a_ray_node_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, mon
     from ray.cluster_utils import Cluster
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import a test
-    small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_log_monitor": False}
+    small = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_log_monitor": False, "num_gpus": 1}
     cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
     assert cluster.head_node is not None
     try:
@@ -135,18 +140,19 @@ def test_a_ray_node_that_is_killed_loses_and_doubles_nothing(tmp_path: Path, mon
             return {file.name: file.read_text() for file in tmp_path.glob("starts/*")}
 
         def kill_in_the_middle() -> None:
-            while sum(node == doomed.node_id for node in traces().values()) < 2:  # its second shard is under way
+            while sum(doomed.node_id in where for where in traces().values()) < 2:  # its second shard is under way
                 time.sleep(0.02)
             cluster.remove_node(doomed, allow_graceful=False)
 
         killer = threading.Thread(target=kill_in_the_middle, daemon=True)
         killer.start()
-        run_shards(square, range(count), "ray", on_done=ended.append)
+        run_shards(square, range(count), "ray", gpus=1 / 4, on_done=ended.append)
         killer.join(timeout=30)
         assert not killer.is_alive()
 
         seen = traces()
-        assert set(seen.values()) == {doomed.node_id, cluster.head_node.node_id}  # both worked
+        both = {doomed.node_id, cluster.head_node.node_id}
+        assert set(seen.values()) == {f"{node} [0]" for node in both}  # both worked, and saw their GPU
         starts = Counter(int(name.split("-")[0]) for name in seen)
         assert max(starts.values()) == 2, starts  # what was under way when it died was begun again …
         assert square.results() == _expected(count)  # … nothing is lost, and each shard has one file

@@ -30,7 +30,8 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from backend.errors import CheckpointError, LensError, ModelMissingError
+from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
+from train.data.dedup import DedupSettings
 from train.data.score import LEARNED, ScoreSettings, find_models, score_rows
 from train.data.scores import learned
 
@@ -217,3 +218,22 @@ def test_a_head_of_another_width_is_refused(folders: dict[str, Path], tmp_path: 
     model = learned.find_model("aesthetic", str(folders["aesthetic"]), head=str(head))
     with pytest.raises(LensError, match="32 values"):
         learned.load_scorer(model, torch.device("cpu"))
+
+
+def test_a_head_that_is_none_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    model = learned.Model("aesthetic", "a", str(folders["aesthetic"]), str(head), "", "")
+    head.write_bytes(b"not at all")
+    with pytest.raises(CheckpointError, match=r"cannot read .*head\.safetensors"):
+        learned.load_scorer(model, torch.device("cpu"))
+    save_file({"weight": torch.zeros(1, 32)}, head)  # a layer without a number
+    with pytest.raises(CheckpointError, match="no chain of linear layers"):
+        learned.load_scorer(model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device: str) -> None:
+    with pytest.raises(UsageError, match="is unknown" if device == "gpu" else "not available here"):
+        learned.pick_device(ScoreSettings(device=device).device)
+    with pytest.raises(UsageError, match="device = 'mps'"):
+        DedupSettings(device="mps")

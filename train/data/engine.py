@@ -38,8 +38,9 @@ def run_shards(
     """Run `function(shard)` for all `shards`; `on_done(shard)` is called here as each ends.
 
     `workers`: how many at once; local: processes (0: in this one, None: one a core), Ray: tasks (None: as many as the
-    cluster's processors). `gpus`: of a Ray task; shares are allowed. Raises what the function raised first, after the
-    shards under way have ended; LensError where a shard kills its worker twice.
+    cluster's processors). `gpus`: of a Ray task, shares are allowed. Ray hides every GPU from a task that asks for
+    none; of a cluster without GPUs none is asked. Raises what the function raised first, locally after the shards under
+    way have ended; LensError where a shard kills its worker twice.
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"engines: {', '.join(ENGINES)}")
@@ -138,7 +139,8 @@ def _run_ray(
         alone = None if address else False  # only a cluster that starts here can be asked to have no dashboard
         ray.init(address=address, include_dashboard=alone, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_call)
+        share = gpus if ray.cluster_resources().get("GPU", 0) else 0  # it would wait for one for ever
+        task = ray.remote(num_cpus=1, num_gpus=share, max_retries=_RETRIES)(_call)
         shared = ray.put(function)
         queue = list(shards)
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))

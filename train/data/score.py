@@ -8,6 +8,7 @@ Heavy ring: pyarrow, Pillow; torch only where a learned filter is asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise UsageError("batch must be at least 1")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UsageError(f"device = {self.device!r} is unknown", hint="auto, cpu, cuda or cuda:N")
 
 
 def find_models(settings: ScoreSettings) -> tuple[Model, ...]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.device import choose_device
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
 from train.data.work import file_sha256
 
@@ -134,9 +135,12 @@ class Scorer:
 
 
 def pick_device(asked: str) -> torch.device:
-    """`auto`: this worker's GPU, or the CPU where there is none. Workers are numbered, and so are GPUs."""
+    """`auto`: this worker's GPU, or the CPU where there is none. Workers are numbered, and so are GPUs.
+
+    Raises UsageError for one that is not here.
+    """
     if asked != "auto":
-        return torch.device(asked)
+        return choose_device(asked)
     count = torch.cuda.device_count()
     return torch.device(f"cuda:{int(os.environ.get('LENS_WORKER', '0')) % count}" if count else "cpu")
 
@@ -228,19 +232,26 @@ def _unit(x_BW: Tensor) -> Tensor:
 def _one_linear(file: Path, width: int) -> tuple[Tensor, Tensor]:
     """Weight (width,) and bias () equal to the file's chain of linear layers, multiplied out in float64.
 
-    Raises CheckpointError where the layers do not follow one another from `width` to 1.
+    Raises CheckpointError for a damaged file, and where the layers do not follow one another from `width` to 1.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(file)
-    numbers = sorted({int(key.split(".")[-2]) for key in tensors if key.split(".")[-2].isdigit()})
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {file}: {first_line(error)}") from error
+    layers: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        *_, number, name = ["", *key.split(".")]
+        if number.isdigit():
+            layers.setdefault(int(number), {})[name] = tensor.double()
     matrix, offset = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    for number in numbers:
-        layer = {key.rsplit(".", 1)[1]: t.double() for key, t in tensors.items() if key.split(".")[-2] == str(number)}
+    for number, layer in sorted(layers.items()):
         if set(layer) != {"weight", "bias"} or layer["weight"].shape[-1] != len(offset):
             raise CheckpointError(f"{file}: layer {number} does not take the {len(offset)} values before it")
         matrix, offset = layer["weight"] @ matrix, layer["weight"] @ offset + layer["bias"]
-    if matrix.shape != (1, width) or not numbers:
+    if matrix.shape != (1, width) or not layers:
         raise CheckpointError(f"{file} is no chain of linear layers that ends in one number")
     return matrix[0].float(), offset[0].float()
 
