@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from backend.errors import UsageError
+from backend.errors import FileError, UsageError
 from backend.footprint import vae_parameters
 from backend.presets import PRESETS, get
 from lens_cli.console import Talk, human_bytes
@@ -19,7 +20,12 @@ from train.overrides import as_json, describe
 
 def show(config: PretrainConfig, talk: Talk) -> None:
     """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU."""
-    plan = make(config)
+    try:
+        data = packed(config)
+    except FileError as error:  # a plan may be made before the packing
+        data = None
+        talk.warn(f"{error}: nothing is said about the data")
+    plan = {**make(config), "data": data}
     for line in [*describe(config).splitlines(), "", *lines(config, plan)]:
         talk.data(line)
     talk.result({"config": as_json(config), "plan": plan})
@@ -63,6 +69,61 @@ def make(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
+def packed(config: PretrainConfig) -> dict[str, Any] | None:
+    """What the packed pictures come to in this plan; None for other sources.
+
+    Raises FileError where nothing is packed there, UsageError where the plan has no batch size for a base of theirs.
+    """
+    if config.source != "packed" or config.data is None:
+        return None
+    from train.data.reader import PackedIndex, Reader  # pyarrow, only for data that are there
+
+    index = PackedIndex.load(config.data / "pack")
+    stages: list[dict[str, Any]] = []
+    for stage in config.stages:
+        reader = Reader(index, seed=config.seed, batches={base.base: base.batch for base in stage.bases})
+        stages.append(
+            {
+                "epochs": stage.steps * stage.groups / reader.epoch_batches,
+                "left_out": sum(reader.left_out().values()),  # of each epoch, others every time
+            }
+        )
+    shapes = [(bucket.width, bucket.height, len(bucket)) for bucket in index.buckets]
+    latents, features = costs.cache_bytes(config, shapes)
+    return {
+        "pictures": len(index),
+        "shapes": len(shapes),
+        "stages": stages,
+        "cache": {"kept": config.cache is not None, "latents": latents, "features": features},
+    }
+
+
+def _data_lines(config: PretrainConfig, data: dict[str, Any]) -> list[str]:
+    out = [f"data          {data['pictures']:,} pictures of {data['shapes']} shapes"]
+    for number, part in enumerate(data["stages"]):
+        line = f"stages.{number}      sees each picture {part['epochs']:.2f} times"
+        if part["left_out"]:
+            line += f"; an epoch leaves out {part['left_out']:,} that fill no batch of their shape, others every time"
+        out.append(line)
+    cache = data["cache"]
+    size = f"latents {human_bytes(cache['latents'])} and text features about {human_bytes(cache['features'])}"
+    if config.cache is None:
+        out.append(f"cache         none; --set cache=FOLDER would keep {size}")
+    else:
+        brief = "; brief captions come on top" if config.brief_share else ""
+        free = human_bytes(free_bytes(config.cache))
+        out.append(f"cache         {size} in {config.cache}, where {free} are free{brief}")
+    return out
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where `folder` is or would be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
 def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
     """What a person reads. Everything is an estimate but parameters, pictures, tokens and disk."""
     machine = config.machine
@@ -73,9 +134,12 @@ def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
             f"pictures, {part['image_tokens']:.3g} image and {part['text_tokens']:.3g} text tokens, "
             f"{part['flops']:.3g} operations"
         )
+    if plan["data"] is not None:
+        out += _data_lines(config, plan["data"])
     out.append(
         f"disk          {human_bytes(plan['checkpoint_bytes'])} a checkpoint; "
-        f"{human_bytes(plan['disk_bytes'])} with the {config.keep} that are kept and the one being written"
+        f"{human_bytes(plan['disk_bytes'])} with the {config.keep} that are kept and the one being written; "
+        f"{human_bytes(free_bytes(config.run_dir))} are free there"
     )
     if plan["hours"] is None:
         out.append(f"time          not known for {config.device} before it runs: `lens train status {config.run_dir}`")
@@ -87,6 +151,8 @@ def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
         f"memory        about {human_bytes(worst['total'])} on each of {machine.gpus} {machine.kind} "
         f"({human_bytes(plan['gpu_bytes'])}): {verdict}; {detail}"
     )
+    if config.text_encoder is not None and _stated_parameters(config.text_encoder) is None:
+        out.append(f"              without the text encoder {config.text_encoder}, whose size is not known here")
     for number, part in enumerate(plan["stages"]):
         if len(plan["stages"]) > 1:
             out.append(f"stages.{number}      about {duration(3600 * part['hours'])}")
@@ -109,5 +175,10 @@ def _encoder_bytes(config: PretrainConfig) -> float:
     vae = 4.0 * vae_parameters(known.params.vae)
     if config.text_encoder is None:
         return vae + 2.0 * costs.encoder_parameters(known.params.text)
-    stated = re.search(r"(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])", Path(config.text_encoder).name)  # as in Qwen3-0.6B
-    return vae + (2e9 * float(stated.group(1)) if stated else 0.0)
+    return vae + 2.0 * (_stated_parameters(config.text_encoder) or 0.0)
+
+
+def _stated_parameters(name: str) -> float | None:
+    """Of a language model whose name says it, as Qwen3-0.6B does; None where it does not."""
+    stated = re.search(r"(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])", Path(name).name)
+    return 1e9 * float(stated.group(1)) if stated else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from backend.presets import Preset
 from backend.requests import find_preset
 from backend.weights import resolve_model
 from lens_cli.console import Talk, human_bytes
+from lens_cli.run_plan import free_bytes
 from lens_cli.run_status import duration
 from train.data.folder import Folder, read_folder
 from train.lora_config import LoraConfig
@@ -69,7 +69,7 @@ def explain(config: LoraConfig, talk: Talk) -> None:
     for note in notes(config, preset, files, device_type):
         talk.warn(note)
     plan = forecast(config, preset, files, folder, device_type=device_type)
-    if plan.disk > _free(config.run_dir):
+    if plan.disk > free_bytes(config.run_dir):
         talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
     for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
         talk.data(line)
@@ -120,7 +120,7 @@ def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) ->
     out.append(
         f"disk       latents {human_bytes(plan.latents)}, text features about {human_bytes(plan.features)}, "
         f"checkpoints {human_bytes(plan.checkpoints)}, files {human_bytes(plan.files)}; "
-        f"{human_bytes(_free(config.run_dir))} are free there"
+        f"{human_bytes(free_bytes(config.run_dir))} are free there"
     )
     if plan.hours is None:
         out.append("hours      not known before the run has made some steps: run it, and ask again")
@@ -131,11 +131,3 @@ def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) ->
         )
     out.append(f"bases      {', '.join(map(str, config.bases_of(preset)))} pixels")
     return out
-
-
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` is or would be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -5,6 +5,7 @@ Light ring: standard library only. What is estimated rather than counted says so
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backend.params import DiTParams, TextEncoderParams, VAEParams
@@ -47,6 +48,17 @@ def checkpoint_bytes(config: PretrainConfig) -> int:
     """Weights, moments and average; without the few bytes of step counters and headers."""
     copies = 1 if config.ema_decay is None else 2
     return 4 * copies * parameters(config.params) + moment_bytes(config)
+
+
+def cache_bytes(config: PretrainConfig, shapes: Iterable[tuple[int, int, int]]) -> tuple[float, float]:
+    """Of the latents and of the text features of (width, height, pictures): `train.encoded`. The first is counted, the
+    second estimated by `caption_tokens`; brief captions come on top."""
+    params, pictures, tokens = config.params, 0, 0
+    for width, height, count in shapes:
+        pictures, tokens = pictures + count, tokens + count * (width // GRID) * (height // GRID)
+    itemsize = 2 if config.device.startswith("cuda") else 4
+    features = len(params.selected_layer_index) * params.enc_hidden_dim * itemsize
+    return 4.0 * params.in_channels * tokens, float(pictures * config.caption_tokens * features)
 
 
 def encoder_parameters(params: TextEncoderParams) -> int:

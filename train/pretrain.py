@@ -82,13 +82,15 @@ def _run(
     found = sharded.latest(config.run_dir, ranks)
     if found is not None:
         run_folder.may_go_on(config, found)
+    elif initial is None and config.start_from is not None:
+        ranks.together(run_folder.start_problem(config.start_from) if ranks.first else None)
     # 2. The frozen networks and the data.
     source, preview = _source(config, frozen, preview, ranks, say)
     if found is not None:
         run_folder.same_data(found, source)
     # 3. What is trained.
     if initial is None and found is None and config.start_from is not None:
-        initial = run_folder.start_weights(config.start_from)
+        initial = run_folder.start_weights(config.start_from, ranks)
     trained = Trained(config, ranks, initial)
     if isinstance(source, SceneSource) and config.channel_power:
         trained.channel_weights = source.channel_weights()

@@ -166,11 +166,11 @@ def paper_512(run_dir: Path) -> PretrainConfig:
 def paper_mixed(run_dir: Path) -> PretrainConfig:
     """Mixed-resolution continual training, section 2.3: 27 buckets, another 400K steps at 1e-4.
 
-    It starts from the low-resolution checkpoint: --set start_from=runs/paper-512.
+    It starts from the low-resolution run, where `paper-512` leaves it by itself: --set start_from=RUN for another.
     """
     bases = (Base(base=512, batch=24), Base(base=768, batch=10), Base(base=1024, batch=6))
     mixed = Stage(base=1024, steps=400_000, batch=6, groups=128, mix=bases, learning_rate=1e-4)
-    return replace(paper_512(run_dir), stages=(mixed,))
+    return replace(paper_512(run_dir), stages=(mixed,), start_from=Path("runs") / "paper-512")
 
 
 def toy(run_dir: Path) -> PretrainConfig:
@@ -242,6 +242,7 @@ def choose(
     """The config that a command line asks for. `run_dir` None: runs/<recipe>. Raises UsageError.
 
     `data`: a work folder; then nothing is aligned nor weighted by channel, which only drawn scenes can tell how.
+    `random`: nothing is learned, so it starts from nothing.
     """
     config = pretrain_config(recipe, run_dir if run_dir is not None else Path("runs") / recipe)
     if data is not None and random:
@@ -250,5 +251,5 @@ def choose(
         folder = data.parent if data.name == "pack" else data
         config = replace(config, source="packed", data=folder, align=0.0, channel_power=0.0)
     elif random:
-        config = replace(config, source="random", channel_power=0.0)
+        config = replace(config, source="random", channel_power=0.0, start_from=None)
     return set_fields(config, settings)

@@ -17,12 +17,26 @@ from train.distributed import Ranks
 from train.sources import Source
 
 
-def start_weights(where: Path) -> dict[str, Tensor]:
-    """Weights to train on: the newest checkpoint of a run (not its average), or a model's transformer."""
+def start_problem(where: Path) -> LensError | None:
+    """Why nothing can start from there, as far as that is seen at once; None: nothing speaks against it."""
+    from backend.weights import resolve_model
+
+    hint = "--set start_from=RUN or a model; start_from=none trains from nothing"
+    if sharded.folders(where):
+        return None
     if (where / "checkpoints").is_dir():
-        found = sharded.latest(where, Ranks(torch.device("cpu")))
-        if found is None:
-            raise CheckpointError(f"{where}: a run without a checkpoint")
+        return CheckpointError(f"start_from={where}: a run without a checkpoint", hint=hint)
+    try:
+        resolve_model(str(where))
+    except LensError as error:
+        return type(error)(f"start_from={where}: {error}", hint=hint)
+    return None
+
+
+def start_weights(where: Path, ranks: Ranks) -> dict[str, Tensor]:
+    """Weights to train on: the newest checkpoint of a run (not its average), or a model's transformer."""
+    found = sharded.latest(where, ranks)  # every rank verifies its share of the files
+    if found is not None:
         return sharded.read_whole(found, "model")
     from backend.model.checkpoint import load_transformer
     from backend.weights import resolve_model

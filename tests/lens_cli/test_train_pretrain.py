@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from lens_cli.app import main
+from tests.train import packed as made
 from train import sharded
 from train.distributed import Ranks
 
@@ -123,6 +124,32 @@ def test_the_plan_starts_nothing(tmp_path: Path) -> None:
     assert hours == pytest.approx(400_000 * 3072 * 3 * 3.68e12 / (0.14 * 312e12) / 3600, rel=0.01)
 
 
+def test_the_plan_knows_the_data(tmp_path: Path) -> None:
+    """Twelve pictures of two shapes, in batches of 5 and 2: two and one a shape and epoch, by hand."""
+    made.pack(tmp_path / "work", [range(0, 12)], ((64, 64), (64, 64), (40, 40)))  # 8 of 64 x 64, 4 of 32 x 32
+    sets = ["stages.0.steps=9", "stages.0.groups=2", "stages.0.mix.0.base=32", "stages.0.mix.0.batch=2"]
+    sets += ["stages.0.mix.1.base=64", "stages.0.mix.1.batch=5", "stages.0.mix.2.base=96", "start_from=none"]
+    words = [word for setting in [*sets, "device=cpu", f"cache={tmp_path}/cache"] for word in ("--set", setting)]
+    plan = ["train", "pretrain", "--recipe", "paper-mixed", "--data", str(tmp_path / "work"), "--dry-run"]
+    done = run(*plan, *words)
+    assert done.code == 0, done.err
+    assert "12 pictures of 2 shapes" in done.out
+    assert "sees each picture 6.00 times; an epoch leaves out 3" in done.out  # 9 x 2 groups of the epoch's 2 + 1
+    answer = json.loads(run(*plan, *words, "--json").out)["data"]["plan"]["data"]
+    assert answer["cache"]["latents"] == 4 * 128 * (8 * 16 + 4 * 4)
+    assert answer["cache"]["features"] == 12 * 170 * 4 * 2880 * 4
+    assert not (tmp_path / "cache").exists()
+    done = run(*plan, "--set", "stages.0.mix.0.base=32")
+    assert done.code == 2 and "no batch size is given" in done.err
+    done = run("train", "pretrain", "--recipe", "paper-512", "--data", str(tmp_path / "none"), "--dry-run")
+    assert done.code == 0 and "nothing is said about the data" in done.err and "GPU-hours" in done.out
+
+
+def test_quiet_is_quiet(tmp_path: Path) -> None:
+    done = run(*command(tmp_path / "run", "--set", "stages.0.steps=1", "--quiet"))
+    assert done.code == 0 and "loss" not in done.err and done.out.splitlines() == [str(tmp_path / "run")]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -134,6 +161,8 @@ def test_the_plan_starts_nothing(tmp_path: Path) -> None:
         (["--random", "--set", "float8=true", "--set", "align=0"], "float8 needs torchao"),
         (["--data", "nowhere"], "nowhere/pack holds no packed pictures"),
         (["--set", "save_every=0"], "save_every=0"),
+        (["--set", "device=toaster"], "device=toaster"),
+        (["--recipe", "paper-mixed", "--set", "device=cpu"], "start_from=runs/paper-512: "),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(words: list[str], says: str, tmp_path: Path) -> None:
