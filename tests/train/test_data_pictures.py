@@ -99,6 +99,11 @@ def test_a_profile_is_applied_and_a_damaged_one_ignored() -> None:
     assert (_pixels(encoded(grey, "PNG", icc_profile=linear[:200])) == 128).all()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert (_pixels(encoded(grey, "PNG", icc_profile=srgb)) == 128).all()
+    for other in (grey.convert("RGBA"), grey.quantize(4)):  # screenshots of some systems; palettes
+        assert np.abs(_pixels(encoded(other, "PNG", icc_profile=linear)).astype(int) - 188).max() <= 2
+    half = grey.convert("RGBA")
+    half.putalpha(0)
+    assert (_pixels(encoded(half, "PNG", icc_profile=linear)) >= 254).all()  # white stays white
 
 
 def _linear_profile() -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from backend.errors import FileError, LensError, UsageError
 from tests.train.data_files import bomb, encoded, noise, write_tar
 from train.data.scan import SCAN, Scan, ScanSettings, make_plan, planned, totals
-from train.data.sources import Source, parse_source
+from train.data.sources import Source, parse_source, walk
 from train.data.work import Work, open_picture, stamp
 
 
@@ -47,6 +47,7 @@ def test_a_folder_with_captions_and_odd_files(tmp_path: Path, work: Work) -> Non
         "binary": b"ab\0cd",
         "latin": "café".encode("latin-1"),
         "long": b"x" * 1_000_000,
+        "page": b"x" * 20_001,
     }
     for name, caption in captions.items():
         (top / f"{name}.jpg").write_bytes(picture)
@@ -54,16 +55,17 @@ def test_a_folder_with_captions_and_odd_files(tmp_path: Path, work: Work) -> Non
     (top / "deep" / "z.JPG").write_bytes(picture)
     (top / ".hidden" / "b.jpg").write_bytes(picture)
     (top / "notes.md").write_text("no picture")
+    (top / "phone.HEIC").write_bytes(b"not read")
     (top / "text.jpg").write_bytes(b"hello")
     (top / "bomb.png").write_bytes(bomb(60_000, 60_000))
     (top / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
 
     rows, notes = _scan(work, Source("p", str(top)))
     found = {str(row["key"]): row for row in rows}
-    assert not notes
+    assert notes == [f"{top}: 1 .heic passed over, pictures of a kind that is not read (make them .jpg or .png)"]
     assert set(found) == {
-        "p/a.jpg", "p/bom.jpg", "p/blank.jpg", "p/binary.jpg", "p/latin.jpg", "p/long.jpg", "p/deep/z.JPG",
-        "p/text.jpg", "p/bomb.png", "p/gone.jpg",
+        "p/a.jpg", "p/bom.jpg", "p/blank.jpg", "p/binary.jpg", "p/latin.jpg", "p/long.jpg", "p/page.jpg",
+        "p/deep/z.JPG", "p/text.jpg", "p/bomb.png", "p/gone.jpg",
     }  # fmt: skip
     plain = found["p/a.jpg"]
     assert {name: plain[name] for name in ("width", "height", "format", "mode", "nbytes", "sha256", "error")} == {
@@ -80,9 +82,10 @@ def test_a_folder_with_captions_and_odd_files(tmp_path: Path, work: Work) -> Non
         "a": ("a red kite", None),
         "bom": ("ein Zug", None),
         "blank": (None, None),
-        "binary": (None, "binary: holds control characters"),
+        "binary": (None, "the caption is no text (binary data?)"),
         "latin": (None, "not UTF-8"),
-        "long": (None, "1,000,000 bytes: longer than 65,536"),
+        "long": (None, "1,000,000 bytes are no caption"),
+        "page": (None, "the caption has 20,001 characters, more than 20,000"),
     }
     assert found["p/text.jpg"]["error"] == "no picture of a known format"
     assert "not decoded" in str(found["p/bomb.png"]["error"])
@@ -90,11 +93,11 @@ def test_a_folder_with_captions_and_odd_files(tmp_path: Path, work: Work) -> Non
     assert "cannot read" in str(found["p/gone.jpg"]["error"])
     assert totals(work) == {
         "shards": 1,
-        "pictures": 10,
+        "pictures": 11,
         "bytes": sum(int(str(row["nbytes"])) for row in rows),
         "unreadable": 3,
         "captions": 2,
-        "captions_unusable": 3,
+        "captions_unusable": 4,
     }
 
 
@@ -190,6 +193,22 @@ def test_shards_are_full_and_only_changed_ones_are_scanned_again(tmp_path: Path)
     os.utime(top / "more.tar")  # another time, the same contents: listed again, scanned not
     _scan(work, source, shard_size=3)
     assert work.path("scan", 3).stat().st_mtime_ns == before[3]
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="max_pixels = 100,000,001 is above"):
+        ScanSettings(max_pixels=100_000_001)
+    with pytest.raises(FileError, match=r"cannot list .*no such file"):
+        list(walk(tmp_path / "nowhere", work.folder))
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.heic").write_bytes(b"not read")
+    with pytest.raises(UsageError, match="no pictures in") as caught:
+        _scan(work, Source("p", str(tmp_path / "phone")))
+    assert "1 .heic passed over" in (caught.value.hint or "")
+    (tmp_path / "phone" / "b.png").write_bytes(encoded(noise(20, 20), "PNG"))
+    monkeypatch.setattr("train.data.work.MAX_BYTES", 100)  # of a file, so that it need not be made
+    (row,), _ = _scan(work, Source("p", str(tmp_path / "phone")))
+    assert "bytes are more than 100: not read" in str(row["error"]) and row["sha256"] is None
 
 
 def test_what_comes_before_shifts_no_shard(tmp_path: Path, work: Work) -> None:

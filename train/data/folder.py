@@ -19,7 +19,7 @@ from backend.errors import FileError, UsageError
 from backend.sizes import parse_ratio, size_for
 from train.data.buckets import TOO_SMALL, BucketConfig, Placement, nearest_ratio, place
 from train.data.pictures import SUFFIXES, Unreadable, decode, read_head
-from train.data.texts import MAX_CHARS, unusable
+from train.data.texts import MAX_BYTES, unusable
 from train.lora_config import LoraConfig
 
 SHOWN = 8  # names listed in one message
@@ -158,7 +158,7 @@ def _read(path: Path) -> str | None:
     """None: there is no such file."""
     try:
         with open(path, "rb") as file:
-            data = file.read(4 * MAX_CHARS + 8)  # no character takes more; what is longer is refused anyway
+            data = file.read(MAX_BYTES)  # what is longer is refused anyway
             more = file.read(1)
     except FileNotFoundError:
         return None

@@ -9,7 +9,7 @@ What comes of the odd ones:
     16 bits a channel       the upper 8 bits
     32 bits a pixel, float  Unreadable: no range is agreed upon
     animated, many pages    the first frame
-    transparent             laid on white
+    transparent             laid on white, then as above
 
 A damaged stretch in the middle of a JPEG that libjpeg skips with a mere warning is not noticed.
 
@@ -87,11 +87,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         except _DAMAGE:  # damaged EXIF, as above
             pass
         if image.mode.startswith("I;16"):
-            return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+            return to_srgb(Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)), profile)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             white = Image.new("RGBA", rgba.size, "white")
             image = Image.alpha_composite(white, rgba).convert("RGB")
+        if image.mode == "P":
+            image = image.convert("RGB")
         return to_srgb(image, profile)
 
 

@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 
 from backend.errors import FileError, LensError, UsageError
 from train.data.engine import run_shards
-from train.data.pictures import MAX_PIXELS, Unreadable, read_head
+from train.data.pictures import MAX_PIXELS, SUFFIXES, Unreadable, read_head
 from train.data.settings import section
 from train.data.sources import Container, ListSettings, Source, containers, list_container
+from train.data.texts import MAX_BYTES, unusable
 from train.data.work import Work, open_picture, stamp, total
 
 VERSION = 1
-MAX_CAPTION = 65_536  # bytes: longer ones are no captions
 SCAN = pa.schema(
     [
         ("key", pa.string()),  # unique in the work folder: "<source>/<name>"
@@ -63,11 +63,14 @@ PLAN = pa.schema(
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings(ListSettings):
     shard_size: int = 4096  # pictures a shard, at most
-    max_pixels: int = MAX_PIXELS  # pictures of more are recorded and never decoded
+    max_pixels: int = MAX_PIXELS  # pictures of more are recorded and never decoded; it can be lowered only
 
     def __post_init__(self) -> None:
         if self.shard_size < 1 or self.max_pixels < 1:
             raise UsageError("shard_size and max_pixels must be at least 1")
+        if self.max_pixels > MAX_PIXELS:
+            hint = "a machine's memory is sized for it; scale larger pictures down first"
+            raise UsageError(f"max_pixels = {self.max_pixels:,} is above {MAX_PIXELS:,}", hint=hint)
 
 
 # ----------------------------------------------------------------------------------------------------- listing and plan
@@ -93,7 +96,7 @@ class ListContainer:
     def __call__(self, number: int) -> None:
         table, note = list_container(self.found[number], self.settings, self.work.folder)
         table = table.replace_schema_metadata({"note": note} if note else None)
-        known = self.stamp(number) or stamp(VERSION, {}, _sha256(table))
+        known = self.stamp(number) or stamp(VERSION, {"note": note}, _sha256(table))
         if not self.work.done("list", number, known):
             self.work.write("list", number, table, known)
 
@@ -129,7 +132,8 @@ def make_plan(
     rows = _in_their_places(rows, read_plan(work).to_pylist() if work.mark("plan", 0) is not None else [])
     if not rows:
         raise UsageError(
-            f"no pictures in {', '.join(s.path for s in sources)}", hint="known endings: .jpg, .png, .webp, …"
+            f"no pictures in {', '.join(s.path for s in sources)}",
+            hint="; ".join(notes) or f"known endings: {' '.join(sorted(SUFFIXES))}",
         )
     plan = pa.Table.from_pylist(rows, schema=PLAN)
     known = stamp(VERSION, {}, _sha256(plan))
@@ -247,9 +251,9 @@ def _scan(
 def _caption(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """(caption, why one that is there cannot be used). Blank ones are none."""
     if row["caption_path"] is None:
-        return (row["caption"] or "").strip() or None, None
-    if row["caption_nbytes"] > MAX_CAPTION:
-        return None, f"{row['caption_nbytes']:,} bytes: longer than {MAX_CAPTION:,}"
+        return _usable(row["caption"] or "")
+    if row["caption_nbytes"] > MAX_BYTES:
+        return None, f"{row['caption_nbytes']:,} bytes are no caption"
     try:
         with open(row["caption_path"], "rb") as file:
             file.seek(row["caption_offset"])
@@ -262,9 +266,14 @@ def _caption(row: dict[str, Any]) -> tuple[str | None, str | None]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None, "not UTF-8"
-    if any(character < " " and character not in "\t\r\n" for character in text):
-        return None, "binary: holds control characters"
-    return text.strip() or None, None
+    return _usable(text)
+
+
+def _usable(text: str) -> tuple[str | None, str | None]:
+    if not text.strip():
+        return None, None
+    reason = unusable(text)
+    return (text.strip(), None) if reason is None else (None, reason)
 
 
 def _read_rows(path: Path, first: int, count: int) -> pa.Table:

@@ -43,6 +43,8 @@ LISTING = pa.schema(
 )
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "webp", "content")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path")
+# Pictures that Pillow alone does not open: their number is told.
+UNREAD = frozenset((".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"))
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "alt")
 
 
@@ -109,13 +111,18 @@ def containers(source: Source, without: Path) -> list[Container]:
         kind = {".tar": "tar", ".parquet": "parquet"}.get(file.suffix.lower())
         if kind is not None:
             found.append(Container(source.name, kind, str(file), f"{file.relative_to(top).as_posix()}/"))
-        loose = loose or file.suffix.lower() in SUFFIXES
+        loose = loose or file.suffix.lower() in SUFFIXES | UNREAD
     return ([Container(source.name, "folder", source.path)] if loose else []) + found
 
 
 def walk(top: Path, without: Path) -> Iterator[Path]:
-    """Files below `top`, each folder's in the order of their names."""
-    for folder, inner, names in os.walk(top):
+    """Files below `top`, each folder's by name. Raises FileError for a folder that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        said = f"cannot list {error.filename}: {(error.strerror or str(error)).lower()}"
+        raise FileError(said, hint="let it be read, or name the folders beside it as sources") from error
+
+    for folder, inner, names in os.walk(top, onerror=refuse):
         inner[:] = sorted(n for n in inner if not n.startswith(".") and Path(folder, n) != without)
         for name in sorted(names):
             if not name.startswith("."):
@@ -129,7 +136,7 @@ def list_container(container: Container, settings: ListSettings, without: Path) 
     """
     try:
         if container.kind == "folder":
-            rows, note = list_folder(Path(container.path), settings, without), None
+            rows, note = list_folder(Path(container.path), settings, without)
         elif container.kind == "tar":
             rows, note = list_tar(container.path, settings)
         else:
@@ -139,7 +146,7 @@ def list_container(container: Container, settings: ListSettings, without: Path) 
     return pa.Table.from_pylist(_unique(rows), schema=LISTING), note
 
 
-def list_folder(top: Path, settings: ListSettings, without: Path) -> list[dict[str, Any]]:
+def list_folder(top: Path, settings: ListSettings, without: Path) -> tuple[list[dict[str, Any]], str | None]:
     files = {str(file): file for file in walk(top, without)}
     rows: list[dict[str, Any]] = []
     for path, file in files.items():
@@ -154,7 +161,16 @@ def list_folder(top: Path, settings: ListSettings, without: Path) -> list[dict[s
             row |= {"caption_path": str(text), "caption_offset": 0, "caption_nbytes": text.stat().st_size}
             row["changed"] = max(row.get("changed", 0), text.stat().st_mtime_ns)
         rows.append(row)
-    return rows
+    return rows, _passed_over(str(top), (file.suffix for file in files.values()))
+
+
+def _passed_over(path: str, suffixes: Iterable[str]) -> str | None:
+    """A note of pictures whose kind is not read; of other files nothing needs to be said."""
+    found = Counter(suffix.lower() for suffix in suffixes if suffix.lower() in UNREAD)
+    if not found:
+        return None
+    told = ", ".join(f"{count:,} {suffix}" for suffix, count in found.most_common())
+    return f"{path}: {told} passed over, pictures of a kind that is not read (make them .jpg or .png)"
 
 
 def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], str | None]:
@@ -162,6 +178,7 @@ def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], s
     size = os.path.getsize(path)
     pictures: list[tarfile.TarInfo] = []
     texts: dict[str, tarfile.TarInfo] = {}
+    others: list[str] = []  # suffixes
     note: str | None = None
     end = 0
     try:
@@ -175,6 +192,8 @@ def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], s
                     texts[_before_dot(member.name)] = member
                 elif Path(member.name).suffix.lower() in SUFFIXES:
                     pictures.append(member)
+                else:
+                    others.append(Path(member.name).suffix)
     except tarfile.TarError as error:
         if not end:
             raise FileError(f"cannot read {path}: {error}", hint="it must be an uncompressed tar") from error
@@ -191,7 +210,7 @@ def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], s
         if text is not None:
             row |= {"caption_path": path, "caption_offset": text.offset_data, "caption_nbytes": text.size}
         rows.append(row)
-    return rows, note
+    return rows, "; ".join(filter(None, (note, _passed_over(path, others)))) or None
 
 
 def _before_dot(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import unicodedata
 
 MAX_CHARS = 20_000  # a caption of 250 words has 1,500; the model reads at most 512 tokens of it
+MAX_BYTES = 4 * MAX_CHARS + 8  # of a caption's file: no character takes more, and there may be a mark before them
 
 
 def unusable(text: str | None, max_chars: int = MAX_CHARS) -> str | None:

@@ -16,6 +16,7 @@ import bisect
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 from backend.errors import FileError, LensError
 from backend.files import make_folder, replacing, write_atomic
 
+MAX_BYTES = 1_000_000_000  # of a picture's file: 100 million pixels of 8 bytes, and room
 ROWS_PER_GROUP = 4096  # of what is written here: the unit in which a reader fetches
 
 
@@ -168,10 +170,14 @@ def open_picture(row: Mapping[str, Any]) -> bytes:
 
     A plain file (member None), a member of an uncompressed tar (offset: of its first byte), or a row of a Parquet
     file with image bytes (offset: the row's number; member begins with the column's name and a colon).
-    Raises FileError where the file is gone or shorter than it was when it was scanned.
+    Raises FileError where the file is gone, shorter than it was when it was scanned, or larger than `MAX_BYTES`.
     """
     path, member, offset, nbytes = str(row["path"]), row["member"], row["offset"], int(row["nbytes"])
     try:
+        if member is None:
+            nbytes = os.path.getsize(path)
+        if nbytes > MAX_BYTES:
+            raise FileError(f"{nbytes:,} bytes are more than {MAX_BYTES:,}: not read")
         if member is None:
             return Path(path).read_bytes()
         if path.endswith(".parquet"):
