@@ -74,8 +74,8 @@ def joined(config: PretrainConfig) -> Generator[Ranks]:
         yield Ranks(device=torch.device(config.device))
         return
     device = torch.device(config.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        device = _own_gpu(device)
         torch.cuda.set_device(device)
     mine = not dist.is_initialized()
     if mine:  # gloo beside NCCL: what asynchronous checkpoints and all_gather_object of CPU data talk over
@@ -85,6 +85,19 @@ def joined(config: PretrainConfig) -> Generator[Ranks]:
     finally:
         if mine:
             dist.destroy_process_group()
+
+
+def _own_gpu(device: torch.device) -> torch.device:
+    """This process's GPU of those of its machine. Raises UsageError where several processes would share one."""
+    local, here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.index is not None and here > 1:
+        raise UsageError(f"device={device}: all {here} processes here would take it", hint="--set device=cuda")
+    if here > torch.cuda.device_count():
+        raise UsageError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs",
+            hint=f"torchrun --nproc-per-node {torch.cuda.device_count()}",
+        )
+    return device if device.index is not None else torch.device("cuda", local)
 
 
 def _mesh(config: PretrainConfig, device: torch.device) -> DeviceMesh:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import UsageError
-from backend.files import write_atomic
+from backend.errors import FileError, UsageError
+from backend.files import replacing, write_atomic
 from train import runs
 
 if TYPE_CHECKING:
@@ -59,8 +59,14 @@ class Metrics:
             **{k: float(f"{v:.9g}") for k, v in values.items()},
             "seconds": round(time.monotonic() - self.started, 1),
         }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise FileError(
+                f"cannot write {self.path}: {(error.strerror or str(error)).lower()}",
+                hint="the checkpoints are whole: free some space and run the same command again",
+            ) from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
@@ -74,7 +80,8 @@ class Metrics:
 
         folder = self.run_dir / "previews"
         folder.mkdir(exist_ok=True)
-        image.save(folder / f"{step:07d}.png")
+        with replacing(folder / f"{step:07d}.png") as temporary:
+            image.save(temporary, "PNG")
         self._board.add_image("preview", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
@@ -105,5 +112,5 @@ def _wandb(run_dir: Path, project: str, about: Mapping[str, Any], resume_step: i
     noted = run_dir / "wandb-run"
     name = noted.read_text().strip() if noted.exists() and resume_step else None
     started = wandb.init(project=project, id=name, resume="allow", config=dict(about), dir=str(run_dir))
-    noted.write_text(started.id + "\n")
+    write_atomic(noted, f"{started.id}\n".encode())
     return started

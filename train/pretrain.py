@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,32 +146,11 @@ def _loop(
         metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=about)
     writer = sharded.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
     pace = Pace(config, start, ranks.world)
-    held: dict[Stage, list[tuple[Grid, Loaded]]] = {}  # encoded when first asked for
+    watch = _Watch(config, trained, source, preview, metrics)
     taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
 
-    def look(step: int, stage: Stage) -> None:
-        """Validate and preview, where it is time; on all ranks, since a sharded network needs them all."""
-        if step % config.validate_every == 0:
-            if stage not in held:
-                held.clear()
-                held[stage] = source.held(stage)
-            if held[stage]:
-                validation = validate(config, trained, held[stage])
-                if metrics is not None:
-                    metrics.log(step, loss=taken.loss, validation=validation)
-        if preview is not None and step % config.preview_every == 0:
-            sheet = preview(trained.shown, stage.base)
-            if metrics is not None:
-                metrics.picture(step, sheet)
-
     def save(step: int) -> None:
-        state = {
-            "ema_updates": trained.ema.updates if trained.ema else 0,
-            "params": overrides.as_json(config.params),
-            "data": getattr(source, "fingerprint", None),
-            **run_folder.identity(config),
-        }
-        writer.save(step, trained.tensors(), state)
+        writer.save(step, trained.tensors(), run_folder.state(config, trained, source))
 
     try:
         with Stopper() as stopper:
@@ -179,7 +158,7 @@ def _loop(
                 step, later = at.step, at.step != start
                 with pace.paused():
                     if later:
-                        look(step, at.stage)
+                        watch.look(step, at.stage, taken.loss)
                     stop = taken.asked_to_stop or (ranks.world == 1 and stopper.asked)
                     if (later and step % config.save_every == 0) or stop:
                         save(step)
@@ -197,13 +176,38 @@ def _loop(
                 if metrics is not None and (step + 1) % config.log_every == 0:
                     metrics.log(step + 1, **_values(taken, pace, config, at))
             if start < config.steps:
-                look(config.steps, config.stages[-1])
+                watch.look(config.steps, config.stages[-1], taken.loss)
                 save(config.steps)
         writer.wait()
     finally:
         if metrics is not None:
             metrics.close()
     return config.steps
+
+
+@dataclass
+class _Watch:
+    """Validation and previews, where it is time; on all ranks, since a sharded network needs them all."""
+
+    config: PretrainConfig
+    trained: Trained
+    source: Source
+    preview: Preview | None
+    metrics: Metrics | None  # of the first rank
+    held: tuple[Stage, list[tuple[Grid, Loaded]]] | None = None  # encoded when first asked for, of one stage
+
+    def look(self, step: int, stage: Stage, loss: float) -> None:
+        if step % self.config.validate_every == 0:
+            if self.held is None or self.held[0] != stage:
+                self.held = stage, self.source.held(stage)
+            if self.held[1]:
+                validation = validate(self.config, self.trained, self.held[1])
+                if self.metrics is not None:
+                    self.metrics.log(step, loss=loss, validation=validation)
+        if self.preview is not None and step % self.config.preview_every == 0:
+            sheet = self.preview(self.trained.shown, stage.base)
+            if self.metrics is not None:
+                self.metrics.picture(step, sheet)
 
 
 def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[str, float]:

@@ -15,6 +15,7 @@ from train import overrides, sharded
 from train.config import PretrainConfig
 from train.distributed import Ranks
 from train.sources import Source
+from train.trained import Trained
 
 
 def start_problem(where: Path) -> LensError | None:
@@ -56,6 +57,16 @@ def problem(run_dir: Path) -> LensError | None:
     if kind is not None:
         return UsageError(f"{run_dir} holds another kind of run ({kind})", hint="another --run-dir")
     return None
+
+
+def state(config: PretrainConfig, trained: Trained, source: Source) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors."""
+    return {
+        "ema_updates": trained.ema.updates if trained.ema else 0,
+        "params": overrides.as_json(config.params),
+        "data": getattr(source, "fingerprint", None),
+        **identity(config),
+    }
 
 
 def identity(config: PretrainConfig) -> dict[str, Any]:

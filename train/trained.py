@@ -291,6 +291,12 @@ class Trained:
 
     def _restore_moments(self, found: sharded.Found, part: str, optimizer: Optimizers) -> None:
         empty = {f"{part}.{name}": tensor for name, tensor in optimizer.empty_tensors().items()}
+        other = [name for name in found.names if name.startswith(f"{part}.") and name not in empty]
+        if other:
+            raise CheckpointError(
+                f"{found.folder}: the run began with another optimiser ({other[0]})",
+                hint="muon as it began, or a new run from its weights: --set start_from=… --run-dir …",
+            )
         there = {name: tensor for name, tensor in empty.items() if name in found.names}
         sharded.read(found, there, self.ranks)
         optimizer.restore({name.partition(".")[2]: tensor for name, tensor in there.items()})

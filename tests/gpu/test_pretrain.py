@@ -1,7 +1,7 @@
 """Pre-training on an NVIDIA GPU: exact resume, the memory plan, precision, float8, FSDP2 on one rank, and the MFU goal.
 
-Trustworthy because memory is the driver's own peak, and losses are compared with those of a processor on the same
-random numbers (which are drawn there on both).
+Trustworthy because memory is the allocator's own peak, and losses are compared with those of a run that differs in one
+thing only.
 """
 
 from __future__ import annotations

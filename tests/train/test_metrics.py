@@ -5,13 +5,16 @@ Why it can be trusted: files are read back as text and the crash is a line cut i
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, FileError
 from train.metrics import Metrics
 
 
@@ -69,6 +72,22 @@ def test_the_board_shows_each_step_once(tmp_path: Path) -> None:
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(1, 10.0), (2, 20.0), (3, 32.0)]
+
+
+def test_a_preview_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, image = Metrics(tmp_path), Image.new("RGB", (8, 8), "red")
+    metrics.picture(5, image)
+
+    def full(self: object, file: object, *_more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", full)
+        with pytest.raises(FileError, match="no space left"):
+            metrics.picture(6, image)
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["0000005.png"]
+    with Image.open(tmp_path / "previews" / "0000005.png") as read:
+        assert read.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_an_edited_log_is_refused_by_its_line(tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ def test_a_run_goes_on_only_as_it_began(half: PretrainConfig) -> None:
         pretrain.run(replace(half, stages=(replace(half.stages[0], steps=2),)))
     with pytest.raises(CheckpointError, match="this run's network has no"):
         pretrain.run(replace(half, params=replace(half.params, num_layers=1), align_block=0))
+    with pytest.raises(CheckpointError, match="the run began with another optimiser"):
+        pretrain.run(replace(half, muon=False))
     assert (half.run_dir / "config.json").read_text() == before
     (half.run_dir / "config.json").write_text('{"kind": "lora"}')
     with pytest.raises(UsageError, match="holds another kind of run"):
