@@ -10,14 +10,17 @@ from pathlib import Path
 from lens_cli.console import human_bytes
 from lens_cli.data_stages import Call, span
 from train.data import estimate
+from train.data.buckets import BucketConfig
+from train.data.pack import PackConfig
 from train.data.scan import ScanSettings
 from train.data.score import CLASSIC, LEARNED, ScoreSettings
 from train.data.select import Select
+from train.data.settings import section
 from train.data.sources import Source
 
 
 def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSettings) -> None:
-    """Pictures, bytes, disk and hours of `scan` and of the filters that need no model."""
+    """Pictures, bytes, disk and hours of `scan`, of the filters that need no model, and of `pack`."""
     listed = estimate.list_sources(sources, settings, call.folder)
     for note in listed.notes:
         call.talk.warn(note)
@@ -30,25 +33,29 @@ def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSetting
     if not listed.pictures:
         call.talk.result({"pictures": 0})
         return
-    tried = estimate.try_sample(listed, CLASSIC, settings.max_pixels)
+    buckets, _ = section(BucketConfig, "bucket", call.folder)
+    packing, _ = section(PackConfig, "pack", call.folder)
+    tried = estimate.try_sample(listed, CLASSIC, settings.max_pixels, buckets, packing)
     cores = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
     cores = min(cores, listed.shards)
     hours = {
         "scan": listed.pictures * tried.scan_seconds / cores / 3600,
         "score": listed.pictures * tried.score_seconds / cores / 3600,
+        "pack": listed.pictures * tried.pack_seconds / cores / 3600,
     }
-    disk = listed.pictures * tried.row_bytes
+    disk, tars = listed.pictures * tried.row_bytes, listed.pictures * tried.packed_bytes
     say(f"measured on {tried.pictures} of them here, for {cores} at once:")
-    say(f"  scan   {span(hours['scan'] * 3600):>9}  ({1 / tried.scan_seconds:,.0f} pictures/s a core)")
-    say(f"  score  {span(hours['score'] * 3600):>9}  ({1 / tried.score_seconds:,.0f} pictures/s a core; no models)")
-    say(f"  disk   about {human_bytes(disk)} of tables; {human_bytes(_free(call.folder))} are free there")
-    say(f"  pack   at most {human_bytes(listed.nbytes)} more, were every picture kept as it is")
+    say(f"  scan   {span(hours['scan'] * 3600):>9}  ({1 / tried.scan_seconds:.3g} pictures/s a core)")
+    say(f"  score  {span(hours['score'] * 3600):>9}  ({1 / tried.score_seconds:.3g} pictures/s a core; no models)")
+    say(f"  pack   {span(hours['pack'] * 3600):>9}  (were every picture kept that has a bucket)")
+    free = human_bytes(_free(call.folder))
+    say(f"  disk   about {human_bytes(disk)} of tables and {human_bytes(tars)} of tars; {free} are free there")
     call.talk.result(
         {
             "pictures": listed.pictures,
             "shards": listed.shards,
             "bytes": listed.nbytes,
-            "disk": round(disk),
+            "disk": round(disk + tars),
             "hours": hours,
             "measured_on": tried.pictures,
         }
@@ -65,7 +72,7 @@ def explain_score(call: Call, settings: ScoreSettings, todo: Sequence[int], max_
         workers = max(1, call.workers if call.workers is not None else os.cpu_count() or 1)
         workers = min(workers, len(todo))
         hours = pictures * each / workers / 3600
-        rate = f"{1 / each:,.0f} pictures/s a core"
+        rate = f"{1 / each:.3g} pictures/s a core"
         call.talk.say(f"  about {span(hours * 3600)}, measured on {tried} of them here for {workers} at once ({rate})")
     for name in LEARNED:
         model = getattr(settings, name)

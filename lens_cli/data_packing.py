@@ -6,6 +6,7 @@ what came of it.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,6 @@ from train.data import captions, textimages, totals
 from train.data.buckets import TOO_SMALL, BucketConfig
 from train.data.caption_batch import read_answers, write_requests
 from train.data.dedup import DedupSettings, Look, dedup, with_embeddings
-from train.data.engine import run_shards
 from train.data.journals import follow
 from train.data.pack import PackConfig
 from train.data.packing import Bucket, Pack, choose_text, forget_others
@@ -155,7 +155,7 @@ def _explain_captions(call: Call, settings: captions.CaptionSettings, shards: Se
         each_in, each_out = ahead.tokens_in / ahead.answers, ahead.tokens_out / ahead.answers
         source = f"as in {ahead.answers:,} answers so far"
     else:
-        tiles = -(-settings.side // 512)
+        tiles = -(-min(settings.side, 768) // 512)  # the rule scales the shorter side to 768 at most
         words = len(captions.prompt_of(settings, "dense").body.split())
         each_in, each_out = 85 + 170 * tiles**2 + 1.35 * words, 1.35 * 109
         source = "assumed: OpenAI's rule for a square picture, 1.35 tokens a word, 109 words an answer"
@@ -255,8 +255,6 @@ def text_images(call: Call) -> None:
     stage = textimages.TextImages(call.folder, settings)
     todo = [shard for shard in stage.shards if not stage.done(shard)]
     if call.dry_run:
-        import time
-
         from train.data.textdraw import materials
 
         given = materials(settings)
@@ -269,7 +267,8 @@ def text_images(call: Call) -> None:
         call.talk.result({"pictures": pictures, "core_seconds": pictures * each})
         return
     write_section(call.folder, "text-images", remembered)
-    run_shards(stage, todo, call.engine, call.workers)
+    stage.forget_others()
+    run_stage(call, "text-images", stage, todo, call.workers)
     call.talk.say(f"text-images: {settings.count:,} pictures in {len(stage.shards):,} tars")
     call.talk.say(f"take them in: lens train data scan WORK texts={call.folder} …")
     call.talk.say("and keep their captions and their plain grounds: --set own=texts for caption, and for select")

@@ -48,6 +48,8 @@ def test_from_a_folder_to_a_report(data, photos: Path, tmp_path: Path) -> None:
     assert dry.code == 0, dry.err
     assert dry.json["data"]["pictures"] == 11 and dry.json["data"]["measured_on"] == 11
     assert not Path(work).exists()
+    # Eight of 420 x 400 in JPEG, six good, one blurred, one half: too small for any bucket, so no tars.
+    assert dry.json["data"]["disk"] < 100_000 and dry.json["data"]["hours"]["pack"] >= 0
 
     scan = data("scan", work, str(photos / "photos"), f"old={photos / 'shards.tar'}", "--workers", "0", "--json")
     assert scan.code == 0, scan.err
@@ -85,6 +87,16 @@ def test_from_a_folder_to_a_report(data, photos: Path, tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," in page
     assert not re.search(r"(src|href)=\"?(http|/)", page)  # one file, no links
     assert "cut short" in page
+
+
+def test_a_source_may_be_called_anything(data, photos: Path, tmp_path: Path) -> None:
+    """Names go into charts, whose drawer takes what stands between dollar signs for a formula."""
+    name = r"$\nonsense$<b>"
+    run = data("run", str(tmp_path / "work"), f"{name}={photos / 'photos'}", "--workers", "0", "--set",
+               f"select.{name}.clarity=none", "--set", "report.near=1")  # fmt: skip
+    assert run.code == 0, run.err
+    page = (tmp_path / "work" / "report.html").read_text(encoding="utf-8")
+    assert "$\\nonsense$&lt;b&gt;" in page and "<b>" not in page
 
 
 def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> None:

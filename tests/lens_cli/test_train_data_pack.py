@@ -6,6 +6,7 @@ One work folder in the order in which a person would go; what comes out is read 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_run_packs_what_came_with_the_pictures(work: Path, made: list[Ready]) ->
     assert "caption: passed over" in made[0].said
     assert "the texts that came with the pictures become the texts" in made[0].said
     assert texts(work) == [f"alt text {number}" for number in range(4)]
+
+
+def test_the_report_shows_duplicates_beside_what_stays(data, work: Path) -> None:
+    page = (work / "report.html").read_text(encoding="utf-8")
+    assert "<strong>5 kept</strong> by the filters\n(100.0 %), <strong>4</strong> of them no duplicates" in page
+    pair = page.split("perceptual: what was dropped, and what stays instead")[1].split("<h2>")[0]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", pair) == ["photos/copy.jpg", "photos/1.png"]
+    assert "<h2>Buckets</h2>" in page and "not up to date" not in page
+    assert data("select", str(work), "--workers", "0", "--set", "area=20000").code == 0
+    assert data("report", str(work)).code == 0
+    page = (work / "report.html").read_text(encoding="utf-8")
+    assert "Not shown, as not up to date with this selection: dedup, bucket" in page
+    assert "<h2>Buckets</h2>" not in page and "<h2>Duplicates</h2>" not in page
 
 
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:
@@ -192,4 +206,8 @@ def test_text_images(data, tmp_path: Path) -> None:
     assert drawn.code == 0 and drawn.out.decode().strip() == str(out) and (out / "00000-0.tar").exists()
     scan = data("scan", str(tmp_path / "work"), f"texts={out}", "--workers", "0", "--json")
     assert scan.json["data"]["pictures"] == 5 == scan.json["data"]["captions"]
+    for name in ("00001-0.tar", "00001.done", "00002-0.tar"):
+        (out / name).write_bytes(b"of an earlier run, and somebody's own")
+    assert data(*words).code == 0
+    assert sorted(file.name for file in out.glob("*[!n]")) == ["00000-0.tar", "00000.done", "00002-0.tar"]
     assert data("text-images", str(out), "--set", "fonts=" + str(tmp_path / "work")).code == 2

@@ -19,6 +19,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lens",  # the same numbers give the same file
     "font.family": "sans-serif",
     "font.size": 9.0,
+    "text.parse_math": False,  # names of sources are text, whatever dollar signs they have
     "axes.spines.top": False,
     "axes.spines.right": False,
 }

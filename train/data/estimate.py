@@ -5,6 +5,7 @@ Heavy ring: pyarrow, Pillow.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from train.data.buckets import BucketConfig, bucket_rows
+from train.data.pack import TEXTS, PackConfig, sample_of
 from train.data.scan import ScanSettings, scan_rows
 from train.data.score import score_rows
 from train.data.sources import Source, containers, list_container
-from train.data.work import Work, total
+from train.data.work import Work, open_picture, total
 
 SAMPLE = 64  # pictures that are tried, spread over all
 _PATIENCE = 20.0  # seconds after which no more are tried
@@ -45,6 +48,8 @@ class Tried:
     scan_seconds: float  # a picture, of one core
     score_seconds: float  # the same, for the filters asked for
     row_bytes: float  # of Parquet a picture, scan and scores together
+    pack_seconds: float  # a picture, of one core; 0 where none of those tried has a bucket
+    packed_bytes: float  # of tars a picture, those without a bucket among them
 
 
 def list_sources(sources: Sequence[Source], settings: ScanSettings, without: Path) -> Listed:
@@ -82,29 +87,49 @@ def spread(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def try_sample(listed: Listed, filters: tuple[str, ...], max_pixels: int) -> Tried:
-    """Scan and score the sample until it ends or patience does."""
+def try_sample(
+    listed: Listed, filters: tuple[str, ...], max_pixels: int, buckets: BucketConfig, pack: PackConfig
+) -> Tried:
+    """Scan, score and pack the sample until it ends or patience does."""
     listing = listed.sample
-    scan_seconds = score_seconds = 0.0
+    spent = [0.0, 0.0, 0.0]  # scan, score, pack: seconds
+    packed = 0
     scans: list[pa.Table] = []
     scores: dict[str, list[pa.Table]] = {}
+
+    def scan(number: int) -> pa.Table:
+        row: dict[str, Any] = listing.slice(number, 1).to_pylist()[0]
+        prefix = f"{row['source']}/{row['prefix']}"
+        return scan_rows(listing.slice(number, 1), row["source"], prefix, max_pixels)
+
+    score_rows(scan(0), filters, max_pixels=max_pixels)  # what is imported on the way is no picture's time
     began = time.monotonic()
     for number in range(listing.num_rows):
-        row: dict[str, Any] = listing.slice(number, 1).to_pylist()[0]
-        start = time.perf_counter()
-        scanned = scan_rows(listing.slice(number, 1), row["source"], f"{row['source']}/{row['prefix']}", max_pixels)
-        middle = time.perf_counter()
+        times = [time.perf_counter()]
+        scanned = scan(number)
+        times.append(time.perf_counter())
         for name, table in score_rows(scanned, filters, max_pixels=max_pixels).items():
             scores.setdefault(name, []).append(table)
-        scan_seconds += middle - start
-        score_seconds += time.perf_counter() - middle
+        times.append(time.perf_counter())
+        packed += _packed_bytes(scanned, buckets, pack)
+        times.append(time.perf_counter())
+        spent = [total + end - start for total, (start, end) in zip(spent, itertools.pairwise(times), strict=True)]
         scans.append(scanned)
         if time.monotonic() - began > _PATIENCE:
             break
     tables = [scans, *scores.values()]
     size = sum(_parquet_bytes(pa.concat_tables(parts)) for parts in tables)
     n = len(scans)
-    return Tried(n, scan_seconds / n, score_seconds / n, size / n)
+    return Tried(n, spent[0] / n, spent[1] / n, size / n, spent[2] / n, packed / n)
+
+
+def _packed_bytes(scanned: pa.Table, buckets: BucketConfig, pack: PackConfig) -> int:
+    """Of the tar's part of one picture, its texts left out; 0 for one that gets no bucket."""
+    row = {**scanned.to_pylist()[0], **bucket_rows(scanned, buckets).to_pylist()[0]}
+    if row["error"] is not None:
+        return 0
+    made = sample_of({**row, pack.text or TEXTS[0]: "a"}, open_picture, pack)
+    return 0 if isinstance(made, str) else sum(-(-len(data) // 512) * 512 + 512 for data in made.values())
 
 
 def time_scoring(work: Work, shard: int, filters: tuple[str, ...], max_pixels: int) -> tuple[int, float]:

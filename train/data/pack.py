@@ -107,7 +107,7 @@ def pack_rows(
 
         def samples(numbers: list[int] = numbers) -> Iterator[tuple[int, dict[str, bytes]]]:
             for number in numbers:
-                made = _members(listed[number], read, config)
+                made = sample_of(listed[number], read, config)
                 if isinstance(made, str):
                     index[number]["error"] = made
                 else:
@@ -161,7 +161,9 @@ def _add(tar: tarfile.TarFile, name: str, members: Mapping[str, bytes]) -> Span:
     return Span(name, start, tar.offset - start, digest.digest())
 
 
-def _members(row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], bytes], config: PackConfig) -> Any:
+def sample_of(
+    row: Mapping[str, Any], read: Callable[[Mapping[str, Any]], bytes], config: PackConfig
+) -> dict[str, bytes] | str:
     """suffix -> bytes of one sample, or why there is none."""
     from backend.images import encode
     from backend.types import ImageFormat

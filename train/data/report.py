@@ -1,4 +1,5 @@
-"""The report: one HTML file with the funnel, histograms, pictures near each threshold and lengths of captions.
+"""The report: one HTML file with the funnel, histograms, pictures near each threshold, duplicates beside what they are
+copies of, and lengths of captions.
 
 Read shard by shard: counts go into fixed bins, and of every filter only the pictures nearest to its threshold are
 kept, so memory does not grow with the corpus.
@@ -13,7 +14,7 @@ import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ import pyarrow as pa
 from backend.errors import FileError
 from backend.files import write_atomic
 from train.data import charts, select
+from train.data.caption_checks import count_words
 from train.data.pictures import Unreadable, decode
-from train.data.scan import planned
+from train.data.scan import planned, read_plan
 from train.data.settings import read_section, read_sections
 from train.data.work import Work, open_picture
 
@@ -35,7 +37,7 @@ _PLACE = ["key", "source", "path", "member", "offset", "nbytes"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    near: int = 12  # pictures shown on either side of each threshold
+    near: int = 12  # pictures shown on either side of each threshold, and pairs of each kind of duplicate
     side: int = 160  # pixels: long side of a shown picture
 
 
@@ -142,7 +144,7 @@ class Gathered:
                 heapq.heappush(heap, entry) if len(heap) < self.near else heapq.heappushpop(heap, entry)
 
     def add_captions(self, captions: pa.Table) -> None:
-        self.words.update(len(text.split()) for text in captions["caption"].to_pylist() if text)
+        self.words.update(count_words(text) for text in captions["caption"].to_pylist() if text)
 
 
 def _errors(scan: pa.Table, scores: dict[str, pa.Table]) -> list[str | None]:
@@ -159,6 +161,7 @@ def _errors(scan: pa.Table, scores: dict[str, pa.Table]) -> list[str | None]:
 def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
     """Gather, draw, write. Raises LensError where nothing was selected yet, or with other scores."""
     shards = planned(work)
+    behind = [stage for stage in ("dedup", "caption", "bucket") if _state(work, stage, shards) == "behind"]
     for shard in shards:
         work.sha256("select", shard)
     sections = read_sections(work.folder)
@@ -166,14 +169,15 @@ def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
     scored = select.scored_filters(work, shards)
     used = tuple(m for m in MEASURES if m.filter in scored or m.filter in ("area", "aspect"))
     gathered = Gathered(thresholds, settings.near, used)
-    captioned = all(work.mark("caption", shard) is not None for shard in shards)
+    captioned = _state(work, "caption", shards) == "done"
     for shard in shards:
         scan = work.read("scan", shard)
         scores = {name: work.read(f"score/{name}", shard) for name in scored}
         gathered.add(scan, scores, work.read("select", shard))
         gathered.add_captions(work.read("caption", shard, columns=["caption"]) if captioned else scan)
     funnel = select.funnel(work, shards)
-    page = _page(work, gathered, funnel, settings, "written for them" if captioned else "found beside them")
+    page = _page(work, shards, gathered, funnel, settings, "written for them" if captioned else "found beside them")
+    page["behind"] = behind
     page["not_applied"] = select.not_applied(thresholds, scored)
     page["settings"] = json.dumps(sections, indent=1, ensure_ascii=False)
     write_atomic(path, _template().render(page).encode())
@@ -188,9 +192,10 @@ def _template() -> Any:
 
 
 def _page(
-    work: Work, gathered: Gathered, funnel: select.Funnel, settings: ReportSettings, origin: str
+    work: Work, shards: Sequence[int], gathered: Gathered, funnel: select.Funnel, settings: ReportSettings, origin: str
 ) -> dict[str, Any]:
-    rows = list(_funnel_rows(work, funnel))
+    duplicates = _duplicates(work, shards, settings)
+    rows = list(_funnel_rows(funnel, sum(row["count"] for row in duplicates)))
     steps = [("all", funnel.pictures), *((row["name"], row["left"]) for row in rows)]
     sources = [
         {"name": name, "pictures": count, "kept": gathered.kept_by_source[name]}
@@ -200,6 +205,7 @@ def _page(
         "title": f"{work.folder.name}: data report",
         "pictures": funnel.pictures,
         "kept": funnel.kept,
+        "left": rows[-1]["left"] if rows else funnel.pictures,
         "size": f"{gathered.nbytes / 1e9:,.2f} GB",
         "funnel": rows,
         "funnel_chart": charts.bars([n for n, _ in steps], [v for _, v in steps], "pictures left"),
@@ -207,22 +213,22 @@ def _page(
         "charts": [_chart(measure, gathered) for measure in gathered.measures],
         "near": list(_near(gathered, settings)),
         "captions": _captions(gathered, origin),
-        "duplicates": _duplicates(work),
-        "buckets_chart": _buckets(work),
+        "duplicates": duplicates,
+        "buckets_chart": _buckets(work, shards),
         "errors": [
             {"name": name, "count": count, "key": gathered.example[name]}
             for name, count in gathered.errors.most_common(20)
         ],
-        "notes": list(_notes(work)),
+        "notes": list(_notes(work, shards)),
     }
 
 
-def _funnel_rows(work: Work, funnel: select.Funnel) -> Iterator[dict[str, Any]]:
+def _funnel_rows(funnel: select.Funnel, dropped: int) -> Iterator[dict[str, Any]]:
+    """`dropped`: as duplicates."""
     left = funnel.pictures
     for name, taken in funnel.first.items():
         left -= taken
         yield {"name": name, "taken": taken, "alone": funnel.alone[name], "left": left}
-    dropped = sum(row["count"] for row in _duplicates(work))
     if dropped:
         yield {"name": "duplicates", "taken": dropped, "alone": None, "left": left - dropped}
 
@@ -251,12 +257,16 @@ def _near(gathered: Gathered, settings: ReportSettings) -> Iterator[dict[str, An
             for _, _, value, dropped, row in sorted(found, key=lambda entry: (entry[2], entry[4]["key"])):
                 jpeg = _thumbnail(row, settings.side)
                 if jpeg is not None:
-                    shown.append({"jpeg": jpeg, "value": f"{value:.4g}", "dropped": dropped, "key": row["key"]})
+                    shown.append({"jpeg": jpeg, "value": _figures(value), "dropped": dropped, "key": row["key"]})
             if shown:
                 at = getattr(gathered.settings.every, limit)
                 title = measure.label + (f" ({limit})" if len(measure.limits) > 1 else "")
-                title += f", threshold {at:g}" if at is not None else ""
+                title += f", threshold {_figures(at)}" if at is not None else ""
                 yield {"title": title, "veil": measure.veil, "pictures": shown}
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _thumbnail(row: dict[str, Any], side: int) -> str | None:
@@ -275,8 +285,7 @@ def _captions(gathered: Gathered, origin: str) -> dict[str, Any]:
     count = sum(gathered.words.values())
     if not count:
         return {"count": 0}
-    lengths = np.asarray(list(gathered.words.elements()) if count < 1_000_000 else list(gathered.words))
-    weights = np.ones(len(lengths)) if count < 1_000_000 else np.asarray(list(gathered.words.values()))
+    lengths, weights = np.asarray(list(gathered.words)), np.asarray(list(gathered.words.values()))
     edges = np.arange(0, 311, 10)
     counts = np.histogram(np.clip(lengths, 0, 309), edges, weights=weights)[0]
     mean = float((lengths * weights).sum() / weights.sum())
@@ -287,19 +296,51 @@ def _captions(gathered: Gathered, origin: str) -> dict[str, Any]:
     return {"count": count, "mean": mean, "origin": origin, "chart": chart}
 
 
-def _duplicates(work: Work) -> list[dict[str, Any]]:
+def _state(work: Work, stage: str, shards: Sequence[int]) -> str:
+    """ "done" for all shards; "behind": begun, but not for all, or of other tables than there are now; "none"."""
+    if all(work.changed(stage, shard) is None for shard in shards):
+        return "done"
+    return "behind" if any(work.mark(stage, shard) is not None for shard in shards) else "none"
+
+
+def _duplicates(work: Work, shards: Sequence[int], settings: ReportSettings) -> list[dict[str, Any]]:
+    """Of each kind how many, and a few beside what they are copies of; nothing where `dedup` is not up to date."""
+    if _state(work, "dedup", shards) != "done":
+        return []
     kinds: Counter[str] = Counter()
-    for shard in work.shards("dedup"):
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    for shard in shards:
         table = work.read("dedup", shard)
-        kinds.update(
-            k for k, kept in zip(table["kind"].to_pylist(), table["kept"].to_pylist(), strict=True) if not kept
-        )
-    return [{"name": name, "count": count} for name, count in kinds.most_common()]
+        for row in table.filter(table["duplicate_of"].is_valid()).to_pylist():
+            kinds[row["kind"]] += 1
+            some = pairs.setdefault(row["kind"], [])
+            if row["kind"] != "exact" and len(some) < settings.near:  # of equal files there is nothing to judge
+                some.append((row["key"], row["duplicate_of"]))
+    wanted = {key for some in pairs.values() for pair in some for key in pair}
+    places: dict[str, dict[str, Any]] = {}
+    for shard in shards if wanted else ():
+        rows = work.read("scan", shard, columns=_PLACE)
+        found = rows.filter(pa.array([key in wanted for key in rows["key"].to_pylist()], pa.bool_()))
+        places |= {row["key"]: row for row in found.to_pylist()}
+    shown = {key: _thumbnail(places[key], settings.side) for key in wanted}
+    return [
+        {
+            "name": name,
+            "count": count,
+            "pairs": [
+                {"key": key, "of": of, "jpeg": shown[key], "of_jpeg": shown[of]}
+                for key, of in pairs[name]
+                if shown[key] and shown[of]
+            ],
+        }
+        for name, count in kinds.most_common()
+    ]
 
 
-def _buckets(work: Work) -> str | None:
+def _buckets(work: Work, shards: Sequence[int]) -> str | None:
+    """None where `bucket` is not up to date."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for shard in work.shards("bucket"):
+    for shard in shards if _state(work, "bucket", shards) == "done" else ():
         table = work.read("bucket", shard, columns=["width", "height"])
         both = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
         sizes.update((w, h) for w, h in both if w is not None)
@@ -309,8 +350,9 @@ def _buckets(work: Work) -> str | None:
     return charts.bars([f"{w}x{h}" for w, h in ordered], [sizes[size] for size in ordered], "pictures")
 
 
-def _notes(work: Work) -> Iterator[str]:
-    for number in work.shards("list"):
+def _notes(work: Work, shards: Sequence[int]) -> Iterator[str]:
+    plan = read_plan(work)["listing"].to_pylist()
+    for number in sorted({plan[shard] for shard in shards}):
         note = (work.read("list", number, columns=["name"]).schema.metadata or {}).get(b"note")
         if note:
             yield note.decode()

@@ -73,6 +73,16 @@ class TextImages:
     def shards(self) -> list[int]:
         return list(range(-(-self.settings.count // A_TAR)))
 
+    def forget_others(self) -> None:
+        """Take away what an earlier run drew that was told of more pictures: `scan` would take them in.
+
+        Only tars with a mark of ours; the mark goes last, so that an interruption is made up for.
+        """
+        for mark in self.folder.glob("*.done"):
+            if mark.stem.isdigit() and int(mark.stem) not in self.shards:
+                mark.with_name(f"{mark.stem}-0.tar").unlink(missing_ok=True)
+                mark.unlink()
+
     def done(self, shard: int) -> bool:
         try:
             return self._mark(shard).read_text(encoding="utf-8").strip() == self.stamp(shard)
