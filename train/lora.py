@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from backend.identity import files_sha256
 from backend.memory import ran_out
 from backend.model.lora_keys import listed
 from backend.weights import ModelFiles, resolve_model
-from train import costs, lora_files, overrides, sharded, sources
+from train import lora_files, overrides, sharded, sources
 from train.adapters import begin_with, read_start, unfrozen, with_adapters
 from train.cached import Cache, FolderSource
 from train.config import At, PretrainConfig, learning_rate, locate
@@ -41,6 +40,7 @@ from train.lora_config import KIND, LoraConfig, as_pretraining, target_shapes
 from train.lora_plan import notes
 from train.lora_previews import Drawn, drawn_prompts, sheet
 from train.metrics import Metrics
+from train.pace import Pace
 from train.sources import Batch, Grid, Loaded
 from train.stopping import Stopper
 from train.trained import Diverged, Taken, Trained
@@ -56,7 +56,7 @@ class Result:
 
     step: int
     finished: bool  # False: it was asked to stop, and the same command goes on
-    files: tuple[Path, ...]  # written; the first is what `lens gen` is given
+    files: tuple[Path, ...]  # written, the first is what `lens gen` is given; (): stopped before the first step
     caption: str  # one that was trained on, for trying it
 
 
@@ -110,9 +110,11 @@ def _run(config: LoraConfig, say: Say) -> Result:
     count = sum(p.numel() for p in network.parameters() if p.requires_grad)
     say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
     # 4. The loop, and what it leaves behind.
-    step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown)
-    with _averaged(average, trained):
-        written = lora_files.export(config, files, trained.model, step, say)
+    step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown, say)
+    written: tuple[Path, ...] = ()
+    if step:  # else it was stopped before anything was learned
+        with _averaged(average, trained):
+            written = lora_files.export(config, files, trained.model, step, say)
     return Result(step, step == config.steps, written, folder.training[0].caption)
 
 
@@ -125,15 +127,14 @@ def _loop(
     source: FolderSource,
     start: int,
     shown: Sequence[Drawn],
+    say: Say,
 ) -> int:
     """Train from step `start` on; returns the step that was reached and saved."""
-    if not start:  # of a run that was killed before its first checkpoint: the log begins anew
-        (config.run_dir / "metrics.jsonl").unlink(missing_ok=True)
-    metrics = Metrics(config.run_dir, start, wandb=config.wandb, about=overrides.as_json(config))
+    metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=overrides.as_json(config))
     writer = sharded.Writer(config.run_dir, trained.ranks, keep=config.keep, background=False)
     held = source.held(plan.stages[0])
     taken, judged = Taken(float("nan"), float("nan"), None, asked_to_stop=False), dict[str, float]()
-    pace = _Pace(config, plan, start)
+    pace = Pace(plan, start, world=1) if config.tune == "full" else _Pace(plan, start, world=1)
 
     def look(step: int) -> None:
         metrics.picture(step, sheet(trained.model, files, source.cache, shown))
@@ -152,34 +153,32 @@ def _loop(
             for step in range(start, config.steps + 1):
                 last, later = step == config.steps, step != start
                 # At the start too: what fine-tuning changes is seen beside what was there before.
-                with _averaged(average, trained):
+                with pace.paused(), _averaged(average, trained):
                     if held and (step == 0 or (later and (last or step % config.validate_every == 0))):
                         judged = validate(plan, trained, held)
                         if step:
                             metrics.log(step, loss=taken.loss, **judged)
                     if shown and (step == 0 or (later and (last or step % config.preview_every == 0))):
                         look(step)
-                if later and (last or stopper.asked or step % config.save_every == 0):
-                    save(step)
-                if last or stopper.asked:
+                stop = last or stopper.asked  # read once: a signal between two looks must not end it unsaved
+                if later and (stop or step % config.save_every == 0):
+                    with pace.paused():
+                        save(step)
+                if stop:
                     return step
 
-                at, began = locate(plan.stages, step), time.monotonic()
+                at = locate(plan.stages, step)
                 batches = _batches(plan, source, at)
                 try:
                     taken = trained.step(batches, learning_rate(plan, at), stop=stopper.asked)
                 except Diverged as error:
                     save(step)  # nothing of this step is in it
-                    raise NumericsError(
-                        f"step {step}: {error}",
-                        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
-                        "--set learning_rate=…, and run the same command again",
-                    ) from error
+                    raise _told(error, step) from error
                 if average is not None:
                     average.update(trained.model)
                 if step == 0 and held:  # with the loss of the first batch, which was the untouched model's too
                     metrics.log(0, loss=taken.loss, **judged)
-                pace.count(batches, time.monotonic() - began)
+                pace.count(batches)
                 if (step + 1) % config.log_every == 0:
                     rate = learning_rate(plan, at)
                     values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
@@ -187,6 +186,14 @@ def _loop(
     finally:
         metrics.close()
     raise AssertionError("the loop ends by itself")
+
+
+def _told(error: Diverged, step: int) -> NumericsError:
+    return NumericsError(
+        f"step {step}: {error}",
+        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
+        "--set learning_rate=…, and run the same command again",
+    )
 
 
 def _batches(plan: PretrainConfig, source: FolderSource, at: At) -> list[Batch]:
@@ -244,32 +251,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-class _Pace:
-    """Pictures a second since the last line of the log, of the training alone; what is left; the share of the peak."""
-
-    def __init__(self, config: LoraConfig, plan: PretrainConfig, start: int) -> None:
-        self.steps, self.step, self.pictures, self.flops, self.seconds = config.steps, start, 0, 0.0, 0.0
-        self.params, self.passes = plan.params, 3 if config.tune == "full" else 2  # frozen weights get no gradient
-        self.peak = costs.peak_of(torch.cuda.get_device_name()) if plan.device.startswith("cuda") else None
-
-    def count(self, batches: Sequence[Batch], seconds: float) -> None:
-        self.seconds += seconds
-        for batch in batches:
-            (pictures, tokens), text = batch.x0_BNC.shape[:2], batch.mask_BL.shape[1]
-            self.pictures += pictures
-            self.flops += self.passes * pictures * costs.forward_flops(self.params, tokens, text)
+class _Pace(Pace):
+    """Of what is frozen no gradient is computed: two passes where pre-training has three."""
 
     def values(self, step: int) -> dict[str, float]:
-        """Numbers for the log; begins to count anew."""
-        seconds = max(self.seconds, 1e-9)
-        out = {
-            "pictures_per_s": self.pictures / seconds,
-            "eta_s": (self.steps - step) * seconds / max(1, step - self.step),
-        }
-        if self.peak is not None:  # without recomputation and adapters
-            out["mfu"] = self.flops / seconds / self.peak
-        self.step, self.pictures, self.flops, self.seconds = step, 0, 0.0, 0.0
-        return out
+        self.flops *= 2 / 3
+        return super().values(step)
 
 
 # ------------------------------------------------------------------------------------------------- the run's folder

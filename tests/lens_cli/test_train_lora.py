@@ -50,8 +50,15 @@ def test_the_last_line_draws_with_what_was_trained(folder: Path) -> None:
         2,
         2,
     )
-    plan = lens(*words, "--dry-run", "--json").json["data"]["plan"]
+    quiet = lens(*words, "--set", "steps=3", "-q", real=True)
+    assert quiet.code == 0 and quiet.err == "" and quiet.lines == run.lines
+    plan = lens(*words, "--set", "steps=3", "--dry-run", "--json").json["data"]["plan"]
     assert plan["pictures_per_s"] > 0 and plan["hours"] == 0  # as measured in this run; nothing is left
+
+
+def test_the_help_shows_what_is_left_out(inside: Callable[..., Run]) -> None:
+    shown = " ".join(inside("--help").out.decode().replace("│", " ").split())
+    assert "[default: runs/PICTURES]" in shown and "[default: nano for nano, else lora]" in shown
 
 
 def test_dry_run(folder: Path, inside: Callable[..., Run]) -> None:

@@ -79,7 +79,7 @@ def plan(run_dir: Path, pictures: Path, model: Path, cache: Path, **fields: obje
 
 def rows(run_dir: Path) -> list[dict[str, float]]:
     """The log, without what a clock tells."""
-    timed = ("seconds", "pictures_per_s", "eta_s")
+    timed = ("seconds", "pictures_per_s", "tflops", "eta_s")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
 
@@ -148,6 +148,22 @@ def test_asked_to_stop_it_saves_and_goes_on(
     ours, theirs = (load_file(run.run_dir / "lora.safetensors") for run in (cut, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert lora.run(cut).step == 6  # finished already: nothing is trained, the files are written again
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_stopped_before_the_first_step_it_leaves_nothing(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tune: str
+) -> None:
+    def asked(*_: object) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"validation": 1.0}
+
+    config = plan(tmp_path / "run", pictures, tiny, cache, tune=tune, steps=2, learning_rate=1e-3)
+    with monkeypatch.context() as patched:
+        patched.setattr(lora, "validate", asked)
+        result = lora.run(config)
+    assert (result.step, result.finished, result.files) == (0, False, ()) and not sharded.folders(config.run_dir)
+    assert lora.run(config).finished
 
 
 def test_killed_before_the_first_checkpoint_the_log_begins_anew(
