@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -43,5 +44,5 @@ def run_export(run: Path, out: Path, weights: str | None, dtype: str, talk: Talk
     paths = export(run, out, weights=weights, dtype=dtype)
     for path in paths:
         talk.data(path)
-    talk.say(f'try it: lens gen "a red ball" -m {paths[0]}')
+    talk.say(f'try it: lens gen "a red ball" -m {shlex.quote(str(paths[0]))}')
     talk.result({"paths": [str(path) for path in paths]})
