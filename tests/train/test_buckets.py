@@ -90,6 +90,12 @@ def test_enlarging_only_where_asked() -> None:
     assert place(384, 384, PLAIN) == TOO_SMALL
     placed = place(384, 384, BucketConfig(upscale=1.34))
     assert isinstance(placed, Placement) and (placed.width, placed.box) == (512, (0, 0, 384, 384))
+    assert place(382, 382, BucketConfig(upscale=1.34)) == TOO_SMALL
+    for side, base in ((512, 512), (767, 512), (768, 768), (1000, 768)):  # what fills a base stays there
+        placed = place(side, side, BucketConfig(upscale=1.34))
+        assert isinstance(placed, Placement) and placed.base == base
+    assert place(600, 600, BucketConfig(upscale=1.34, weights=(0, 1, 1))) == place(600, 600, BucketConfig(
+        bases=(768, 1024), upscale=1.34))  # fmt: skip
 
 
 def test_weights_draw_bases_by_the_key() -> None:

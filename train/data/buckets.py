@@ -23,7 +23,7 @@ from backend.sizes import TRAINED_RATIOS, parse_ratio, size_for
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1  # raised when results change
+VERSION = 2  # raised when results change
 TOO_SMALL, TOO_LONG = "too small for every base", "too long for every ratio"
 
 
@@ -33,8 +33,8 @@ class BucketConfig:
 
     bases: tuple[int, ...] = (512, 768, 1024)  # ascending
     ratios: tuple[str, ...] = TRAINED_RATIOS  # ("1:1",) with bases (512,): the paper's first stage
-    # How many times longer a side may become. 1: never enlarged. The paper keeps pictures from 384x384 pixels on,
-    # though its smallest bucket has 512x512: to use those too, 1.34.
+    # How many times longer a side may become, for a picture that fills no base: it takes the smallest. 1: never. The
+    # paper keeps pictures from 384x384 pixels on, though its smallest bucket has 512x512: to use those too, 1.34.
     upscale: float = 1.0
     # Share of the picture that the crop must leave. A caption tells of the whole picture; half a panorama is no longer
     # what it says.
@@ -80,15 +80,19 @@ def nearest_ratio(width: int, height: int, ratios: Iterable[str] = TRAINED_RATIO
 def place(width: int, height: int, config: BucketConfig, key: str = "") -> Placement | str:
     """Where an upright picture of `width` x `height` pixels goes, or why nowhere (`TOO_SMALL`, `TOO_LONG`).
 
-    A base fits where covering its bucket enlarges no side more than `config.upscale` times. That is a little stricter
-    than comparing areas: a 1.2:1 picture of just 1024 x 1024 pixels would have to be widened for 1152 x 864.
+    A base fits where covering its bucket enlarges no side. That is a little stricter than comparing areas: a 1.2:1
+    picture of just 1024 x 1024 pixels would have to be widened for 1152 x 864. Where none fits, the smallest base takes
+    it if no side grows more than `config.upscale` times; what fills a base is never enlarged for a larger one.
     """
     if width < 1 or height < 1:
         return TOO_SMALL
     shapes = _shapes(nearest_ratio(width, height, config.ratios), config.bases)
-    fitting = [shape for shape in shapes if max(shape[1] / width, shape[2] / height) <= config.upscale]
     if config.weights is not None:  # a base of weight 0 is out, so that "only 512 and 768" can be said
-        fitting = [shape for shape in fitting if config.weights[config.bases.index(shape[0])]]
+        shapes = tuple(shape for shape in shapes if config.weights[config.bases.index(shape[0])])
+    growth = [max(wide / width, high / height) for _, wide, high in shapes]  # ascending, as the bases are
+    fitting = [shape for shape, times in zip(shapes, growth, strict=True) if times <= 1]
+    if not fitting and growth[0] <= config.upscale:
+        fitting = [shapes[0]]
     if not fitting:
         return TOO_SMALL
     base, wide, high = fitting[-1] if config.weights is None else _drawn(fitting, config, key)
