@@ -36,6 +36,10 @@ def export(run_dir: Path, out: Path, *, weights: str | None = None, dtype: str =
     found = sharded.latest(run_dir, Ranks(torch.device("cpu")))
     if found is None:
         raise CheckpointError(f"{run_dir}: no checkpoint here", hint="the folder of a run: what --run-dir named")
+    if found.state.get("tune") == "lora":
+        raise UsageError(
+            f"{run_dir} trained adapters, not a transformer", hint=f"they are in {run_dir / 'lora.safetensors'}"
+        )
     params = _params(run_dir, found)
     averaged = any(name.startswith("ema.") for name in found.names)
     part = weights or ("ema" if averaged else "model")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,10 +103,18 @@ def _save_memory(model: LensTransformer2DModel, mode: str) -> None:
         # A policy of its own for every block and step: it counts products, and must count alike when they run again.
         context["context_fn"] = lambda: torch_checkpoint.create_selective_checkpoint_contexts(_keep_costly_results())
     for block in model.transformer_blocks:
-        original = block.forward
-        block.forward = functools.partial(
-            torch_checkpoint.checkpoint, original, use_reentrant=False, preserve_rng_state=False, **context
+        block.forward = _run_again(block.forward, context)
+
+
+def _run_again(original: Callable[..., Any], context: Mapping[str, Any]) -> Callable[..., Any]:
+    """A plain function: a partial of `checkpoint` would be the frame that torch.compile sees first, and skips."""
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        return torch_checkpoint.checkpoint(
+            original, *inputs, use_reentrant=False, preserve_rng_state=False, **context, **named
         )
+
+    return forward
 
 
 def _keep_costly_results() -> Any:

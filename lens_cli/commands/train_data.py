@@ -33,7 +33,7 @@ RunSet = Annotated[
 ]
 Engine = Annotated[str, typer.Option("--engine", help="local: worker processes. ray: the cluster of RAY_ADDRESS.")]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=0, help="Shards at once. 0: in this process [default: one a core].")
+    int | None, typer.Option("--workers", min=0, help="Shards at once. 0: in this process \\[default: one a core].")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how much there is to do, and write nothing.")]
 

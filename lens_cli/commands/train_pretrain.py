@@ -10,7 +10,7 @@ import typer
 from lens_cli import options
 
 RunDir = Annotated[
-    Path | None, typer.Option("--run-dir", help="Where the run lives; again, it resumes [default: runs/RECIPE].")
+    Path | None, typer.Option("--run-dir", help="Where the run lives; again, it resumes \\[default: runs/RECIPE].")
 ]
 Recipe = Annotated[
     str,
@@ -30,7 +30,7 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="ema: averaged (the default where kept). model: as trained.")
 ]
 DType = Annotated[str, typer.Option("--dtype", help="bfloat16 or float32.")]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to [default: RUN/export].")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write to \\[default: RUN/export].")]
 
 
 def pretrain(

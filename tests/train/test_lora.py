@@ -43,6 +43,7 @@ from train.adapters import FrozenLinear, adapters, begin_with, read_start, with_
 from train.cached import Cache, FolderSource
 from train.config import At, PretrainConfig, Stage, locate
 from train.data.folder import read_folder
+from train.export import export
 from train.lora_config import LoraConfig, as_pretraining, choose, target_shapes
 from train.lora_files import beside_its_parts
 from train.sources import Batch, noised
@@ -281,6 +282,9 @@ def test_what_gen_loads_has_the_trainers_velocities(
     assert all(torch.equal(last[name], top[name]) for name in top)
     assert parse_lora(str(config.run_dir)).path == str(config.run_dir / "lora.safetensors")
     assert len(list((config.run_dir / "previews").iterdir())) == 3  # before the first step, after 3 and 6
+    with pytest.raises(UsageError, match=r"trained adapters, not a transformer"):  # `lens train export RUN`
+        export(config.run_dir, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("part", ["model", "ema"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from tests.train import ranks
 from train import pretrain
@@ -34,6 +35,20 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 @pytest.mark.parametrize("mode", ["full", "selective"])
 def test_running_blocks_again_gives_the_same_bits(tmp_path: Path, plain: list[float], mode: str) -> None:
     assert curve(replace(ranks.config(tmp_path, steps=2), checkpointing=mode)) == plain  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["none", "full", "selective"])
+def test_blocks_that_run_again_are_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: list[float], mode: str
+) -> None:
+    """A backend that runs the captured graphs as they are counts them: none would mean that nothing was compiled."""
+    counter = CompileCounter()
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_(module, backend=counter))
+    config = replace(ranks.config(tmp_path, steps=2), checkpointing=mode, compile=True)  # type: ignore[arg-type]
+    torch._dynamo.reset()
+    assert curve(config) == pytest.approx(plain, rel=1e-4)
+    assert counter.frame_count > 0
 
 
 def test_small_passes_give_the_same_step(tmp_path: Path, plain: list[float]) -> None:
