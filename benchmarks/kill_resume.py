@@ -1,9 +1,10 @@
-"""Kill a pre-training run with SIGKILL at random moments, again and again, and compare it with one left alone.
+"""Kill a training run with SIGKILL at random moments, again and again, and compare it with one left alone.
 
-    python benchmarks/kill_resume.py [--kills 10] [--steps 150] [--background]
+    python -m benchmarks.kill_resume [--stage random|packed|lora] [--kills 10] [--steps 150] [--background]
 
-Prints one line a kill and a verdict; exits with 1 where any number of the log or any weight differs in a single bit.
-The run is small (tests/train/ranks.py) and its data are noise, so that it is the bookkeeping that is measured.
+`random` is pre-training on noise: the bookkeeping alone. `packed` is pre-training on tars of pictures and captions,
+which frozen networks encode and keep on the disk; `lora` is fine-tuning on a folder. Networks are tiny. Prints one line
+a kill and a verdict; exits with 1 where any number of the log or any weight differs in a single bit.
 """
 
 from __future__ import annotations
@@ -15,21 +16,61 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from tests.train import ranks
-from train import pretrain, sharded
-from train.config import PretrainConfig
+from backend.weights import resolve_model
+from tests.backend.tiny_weights import write_runnable
+from tests.train import packed, ranks
+from tests.train.drawn_folder import draw_folder
+from train import lora, pretrain, sharded
+from train.config import Base, Stage
 from train.distributed import Ranks
+from train.lora_config import LoraConfig
 
 TIMES = ("seconds", "pictures_per_s", "tflops", "eta_s")
+Run = Callable[[Path, Path, int, bool], object]  # inputs, run folder, steps, checkpoints in the background
 
 
-def config(run_dir: Path, steps: int, background: bool) -> PretrainConfig:
-    return replace(ranks.config(run_dir, steps=steps), save_every=3, async_save=background)
+def run_random(_inputs: Path, run: Path, steps: int, background: bool) -> object:
+    return pretrain.run(replace(ranks.config(run, steps=steps), save_every=3, async_save=background))
+
+
+def run_packed(inputs: Path, run: Path, steps: int, background: bool) -> object:
+    params = resolve_model(str(inputs / "model")).preset.params
+    mix = (Base(base=32, batch=3), Base(base=64, batch=2))
+    stage = Stage(base=64, steps=steps, batch=2, groups=2, mix=mix, learning_rate=1e-3)
+    return pretrain.run(
+        replace(
+            ranks.config(run), params=params.dit, template=params.text.template, stages=(stage,), source="packed",
+            data=inputs / "work", held_out=inputs / "work", encoders=str(inputs / "model"), cache=run.parent / "cache",
+            align=0.0, validate_every=10, save_every=3, async_save=background,
+        )
+    )  # fmt: skip
+
+
+def run_lora(inputs: Path, run: Path, steps: int, _background: bool) -> object:
+    return lora.run(
+        LoraConfig(
+            run_dir=run, pictures=inputs / "photos", model=str(inputs / "model"), cache=run.parent / "cache", rank=4,
+            bases=(64,), steps=steps, batch=3, learning_rate=1e-3, warmup=2, device="cpu", compute="float32",
+            previews=0, validate_every=10, save_every=3, log_every=1, ema_decay=0.9,
+        )
+    )  # fmt: skip
+
+
+STAGES: dict[str, Run] = {"random": run_random, "packed": run_packed, "lora": run_lora}
+
+
+def make_inputs(folder: Path) -> Path:
+    """What the stages read: a tiny model, tars of pictures, a folder of pictures."""
+    write_runnable(folder / "model")
+    packed.pack(folder / "work", [range(0, 20), range(20, 36)], ((64, 64), (128, 64), (40, 40)))
+    draw_folder(folder / "photos")
+    return folder
 
 
 def curve(run: Path) -> list[dict[str, float]]:
@@ -38,46 +79,53 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
+    """As the optimiser left them, and averaged."""
     found = sharded.latest(run, Ranks(torch.device("cpu")))
     assert found is not None
-    return {part + name: t for part in ("model.", "ema.") for name, t in sharded.read_whole(found, part[:-1]).items()}
+    return {f"{part}.{name}": t for part in ("model", "ema") for name, t in sharded.read_whole(found, part).items()}
 
 
-def killed(run: Path, steps: int, background: bool, after: float) -> str:
+def killed(stage: str, inputs: Path, run: Path, steps: int, background: bool, after: float) -> str:
     """Start the run, let it train for `after` seconds, kill it; says where it stood."""
-    code = f"from benchmarks.kill_resume import *; pretrain.run(config(Path({str(run)!r}), {steps}, {background}))"
+    code = (
+        "from pathlib import Path; from benchmarks.kill_resume import STAGES; "
+        f"STAGES[{stage!r}](Path({str(inputs)!r}), Path({str(run)!r}), {steps}, {background})"
+    )
     log = run / "metrics.jsonl"
     before = log.stat().st_mtime_ns if log.exists() else 0
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while child.poll() is None and not (log.exists() and log.stat().st_mtime_ns > before):
         time.sleep(0.005)
     time.sleep(after)
     child.kill()
     code_of = child.wait()
-    lines = len(log.read_text().splitlines())
+    lines = len(log.read_text().splitlines()) if log.exists() else 0
     return f"{'killed' if code_of < 0 else 'was through'} after {after:.2f} s, {lines} lines in the log"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=tuple(STAGES), default="random")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--background", action="store_true", help="write checkpoints in the background")
+    parser.add_argument("--background", action="store_true", help="write checkpoints in the background (pre-training)")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
-    rng = random.Random(words.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, cut = Path(folder) / "whole", Path(folder) / "cut"
+    rng, go = random.Random(words.seed), STAGES[words.stage]
+    with tempfile.TemporaryDirectory() as temporary:
+        inputs = make_inputs(Path(temporary) / "inputs")
+        whole, cut = Path(temporary) / "one" / "run", Path(temporary) / "other" / "run"  # each with a cache of its own
         began = time.monotonic()
-        pretrain.run(config(whole, words.steps, words.background))
+        go(inputs, whole, words.steps, words.background)
         took = time.monotonic() - began
         for number in range(words.kills):
-            print(number + 1, killed(cut, words.steps, words.background, rng.uniform(0, took / words.kills)))
-        pretrain.run(config(cut, words.steps, words.background))
+            after = rng.uniform(0, took / words.kills)
+            print(number + 1, killed(words.stage, inputs, cut, words.steps, words.background, after), flush=True)
+        go(inputs, cut, words.steps, words.background)
         ours, theirs = weights(cut), weights(whole)
         same = curve(cut) == curve(whole) and all(torch.equal(ours[name], theirs[name]) for name in theirs)
         verdict = "the same, bit for bit" if same else "DIFFERENT"
-        print(f"{len(curve(whole))} lines and {len(theirs)} tensors: {verdict}")
+        print(f"{words.stage}: {len(curve(whole))} lines and {len(theirs)} tensors: {verdict}")
     sys.exit(not same)
 
 

@@ -53,7 +53,7 @@ class Sample:
         """(H, W, 3) uint8, sRGB."""
         from train.data.pictures import decode
 
-        return np.asarray(decode(self.picture))
+        return np.array(decode(self.picture))  # writable, as torch wants it
 
 
 @dataclass(frozen=True)
