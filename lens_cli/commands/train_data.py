@@ -175,7 +175,9 @@ def bucket(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Give each picture one of the 27 shapes of training, and its crop. None is enlarged without `upscale`; no pixel is touched.
+    """Give each picture one of the 27 shapes of training, and its crop. No pixel is touched yet.
+
+    Only `upscale` lets a picture be enlarged.
 
     lens train data bucket work/ --set bases=512 --set ratios=1:1 · settings: bases, ratios, upscale, least_kept,
     weights
