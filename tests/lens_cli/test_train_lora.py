@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from backend import presets
 from tests.lens_cli.cli import Run, lens, real_inside
 from tests.train.drawn_folder import draw_folder
 
@@ -44,7 +45,8 @@ def test_the_last_line_draws_with_what_was_trained(folder: Path) -> None:
     assert last == ["lens", "gen", "a zorb's ladder", "-m", "nano", "--lora", "run/lora.safetensors"]
     drawn = lens(*last[1:], "--steps", "2", "-s", "1", "-o", "x.png", real=True)
     assert drawn.code == 0 and drawn.lines == ["x.png"] and "left aside" not in drawn.err, drawn.err
-    assert Image.open("x.png").size == (128, 128)
+    base = presets.get("nano").default_base
+    assert Image.open("x.png").size == (base, base)
     status = lens("train", "status", "run", "--json")
     assert status.code == 0 and (status.json["data"]["runs"][0]["step"], status.json["data"]["runs"][0]["steps"]) == (
         2,
