@@ -6,14 +6,13 @@ Planned from headers alone (names, bytes, disk, what is in the way), then writte
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import FileError, LensError, ModelMissingError, UsageError
-from backend.files import make_folder, write_atomic, write_error
+from backend.files import free_bytes, make_folder, write_atomic
 from backend.model import layouts
 from backend.model.config_files import TRANSFORMER_METADATA_KEY
 from backend.model.headers import read_summary
@@ -86,7 +85,7 @@ def plan_conversion(
     _check_way(found, file, output.expanduser(), force)
     packs = packed_names(found.params, modulation)
     nbytes = _bytes(found.params, target, packs)
-    free = _free(file.parent)
+    free = free_bytes(file.parent)
     if nbytes + MARGIN > free:
         raise FileError(
             f"{file.parent}: {free / 1e9:.2f} GB free, {(nbytes + MARGIN) / 1e9:.2f} GB needed",
@@ -273,14 +272,3 @@ def _items(
     from backend.model.quant_write import items
 
     return items(transformer_shapes(params), read, target, packs.__contains__)
-
-
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` is or will be. Raises FileError."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError as error:
-        raise write_error(place, error) from error

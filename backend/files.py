@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -78,6 +79,17 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what is there in one step. Raises FileError; leaves nothing behind."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where `folder` is or will be. Raises FileError."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise write_error(place, error) from error
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backend import presets
 from backend.errors import ModelMissingError, NetworkError, UsageError
+from backend.files import free_bytes
 from backend.paths import hub_cache
 from backend.presets import Layout, Preset, Source
 
@@ -174,7 +174,7 @@ def _plan(preset: Preset, source: Source) -> Plan:
         layout=layout,
         note=source.note,
         files=tuple(files),
-        free=_free(hub_cache()),
+        free=free_bytes(hub_cache()),
     )
 
 
@@ -246,13 +246,6 @@ def _have(repo: str, revision: str, path: str, sha256: str | None, size: int) ->
         return size
     partial = partial_of(blob)
     return min(partial.stat().st_size, size) if partial.exists() else 0
-
-
-def _free(folder: Path) -> int:
-    """Bytes free on the disk where `folder` is or would be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def short(error: BaseException) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
+from backend.files import free_bytes
 from lens_cli.console import human_bytes
 from lens_cli.data_stages import Call, span
 from train.data import estimate
@@ -48,7 +47,7 @@ def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSetting
     say(f"  scan   {span(hours['scan'] * 3600):>9}  ({1 / tried.scan_seconds:.3g} pictures/s a core)")
     say(f"  score  {span(hours['score'] * 3600):>9}  ({1 / tried.score_seconds:.3g} pictures/s a core; no models)")
     say(f"  pack   {span(hours['pack'] * 3600):>9}  (were every picture kept that has a bucket)")
-    free = human_bytes(_free(call.folder))
+    free = human_bytes(free_bytes(call.folder))
     say(f"  disk   about {human_bytes(disk)} of tables and {human_bytes(tars)} of tars; {free} are free there")
     call.talk.result(
         {
@@ -88,10 +87,3 @@ def explain_select(call: Call, stage: Select, shards: Sequence[int]) -> None:
     for name, taken in funnel.first.items():
         call.talk.say(f"  {name:<10} {taken:>10,} dropped, {funnel.alone[name]:,} by it alone")
     call.talk.result({"pictures": funnel.pictures, "kept": funnel.kept, "dropped": dict(funnel.first)})
-
-
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` is or would be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from backend.errors import FileError, UsageError
+from backend.files import free_bytes
 from backend.footprint import vae_parameters
 from backend.presets import PRESETS, get
 from lens_cli.console import Talk, human_bytes
@@ -114,14 +114,6 @@ def _data_lines(config: PretrainConfig, data: dict[str, Any]) -> list[str]:
         free = human_bytes(free_bytes(config.cache))
         out.append(f"cache         {size} in {config.cache}, where {free} are free{brief}")
     return out
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes free where `folder` is or would be."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from backend.errors import CancelledError, ModelMissingError
+from backend.files import free_bytes
 from backend.presets import Preset
 from backend.requests import find_preset
 from backend.weights import resolve_model
 from lens_cli.console import Talk, human_bytes
-from lens_cli.run_plan import free_bytes
 from lens_cli.run_status import duration
 from train.data.folder import Folder, read_folder
 from train.lora_config import LoraConfig

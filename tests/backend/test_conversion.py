@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -306,7 +307,7 @@ def test_a_file_in_the_way_of_the_folder(source: Path, tmp_path: Path) -> None:
 
 def test_the_disk_is_checked_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**5))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**5))
     with pytest.raises(FileError, match="free"):
         plan_conversion(str(source), QuantTarget.q4_k, tmp_path / "out" / "deep")
     assert not (tmp_path / "out").exists()
