@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,14 +70,24 @@ def host_ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def out_of_memory_as_error(request: GenerationRequest) -> Iterator[None]:
-    """torch's and Python's out-of-memory errors -> the one with an exit code and a hint."""
+def out_of_memory_as(named: Callable[[BaseException], OutOfMemoryError]) -> Iterator[None]:
+    """torch's and Python's out-of-memory errors -> the one with an exit code and a hint, which `named` makes."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of these
         if not ran_out(error):
             raise
-        raise too_little(request, error) from error
+        raise named(error) from error
+
+
+def out_of_memory_as_error(request: GenerationRequest) -> AbstractContextManager[None]:
+    """Around making a picture."""
+    return out_of_memory_as(lambda error: too_little(request, error))
+
+
+def out_of_memory_in_training(hint: str) -> AbstractContextManager[None]:
+    """Around a training run; `hint` names the settings that take less."""
+    return out_of_memory_as(lambda error: OutOfMemoryError(f"memory ran out: {first_line(error)}", hint=hint))
 
 
 def too_little(request: GenerationRequest, error: BaseException) -> OutOfMemoryError:

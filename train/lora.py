@@ -23,10 +23,10 @@ import torch
 
 from backend import latents
 from backend.device import choose_device
-from backend.errors import CheckpointError, FileError, NumericsError, OutOfMemoryError, UsageError, first_line
+from backend.errors import CheckpointError, FileError, NumericsError, UsageError, first_line
 from backend.files import write_atomic
 from backend.identity import files_sha256
-from backend.memory import ran_out
+from backend.memory import out_of_memory_in_training
 from backend.model.lora_keys import listed
 from backend.weights import ModelFiles, resolve_model
 from train import lora_files, overrides, sharded, sources
@@ -63,15 +63,8 @@ class Result:
 def run(config: LoraConfig, say: Say = lambda _: None) -> Result:
     """Fine-tune; `say` is told what is being done. Raises LensError."""
     _alone()
-    try:
+    with out_of_memory_in_training("--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, checkpointing=full"):
         return _run(config, say)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(
-            f"memory ran out: {first_line(error)}",
-            hint="--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, checkpointing=full",
-        ) from error
 
 
 def _run(config: LoraConfig, say: Say) -> Result:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from backend.errors import CancelledError, LensError, NumericsError, OutOfMemoryError, UsageError, first_line
-from backend.memory import ran_out
+from backend.errors import CancelledError, LensError, NumericsError, UsageError, first_line
+from backend.memory import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
 from train import overrides, run_folder, sharded, sources
 from train.config import At, PretrainConfig, Stage, learning_rate, locate
@@ -57,16 +57,9 @@ def run(
     the first rank. Raises LensError; CancelledError where it was asked to stop, with its state saved.
     """
     _check(config)
-    try:
-        with joined(config) as ranks:
-            return _run(config, ranks, frozen, initial, preview, say)
-    except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
-            raise
-        raise OutOfMemoryError(
-            f"memory ran out: {first_line(error)}",
-            hint="--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run",
-        ) from error
+    smaller = "--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run"
+    with out_of_memory_in_training(smaller), joined(config) as ranks:
+        return _run(config, ranks, frozen, initial, preview, say)
 
 
 def _run(
