@@ -9,6 +9,8 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -238,6 +240,17 @@ class Store:
             _remove(entry.path)
             excess -= entry.size
         remove_abandoned(self.folder)
+
+
+DIGEST = "sha256"  # key of a safetensors file's metadata: of everything behind its header
+
+
+def check_digest(data: bytes) -> None:
+    """Raises ValueError, KeyError or TypeError where the bytes of a safetensors file are not what its header states."""
+    body = 8 + int.from_bytes(data[:8], "little")
+    stated = json.loads(data[8:body])["__metadata__"][DIGEST]
+    if hashlib.sha256(data[body:]).hexdigest() != stated:
+        raise ValueError("its checksum differs")
 
 
 def _remove(path: Path) -> bool:

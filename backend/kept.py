@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from backend.caches import Store
+from backend.caches import DIGEST, Store, check_digest
 
-_NAME, _DIGEST = "features", "sha256"
+_NAME = "features"
 
 
 def cache_key(facts: Mapping[str, Any]) -> str:
@@ -46,10 +46,7 @@ def read_rows(store: Store, key: str, width: tuple[int, ...], dtype: torch.dtype
     if data is None:
         return None
     try:
-        body = 8 + int.from_bytes(data[:8], "little")
-        stated = json.loads(data[8:body])["__metadata__"][_DIGEST]
-        if hashlib.sha256(data[body:]).hexdigest() != stated:
-            raise ValueError("its checksum differs")
+        check_digest(data)
         rows = load(data)[_NAME]
         if rows.dtype != dtype or rows.dim() != 1 + len(width) or tuple(rows.shape[1:]) != width:
             raise ValueError(f"it holds {list(rows.shape)} in {rows.dtype}")
@@ -64,4 +61,4 @@ def write_rows(store: Store, key: str, rows: torch.Tensor) -> None:
     plain = rows.detach().cpu().contiguous()
     # torch's own bytes are what safetensors writes after its header, so their hash can stand in the header.
     digest = hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest()
-    store.write(key, save({_NAME: plain}, {_DIGEST: digest}))
+    store.write(key, save({_NAME: plain}, {DIGEST: digest}))

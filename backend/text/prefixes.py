@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from backend.caches import Store
+from backend.caches import DIGEST, Store, check_digest
 from backend.errors import LensError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Arrays = Mapping[str, NDArray[np.float32]]
 
 # Raised whenever this code would read a kept file differently, or hand llama.cpp other work for the same tokens.
 CODE_VERSION = 1
-_CACHE, _DIGEST = "cache", "sha256"
+_CACHE = "cache"
 
 
 class PrefixCache:
@@ -56,9 +56,7 @@ class PrefixCache:
         if data is None:
             return None
         try:
-            body = 8 + int.from_bytes(data[:8], "little")
-            if hashlib.sha256(data[body:]).hexdigest() != json.loads(data[8:body])["__metadata__"][_DIGEST]:
-                raise ValueError("its checksum differs")
+            check_digest(data)
             arrays = load(data)
             context.restore(arrays.pop(_CACHE), len(ids))
         except (ValueError, KeyError, TypeError, SafetensorError, LensError) as error:
@@ -73,7 +71,7 @@ class PrefixCache:
         arrays = {_CACHE: context.saved(), **beside}
         plain = save(arrays)
         digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
-        self._store.write(self._key(context, job, ids), save(arrays, {_DIGEST: digest}))
+        self._store.write(self._key(context, job, ids), save(arrays, {DIGEST: digest}))
 
     def _key(self, context: Context, job: str, ids: Sequence[int]) -> str:
         found = self._gguf.stat()  # as notes about files have it: hashing 12 GB takes longer than the beginning
