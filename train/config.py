@@ -54,7 +54,7 @@ class Stage:
     square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
     single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
-    flat_share: float = 0.0  # of scenes: probability that a shaded or cut-out style is drawn flat instead
+    flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
     def __post_init__(self) -> None:

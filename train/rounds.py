@@ -78,10 +78,8 @@ def draw(
         if single_share is not None:
             layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
         weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
-        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights)
+        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights, flat_share=flat_share)
         scene = on_grid(scene, min(width, height) // latents.CELL)
-        if scene.style in ("shaded", "paper") and rng.random() < flat_share:
-            scene = replace(scene, style="flat")
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
         encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))

@@ -51,3 +51,15 @@ def test_the_horizon_is_an_edge_of_tokens() -> None:
     for _ in range(40):
         tall = on_grid(sample_scene(rng, aspect=0.5), 11)
         assert tall.background.horizon * tall.height * 11 == pytest.approx(round(tall.background.horizon * 22))
+
+
+def test_a_share_of_the_other_styles_is_drawn_flat() -> None:
+    rng = random.Random(5)
+    styles = [sample_scene(rng, flat_share=0.8).style for _ in range(400)]
+    # A third is flat anyway; four fifths of the other two thirds join them: 0.868. Five standard errors are 0.085.
+    assert abs(styles.count("flat") / 400 - 0.868) < 0.085
+    assert set(styles) - {"flat"}, "the others are seldom, not gone"
+    for _ in range(100):
+        scene = sample_scene(rng, flat_share=1.0)
+        assert scene.style == "flat"
+        assert scene.background.plain != "board", "the board belongs to chalk"

@@ -155,22 +155,26 @@ def sample_scene(
     layouts: tuple[str, ...] = LAYOUTS,
     weights: tuple[float, ...] | None = None,
     held_out: bool | None = False,
+    flat_share: float = 0.0,
 ) -> Scene:
     """One random scene for a picture of `aspect` = width / height; `weights` of the layouts, None: as trained.
 
     `held_out`: False draws only what training may see, True only what it never sees, None anything.
+    `flat_share`: probability that a scene of another style is a flat one instead.
     """
     if weights is None:
         weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
     while True:
-        scene = _sample_any(rng, aspect, rng.choices(layouts, weights)[0])
+        scene = _sample_any(rng, aspect, rng.choices(layouts, weights)[0], flat_share)
         if scene is not None and (held_out is None or is_held_out(scene) == held_out):
             return scene
 
 
-def _sample_any(rng: random.Random, aspect: float, layout: str) -> Scene | None:
+def _sample_any(rng: random.Random, aspect: float, layout: str, flat_share: float) -> Scene | None:
     width, height = max(1.0, aspect), max(1.0, 1 / aspect)
     style = rng.choices(STYLES, (0.34, 0.30, 0.16, 0.10, 0.10))[0]
+    if flat_share and rng.random() < flat_share:  # no number is drawn for 0: the scenes of a seed stay what they were
+        style = "flat"
     background = _sample_background(rng, style)
     place = {
         "single": _place_single,
