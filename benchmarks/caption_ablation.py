@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from train.evals.nano import Comparison, Folder, Report
+from train.evals.nano_prompts import PROMPT_KINDS
 
 ARMS = {"dense": "1,0,0", "brief": "0,0,1", "mixed": "0.5,0,0.5"}  # shares of dense, partly dense and brief captions
 WORDINGS = ("brief", "dense")
@@ -57,8 +58,9 @@ class Job:
         fields = {
             "seed": self.seed, "start_from": words.start, "stages.0.steps": 0, "stages.2.steps": 0,
             **{f"stages.1.{key}": value for key, value in stage.items()},
+            "align": 0,  # its map would begin anew, and pull at a network that is past it
             "warmup": 20, "scenes_per_round": words.scenes, "passes": 99, "validate_every": words.steps,
-            "preview_every": words.steps, "save_every": words.steps, "ema_decay": 0.98, "keep": 1,
+            "preview_every": 10**9, "save_every": words.steps, "ema_decay": 0.98, "keep": 1,
         }  # fmt: skip
         model = self.folder / "export"
         if not (model / "transformer").exists():
@@ -69,6 +71,7 @@ class Job:
             self._lens(
                 "eval", "nano", "-m", str(model / "transformer"), "--prompts", wording, "--limit", str(words.limit),
                 "--guidance", str(words.guidance), "--out", str(self.results(wording)), "-q",
+                *(f"--kind={kind}" for kind in words.kinds),
             )  # fmt: skip
 
     def _lens(self, *arguments: str) -> None:
@@ -125,9 +128,10 @@ def main() -> None:
     parser.add_argument("--start", default="backend/nano", help="run or model that every arm goes on from")
     parser.add_argument("--steps", type=int, default=200, help="of 16 pictures")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--scenes", type=int, default=1024, help="drawn for a run; seen as often as its steps need")
+    parser.add_argument("--scenes", type=int, default=512, help="drawn for a run; seen as often as its steps need")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=70, help="prompts of each wording")
+    parser.add_argument("--kinds", nargs="*", default=[], choices=PROMPT_KINDS, help="of prompts; default: all")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share out the cores")
     words = parser.parse_args()

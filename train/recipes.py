@@ -54,10 +54,10 @@ class NanoConfig:
             base=256,
             steps=20_000,
             batch=16,
-            learning_rate=7e-4,
+            learning_rate=5e-4,
             single_share=0.55,
             captions=(0.15, 0.35, 0.5),
-            flat_share=0.9,
+            flat_share=0.85,
         ),
         Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),
     )
