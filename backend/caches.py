@@ -245,12 +245,19 @@ class Store:
 DIGEST = "sha256"  # key of a safetensors file's metadata: of everything behind its header
 
 
+def digest(data: bytes) -> str:
+    """What DIGEST says of the bytes of a safetensors file."""
+    return hashlib.sha256(data[_body(data) :]).hexdigest()
+
+
 def check_digest(data: bytes) -> None:
     """Raises ValueError, KeyError or TypeError where the bytes of a safetensors file are not what its header states."""
-    body = 8 + int.from_bytes(data[:8], "little")
-    stated = json.loads(data[8:body])["__metadata__"][DIGEST]
-    if hashlib.sha256(data[body:]).hexdigest() != stated:
+    if digest(data) != json.loads(data[8 : _body(data)])["__metadata__"][DIGEST]:
         raise ValueError("its checksum differs")
+
+
+def _body(data: bytes) -> int:
+    return 8 + int.from_bytes(data[:8], "little")
 
 
 def _remove(path: Path) -> bool:

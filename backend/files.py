@@ -83,13 +83,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def free_bytes(folder: Path) -> int:
     """Bytes free where `folder` is or will be. Raises FileError."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    try:
-        return shutil.disk_usage(place).free
-    except OSError as error:
-        raise write_error(place, error) from error
+    whole = folder.absolute()
+    for place in (whole, *whole.parents):
+        try:
+            return shutil.disk_usage(place).free
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise write_error(place, error) from error
+    raise FileError(f"{folder} is on no disk")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import statistics
@@ -25,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from train import runs
 from train.evals.nano import Comparison, Folder, Report
 from train.evals.nano_prompts import PROMPT_KINDS
 
@@ -85,14 +85,15 @@ class Job:
 
     def report(self, wording: str) -> Report:
         """What was judged."""
-        folder = self.results(wording)
-        return Report(results=Folder(folder).open(json.loads((folder / "settings.json").read_text("utf-8"))))
+        return Report(results=Folder(self.results(wording)).read())
 
     @property
     def validation(self) -> float:
         """Validation loss at the end, on the usual mixture of captions, the same for all arms."""
-        rows = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-        return [row["validation"] for row in rows if "validation" in row][-1]
+        (run,) = runs.find(self.folder)
+        loss = run.last("validation")
+        assert loss is not None, "it validates at its last step"
+        return loss
 
 
 def spread(values: list[float]) -> str:
@@ -104,9 +105,9 @@ def spread(values: list[float]) -> str:
     return f"{mean:.4f} ± {half:.4f}"
 
 
-def together(jobs: list[Job], wording: str) -> Report:
+def together(seeds: list[Report]) -> Report:
     """All seeds of an arm as one report: the n-th seed's picture counts as the n-th picture of a prompt."""
-    return Report(results=[replace(r, index=n) for n, job in enumerate(jobs) for r in job.report(wording).results])
+    return Report(results=[replace(r, index=n) for n, report in enumerate(seeds) for r in report.results])
 
 
 def table(arms: dict[str, list[Job]]) -> Iterator[str]:
@@ -114,11 +115,11 @@ def table(arms: dict[str, list[Job]]) -> Iterator[str]:
     yield "validation loss on the usual mixture of captions; mean of the seeds, Student's 95 % interval"
     yield from (f"  {arm:<6} {spread([job.validation for job in jobs])}" for arm, jobs in arms.items())
     for wording in WORDINGS:
-        reports = {arm: together(jobs, wording) for arm, jobs in arms.items()}
+        seeds = {arm: [job.report(wording) for job in jobs] for arm, jobs in arms.items()}
+        reports = {arm: together(of) for arm, of in seeds.items()}
         yield f"lens eval nano --prompts {wording}; mean of the kinds, then all pictures with Wilson's 95 % interval"
-        for arm, jobs in arms.items():
-            overall = spread([job.report(wording).overall for job in jobs])
-            yield f"  {arm:<6} {overall}   {reports[arm].micro.row('')}"
+        for arm, of in seeds.items():
+            yield f"  {arm:<6} {spread([report.overall for report in of])}   {reports[arm].micro.row('')}"
         for one, other in itertools.combinations(arms, 2):
             yield f"  {other} against {one}: {Comparison.of(reports[one], reports[other]).table()[-1]}"
 
@@ -139,7 +140,7 @@ def main() -> None:
     words.out.mkdir(parents=True, exist_ok=True)
     arms = {arm: [Job(arm, seed, words) for seed in range(words.seeds)] for arm in ARMS}
     # Seed after seed: what is finished early compares all arms.
-    order = [job for seed in range(words.seeds) for job in (jobs[seed] for jobs in arms.values())]
+    order = list(itertools.chain(*zip(*arms.values(), strict=True)))
     with ThreadPoolExecutor(words.jobs) as pool:
         for job, _ in zip(order, pool.map(Job.run, order), strict=True):
             print(f"{job.folder.name}: validation loss {job.validation:.4f}", flush=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
+from backend.errors import FileError
+from backend.files import free_bytes
 from lens_cli.console import human_bytes, looking_at_stdout
 
 Section = dict[str, Any]
@@ -153,11 +154,7 @@ def _processor() -> str | None:
 
 def _free(folder: Path) -> int | None:
     """Free bytes of the disk that holds `folder`, which need not exist yet."""
-    for place in (folder, *folder.parents):
-        try:
-            return shutil.disk_usage(place).free
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return None
-    return None
+    try:
+        return free_bytes(folder)
+    except FileError:
+        return None

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from backend.caches import DIGEST, Store, check_digest
+from backend.caches import DIGEST, Store, check_digest, digest
 from backend.errors import LensError
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ class PrefixCache:
         if not self._store.limit:
             return
         arrays = {_CACHE: context.saved(), **beside}
-        plain = save(arrays)
-        digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
-        self._store.write(self._key(context, job, ids), save(arrays, {DIGEST: digest}))
+        self._store.write(self._key(context, job, ids), save(arrays, {DIGEST: digest(save(arrays))}))
 
     def _key(self, context: Context, job: str, ids: Sequence[int]) -> str:
         found = self._gguf.stat()  # as notes about files have it: hashing 12 GB takes longer than the beginning

@@ -292,9 +292,10 @@ class Folder:
                 )
         else:
             write_atomic(at, json.dumps(settings, indent=1).encode())
-        return self._read()
+        return self.read()
 
-    def _read(self) -> list[Result]:
+    def read(self) -> list[Result]:
+        """What is there, whatever its settings. Raises FileError where it is damaged."""
         at = self.path / RESULTS
         if not at.exists():
             return []
