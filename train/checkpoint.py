@@ -7,18 +7,43 @@ ranks and puts them in place by the same functions.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backend.files import sync_folder
+from backend.errors import UsageError
+from backend.files import make_folder, sync_folder, write_error
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Generator[None]:
+    """Keep a run's folder to this process, for two would delete each other's checkpoints. Makes the folder.
+
+    The lock goes with the process, however that ends. Raises UsageError where another process has it, FileError.
+    """
+    make_folder(run_dir)
+    lock = FileLock(run_dir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"another process is training in {run_dir}", hint="wait for it, stop it, or give another --run-dir"
+        ) from error
+    except OSError as error:
+        raise write_error(run_dir, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Generic, TypeVar
 
+from train import workers
+
 Batch = TypeVar("Batch")
 
 
@@ -29,7 +31,7 @@ class Feed(Generic[Batch]):
             return
         # "spawn": a forked child of a process that has used torch's thread pool may hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin) as pool:
             pending: deque[Future[Batch]] = deque()
             try:
                 for step in range(self.start, self.stop):
@@ -41,3 +43,9 @@ class Feed(Generic[Batch]):
             finally:
                 for future in pending:
                     future.cancel()
+
+
+def _begin() -> None:
+    """In a new worker."""
+    workers.end_with_parent()
+    workers.leave_interrupts_to_parent()

@@ -5,6 +5,7 @@ The result is frozen: the transformer reads its residual stream, llama.cpp runs 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import random
@@ -17,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.model.kernels.compile import allow_variants
 from backend.model.text_encoder import Block, LensGptOssEncoder
 from backend.params import TemplateParams, TextEncoderParams
 from backend.text.harmony import system_text
@@ -27,6 +29,7 @@ from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
 from train.optim import Optimizers
+from train.stopping import Stopper, stopped
 
 SPECIAL = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
@@ -130,11 +133,14 @@ def _matrices(name: str, parameter: torch.nn.Parameter) -> int:
 
 
 def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
-    """Train to `config.steps`; the same call again resumes."""
+    """Train to `config.steps`; the same call again resumes. Raises CancelledError where it was asked to stop, with its
+    state saved."""
     device = torch.device(config.device)
     model = LensGptOssEncoder(config.params, head=True)
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     model.to(device)
+    if config.compile:
+        allow_variants()
     for block in model.model.layers:
         assert isinstance(block, Block)
         block.self_attn.explicit = device.type == "cpu"
@@ -154,7 +160,6 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         model.load_state_dict(parts["model"])
         optimizer.restore(parts["optimizer"])
         start = int(state["step"])
-    metrics = Metrics(config.run_dir, start)
     make = functools.partial(
         make_batch,
         tokenizer_json=tokenizer.to_str(),
@@ -163,24 +168,30 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         kinds=config.kinds,
         tokens=config.tokens_per_step,
     )
-    for step, (ids, targets) in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
-        scale = min(1.0, (step + 1) / config.warmup) * (
-            0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        )
-        ids, targets = ids.to(device), targets.to(device)
-        counts = targets >= 0
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model.logits(ids, counts)
-        loss = F.cross_entropy(logits.float(), targets[counts])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(config.learning_rate * scale)
-        done = step + 1
-        if done % 25 == 0 or done == config.steps:
-            metrics.log(done, loss=loss.item(), batch=float(len(ids)))
-        if done % config.save_every == 0 or done == config.steps:
-            parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
-            checkpoint.save(config.run_dir, done, parts, {})
-    metrics.close()
+    with Stopper() as stopper, contextlib.closing(Metrics(config.run_dir, start)) as metrics:
+        for step, (ids, targets) in enumerate(
+            Feed(make, start=start, stop=config.steps, workers=config.workers), start
+        ):
+            scale = min(1.0, (step + 1) / config.warmup) * (
+                0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            )
+            ids, targets = ids.to(device), targets.to(device)
+            counts = targets >= 0
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model.logits(ids, counts)
+            loss = F.cross_entropy(logits.float(), targets[counts])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step(config.learning_rate * scale)
+            done = step + 1
+            if done % 25 == 0 or done == config.steps:
+                metrics.log(done, loss=loss.item(), batch=float(len(ids)))
+            last = done == config.steps
+            asked = stopper.asked  # read once: a signal between the two looks must not end it unsaved
+            if done % config.save_every == 0 or last or asked:
+                parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
+                checkpoint.save(config.run_dir, done, parts, {})
+            if asked and not last:
+                raise stopped(done, config.steps)
     return model

@@ -27,9 +27,9 @@ from backend.errors import CheckpointError, FileError, NumericsError, UsageError
 from backend.files import write_atomic
 from backend.identity import files_sha256
 from backend.memory import out_of_memory_in_training
-from backend.model.lora_keys import listed
+from backend.model.lora_keys import LoraFile, listed
 from backend.weights import ModelFiles, resolve_model
-from train import lora_files, overrides, sharded, sources
+from train import checkpoint, lora_files, overrides, sharded, sources
 from train.adapters import begin_with, read_start, unfrozen, with_adapters
 from train.cached import Cache, FolderSource
 from train.config import At, PretrainConfig, learning_rate, locate
@@ -81,6 +81,13 @@ def _run(config: LoraConfig, say: Say) -> Result:
         target_shapes(config, files.preset.params.dit)
         if config.start_from is not None and not begun:
             begin = read_start(config.start_from, config, files.preset.params.dit)
+    with checkpoint.alone(config.run_dir):
+        return _fine_tune(config, files, plan, device, begin, say)
+
+
+def _fine_tune(
+    config: LoraConfig, files: ModelFiles, plan: PretrainConfig, device: torch.device, begin: LoraFile | None, say: Say
+) -> Result:
     # 2. The pictures and captions, encoded; the encoders are gone afterwards.
     cache = Cache(config, files, device, say)
     folder = read_folder(config, config.bases_of(files.preset), cache.has_latent)

@@ -34,7 +34,15 @@ PARTS = ("vae", "language", "transformer", "export")
 def run(
     config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]
 ) -> Path:
-    """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`)."""
+    """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`).
+
+    Raises LensError; CancelledError where it was asked to stop, with the state of the part under way saved.
+    """
+    with checkpoint.alone(config.run_dir):
+        return _run(config, parts, out, say)
+
+
+def _run(config: NanoConfig, parts: tuple[str, ...], out: Path | None, say: Callable[[str], None]) -> Path:
     if config.start_from is not None:
         _adopt(config, config.start_from)
         parts = tuple(part for part in parts if part not in ("vae", "language"))

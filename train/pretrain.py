@@ -29,7 +29,7 @@ from train.metrics import Metrics, on_stderr
 from train.pace import Pace
 from train.rounds import Frozen, SceneSource
 from train.sources import Batch, Grid, Group, Loaded, Source
-from train.stopping import Stopper
+from train.stopping import Stopper, stopped
 from train.trained import Diverged, Taken, Trained, build
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(
     """
     _check(config)
     smaller = "--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run"
-    with out_of_memory_in_training(smaller), joined(config) as ranks:
+    with out_of_memory_in_training(smaller), joined(config) as ranks, run_folder.kept(config.run_dir, ranks):
         return _run(config, ranks, frozen, initial, preview, say)
 
 
@@ -70,8 +70,7 @@ def _run(
     preview: Preview | None,
     say: Say,
 ) -> LensTransformer2DModel:
-    # 1. The run's folder and its newest checkpoint, before anything large is loaded.
-    ranks.together(run_folder.problem(config.run_dir) if ranks.first else None)
+    # 1. The run's newest checkpoint, before anything large is loaded.
     found = sharded.latest(config.run_dir, ranks)
     if found is not None:
         run_folder.may_go_on(config, found)
@@ -93,10 +92,7 @@ def _run(
     # 4. The loop.
     reached = _loop(config, ranks, trained, source, 0 if found is None else found.step, preview, say)
     if reached < config.steps:
-        raise CancelledError(
-            f"stopped after step {reached:,} of {config.steps:,}; the state is saved",
-            hint="the same command goes on from there",
-        )
+        raise stopped(reached, config.steps)
     return trained.shown
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from backend.errors import CheckpointError, FileError, LensError, UsageError
 from backend.files import make_folder, write_atomic
-from train import overrides, sharded
+from train import checkpoint, overrides, sharded
 from train.config import PretrainConfig
 from train.distributed import Ranks
 from train.sources import Source
@@ -43,6 +45,22 @@ def start_weights(where: Path, ranks: Ranks) -> dict[str, Tensor]:
     from backend.weights import resolve_model
 
     return dict(load_transformer(resolve_model(str(where)), torch.float32, "cpu").state_dict())
+
+
+@contextlib.contextmanager
+def kept(run_dir: Path, ranks: Ranks) -> Generator[None]:
+    """The run's folder, made, and this run's alone meanwhile. Raises on every rank why it cannot be."""
+    with contextlib.ExitStack() as stack:
+        found = None
+        if ranks.first:
+            found = problem(run_dir)
+            try:
+                if found is None:
+                    stack.enter_context(checkpoint.alone(run_dir))
+            except LensError as error:
+                found = error
+        ranks.together(found)
+        yield
 
 
 def problem(run_dir: Path) -> LensError | None:

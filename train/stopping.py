@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
+from backend.errors import CancelledError
+
 
 class Stopper:
     """SIGTERM or Ctrl-C asks for a checkpoint and a clean end; a second Ctrl-C, a second later or more, is immediate.
@@ -28,3 +30,10 @@ class Stopper:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def stopped(step: int, steps: int) -> CancelledError:
+    """What a run raises that was asked to stop after `step` steps, and has saved its state."""
+    return CancelledError(
+        f"stopped after step {step:,} of {steps:,}; the state is saved", hint="the same command goes on from there"
+    )

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import checkpoint as torch_checkpoint
 
 from backend.errors import CheckpointError, NumericsError, UsageError
+from backend.model.kernels.compile import allow_variants
 from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams
 from train import flow, sharded
@@ -180,6 +181,7 @@ class Trained:
         if config.checkpointing != "none":
             _save_memory(self.model, config.checkpointing)
         if config.compile:  # after the aligner has put its hook there
+            allow_variants()
             for block in self.model.transformer_blocks:
                 block.compile(dynamic=True)
 

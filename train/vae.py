@@ -8,6 +8,7 @@ are the normalisation of the pipeline.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import random
@@ -28,6 +29,7 @@ from train.data.drawing import render
 from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
+from train.stopping import Stopper, stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> AutoencoderKLFlux2:
     """Train to `config.steps`; the same call again resumes. Returns the model with its latent statistics set.
 
-    `initial`: weights to start from, None: random ones.
+    `initial`: weights to start from, None: random ones. Raises CancelledError where it was asked to stop, with its
+    state saved.
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
@@ -103,37 +106,40 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
         vae.load_state_dict(parts["model"])
         checkpoint.restore_optimizer(optimizer, names, parts["optimizer"])
         start = int(state["step"])
-    metrics = Metrics(config.run_dir, start)
     make = functools.partial(
         draw_crops, seed=config.seed, batch=config.batch, crop=config.crop, per_scene=config.crops_per_scene
     )
     held = _to_image(draw_crops(-1, seed=config.seed, batch=32, crop=config.crop, per_scene=1), device)
 
-    for step, crops in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
-        scale = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * scale
-        image = _to_image(crops, device)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        shape = (config.batch, config.params.latent_channels, config.crop // 8, config.crop // 8)
-        strength = config.latent_noise * min(1.0, step / config.noise_warmup)
-        noise = strength * torch.randn(shape, generator=generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss, mean = _step_loss(vae, image, noise, config.gradient_weight)
-        total = loss + config.mean_weight * mean.square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+    with Stopper() as stopper, contextlib.closing(Metrics(config.run_dir, start)) as metrics:
+        for step, crops in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
+            scale = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * scale
+            image = _to_image(crops, device)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            shape = (config.batch, config.params.latent_channels, config.crop // 8, config.crop // 8)
+            strength = config.latent_noise * min(1.0, step / config.noise_warmup)
+            noise = strength * torch.randn(shape, generator=generator).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                loss, mean = _step_loss(vae, image, noise, config.gradient_weight)
+            total = loss + config.mean_weight * mean.square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
 
-        done = step + 1
-        if done % 100 == 0 or done == config.steps:
-            metrics.log(done, loss=loss.item(), latent_std=mean.std().item())
-        if done % config.save_every == 0 or done == config.steps:
-            metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
-            parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
-            checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
-    metrics.close()
+            done = step + 1
+            if done % 100 == 0 or done == config.steps:
+                metrics.log(done, loss=loss.item(), latent_std=mean.std().item())
+            last = done == config.steps
+            asked = stopper.asked  # read once: a signal between the two looks must not end it unsaved
+            if done % config.save_every == 0 or last or asked:
+                metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
+                parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
+                checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
+            if asked and not last:
+                raise stopped(done, config.steps)
     measure_latents(vae, config)
     return vae
 

@@ -48,6 +48,22 @@ def test_compiled_blocks(fresh: None) -> None:
     assert any(path.suffix == ".so" for path in paths.inductor_dir().rglob("*"))
 
 
+def test_more_variants_than_torch_allows(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve sizes, each compiled for itself: torch's own limit refuses some, ours none."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+
+    def doubled(limit_raised: bool) -> list[float]:
+        if limit_raised:
+            compiling.allow_variants()
+        double = torch.compile(lambda x: x * 2, dynamic=False, fullgraph=True, backend="eager")
+        return [float(double(torch.ones(size)).sum()) for size in range(2, 14)]
+
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        doubled(limit_raised=False)
+    torch._dynamo.reset()
+    assert doubled(limit_raised=True) == [2.0 * size for size in range(2, 14)]
+
+
 def test_no_compiler_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -7,6 +7,9 @@ run that never stopped.
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from backend.errors import FileError, UsageError
 from train import checkpoint
 
 
@@ -218,3 +222,28 @@ def test_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(OSError, match="no space"):
                 checkpoint.save_part(path, {"a": torch.zeros(1)})
         assert torch.equal(checkpoint.load_part(path)["a"], torch.arange(6.0).view(2, 3).T)
+
+
+def test_a_run_folder_is_one_process_alone(tmp_path: Path) -> None:
+    """Another process is refused while it lasts, and let in however it ended."""
+    folder = tmp_path / "runs" / "new"
+    code = (
+        "import sys, pathlib, time; from train import checkpoint\n"
+        "with checkpoint.alone(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "in\n"
+        with pytest.raises(UsageError, match="another process is training in"), checkpoint.alone(folder):
+            pass
+        child.kill()
+        child.wait()
+    for _ in range(2):
+        with checkpoint.alone(folder), pytest.raises(UsageError), checkpoint.alone(folder):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(FileError, match="cannot write"), checkpoint.alone(tmp_path / "locked" / "run"):
+        pass

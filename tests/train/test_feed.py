@@ -8,8 +8,12 @@ from __future__ import annotations
 import functools
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from train.feed import Feed
@@ -71,3 +75,26 @@ def test_leaving_early_ends_the_workers() -> None:
         if step == 3:
             break
     assert time.monotonic() - began < 120  # not the five minutes of all steps
+
+
+def test_a_worker_leaves_interrupts_to_its_parent() -> None:
+    """A terminal's Ctrl-C reaches every process; the step under way still needs its batch."""
+    seen = []
+    for step, _, process in Feed(slow_square, start=0, stop=12, workers=1, ahead=2):
+        seen.append(step)
+        os.kill(process, signal.SIGINT)
+    assert seen == list(range(12))
+
+
+def test_a_worker_ends_with_its_parent() -> None:
+    """Also where the parent was killed and could not end it."""
+    code = (
+        "from tests.train.test_feed import Feed, slow_square\n"
+        "if __name__ == '__main__':\n"
+        "    for step, _, process in Feed(slow_square, start=0, stop=10_000, workers=1): print(process, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        worker.wait(60)  # raises TimeoutExpired

@@ -22,9 +22,9 @@ from torch import Tensor
 from backend.errors import FileError, LensError, UsageError
 from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
-from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
-from backend.text.harmony import Writer, system_text
-from train import language, pretrain, rounds, sharded
+from backend.params import DiTParams, VAEParams
+from tests.train.small_language import small_language
+from train import pretrain, rounds, sharded
 from train.config import Stage
 from train.data.dialogues import caption_of
 from train.data.scenes import sample_scene
@@ -47,24 +47,7 @@ DIT = DiTParams(
 def frozen() -> rounds.Frozen:
     """Random networks: what they mean does not matter here, only that everything passes through them."""
     torch.manual_seed(0)
-    template = TemplateParams(identity="You are Lens.", instruction="Describe the image.", thinking="")
-    tokenizer = language.train_tokenizer(420, template, documents=40)
-    writer = Writer(tokenizer)
-    writer.message("system", system_text(template))
-    writer.message("developer", f"# Instructions\n\n{template.instruction}\n\n").open("user")
-    template = dataclasses.replace(template, prefix_tokens=len(writer.ids))
-    text = TextEncoderParams(
-        vocab_size=420,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=16,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        template=template,
-    )
+    tokenizer, text = small_language()
     encoder = LensGptOssEncoder(text)
     encoder.reset_parameters(torch.Generator().manual_seed(0), std=0.2)
     vae = build_vae(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from multiprocessing.sharedctypes import Synchronized
 import pyarrow as pa
 
 from backend.errors import LensError, UsageError, first_line
+from train.workers import end_with_parent
 
 ENGINES = ("local", "ray")
 _RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once
@@ -103,15 +103,7 @@ def _begin(started: Synchronized[int]) -> None:
     # Workers share the cores among themselves; each with a pool of threads of its own would be slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     pa.set_cpu_count(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A worker of a pool waits for work for ever, also where the process that would give it was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # what it was writing is a temporary file yet
+    end_with_parent()
 
 
 def _call(function: Shard, shard: int) -> None:

@@ -23,6 +23,7 @@ from backend import paths
 from backend.errors import LensError, UsageError, first_line
 from backend.model.transformer import BlockModulation, LensTransformer2DModel
 
+VARIANTS = 64  # of one piece of code
 COMPILERS = ("g++", "c++", "clang++")  # what torch looks for where CXX names none
 
 
@@ -31,8 +32,20 @@ def compile_blocks(network: LensTransformer2DModel) -> None:
     device = network.img_in.weight.device
     check_compiler(device)
     _keep_on_disk()
+    allow_variants()
     for block in list(network.blocks())[:-1]:
         block.forward = _with_own_storage(torch.compile(block.forward, dynamic=True, fullgraph=True))
+
+
+def allow_variants() -> None:
+    """Let the compiler make up to VARIANTS of a piece of code; call it before the code first runs.
+
+    Sizes are symbols, but some decisions hang on them: 16 pictures of 252 tokens are at most 4,096 rows, those of 260
+    tokens are more. torch stops at eight variants: what needs a ninth then runs uncompiled, or raises with `fullgraph`.
+    """
+    from torch._dynamo import config  # slow to import, as all of the compiler
+
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
 
 
 def _with_own_storage(forward: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
