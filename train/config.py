@@ -54,13 +54,14 @@ class Stage:
     square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
     single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
+    coloured_share: float = 0.82  # of brief captions: those that name the things' colours
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
     def __post_init__(self) -> None:
         _within(self, 1, None, "base", "batch", "groups")
         _within(self, 0, None, "steps", "decay_steps")
-        _within(self, 0, 1, "learning_rate", "square_share", "single_share", "flat_share", "captions")
+        _within(self, 0, 1, "learning_rate", "square_share", "single_share", "coloured_share", "flat_share", "captions")
 
     @property
     def bases(self) -> tuple[Base, ...]:

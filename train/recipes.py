@@ -55,8 +55,9 @@ class NanoConfig:
             steps=20_000,
             batch=16,
             learning_rate=5e-4,
-            single_share=0.55,
+            single_share=0.5,
             captions=(0.15, 0.35, 0.5),
+            coloured_share=0.5,  # people often name none: asked so, a model that has seldom seen it mixes several
             flat_share=0.85,
         ),
         Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),

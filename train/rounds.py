@@ -67,6 +67,7 @@ class Drawn:
 def draw(
     chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None, flat_share: float,
     count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
+    coloured_share: float,
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
     rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
@@ -82,7 +83,7 @@ def draw(
         scene = on_grid(scene, min(width, height) // latents.CELL)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
-        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions))
+        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions, coloured_share))
         ids.append(encoded.ids)
         prefix = encoded.prefix
     return Drawn(np.stack(images), ids, prefix, np.stack(labels))
@@ -132,6 +133,7 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
         captions=stage.captions,
+        coloured_share=stage.coloured_share,
     )
     chunks = config.scenes_per_round // config.encode_batch
     out: Samples = {}
@@ -203,7 +205,13 @@ class SceneSource:
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
         """128 scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
-        usual = replace(stage, single_share=None, flat_share=0.0, captions=Stage.captions)
+        usual = replace(
+            stage,
+            single_share=None,
+            flat_share=0.0,
+            captions=Stage.captions,
+            coloured_share=Stage.coloured_share,
+        )
         drawn = encode_round(
             replace(self.config, scenes_per_round=min(128, self.config.scenes_per_round)),
             usual,

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tests.train.small_language import small_language
 from train import pretrain, rounds, sharded
 from train.config import Stage
 from train.data.dialogues import caption_of
-from train.data.scenes import sample_scene
+from train.data.scenes import Background, Scene, Thing, sample_scene
 from train.distributed import Ranks
 from train.sources import Batch, Loaded
 from train.trained import Trained
@@ -213,6 +214,31 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         stage = dataclasses.replace(plan.stages[0], single_share=share, captions=(0.0, 0.0, 1.0))
         rounds.encode_round(plan, stage, f"test {share}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, share  # four deviations wide
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)])
+def test_brief_captions_name_colours_as_often_as_asked(
+    tmp_path: Path, frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
+) -> None:
+    """Of 160; a purple fish on a plain background, for a caption may name the colours of skies and hills too."""
+    thing = Thing(kind="fish", colour="purple", size="large", x=0.5, y=0.5, r=0.3)
+    fish = Scene(
+        width=1.0, height=1.0, style="flat", background=Background(plain="cream"), things=(thing,), groups=((0, 1),),
+        layout="single",
+    )  # fmt: skip
+    captions: list[str] = []
+
+    def recorded(*arguments: Any) -> str:
+        captions.append(caption_of(*arguments))
+        return captions[-1]
+
+    monkeypatch.setattr(rounds, "sample_scene", lambda *_arguments, **_options: fish)
+    monkeypatch.setattr(rounds, "caption_of", recorded)
+    monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
+    plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
+    stage = dataclasses.replace(plan.stages[0], captions=(0.0, 0.0, 1.0), coloured_share=share)
+    rounds.encode_round(plan, stage, "test", frozen)
+    assert low <= sum("purple" in caption for caption in captions) <= high  # three deviations wide
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])

@@ -197,13 +197,18 @@ def repeat(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -
 MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing, "repeat": repeat}
 
 
-def caption_of(scene: Scene, rng: random.Random, shares: tuple[float, float, float]) -> str:
-    """A caption for training the transformer: dense, partly dense or brief with the given shares."""
+def caption_of(
+    scene: Scene, rng: random.Random, shares: tuple[float, float, float], coloured_share: float = 0.82
+) -> str:
+    """A caption for training the transformer: dense, partly dense or brief with the given shares.
+
+    `coloured_share`: of brief ones that name colours; the others always do.
+    """
     way = rng.choices(("dense", "part", "brief"), shares)[0]
     if way == "dense":
         return dense(scene, rng)
     if way == "brief":
-        return wrap(brief_stating(scene, rng)[0], rng)
+        return wrap(brief_stating(scene, rng, coloured_share)[0], rng)
     # Colour, count and place stay: without them the caption would hide what tells two pictures apart.
     parts = {"colour", "count", "place"} | {
         part for part in ("size", "detail", "background", "style") if rng.random() < 0.45

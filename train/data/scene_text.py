@@ -245,10 +245,10 @@ def brief(scene: Scene, rng: random.Random) -> str:
     return brief_stating(scene, rng)[0]
 
 
-def brief_stating(scene: Scene, rng: random.Random) -> tuple[str, frozenset[str]]:
-    """A brief caption and the parts it states, which a rewrite must keep."""
+def brief_stating(scene: Scene, rng: random.Random, coloured_share: float = 0.82) -> tuple[str, frozenset[str]]:
+    """A brief caption and the parts it states, which a rewrite must keep. `coloured_share`: how often colours are."""
     stated = {"count"}
-    if rng.random() < 0.82:
+    if rng.random() < coloured_share:
         stated.add("colour")
     if rng.random() < 0.2:
         stated.add("size")
