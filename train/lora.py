@@ -27,7 +27,7 @@ from backend.errors import CheckpointError, FileError, NumericsError, UsageError
 from backend.files import write_atomic
 from backend.identity import files_sha256
 from backend.memory import out_of_memory_in_training
-from backend.model.lora_keys import LoraFile, listed
+from backend.model.lora_keys import listed
 from backend.weights import ModelFiles, resolve_model
 from train import checkpoint, lora_files, overrides, sharded, sources
 from train.adapters import begin_with, read_start, unfrozen, with_adapters
@@ -81,41 +81,35 @@ def _run(config: LoraConfig, say: Say) -> Result:
         target_shapes(config, files.preset.params.dit)
         if config.start_from is not None and not begun:
             begin = read_start(config.start_from, config, files.preset.params.dit)
-    with checkpoint.alone(config.run_dir):
-        return _fine_tune(config, files, plan, device, begin, say)
-
-
-def _fine_tune(
-    config: LoraConfig, files: ModelFiles, plan: PretrainConfig, device: torch.device, begin: LoraFile | None, say: Say
-) -> Result:
     # 2. The pictures and captions, encoded; the encoders are gone afterwards.
     cache = Cache(config, files, device, say)
     folder = read_folder(config, config.bases_of(files.preset), cache.has_latent)
     for key, why in folder.left_out:
         say(f"left out: {key}: {why}")
     shown = drawn_prompts(config, folder, files.preset)
-    cache.fill(folder, [drawn.prompt for drawn in shown])
-    source = FolderSource(config, folder, cache)
-    # 3. The network, its optimiser, and the newest checkpoint.
-    network = with_adapters(config, files, device) if config.tune == "lora" else unfrozen(files, device)
-    if begin is not None:
-        begin_with(network, begin)
-        say(f"beginning with {begin.path}: {len(begin.updates)} linears")
-        if begin.unmatched:
-            say(f"left aside, as this model has no such part: {listed(begin.unmatched)}")
-    trained = Trained(plan, Ranks(device), model=network)
-    found = _resume(config, files, trained, source, say)
-    average = _average(config, trained, found)
-    _write_config(config)  # only now: a command that is refused must not replace the run's own
-    count = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
-    # 4. The loop, and what it leaves behind.
-    step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown, say)
-    written: tuple[Path, ...] = ()
-    if step:  # else it was stopped before anything was learned
-        with _averaged(average, trained):
-            written = lora_files.export(config, files, trained.model, step, say)
-    return Result(step, step == config.steps, written, folder.training[0].caption)
+    with checkpoint.alone(config.run_dir):  # only now: a command that is refused leaves no folder
+        cache.fill(folder, [drawn.prompt for drawn in shown])
+        source = FolderSource(config, folder, cache)
+        # 3. The network, its optimiser, and the newest checkpoint.
+        network = with_adapters(config, files, device) if config.tune == "lora" else unfrozen(files, device)
+        if begin is not None:
+            begin_with(network, begin)
+            say(f"beginning with {begin.path}: {len(begin.updates)} linears")
+            if begin.unmatched:
+                say(f"left aside, as this model has no such part: {listed(begin.unmatched)}")
+        trained = Trained(plan, Ranks(device), model=network)
+        found = _resume(config, files, trained, source, say)
+        average = _average(config, trained, found)
+        _write_config(config)  # only now: a command that is refused must not replace the run's own
+        count = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
+        # 4. The loop, and what it leaves behind.
+        step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown, say)
+        written: tuple[Path, ...] = ()
+        if step:  # else it was stopped before anything was learned
+            with _averaged(average, trained):
+                written = lora_files.export(config, files, trained.model, step, say)
+        return Result(step, step == config.steps, written, folder.training[0].caption)
 
 
 def _loop(

@@ -34,28 +34,22 @@ PARTS = ("vae", "language", "transformer", "export")
 def run(
     config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]
 ) -> Path:
-    """Train the named parts in order; returns the folder of the exported model (`out`, or `<run>/model`).
+    """Train the named parts, in the order of PARTS; returns the folder of the exported model (`out`, or `<run>/model`).
 
     Raises LensError; CancelledError where it was asked to stop, with the state of the part under way saved.
     """
-    with checkpoint.alone(config.run_dir):
-        return _run(config, parts, out, say)
-
-
-def _run(config: NanoConfig, parts: tuple[str, ...], out: Path | None, say: Callable[[str], None]) -> Path:
     if config.start_from is not None:
         _adopt(config, config.start_from)
         parts = tuple(part for part in parts if part not in ("vae", "language"))
-    for part in parts:
-        say(f"== {part}")
-        if part == "vae":
-            _train_vae(config)
-        elif part == "language":
-            _train_language(config)
-        elif part == "transformer":
-            _train_transformer(config)
+    trained = [part for part in PARTS[:-1] if part in parts]
+    if trained:
+        with checkpoint.alone(config.run_dir):
+            for part in trained:
+                say(f"== {part}")
+                {"vae": _train_vae, "language": _train_language, "transformer": _train_transformer}[part](config)
     folder = out if out is not None else config.run_dir / "model"
     if "export" in parts:
+        say("== export")
         export(config, folder)
     return folder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from backend import paths
 from backend.errors import LensError, UsageError
@@ -58,7 +59,7 @@ def test_more_variants_than_torch_allows(fresh: None, monkeypatch: pytest.Monkey
         double = torch.compile(lambda x: x * 2, dynamic=False, fullgraph=True, backend="eager")
         return [float(double(torch.ones(size)).sum()) for size in range(2, 14)]
 
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+    with pytest.raises(FailOnRecompileLimitHit):
         doubled(limit_raised=False)
     torch._dynamo.reset()
     assert doubled(limit_raised=True) == [2.0 * size for size in range(2, 14)]
