@@ -156,11 +156,10 @@ def _train_transformer(config: NanoConfig) -> None:
 
 def export(config: NanoConfig, folder: Path) -> None:
     """Write the three files of an embedded model and the parameters they were made with."""
+    state = _average(config)
     folder.mkdir(parents=True, exist_ok=True)
     names = Embedded()
     about = {"general.name": "Lens-Nano", "general.license": "mit"}
-    transformer = config.run_dir / "transformer.safetensors"
-    state = checkpoint.load_part(transformer) if transformer.exists() else _average(config)
     write_transformer_gguf(folder / names.transformer, state, config.params.dit, quant="Q8_0", metadata=about)
     write_text_encoder_gguf(
         folder / names.text_encoder,
@@ -174,9 +173,11 @@ def export(config: NanoConfig, folder: Path) -> None:
 
 
 def _average(config: NanoConfig) -> dict[str, torch.Tensor]:
-    """The averaged weights of the newest checkpoint of an unfinished run."""
-    folder = config.run_dir / "transformer"
+    """The averaged weights of the newest checkpoint; of the finished part where its checkpoints are gone."""
+    folder, finished = config.run_dir / "transformer", config.run_dir / "transformer.safetensors"
     found = sharded.latest(folder, Ranks(torch.device("cpu")))
-    if found is None:
+    if found is not None:
+        return sharded.read_whole(found, "ema")
+    if not finished.exists():
         raise FileNotFoundError(f"{folder}: no checkpoint yet; train the transformer first")
-    return sharded.read_whole(found, "ema")
+    return checkpoint.load_part(finished)

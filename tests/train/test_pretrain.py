@@ -25,7 +25,7 @@ from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, VAEParams
 from tests.train.small_language import small_language
-from train import pretrain, rounds, sharded
+from train import checkpoint, pretrain, rounds, sharded
 from train.config import Stage
 from train.data.dialogues import caption_of
 from train.data.scenes import Background, Scene, Thing, sample_scene
@@ -214,6 +214,15 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         stage = dataclasses.replace(plan.stages[0], single_share=share, captions=(0.0, 0.0, 1.0))
         rounds.encode_round(plan, stage, f"test {share}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, share  # four deviations wide
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> None:
+    plan = config(tmp_path / "run", frozen, steps=1)
+    with checkpoint.alone(plan.run_dir), pytest.raises(UsageError, match="another process is training"):
+        pretrain.run(plan, frozen)
+    assert [path.name for path in plan.run_dir.iterdir()] == [".lock"]  # nothing was begun
+    pretrain.run(plan, frozen)
+    assert len(sharded.folders(plan.run_dir)) == 1
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)])
