@@ -132,10 +132,8 @@ def _matrices(name: str, parameter: torch.nn.Parameter) -> int:
     return int(".layers." in name and parameter.dim() >= 2 and "bias" not in name and "router" not in name)
 
 
-def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
-    """Train to `config.steps`; the same call again resumes. Raises CancelledError where it was asked to stop, with its
-    state saved."""
-    device = torch.device(config.device)
+def _network(config: LanguageConfig, device: torch.device) -> LensGptOssEncoder:
+    """Random weights, ready to be trained."""
     model = LensGptOssEncoder(config.params, head=True)
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     model.to(device)
@@ -146,6 +144,14 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         block.self_attn.explicit = device.type == "cpu"
         if config.compile:
             block.compile(dynamic=True)
+    return model
+
+
+def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
+    """Train to `config.steps`; the same call again resumes. Raises CancelledError where it was asked to stop, with its
+    state saved."""
+    device = torch.device(config.device)
+    model = _network(config, device)
     optimizer = Optimizers(
         model,
         muon=_matrices,

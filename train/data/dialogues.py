@@ -22,7 +22,17 @@ from tokenizers import Tokenizer
 from backend.params import TemplateParams
 from backend.text.harmony import Writer, encode_prompt, system_text
 from train.data.outside import STRANGERS, any_script, forbidden, harmless
-from train.data.scene_text import NUMBERS, PARTS, around, article, brief_stating, dense, kind_name, place_of
+from train.data.scene_text import (
+    COLOURED_SHARE,
+    NUMBERS,
+    PARTS,
+    around,
+    article,
+    brief_stating,
+    dense,
+    kind_name,
+    place_of,
+)
 from train.data.scenes import COLOURS, LAYOUTS, Scene, sample_scene
 from train.data.things import KINDS
 
@@ -198,7 +208,7 @@ MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing, "repeat": r
 
 
 def caption_of(
-    scene: Scene, rng: random.Random, shares: tuple[float, float, float], coloured_share: float = 0.82
+    scene: Scene, rng: random.Random, shares: tuple[float, float, float], coloured_share: float = COLOURED_SHARE
 ) -> str:
     """A caption for training the transformer: dense, partly dense or brief with the given shares.
 

@@ -240,12 +240,17 @@ def around(content: str, scene: Scene, rng: random.Random, parts: frozenset[str]
     return f"{first} {_background(scene.background, rng)}" if "background" in parts else first
 
 
+COLOURED_SHARE = 0.82  # of brief captions, where nothing else is asked for: those that name colours
+
+
 def brief(scene: Scene, rng: random.Random) -> str:
     """What a person would type: a few words, often without colour, size or background."""
     return brief_stating(scene, rng)[0]
 
 
-def brief_stating(scene: Scene, rng: random.Random, coloured_share: float = 0.82) -> tuple[str, frozenset[str]]:
+def brief_stating(
+    scene: Scene, rng: random.Random, coloured_share: float = COLOURED_SHARE
+) -> tuple[str, frozenset[str]]:
     """A brief caption and the parts it states, which a rewrite must keep. `coloured_share`: how often colours are."""
     stated = {"count"}
     if rng.random() < coloured_share:
