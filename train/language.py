@@ -29,7 +29,7 @@ from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
 from train.optim import Optimizers
-from train.stopping import Stopper, stopped
+from train.stopping import Stopper
 
 SPECIAL = (
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>",
@@ -174,10 +174,14 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
         kinds=config.kinds,
         tokens=config.tokens_per_step,
     )
+    feed = Feed(make, start=start, stop=config.steps, workers=config.workers)
+
+    def save(done: int) -> None:
+        parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
+        checkpoint.save(config.run_dir, done, parts, {})
+
     with Stopper() as stopper, contextlib.closing(Metrics(config.run_dir, start)) as metrics:
-        for step, (ids, targets) in enumerate(
-            Feed(make, start=start, stop=config.steps, workers=config.workers), start
-        ):
+        for step, (ids, targets) in stopper.steps(feed, start, config.steps, save=save, save_every=config.save_every):
             scale = min(1.0, (step + 1) / config.warmup) * (
                 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / config.steps))
             )
@@ -190,14 +194,6 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step(config.learning_rate * scale)
-            done = step + 1
-            if done % 25 == 0 or done == config.steps:
-                metrics.log(done, loss=loss.item(), batch=float(len(ids)))
-            last = done == config.steps
-            asked = stopper.asked  # read once: a signal between the two looks must not end it unsaved
-            if done % config.save_every == 0 or last or asked:
-                parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
-                checkpoint.save(config.run_dir, done, parts, {})
-            if asked and not last:
-                raise stopped(done, config.steps)
+            if (step + 1) % 25 == 0 or step + 1 == config.steps:
+                metrics.log(step + 1, loss=loss.item(), batch=float(len(ids)))
     return model

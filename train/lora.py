@@ -9,13 +9,13 @@ in inference's unconditional branch, and previews walk inference's own schedule.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,10 @@ def _run(config: LoraConfig, say: Say) -> Result:
         count = sum(p.numel() for p in network.parameters() if p.requires_grad)
         say(f"training {count:,} numbers on {len(folder.training):,} pictures, {len(folder.held):,} held out")
         # 4. The loop, and what it leaves behind.
-        step = _loop(config, plan, files, trained, average, source, found.step if found else 0, shown, say)
+        start = found.step if found else 0
+        metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=overrides.as_json(config))
+        with contextlib.closing(metrics):
+            step = _loop(_Run(config, plan, files, trained, average, source, shown, metrics), start)
         written: tuple[Path, ...] = ()
         if step:  # else it was stopped before anything was learned
             with _averaged(average, trained):
@@ -112,73 +115,78 @@ def _run(config: LoraConfig, say: Say) -> Result:
         return Result(step, step == config.steps, written, folder.training[0].caption)
 
 
-def _loop(
-    config: LoraConfig,
-    plan: PretrainConfig,
-    files: ModelFiles,
-    trained: Trained,
-    average: EMA | None,
-    source: FolderSource,
-    start: int,
-    shown: Sequence[Drawn],
-    say: Say,
-) -> int:
+@dataclass
+class _Run:
+    """What the loop works on."""
+
+    config: LoraConfig
+    plan: PretrainConfig
+    files: ModelFiles
+    trained: Trained
+    average: EMA | None
+    source: FolderSource
+    shown: Sequence[Drawn]
+    metrics: Metrics
+    judged: dict[str, float] = field(default_factory=dict[str, float])  # newest validation
+
+    def __post_init__(self) -> None:
+        self.held = self.source.held(self.plan.stages[0])
+        self.writer = sharded.Writer(self.config.run_dir, self.trained.ranks, keep=self.config.keep, background=False)
+
+    def look(self, step: int, loss: float) -> None:
+        """Validation and previews, where it is time; of the average, where there is one."""
+        config, last = self.config, step == self.config.steps
+        with _averaged(self.average, self.trained):
+            if self.held and (last or step % config.validate_every == 0):
+                self.judged = validate(self.plan, self.trained, self.held)
+                if step:
+                    self.metrics.log(step, loss=loss, **self.judged)
+            if self.shown and (last or step % config.preview_every == 0):
+                self.metrics.picture(step, sheet(self.trained.model, self.files, self.source.cache, self.shown))
+                if config.tune == "lora" and step:
+                    lora_files.write_step(config, self.files, self.trained.model, step)
+
+    def save(self, step: int) -> None:
+        tensors, state = self.trained.tensors(), _identity(self.config, self.files, self.source)
+        if self.average is not None:
+            tensors |= {f"ema.{name}": tensor for name, tensor in self.average.shadow.items()}
+            state["ema_updates"] = self.average.updates
+        self.writer.save(step, tensors, state)
+
+
+def _loop(this: _Run, start: int) -> int:
     """Train from step `start` on; returns the step that was reached and saved."""
-    metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=overrides.as_json(config))
-    writer = sharded.Writer(config.run_dir, trained.ranks, keep=config.keep, background=False)
-    held = source.held(plan.stages[0])
-    taken, judged = Taken(float("nan"), float("nan"), None, asked_to_stop=False), dict[str, float]()
+    config, plan, trained = this.config, this.plan, this.trained
+    taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
     pace = Pace(plan, start, world=1) if config.tune == "full" else _Pace(plan, start, world=1)
-
-    def look(step: int) -> None:
-        metrics.picture(step, sheet(trained.model, files, source.cache, shown))
-        if config.tune == "lora" and step:
-            lora_files.write_step(config, files, trained.model, step)
-
-    def save(step: int) -> None:
-        tensors, state = trained.tensors(), _identity(config, files, source)
-        if average is not None:
-            tensors |= {f"ema.{name}": tensor for name, tensor in average.shadow.items()}
-            state["ema_updates"] = average.updates
-        writer.save(step, tensors, state)
-
-    try:
-        with Stopper() as stopper:
-            for step in range(start, config.steps + 1):
-                last, later = step == config.steps, step != start
-                # At the start too: what fine-tuning changes is seen beside what was there before.
-                with pace.paused(), _averaged(average, trained):
-                    if held and (step == 0 or (later and (last or step % config.validate_every == 0))):
-                        judged = validate(plan, trained, held)
-                        if step:
-                            metrics.log(step, loss=taken.loss, **judged)
-                    if shown and (step == 0 or (later and (last or step % config.preview_every == 0))):
-                        look(step)
-                stop = last or stopper.asked  # read once: a signal between two looks must not end it unsaved
+    with Stopper() as stopper:
+        for step in range(start, config.steps + 1):
+            later = step != start
+            with pace.paused():
+                if later or step == 0:  # what fine-tuning changes is seen beside what was there before
+                    this.look(step, taken.loss)
+                # Read once: a signal between two looks must not end it unsaved.
+                stop = step == config.steps or stopper.asked
                 if later and (stop or step % config.save_every == 0):
-                    with pace.paused():
-                        save(step)
-                if stop:
-                    return step
+                    this.save(step)
+            if stop:
+                return step
 
-                at = locate(plan.stages, step)
-                batches = _batches(plan, source, at)
-                try:
-                    taken = trained.step(batches, learning_rate(plan, at), stop=stopper.asked)
-                except Diverged as error:
-                    save(step)  # nothing of this step is in it
-                    raise _told(error, step) from error
-                if average is not None:
-                    average.update(trained.model)
-                if step == 0 and held:  # with the loss of the first batch, which was the untouched model's too
-                    metrics.log(0, loss=taken.loss, **judged)
-                pace.count(batches)
-                if (step + 1) % config.log_every == 0:
-                    rate = learning_rate(plan, at)
-                    values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
-                    metrics.log(step + 1, **values, **pace.values(step + 1))
-    finally:
-        metrics.close()
+            at = locate(plan.stages, step)
+            batches, rate = _batches(plan, this.source, at), learning_rate(plan, at)
+            try:
+                taken = trained.step(batches, rate, stop=stopper.asked)
+            except Diverged as error:
+                this.save(step)  # nothing of this step is in it
+                raise _told(error, step) from error
+            if this.average is not None:
+                this.average.update(trained.model)
+            if step == 0 and this.held:  # with the loss of the first batch, which was the untouched model's too
+                this.metrics.log(0, loss=taken.loss, **this.judged)
+            pace.count(batches)
+            if (step + 1) % config.log_every == 0:
+                values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
+                this.metrics.log(step + 1, **values, **pace.values(step + 1))
     raise AssertionError("the loop ends by itself")
 
 
@@ -196,9 +204,9 @@ def _batches(plan: PretrainConfig, source: FolderSource, at: At) -> list[Batch]:
     return [sources.noised(plan, at, group, source.load(at, group)) for group in groups]
 
 
-def _averaged(average: EMA | None, trained: Trained) -> AbstractContextManager[None]:
+def _averaged(average: EMA | None, trained: Trained) -> contextlib.AbstractContextManager[None]:
     """The network is the average meanwhile, where there is one."""
-    return nullcontext() if average is None else average.shown(trained.model)
+    return contextlib.nullcontext() if average is None else average.shown(trained.model)
 
 
 # -------------------------------------------------------------------------------------------------------- validation

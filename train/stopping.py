@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from backend.errors import CancelledError
+
+T = TypeVar("T")
 
 
 class Stopper:
@@ -30,6 +34,20 @@ class Stopper:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def steps(
+        self, batches: Iterable[T], start: int, stop: int, *, save: Callable[[int], None], save_every: int
+    ) -> Iterator[tuple[int, T]]:
+        """The batches of the steps `start` to `stop - 1`, each with its number; `save` gets how many steps are done,
+        after every `save_every`-th, after the last, and where it was asked to stop. Then it raises CancelledError."""
+        for step, batch in enumerate(batches, start):
+            yield step, batch
+            done, last = step + 1, step + 1 == stop
+            asked = self.asked  # read once: a signal between two looks must not end it unsaved
+            if done % save_every == 0 or last or asked:
+                save(done)
+            if asked and not last:
+                raise stopped(done, stop)
 
 
 def stopped(step: int, steps: int) -> CancelledError:

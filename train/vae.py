@@ -29,7 +29,7 @@ from train.data.drawing import render
 from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.metrics import Metrics
-from train.stopping import Stopper, stopped
+from train.stopping import Stopper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,16 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
     )
     held = _to_image(draw_crops(-1, seed=config.seed, batch=32, crop=config.crop, per_scene=1), device)
 
+    loss = torch.tensor(math.nan)
+    feed = Feed(make, start=start, stop=config.steps, workers=config.workers)
     with Stopper() as stopper, contextlib.closing(Metrics(config.run_dir, start)) as metrics:
-        for step, crops in enumerate(Feed(make, start=start, stop=config.steps, workers=config.workers), start):
+
+        def save(done: int) -> None:
+            metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
+            parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
+            checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
+
+        for step, crops in stopper.steps(feed, start, config.steps, save=save, save_every=config.save_every):
             scale = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * scale
@@ -129,17 +137,8 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
 
-            done = step + 1
-            if done % 100 == 0 or done == config.steps:
-                metrics.log(done, loss=loss.item(), latent_std=mean.std().item())
-            last = done == config.steps
-            asked = stopper.asked  # read once: a signal between the two looks must not end it unsaved
-            if done % config.save_every == 0 or last or asked:
-                metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
-                parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
-                checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
-            if asked and not last:
-                raise stopped(done, config.steps)
+            if (step + 1) % 100 == 0 or step + 1 == config.steps:
+                metrics.log(step + 1, loss=loss.item(), latent_std=mean.std().item())
     measure_latents(vae, config)
     return vae
 
