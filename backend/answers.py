@@ -35,6 +35,7 @@ class Draft:
     prompt: str = ""  # empty where refused
     rule: str | None = None  # a name of the policy, or MODEL_REFUSAL; None where rewritten
     notes: tuple[str, ...] = ()  # what was odd but readable
+    left_out: tuple[str, ...] = ()  # fields of the plan that the endpoint does not take: "temperature", "seed"
 
 
 def schema() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import urlsplit
 
@@ -141,8 +141,19 @@ class EndpointSpeaker:
                 self.say(f"the endpoint does not do {LEVELS[index]}; trying {LEVELS[index + 1]}")
                 continue
             self._learned.level = index
-            return draft
+            return self._with_left_out(draft, task)
         raise AssertionError("the last level returns or raises")
+
+    def _with_left_out(self, draft: Draft, task: Task) -> Draft:
+        """The draft, which says what the endpoint was not sent because it does not take it."""
+        wanted = {"temperature": task.plan.temperature, "seed": task.plan.seed}
+        left_out = tuple(name for name, value in wanted.items() if value is not None and name in self._learned.refused)
+        notes = draft.notes
+        if "temperature" in left_out:  # an endpoint's plan has one only where the person set it
+            notes += (
+                f"{self.address.model} does not take the temperature {task.plan.temperature:g}; its own was used",
+            )
+        return replace(draft, left_out=left_out, notes=notes)
 
     def _ask(self, task: Task, level: str) -> Draft:
         """One question at one level. Raises _NotUnderstood where a lower level may do better."""

@@ -107,7 +107,7 @@ def dump_record(record: Mapping[str, Any]) -> str:
 def load_record(text: str, where: str) -> dict[str, Any]:
     """Parse and check a record. `where` names the file in messages. Raises FileError."""
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{where}: the lens record is damaged") from error
     if not isinstance(record, dict) or type(cast("dict[str, Any]", record).get("v")) is not int:
@@ -119,6 +119,22 @@ def load_record(text: str, where: str) -> dict[str, Any]:
             hint="update lens",
         )
     return found
+
+
+def _finite(text: str) -> float:
+    """Python reads NaN, Infinity and 1e999, which could not be written as JSON again. Raises ValueError for them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that JSON holds")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number, also for a whole one: which may be too long for a float."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
@@ -136,7 +152,7 @@ def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
 
     original = record.get("original_prompt")
     dtype = _field(record, "dtype", where, lambda value: isinstance(value, str) and value in known)
-    guidance = _field(record, "guidance", where, lambda value: type(value) in (int, float) and math.isfinite(value))
+    guidance = _field(record, "guidance", where, _is_number)
     model = _field(record, "model", where, lambda value: isinstance(value, dict))
     return GenerationRequest(
         prompt=text("prompt"),
@@ -183,7 +199,7 @@ def _loras(record: Mapping[str, Any], where: str) -> tuple[LoraUse, ...]:
             raise FileError(f"{where}: the lens record is damaged: loras = {found!r}"[:300])
         one = cast("dict[str, Any]", said)
         name = _field(one, "name", where, lambda value: isinstance(value, str) and PurePath(value).name == value)
-        scale = _field(one, "scale", where, lambda value: type(value) in (int, float) and math.isfinite(value))
+        scale = _field(one, "scale", where, _is_number)
         sha256 = _field(one, "sha256", where, lambda value: isinstance(value, str))
         mode = _field(one, "mode", where, lambda value: isinstance(value, str) and value in ran)
         uses.append(LoraUse(path=name, sha256=sha256, scale=float(scale), mode=LoraMode(mode)))
@@ -203,7 +219,7 @@ def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
         return _field(said, key, where, lambda value: isinstance(value, str))
 
     def number(value: Any) -> bool:
-        return value is None or (type(value) in (int, float) and math.isfinite(value))
+        return value is None or _is_number(value)
 
     temperature = _field(said, "temperature", where, number)
     return Expander(
@@ -213,7 +229,7 @@ def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
         instructions_sha256=text("instructions_sha256"),
         effort=text("effort"),
         temperature=None if temperature is None else float(temperature),
-        seed=_field(said, "seed", where, lambda value: type(value) is int),
+        seed=_field(said, "seed", where, lambda value: value is None or type(value) is int),
     )
 
 
@@ -260,9 +276,8 @@ def describe_lora(use: Any) -> str:
 def describe_expander(expander: Any) -> str:
     """`gpt-oss-20b (local), system prompt general, seed 0` of a record's `expander`, whatever it holds."""
     said = cast("dict[str, Any]", expander) if isinstance(expander, dict) else {}
-    return (
-        f"{said.get('model')} ({said.get('kind')}), system prompt {said.get('system_prompt')}, seed {said.get('seed')}"
-    )
+    seed = "" if said.get("seed") is None else f", seed {said['seed']}"
+    return f"{said.get('model')} ({said.get('kind')}), system prompt {said.get('system_prompt')}{seed}"
 
 
 # ---------------------------------------------------------------------------------------------------------- A1111 text

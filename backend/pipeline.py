@@ -186,7 +186,7 @@ class Pipeline:
         device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
         source = FeatureSource(
             files=self.files, encoder=run.encoder, dtype=self.dtype, device=device, store=self.stores.embeddings,
-            prefixes=self.stores.prefixes, llama=self.llama,
+            prefixes=self.stores.prefixes, llama=self.llama, say=lambda text: run.watch(Noticed(text=text)),
         )  # fmt: skip
         return source.branches(run.request, lambda name: phase(name, run.timings, run.watch, self.device))
 

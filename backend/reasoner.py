@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,16 +61,16 @@ class Plan:
         """The whole text that is sent as instructions; `form` of the answer: json or plain."""
         return prompts.compose(self.system, self.contract, form)
 
-    def expander(self) -> Expander:
-        """What a picture's record says about the rewrite."""
+    def expander(self, left_out: Collection[str] = ()) -> Expander:
+        """What a picture's record says about the rewrite; `left_out` are fields that had no say in it."""
         return Expander(
             kind=str(self.mode),
             model=Path(self.model).name if self.mode is ReasonerMode.local else self.model,
             system_prompt=self.system.name,
             instructions_sha256=hashlib.sha256(self.instructions("json").encode()).hexdigest(),
             effort=self.effort,
-            temperature=self.temperature,
-            seed=self.seed,
+            temperature=None if "temperature" in left_out else self.temperature,
+            seed=None if "seed" in left_out else self.seed,
         )
 
     def data(self) -> dict[str, Any]:
@@ -189,22 +189,17 @@ def make_plan(
         check_address(settings)
     default = preset.reasoner_prompt if local else "general"
     try:
-        system = prompts.load(system_prompt or settings.system_prompt or default)
+        # Where nobody is asked, a setting that could not be used is in nobody's way; what was typed still is looked at.
+        wanted = system_prompt or (settings.system_prompt if chosen is not ReasonerMode.off else None)
+        system = prompts.load(wanted or default)
         # A plain file does not say whether policy and form are in it: it is taken as the model's own prompt is.
         contract = system.contract or prompts.load(default).contract or "decision"
     except prompts.PromptError as error:
-        raise UsageError(str(error), hint=error.hint) from error
+        where = "the setting reasoner.system_prompt: " if settings.system_prompt and not system_prompt else ""
+        raise UsageError(f"{where}{error}", hint=error.hint) from error
+    if chosen is not ReasonerMode.off:
+        _check_settings(settings, local)
     temperature = settings.temperature
-    if temperature is not None and not 0 <= temperature <= 2:
-        raise UsageError(f"the reasoner's temperature {temperature:g} is outside 0..2", hint="0: the likeliest words")
-    for name in ("think_tokens", "answer_tokens", "max_tokens"):
-        if not 1 <= getattr(settings, name) <= 100_000:
-            raise UsageError(f"reasoner.{name} = {getattr(settings, name)} is outside 1..100,000")
-    if local and settings.think_tokens + settings.answer_tokens > LOCAL_CONTEXT // 2:
-        raise UsageError(
-            f"reasoner.think_tokens and answer_tokens together pass {LOCAL_CONTEXT // 2:,}",
-            hint="the other half of the local model's context holds the instructions and the request",
-        )
     return Plan(
         mode=chosen,
         why=why,
@@ -218,6 +213,21 @@ def make_plan(
         answer_tokens=settings.answer_tokens,
         max_tokens=settings.max_tokens,
     )
+
+
+def _check_settings(settings: ReasonerSettings, local: bool) -> None:
+    """Raises UsageError for numbers that cannot be meant."""
+    temperature = settings.temperature
+    if temperature is not None and not 0 <= temperature <= 2:
+        raise UsageError(f"the reasoner's temperature {temperature:g} is outside 0..2", hint="0: the likeliest words")
+    for name in ("think_tokens", "answer_tokens", "max_tokens"):
+        if not 1 <= getattr(settings, name) <= 100_000:
+            raise UsageError(f"reasoner.{name} = {getattr(settings, name)} is outside 1..100,000")
+    if local and settings.think_tokens + settings.answer_tokens > LOCAL_CONTEXT // 2:
+        raise UsageError(
+            f"reasoner.think_tokens and answer_tokens together pass {LOCAL_CONTEXT // 2:,}",
+            hint="the other half of the local model's context holds the instructions and the request",
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- refine
@@ -247,7 +257,7 @@ def refine(
             cache.write(key, json.dumps({"v": CACHE_VERSION, **asdict(draft)}).encode())
     common: dict[str, Any] = {
         "original": request,
-        "expander": plan.expander(),
+        "expander": plan.expander(draft.left_out),
         "cached": cached,
         "notes": () if cached else draft.notes,
     }
@@ -297,8 +307,9 @@ def _read(cache: Store | None, key: str) -> Draft | None:
         return None
     try:
         found = json.loads(data)
-        version, notes = found.pop("v"), found.pop("notes")
-        draft = Draft(**found, notes=tuple(notes))
+        version = found.pop("v")
+        notes, left_out = tuple(found.pop("notes")), tuple(found.pop("left_out", ()))
+        draft = Draft(**found, notes=notes, left_out=left_out)
         whole = draft.prompt if draft.decision == "rewrite" else draft.rule in prompts.rule_names()
         if version != CACHE_VERSION or not whole:
             raise ValueError("it is no decision")

@@ -28,6 +28,7 @@ PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tok
 STEPS_LIMIT = 250  # keeps the schedule small enough for every format's metadata
 GUIDANCE_LIMIT = 100.0
 PICTURES_LIMIT = 10_000  # of one run
+NO_LORA = "none"  # as the only LoRA: not even those of the settings; a file of that name is ./none
 SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
 
 Warn = Callable[[str], None]
@@ -63,9 +64,9 @@ def build_request(
 ) -> GenerationRequest:
     """A complete request from what was given; None and () mean "not given".
 
-    `seeds` are texts: "42", "-1" (draw one), "100..120"; `loras` too: "NAME=0.8" or "PATH=0.8". `warn` is called with
-    one line for everything that was asked for and cannot be honoured. Raises UsageError; for a model given as a path
-    also what `weights.resolve_model` raises, for a LoRA what `loras.parse_lora` does.
+    `seeds` are texts: "42", "-1" (draw one), "100..120"; `loras` too: "NAME=0.8" or "PATH=0.8", or "none" alone. `warn`
+    is called with one line for everything that was asked for and cannot be honoured. Raises UsageError; for a model
+    given as a path also what `weights.resolve_model` raises, for a LoRA what `loras.parse_lora` does.
     """
     name = model or settings.model or _default_model()
     name, preset = find_preset(name)
@@ -230,7 +231,7 @@ def _memory(
 
 
 def _find_loras(texts: Sequence[str], mode: LoraMode) -> tuple[LoraUse, ...]:
-    if not texts:
+    if not texts or list(texts) == [NO_LORA]:
         return ()
     from backend.loras import parse_lora  # with hashlib and what it names; only where there are some
 

@@ -138,6 +138,17 @@ def resolve_size(
     return size_for(parse_ratio(ar if ar is not None else "1:1"), base if base is not None else default_base)
 
 
+def ratio_and_base(width: int, height: int, bases: tuple[int, ...]) -> tuple[str, int]:
+    """What to ask for to get this size: a trained ratio at one of `bases`; where none gives it, the size's own ratio
+    and the base of the nearest area."""
+    for base in bases:
+        for text, size in zip(TRAINED_RATIOS, buckets(base), strict=True):
+            if size == (width, height):
+                return text, base
+    scale = math.sqrt(width * height)
+    return f"{width}:{height}", min(bases, key=lambda base: abs(math.log(base / scale)))
+
+
 def _refuse_conflicts(
     *, ar: str | None, base: int | None, size: str | None, width: int | None, height: int | None
 ) -> None:

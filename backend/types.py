@@ -113,7 +113,7 @@ class Expander:
     instructions_sha256: str  # of the whole text that was sent as instructions, policy included
     effort: str  # low, medium or high
     temperature: float | None  # None: the endpoint's own
-    seed: int
+    seed: int | None  # None: the endpoint takes none
 
 
 @dataclass(frozen=True, kw_only=True)

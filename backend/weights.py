@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from backend import pulled
-from backend.errors import CheckpointError, ModelMissingError, UsageError
+from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
 from backend.model import layouts
 from backend.model.layouts import Parts
 from backend.paths import hub_cache, nano_dir
@@ -43,6 +43,7 @@ class ModelFiles:
     revision: str | None = None  # hub commit, where known
     repo: str | None = None  # hub repository, where known
     assumed: str | None = None  # a sentence about what had to be assumed; None: nothing
+    borrowed: str | None = None  # a sentence about what another model lends; None: nothing
 
     def files(self) -> list[tuple[str, Path, int]]:
         """(component, path, bytes) of every weights and tokenizer file."""
@@ -53,6 +54,11 @@ class ModelFiles:
             (Component.tokenizer, self.tokenizer),
         )
         return [(str(part), path, path.stat().st_size) for part, paths in parts for path in paths]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences a person should read before they use it."""
+        return tuple(filter(None, (self.assumed, self.borrowed)))
 
     @property
     def folder(self) -> Path:
@@ -79,40 +85,65 @@ def resolve_model(
     (a file is not what it should be) or UsageError (nothing lens understands, with the accepted forms).
     """
     given = layouts.by_hand(transformer=transformer, text_encoder=text_encoder, vae=vae, tokenizer=tokenizer)
+    return _resolve(name_or_path, _Asked(given=given, variant=variant))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What was asked for beside the name or path."""
+
+    given: Parts = field(default_factory=Parts)  # these replace what is found
+    variant: str | None = None  # which model a path is; None: the files say
+    borrow: bool = True  # what is absent may come from other models; not for one that is to lend: it might come back
+
+
+def _resolve(name_or_path: str, asked: _Asked) -> ModelFiles:
     path = Path(name_or_path).expanduser()
     for _, _, applies, action in sorted(_RULES, key=lambda rule: rule[0]):
         if applies(name_or_path, path):
-            return action(name_or_path, path, given, variant)
+            return action(name_or_path, path, asked)
     raise _not_understood(name_or_path, path)
 
 
 # Rules ---------------------------------------------------------------------------------------------------------------
 
 _Check = Callable[[str, Path], bool]
-_Action = Callable[[str, Path, Parts, str | None], ModelFiles]
+_Action = Callable[[str, Path, _Asked], ModelFiles]
 
 
-def _registry(name: str, _path: Path, given: Parts, variant: str | None) -> ModelFiles:
+def _registry(name: str, _path: Path, asked: _Asked) -> ModelFiles:
     preset = get(name)
-    if variant is not None and variant != preset.name:
-        raise UsageError(f"{preset.name} is a name of the registry, so it cannot also be {variant}")
-    return of_preset(preset, given)
+    if asked.variant is not None and asked.variant != preset.name:
+        raise UsageError(f"{preset.name} is a name of the registry, so it cannot also be {asked.variant}")
+    return _of_preset(preset, asked)
 
 
-def of_preset(preset: Preset, given: Parts | None = None) -> ModelFiles:
+def of_preset(preset: Preset) -> ModelFiles:
     """The files of a registry model. Raises ModelMissingError naming the command that fetches them."""
-    given = given or Parts()
+    return _of_preset(preset, _Asked())
+
+
+def _of_preset(preset: Preset, asked: _Asked) -> ModelFiles:
     if preset.embedded is not None:
-        return _embedded_preset(preset, given)
+        return _embedded_preset(preset, asked.given)
     record = pulled.load(preset.name)
     if record is not None and record.folder.exists():
-        return _from_record(preset, record, given)
+        return _from_record(preset, record, asked)
+    unusable: CheckpointError | None = None
     for source in preset.sources:
         for revision, folder in cached_snapshots(source):
-            parts = _source_parts(source, folder)
+            try:
+                parts = _source_parts(source, folder)
+            except CheckpointError as error:  # an interrupted pull: shards without their index; a later source may do
+                unusable = unusable or error
+                continue
             if parts is not None and parts.missing() == ():
-                return _finish(preset.name, preset, source.layout, parts.replaced_by(given), revision, source.repo)
-    raise missing(preset)
+                found = parts.replaced_by(asked.given)
+                return _finish(preset.name, preset, source.layout, found, revision, source.repo)
+    error = missing(preset)
+    if unusable is not None:
+        raise ModelMissingError(f"{preset.name} is here only in part: {unusable}", hint=error.hint)
+    raise error
 
 
 def missing(preset: Preset) -> ModelMissingError:
@@ -137,10 +168,11 @@ def _embedded_preset(preset: Preset, given: Parts) -> ModelFiles:
     return _finish(preset.name, preset, Layout.embedded, parts.replaced_by(given), None, None)
 
 
-def _from_record(preset: Preset, record: pulled.Record, given: Parts) -> ModelFiles:
+def _from_record(preset: Preset, record: pulled.Record, asked: _Asked) -> ModelFiles:
     """What `lens models pull` wrote down: a snapshot in the hub cache, or a folder the person named."""
+    given = asked.given
     if record.repo is None:
-        found = resolve_model(str(record.folder), variant=preset.name)
+        found = _resolve(str(record.folder), _Asked(variant=preset.name, borrow=asked.borrow))
         parts = Parts(
             transformer=found.transformer,
             text_encoder=found.text_encoder,
@@ -150,7 +182,8 @@ def _from_record(preset: Preset, record: pulled.Record, given: Parts) -> ModelFi
             text_encoder_config=found.text_encoder_config,
             vae_config=found.vae_config,
         )
-        return _finish(preset.name, preset, found.layout, parts.replaced_by(given), None, None)
+        files = _finish(preset.name, preset, found.layout, parts.replaced_by(given), None, None)
+        return replace(files, borrowed=found.borrowed)
     source = next((s for s in preset.sources if s.repo == record.repo), None)
     if source is not None and source.layout is record.layout:
         parts = _source_parts(source, record.folder)
@@ -166,7 +199,7 @@ def _from_record(preset: Preset, record: pulled.Record, given: Parts) -> ModelFi
 
 
 def cached_snapshots(source: Source) -> list[tuple[str, Path]]:
-    """(commit, folder) of a source's snapshots in the hub cache: the pinned one, else the newest reference first."""
+    """(commit, folder) of a source's snapshots in the hub cache: the pinned one, else all, main's first."""
     root = hub_cache() / f"models--{source.repo.replace('/', '--')}"
     if source.revision is not None:
         commits = [source.revision]
@@ -193,26 +226,26 @@ def _any_parts(folder: Path, layout: Layout) -> Parts:
     return layouts.diffusers(folder) if layout is Layout.diffusers else layouts.single_files(folder)
 
 
-def _diffusers(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
-    return _from_path(path, Layout.diffusers, layouts.diffusers(path).replaced_by(given), variant)
+def _diffusers(name: str, path: Path, asked: _Asked) -> ModelFiles:
+    return _from_path(path, Layout.diffusers, layouts.diffusers(path).replaced_by(asked.given), asked)
 
 
-def _embedded(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
-    return _from_path(path, Layout.embedded, layouts.embedded(path).replaced_by(given), variant)
+def _embedded(name: str, path: Path, asked: _Asked) -> ModelFiles:
+    return _from_path(path, Layout.embedded, layouts.embedded(path).replaced_by(asked.given), asked)
 
 
-def _single_files(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
-    parts = layouts.single_files(path, need_transformer=not given.transformer)
-    return _from_path(path, Layout.single_files, parts.replaced_by(given), variant)
+def _single_files(name: str, path: Path, asked: _Asked) -> ModelFiles:
+    parts = layouts.single_files(path, need_transformer=not asked.given.transformer)
+    return _from_path(path, Layout.single_files, parts.replaced_by(asked.given), asked)
 
 
-def _transformer_folder(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+def _transformer_folder(name: str, path: Path, asked: _Asked) -> ModelFiles:
     parts = layouts.by_hand(transformer=path)
     beside = layouts.diffusers(path.parent) if (path.parent / "model_index.json").is_file() else Parts()
-    return _from_path(path, Layout.diffusers, beside.replaced_by(parts).replaced_by(given), variant)
+    return _from_path(path, Layout.diffusers, beside.replaced_by(parts).replaced_by(asked.given), asked)
 
 
-def _file(name: str, path: Path, given: Parts, variant: str | None) -> ModelFiles:
+def _file(name: str, path: Path, asked: _Asked) -> ModelFiles:
     kind = layouts.kind_of(path)
     if kind is None:
         raise CheckpointError(f"{path}: {layouts.identify_file(path)}, expected a Lens transformer")
@@ -220,8 +253,8 @@ def _file(name: str, path: Path, given: Parts, variant: str | None) -> ModelFile
         raise UsageError(
             f"{path}: {layouts.identify_file(path)}; a model is the transformer's file or a whole folder", hint=ACCEPTED
         )
-    parts = layouts.companions(path).replaced_by(given)
-    return _from_path(path, layouts.layout_of(path), parts, variant)
+    parts = layouts.companions(path).replaced_by(asked.given)
+    return _from_path(path, layouts.layout_of(path), parts, asked)
 
 
 _RULES: tuple[tuple[int, str, _Check, _Action], ...] = (
@@ -251,30 +284,32 @@ def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | C
 # Completion ----------------------------------------------------------------------------------------------------------
 
 
-def _from_path(path: Path, layout: Layout, parts: Parts, variant: str | None) -> ModelFiles:
+def _from_path(path: Path, layout: Layout, parts: Parts, asked: _Asked) -> ModelFiles:
     """A model given as a path: borrow shared companions, read the parameters, name the variant."""
     path = path.absolute()
-    parts = _borrow(path, parts)
+    parts, borrowed = _borrow(path, parts) if asked.borrow else (parts, None)
+    parts = _complete(path, parts)
     params = layouts.read_params(parts)
     small = params.dit != get("lens").params.dit
-    preset, assumed = _variant(path, parts, variant, small)
+    preset, assumed = _variant(path, parts, asked.variant, small)
     found = _finish(path.name, preset, layout, parts, None, None)
-    return replace(found, assumed=assumed)
+    return replace(found, assumed=assumed, borrowed=borrowed)
 
 
-def _borrow(path: Path, parts: Parts) -> Parts:
-    """Fill what is absent from pulled models (encoder and autoencoder are stock parts) or from Lens-Nano."""
+def _borrow(path: Path, parts: Parts) -> tuple[Parts, str | None]:
+    """With what is absent taken from pulled models (encoder and autoencoder are stock parts) or from Lens-Nano, and
+    the sentence that says so."""
     absent = [part for part in parts.missing() if part != Component.transformer]
     if not parts.transformer or not absent:
-        return _complete(path, parts)
+        return parts, None
     dit = layouts.read_transformer_params(parts)
     for name in names():
         preset = PRESETS[name]
         if preset.params.dit.enc_hidden_dim != dit.enc_hidden_dim:
             continue  # another encoder's features would not even have the right width
         try:
-            donor = of_preset(preset)
-        except ModelMissingError:
+            donor = _of_preset(preset, _Asked(borrow=False))
+        except LensError:  # not here, or damaged: using that one by name says what is wrong with it
             continue
         lender = Parts(
             text_encoder=donor.text_encoder,
@@ -283,8 +318,9 @@ def _borrow(path: Path, parts: Parts) -> Parts:
             text_encoder_config=donor.text_encoder_config,
             vae_config=donor.vae_config,
         )
-        return _complete(path, lender.replaced_by(parts))
-    return _complete(path, parts)
+        taken = " and ".join(part.value.replace("_", " ") for part in absent)
+        return lender.replaced_by(parts), f"{path.name}: {taken} of {name}, as there is none beside it"
+    return parts, None
 
 
 _PLACES = {
@@ -317,15 +353,29 @@ def _variant(path: Path, parts: Parts, variant: str | None, small: bool) -> tupl
     if small:
         preset = get(default_name())
         return preset, f"{path.name}: not the published size, so the defaults of {preset.name} apply"
-    # A snapshot folder of the hub cache is named by its commit; the repository's name is two levels up.
-    text = (path.parent.parent.name if path.parent.name == "snapshots" else path.name).lower()
-    base = re.search(r"(^|[-_. ])base($|[-_. ])", text) is not None
-    guess = "lens-turbo" if "turbo" in text else "lens-base" if base else "lens"
+    guess, word = next(
+        ((guess, text) for text in _telling(path, parts) if (guess := _guessed(text)) is not None), ("lens", path.name)
+    )
     preset = get(guess)
     return preset, (
-        f"{path.name}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); "
+        f"{word}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); "
         "the tensors of Lens, Lens-Turbo and Lens-Base are alike, and `lens models pull NAME --from PATH` settles it"
     )
+
+
+def _telling(path: Path, parts: Parts) -> list[str]:
+    """The names that may tell a variant, the most telling first: the transformer's file, the folder, its repository."""
+    folder = path.parent if path.name == "transformer" else path
+    # A snapshot folder of the hub cache is named by its commit; the repository's name is two levels up.
+    repo = [folder.parent.parent.name] if folder.parent.name == "snapshots" else []
+    return [*(file.name for file in parts.transformer), path.name, folder.name, *repo]
+
+
+def _guessed(text: str) -> str | None:
+    """The registry row that a file's or folder's name speaks of; None: none of them in particular."""
+    if "turbo" in text.lower():
+        return "lens-turbo"
+    return "lens-base" if re.search(r"(^|[-_. ])base($|[-_. ])", text.lower()) else None
 
 
 def _finish(

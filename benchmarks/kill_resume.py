@@ -46,7 +46,7 @@ def run_packed(inputs: Path, run: Path, steps: int, background: bool) -> object:
     return pretrain.run(
         replace(
             ranks.config(run), params=params.dit, template=params.text.template, stages=(stage,), source="packed",
-            data=inputs / "work", held_out=inputs / "work", encoders=str(inputs / "model"), cache=run.parent / "cache",
+            data=inputs / "work", held_out=inputs / "held", encoders=str(inputs / "model"), cache=run.parent / "cache",
             align=0.0, validate_every=10, save_every=3, async_save=background,
         )
     )  # fmt: skip
@@ -68,7 +68,9 @@ STAGES: dict[str, Run] = {"random": run_random, "packed": run_packed, "lora": ru
 def make_inputs(folder: Path) -> Path:
     """What the stages read: a tiny model, tars of pictures, a folder of pictures."""
     write_runnable(folder / "model")
-    packed.pack(folder / "work", [range(0, 20), range(20, 36)], ((64, 64), (128, 64), (40, 40)))
+    sizes = ((64, 64), (128, 64), (40, 40))
+    packed.pack(folder / "work", [range(0, 20), range(20, 36)], sizes)
+    packed.pack(folder / "held", [range(36, 42)], sizes)
     draw_folder(folder / "photos")
     return folder
 

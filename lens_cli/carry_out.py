@@ -45,7 +45,8 @@ def carry_out(
         from lens_cli.dry_run import explain
 
         flags = rewriting.flags if rewriting is not None and rewrites else off
-        explain(request, plan, talk, output=output, reasoner=rewriting and rewriting.plan, flags=flags)
+        asked = rewriting and rewriting.plan
+        explain(request, plan, settings.generate, talk, output=output, reasoner=asked, flags=flags)
         return
     llama = None
     if rewriting is not None and rewrites:
@@ -74,7 +75,7 @@ def carry_out(
         llama=llama,
     )
     error = outcome.error()
-    line = command_line(request, output, reasoner=off)
+    line = command_line(request, settings.generate, output, reasoner=off)
     revised = request.prompt if request.expander is not None else None
     data = {**outcome.data(), "request": asdict(request), "revised": revised, "again": line}
     if outcome.pictures:

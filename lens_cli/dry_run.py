@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import ModelMissingError
 from backend.outputs import OutputPlan
 from backend.requests import find_preset
+from backend.settings import GenerateSettings
 from backend.types import GenerationRequest
 from lens_cli.console import Talk, human_bytes
 from lens_cli.wording import arithmetic, command_line, describe
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def explain(
-    request: GenerationRequest, plan: OutputPlan, talk: Talk, *, output: str | None, reasoner: Plan | None = None,
-    flags: Sequence[str] = (),
+    request: GenerationRequest, plan: OutputPlan, settings: GenerateSettings, talk: Talk, *, output: str | None,
+    reasoner: Plan | None = None, flags: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Output names on stdout, one per line; everything else on stderr, or all of it as JSON.
 
@@ -37,6 +38,8 @@ def explain(
         from backend.planning import forecast
 
         found = resolve_model(request.model)
+        for note in found.notes:
+            talk.say(f"note: {note}")
         check_loras(request, found, talk)
         planned, refused = forecast(request, found)
     sizes = [Path(use.path).stat().st_size for use in request.loras]
@@ -71,7 +74,7 @@ def explain(
         talk.warn(f"this will not run: {refused}")
     for path in outputs:
         talk.data(path)
-    line = command_line(request, output, reasoner=flags)
+    line = command_line(request, settings, output, reasoner=flags)
     talk.say(line)
     talk.result(
         {

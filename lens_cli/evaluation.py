@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from backend.types import GenerationRequest
+    from backend.weights import ModelFiles
     from train.evals.nano import Folder, Generate, Report, Result
     from train.evals.nano_prompts import Prompt
 
@@ -84,6 +85,7 @@ def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> N
 def eval_nano(choice: Choice, talk: Talk) -> None:
     """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
     from backend.files import make_folder
+    from backend.identity import identify_model
     from train.evals.nano import Comparison
     from train.evals.nano_prompts import fingerprint
     from train.evals.nano_prompts import prompts as all_prompts
@@ -99,9 +101,10 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     rewriting = make_rewriting(load(), choice.model, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
     if choice.compare and rewriting.off:
         raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
-    request, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
+    request, files, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
     settings: dict[str, Any] = {
         "model": request.model,
+        "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
         "prompts": choice.wording,
         "fingerprint": fingerprint(),
         "steps": request.steps,
@@ -109,6 +112,10 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         "width": request.width,
         "height": request.height,
         "dtype": str(request.dtype),
+        "encoder": str(request.encoder),
+        "quant": str(request.quant),
+        "loras": [[use.sha256, use.scale] for use in request.loras],
+        "negative_prompt": request.negative_prompt,
         "seed": choice.seed,
     }
     runs = [None, rewriting] if choice.compare else [None if rewriting.off else rewriting]
@@ -209,8 +216,8 @@ def _write_sheet(
     talk.say(f"contact sheet: {path}")
 
 
-def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, Generate]:
-    """The resolved request (for its settings) and a function that makes one picture."""
+def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, ModelFiles, Generate]:
+    """The resolved request (for its settings), the model's files, and a function that makes one picture."""
     from backend.requests import build_request
 
     settings = load()
@@ -243,4 +250,4 @@ def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequ
         (made,) = pipeline.generate(request, on_event=lambda event: None, stop=lambda: False)
         return made.image
 
-    return first, generate
+    return first, files, generate

@@ -83,6 +83,8 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
     ]
     if found is not None and found.assumed:
         lines.append(f"assumed     {found.assumed}")
+    if found is not None and found.borrowed:
+        lines.append(f"borrowed    {found.borrowed}")
     lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
     lines += [line for source in preset.sources for line in _source_lines(source)]
     record = pulled.load(preset.name) if name.strip().lower() == preset.name else None
@@ -108,6 +110,7 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         "sources": [asdict(source) for source in preset.sources],
         "problem": problem,
         "assumed": found.assumed if found is not None else None,
+        "borrowed": found.borrowed if found is not None else None,
         "pulled": None if record is None else {"when": record.when, "repo": record.repo, "revision": record.revision},
         "files": []
         if found is None

@@ -113,7 +113,7 @@ Lora = Annotated[
         "--lora",
         metavar="NAME|PATH[=SCALE]",
         help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left "
-        "out. Repeatable: they add up.",
+        "out. Repeatable: they add up. `none`: without those of the settings.",
         rich_help_panel=_PICTURE,
     ),
 ]

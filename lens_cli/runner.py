@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError, RefusedError
+from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError
 from backend.files import make_folder
 from backend.outputs import OutputPlan
 from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted
@@ -140,8 +140,8 @@ def generations(
         interrupt.check(event)
         meter(event)
 
-    if files.assumed:
-        talk.say(f"note: {files.assumed}")
+    for note in files.notes:
+        talk.say(f"note: {note}")
     pipeline = Pipeline(files, dtype=request.dtype, device=request.device, stores=stores, llama=llama)
     done = 0
     while done < len(request.seeds):
@@ -152,7 +152,7 @@ def generations(
                 yield done, replace(generation, index=done, request=request)
                 done += 1
             assert done == len(request.seeds), f"the pipeline made {done} of {len(request.seeds)} pictures"
-        except (NumericsError, RefusedError) as error:
+        except NumericsError as error:
             yield done, Failure(index=done, seed=request.seeds[done], error=error)
             done += 1
 

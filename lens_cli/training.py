@@ -14,7 +14,7 @@ from train.recipes import NanoConfig
 
 
 def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None) -> Path:
-    """Train and export Lens-Nano; returns the folder of the model."""
+    """Train and export Lens-Nano; returns the folder of the model, or of the run where none is exported."""
     unknown = [part for part in parts or () if part not in nano.PARTS]
     if unknown:
         raise UsageError(f"unknown part {unknown[0]!r}", hint=f"parts: {', '.join(nano.PARTS)}")
@@ -22,10 +22,6 @@ def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None
         return nano.run(config, parts=parts or nano.PARTS, out=out, say=lambda text: print(text, file=sys.stderr))
     except FileNotFoundError as error:
         raise LensError(str(error)) from error
-    except FloatingPointError as error:
-        raise LensError(
-            str(error), hint="Lower the learning rate with --set stages.0.learning_rate=…, and run the command again."
-        ) from error
 
 
 def run_pretrain(config: PretrainConfig, talk: Talk) -> None:

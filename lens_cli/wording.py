@@ -6,38 +6,52 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.types import DType, Encoder, GenerationRequest, LoraMode, Quant
+from backend.requests import NO_LORA
+from backend.settings import GenerateSettings
+from backend.types import Encoder, GenerationRequest, LoraMode
 
 
-def command_line(request: GenerationRequest, output: str | None = None, *, reasoner: Sequence[str] = ()) -> str:
-    """A `lens gen` line, quoted for a POSIX shell, that makes the same pictures again.
+def command_line(
+    request: GenerationRequest, settings: GenerateSettings, output: str | None = None, *, reasoner: Sequence[str] = ()
+) -> str:
+    """A `lens gen` line, quoted for a POSIX shell, that makes the same pictures again, also under these settings.
 
     It holds the prompt that was drawn, rewritten or not, and nobody may rewrite it once more. `reasoner` are flags
-    about that where they are needed.
+    about that where they are needed. What is as it is without flag and setting is left out.
     """
-    prompt = request.prompt
+    prompt, usual = request.prompt, GenerateSettings()
+
+    def needed(name: str) -> bool:
+        """Whether the flag has to be written: by itself the value would be another."""
+        return getattr(request, name) != getattr(usual, name) or getattr(settings, name) != getattr(usual, name)
+
     words = ["lens", "gen"]
     # A prompt that begins with a hyphen would be read as a flag, and "-" as stdin.
     words += [f"--prompt={prompt}"] if prompt.startswith("-") else [prompt]
     words += ["--model", request.model, "--size", f"{request.width}x{request.height}"]
-    words += ["--steps", str(request.steps), "--guidance", f"{request.guidance:g}"]
-    words += [f"--negative-prompt={request.negative_prompt}"] if request.negative_prompt else []
+    words += ["--steps", str(request.steps), "--guidance", _number(request.guidance)]
+    blank = settings.negative_prompt or ""
+    words += [f"--negative-prompt={request.negative_prompt}"] if request.negative_prompt or blank else []
     for first, last in seed_runs(request.seeds):
         words += ["--seed", str(first) if first == last else f"{first}..{last}"]
-    words += ["--dtype", str(request.dtype)] if request.dtype is not DType.auto else []
-    words += ["--device", request.device] if request.device != "auto" else []
-    words += ["--encoder", str(request.encoder)] if request.encoder is not Encoder.auto else []
-    words += ["--quant", str(request.quant)] if request.quant is not Quant.auto else []
+    for name in ("dtype", "device", "encoder", "quant"):
+        words += [f"--{name}", str(getattr(request, name))] if needed(name) else []
     for use in request.loras:
         words += ["--lora", f"{use.path}={use.scale!r}"]
+    words += ["--lora", NO_LORA] if settings.loras and not request.loras else []
     mode = request.loras[0].mode if request.loras else LoraMode.auto
-    words += ["--lora-mode", str(mode)] if mode is not LoraMode.auto else []
+    words += ["--lora-mode", str(mode)] if request.loras and {mode, settings.lora_mode} != {LoraMode.auto} else []
     words += ["--profile", request.profile] if request.profile is not None else []
     words += ["--vram", f"{request.vram / 10**6:.15g}MB"] if request.vram is not None else []
     words += ["--compile"] if request.compiled else []
     words += ["--reasoner", "off"] if request.expander is not None else reasoner
     words += ["--output", output] if output is not None else []
     return shlex.join(words)
+
+
+def _number(value: float) -> str:
+    """As short as a person writes it, and the same number again."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
 def arithmetic(request: GenerationRequest) -> str:

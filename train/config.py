@@ -5,6 +5,7 @@ Light ring: standard library only. `train.recipes` fills them in, `train.overrid
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,10 @@ from typing import Any, Literal
 from backend.errors import UsageError
 from backend.params import DiTParams, TemplateParams
 
+DEVICES = r"(cpu|cuda|mps|xpu)(:\d+)?"  # what `device` may be; whether it is there only torch knows
 
-def _within(config: Any, low: float, high: float | None, *names: str, below: bool = False) -> None:
+
+def within(config: Any, low: float, high: float | None, *names: str, below: bool = False) -> None:
     """Raises UsageError for a field (or a number of a tuple) outside of low to high; `below`: high is outside too."""
     for name in names:
         value = getattr(config, name)
@@ -37,8 +40,8 @@ class Base:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        _within(self, 1, None, "base", "batch")
-        _within(self, 1e-9, 1e9, "weight")
+        within(self, 1, None, "base", "batch")
+        within(self, 1e-9, 1e9, "weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +58,17 @@ class Stage:
     single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
     coloured_share: float = 0.82  # of brief captions: those that name the things' colours
+    placed_share: float = 0.8  # of brief captions of two things: those that say how one lies to the other
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
     def __post_init__(self) -> None:
-        _within(self, 1, None, "base", "batch", "groups")
-        _within(self, 0, None, "steps", "decay_steps")
-        _within(self, 0, 1, "learning_rate", "square_share", "single_share", "coloured_share", "flat_share", "captions")
+        within(self, 1, None, "base", "batch", "groups")
+        within(self, 0, None, "steps", "decay_steps")
+        shares = ("square_share", "single_share", "coloured_share", "placed_share", "flat_share", "captions")
+        within(self, 0, 1, "learning_rate", *shares)
+        if not any(self.captions):
+            raise UsageError("captions are all 0: nothing is left to draw", hint="captions=0.35,0.45,0.2 is usual")
 
     @property
     def bases(self) -> tuple[Base, ...]:
@@ -85,9 +92,9 @@ class Machine:
     price: float | None = None  # per GPU and hour, in your currency; None: the plan states hours only
 
     def __post_init__(self) -> None:
-        _within(self, 1, None, "gpus")
-        _within(self, 1e-3, 1, "mfu")
-        _within(self, 0, 1e9, "price")
+        within(self, 1, None, "gpus")
+        within(self, 1e-3, 1, "mfu")
+        within(self, 0, 1e9, "price")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,13 +171,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         every = ("validate_every", "preview_every", "save_every", "log_every", "keep")
-        _within(self, 1, None, *every, "replicate", "micro_batch", "encode_batch", "scenes_per_round", "passes")
-        _within(self, 1, None, "caption_tokens")
-        _within(self, 0, None, "workers", "prefetch", "warmup", "align_block")
-        _within(self, 0, 1, "dropout", "brief_share")
-        _within(self, 0, 1, "betas", "ema_decay", below=True)
-        _within(self, 0, 1e9, "align", "channel_power", "time_std", "weight_decay")
-        _within(self, 1e-9, 1e9, "clip")
+        within(self, 1, None, *every, "replicate", "micro_batch", "encode_batch", "scenes_per_round", "passes")
+        within(self, 1, None, "caption_tokens")
+        within(self, 0, None, "workers", "prefetch", "warmup", "align_block")
+        within(self, 0, 1, "dropout", "brief_share")
+        within(self, 0, 1, "betas", "ema_decay", below=True)
+        within(self, 0, 1e9, "align", "channel_power", "time_std", "weight_decay")
+        within(self, 1e-9, 1e9, "clip")
+        if not re.fullmatch(DEVICES, self.device):
+            raise UsageError(f"device={self.device}: no such device", hint="cpu, cuda, or cuda:0")
 
     @property
     def steps(self) -> int:
@@ -195,6 +204,12 @@ def locate(stages: tuple[Stage, ...], step: int) -> At:
             return At(step, stage, before)
         before += stage.steps
     raise IndexError(f"step {step} of {before}")
+
+
+def place_of(stages: tuple[Stage, ...], at: At) -> int:
+    """The number of a step's stage, from 0: of the first that ends after it."""
+    ends = [sum(stage.steps for stage in stages[: i + 1]) for i in range(len(stages))]
+    return next(i for i, end in enumerate(ends) if at.step < end)
 
 
 def learning_rate(config: PretrainConfig, at: At) -> float:

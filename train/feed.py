@@ -48,4 +48,4 @@ class Feed(Generic[Batch]):
 def _begin() -> None:
     """In a new worker."""
     workers.end_with_parent()
-    workers.leave_interrupts_to_parent()
+    workers.leave_signals_to_parent()

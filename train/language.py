@@ -26,6 +26,7 @@ from train import checkpoint
 from train.data.dialogues import LISTING, MAKERS, rewrite_pair
 from train.data.scene_text import dense
 from train.data.scenes import sample_scene
+from train.divergence import check_finite
 from train.feed import Feed
 from train.metrics import Metrics
 from train.optim import Optimizers
@@ -41,6 +42,8 @@ O200K_SPLIT = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+RATE = "language_learning_rate"  # what `train.recipes.NanoConfig` calls the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ def _network(config: LanguageConfig, device: torch.device) -> LensGptOssEncoder:
 
 def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
     """Train to `config.steps`; the same call again resumes. Raises CancelledError where it was asked to stop, with its
-    state saved."""
+    state saved; NumericsError before a step whose loss or gradient is not finite."""
     device = torch.device(config.device)
     model = _network(config, device)
     optimizer = Optimizers(
@@ -192,7 +195,8 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
             loss = F.cross_entropy(logits.float(), targets[counts])
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            check_finite(step, loss.item(), norm.item(), config.run_dir, RATE)
             optimizer.step(config.learning_rate * scale)
             if (step + 1) % 25 == 0 or step + 1 == config.steps:
                 metrics.log(step + 1, loss=loss.item(), batch=float(len(ids)))

@@ -23,7 +23,7 @@ import torch
 
 from backend import latents
 from backend.device import choose_device
-from backend.errors import CheckpointError, FileError, NumericsError, UsageError, first_line
+from backend.errors import CheckpointError, FileError, UsageError, first_line
 from backend.files import write_atomic
 from backend.identity import files_sha256
 from backend.memory import out_of_memory_in_training
@@ -35,6 +35,7 @@ from train.cached import Cache, FolderSource
 from train.config import At, PretrainConfig, learning_rate, locate
 from train.data.folder import read_folder
 from train.distributed import Ranks
+from train.divergence import stopped_before
 from train.ema import EMA
 from train.lora_config import KIND, LoraConfig, as_pretraining, target_shapes
 from train.lora_plan import notes
@@ -177,8 +178,7 @@ def _loop(this: _Run, start: int) -> int:
             try:
                 taken = trained.step(batches, rate, stop=stopper.asked)
             except Diverged as error:
-                this.save(step)  # nothing of this step is in it
-                raise _told(error, step) from error
+                raise stopped_before(step, str(error), config.run_dir, "learning_rate") from error
             if this.average is not None:
                 this.average.update(trained.model)
             if step == 0 and this.held:  # with the loss of the first batch, which was the untouched model's too
@@ -188,14 +188,6 @@ def _loop(this: _Run, start: int) -> int:
                 values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
                 this.metrics.log(step + 1, **values, **pace.values(step + 1))
     raise AssertionError("the loop ends by itself")
-
-
-def _told(error: Diverged, step: int) -> NumericsError:
-    return NumericsError(
-        f"step {step}: {error}",
-        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
-        "--set learning_rate=…, and run the same command again",
-    )
 
 
 def _batches(plan: PretrainConfig, source: FolderSource, at: At) -> list[Batch]:
@@ -305,7 +297,8 @@ def _identity(config: LoraConfig, files: ModelFiles, source: FolderSource) -> di
     return {
         "kind": KIND,
         "tune": config.tune,
-        **({"rank": config.rank, "alpha": config.alpha} if config.tune == "lora" else {}),
+        **({"rank": config.rank, "alpha": config.alpha, "quant": config.quant} if config.tune == "lora" else {}),
+        "seed": config.seed,
         "base_sha256": files_sha256(files.transformer),
         "data": source.fingerprint,
         "params": overrides.as_json(files.preset.params.dit),
@@ -324,11 +317,13 @@ def _resume(
         "tune": "the other of --set tune=lora and tune=full",
         "rank": f"another rank ({before.get('rank')})",
         "alpha": f"another alpha ({before.get('alpha')})",
+        "quant": f"another quant ({before.get('quant')}): an adapter fits the weights it was trained beside",
+        "seed": f"another seed ({before.get('seed')})",
         "base_sha256": "another model's weights",
         "data": "other pictures or captions than there are now",
     }
     for key, now in _identity(config, files, source).items():
-        if key in what and before.get(key) != now:
+        if key in what and before.get(key, now) != now:  # one of before a key was noted goes on
             raise CheckpointError(
                 f"{config.run_dir}: the run began with {what[key]}", hint="as it began, or another --run-dir"
             )

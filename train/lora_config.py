@@ -96,6 +96,8 @@ class LoraConfig:
         for name in (*counts, "keep", "held_most"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+        if self.bases is not None and (not self.bases or min(self.bases) < 1):
+            raise UsageError("bases must be numbers of pixels, at least one", hint="bases=512, or none: the model's")
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UsageError(f"micro_batch={self.micro_batch}: at least 1, or none")
         for name in ("warmup", "previews", "time_std", "weight_decay"):

@@ -6,6 +6,7 @@ downloaded: the data are drawn (`train.data.scenes`). Knows nothing about comman
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,55 +16,78 @@ import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
 
+from backend.errors import UsageError
+from backend.files import write_atomic
+from backend.identity import identify_model
 from backend.model.autoencoder import build_vae
 from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_transformer, load_vae
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
 from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.presets import Embedded
-from backend.weights import resolve_model
+from backend.weights import ModelFiles, resolve_model
 from train import checkpoint, language, pretrain, rounds, sharded, vae
 from train.distributed import Ranks
 from train.preview import sheet
 from train.recipes import NanoConfig, transformer_of
 
 _START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
+_START_NOTE = "start.json"  # and the SHA-256 of each of that model's components
+_OWN = ("tokenizer.json", "vae", "vae.safetensors", "language", "language.safetensors", "transformer")  # of any run
 PARTS = ("vae", "language", "transformer", "export")
 
 
 def run(
     config: NanoConfig, *, parts: tuple[str, ...] = PARTS, out: Path | None = None, say: Callable[[str], None]
 ) -> Path:
-    """Train the named parts, in the order of PARTS; returns the folder of the exported model (`out`, or `<run>/model`).
+    """Train the named parts, in the order of PARTS; returns the folder of the exported model (`out`, or `<run>/model`),
+    or the run's own where none is exported.
 
     Raises LensError; CancelledError where it was asked to stop, with the state of the part under way saved.
     """
-    if config.start_from is not None:
-        _adopt(config, config.start_from)
-        parts = tuple(part for part in parts if part not in ("vae", "language"))
     trained = [part for part in PARTS[:-1] if part in parts]
+    # Before the run's folder is made: a command that is refused leaves none.
     if trained:
+        pretrain.check(transformer_of(config))
+    begun, noted = ((config.run_dir / name).exists() for name in (_START, _START_NOTE))
+    start = None
+    if config.start_from is not None and (noted or not begun):  # a run of before there were notes goes on
+        start = resolve_model(str(config.start_from))
+    if trained or start is not None:
         with checkpoint.alone(config.run_dir):
+            if start is not None:
+                _adopt(config, start)
             for part in trained:
+                if part != "transformer" and (config.run_dir / _START).exists():
+                    say(f"== {part}: that of the model the run began from")
+                    continue
                 say(f"== {part}")
                 {"vae": _train_vae, "language": _train_language, "transformer": _train_transformer}[part](config)
+    if "export" not in parts:
+        return config.run_dir
     folder = out if out is not None else config.run_dir / "model"
-    if "export" in parts:
-        say("== export")
-        export(config, folder)
+    say("== export")
+    export(config, folder)
     return folder
 
 
-def _adopt(config: NanoConfig, folder: Path) -> None:
+def _adopt(config: NanoConfig, files: ModelFiles) -> None:
     """Take a finished model's autoencoder, language model and tokenizer into the run, and note its transformer.
 
-    Raises CheckpointError or UsageError where `folder` is no model.
+    Raises UsageError where the run began otherwise, CheckpointError where the files are damaged.
     """
+    note = config.run_dir / _START_NOTE
+    model = identify_model(files).sha256
+    hint = "start_from as the run began, or another --run-dir"
+    if note.exists():
+        if checkpoint.read_json(note) != model:
+            raise UsageError(f"{config.run_dir} began from another model than {files.name} is now", hint=hint)
+    elif own := [name for name in _OWN if (config.run_dir / name).exists()]:
+        raise UsageError(f"{config.run_dir} began without start_from: it has a {own[0]} of its own", hint=hint)
     if (config.run_dir / _START).exists():
         return
-    files = resolve_model(str(folder))
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "tokenizer.json").write_text(load_tokenizer(files).to_str(), encoding="utf-8")
+    write_atomic(note, (json.dumps(model, indent=1) + "\n").encode())
+    write_atomic(config.run_dir / "tokenizer.json", load_tokenizer(files).to_str().encode())
     parts = {
         "vae.safetensors": load_vae(files, torch.float32, "cpu"),
         "language.safetensors": load_text_encoder(files, torch.float32, "cpu", with_head=True),
@@ -79,6 +103,7 @@ def _train_vae(config: NanoConfig) -> None:
         run_dir=config.run_dir / "vae",
         steps=config.vae_steps,
         batch=config.vae_batch,
+        learning_rate=config.vae_learning_rate,
         seed=config.seed,
         workers=config.workers,
         device=config.device,
@@ -89,12 +114,21 @@ def _train_vae(config: NanoConfig) -> None:
         steps=config.vae_whole_steps,
         batch=config.vae_whole_batch,
         crop=128,
-        learning_rate=4e-4,
+        learning_rate=0.4 * config.vae_learning_rate,
         warmup=50,
         noise_warmup=1,
     )
+    finished = config.run_dir / "vae.safetensors"
+    if finished.exists() and all(_reached(part.run_dir) >= part.steps for part in (crops, whole)):
+        return  # measured anew its latents might have another scale than those the transformer has learned
     trained = vae.run(whole, initial=vae.run(crops).state_dict())
-    checkpoint.save_part(config.run_dir / "vae.safetensors", trained.state_dict())
+    checkpoint.save_part(finished, trained.state_dict())
+
+
+def _reached(run_dir: Path) -> int:
+    """Steps of a part's newest checkpoint; 0: it has none."""
+    found = checkpoint.latest(run_dir)
+    return 0 if found is None else int(checkpoint.read_json(found / "state.json")["step"])
 
 
 def _train_language(config: NanoConfig) -> None:
@@ -105,6 +139,7 @@ def _train_language(config: NanoConfig) -> None:
             run_dir=config.run_dir / "language",
             steps=config.language_steps,
             tokens_per_step=config.language_tokens,
+            learning_rate=config.language_learning_rate,
             seed=config.seed,
             workers=config.workers,
             device=config.device,
@@ -123,7 +158,7 @@ def _tokenizer(config: NanoConfig) -> Tokenizer:
         tokenizer = language.train_tokenizer(
             config.params.text.vocab_size, config.params.text.template, seed=config.seed
         )
-        path.write_text(tokenizer.to_str(), encoding="utf-8")
+        write_atomic(path, tokenizer.to_str().encode())
     return Tokenizer.from_file(str(path))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,23 +26,64 @@ if TYPE_CHECKING:
 HELD = 256  # pictures of the validation loss
 
 
-def open_index(config: PretrainConfig) -> PackedIndex:
+@dataclass(frozen=True)
+class Opened:
+    """All that the config names, found to be there and to fit the stages."""
+
+    index: PackedIndex
+    readers: Mapping[int, Reader]  # by the stage's place, of those that have steps
+    held: Reader | None  # of the held-out pictures
+
+
+def open_packed(config: PretrainConfig) -> Opened:
     """What the config names, before any network is loaded for it. Raises UsageError, FileError."""
     if config.data is None:
         raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
-    return PackedIndex.load(config.data / "pack")
+    index = PackedIndex.load(config.data / "pack")
+    readers = {
+        place: Reader(index, seed=config.seed + place, batches={base.base: base.batch for base in stage.bases})
+        for place, stage in enumerate(config.stages)
+        if stage.steps
+    }
+    held = None
+    if config.held_out is not None:
+        pictures = PackedIndex.load(config.held_out / "pack")
+        _apart(index, pictures)
+        held = Reader(pictures, seed=0, batches={bucket.base: 1 for bucket in pictures.buckets})
+    return Opened(index, readers, held)
+
+
+def _apart(training: PackedIndex, held: PackedIndex) -> None:
+    """Raises UsageError where pictures that are trained on are held out: their loss would say nothing.
+
+    By the digests that are in memory, of a sample's bytes with its name in the tar: so a copied folder or shard is
+    seen, also in part or among others, but not the same picture packed anew at another place.
+    """
+    hint = "held_out=WORK2, packed from other pictures; held_out=none: no validation loss"
+    if held.fingerprint == training.fingerprint:
+        raise UsageError(f"held_out={held.folder.parent} holds the very pictures that are trained on", hint=hint)
+    ours = np.unique(np.concatenate([bucket.digest for bucket in held.buckets]))  # sorted
+    seen = np.zeros(len(ours), bool)
+    for bucket in training.buckets:
+        places = np.searchsorted(ours, bucket.digest)
+        places[places == len(ours)] = 0
+        seen[places[ours[places] == bucket.digest]] = True
+    if seen.any():
+        raise UsageError(
+            f"{int(seen.sum()):,} of the {len(ours):,} pictures of held_out={held.folder.parent} are trained on too",
+            hint=hint,
+        )
 
 
 class PackedSource:
     """The reader's order: position k of a stage is group k. So a step is the same whatever the number of ranks."""
 
     def __init__(
-        self, config: PretrainConfig, index: PackedIndex, encoders: Encoders, device: torch.device,
+        self, config: PretrainConfig, opened: Opened, encoders: Encoders, device: torch.device,
         say: Callable[[str], None] = on_stderr,
     ) -> None:  # fmt: skip
         """`say` is told of files of the cache that are damaged and made again."""
-        self.config, self.index, self.encoders = config, index, encoders
-        self._readers: dict[int, Reader] = {}  # by the stage's place
+        self.config, self.opened, self.index, self.encoders = config, opened, opened.index, encoders
         self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding and hashing leave Python's lock
         self._alone = threading.Lock()  # validation may read while a thread reads ahead
         self._kept: Encoded | None = None
@@ -73,13 +115,13 @@ class PackedSource:
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
         """The first pictures of every bucket of the held-out folder, in equal shares."""
-        if self.config.held_out is None:
+        reader = self.opened.held
+        if reader is None:
             return []
-        index = PackedIndex.load(self.config.held_out / "pack")
-        reader = Reader(index, seed=0, batches={bucket.base: 1 for bucket in index.buckets})
-        share = max(1, HELD // len(index.buckets))
+        buckets = reader.index.buckets
+        share = max(1, HELD // len(buckets))
         out: list[tuple[Grid, Loaded]] = []
-        for bucket in index.buckets:
+        for bucket in buckets:
             count = min(share, len(bucket))
             for start in range(0, count, 8):  # few at a time: the largest shapes too fit where a step fits
                 samples = [reader.sample(bucket, number) for number in range(start, min(start + 8, count))]
@@ -91,6 +133,7 @@ class PackedSource:
                         Loaded(loaded.x0_BNC.cpu(), loaded.text_BLTF.cpu(), loaded.mask_BL.cpu(), loaded.names),
                     )
                 )
+        reader.close()  # not needed again for a thousand steps
         return out
 
     def _encode(self, samples: list[Sample], when: str) -> Loaded:
@@ -114,11 +157,7 @@ class PackedSource:
         return str(brief) if rng.random() < self.config.brief_share else sample.text
 
     def _reader(self, stage: Stage) -> Reader:
-        place = next(i for i, one in enumerate(self.config.stages) if one is stage or one == stage)
-        if place not in self._readers:
-            batches = {base.base: base.batch for base in stage.bases}
-            self._readers[place] = Reader(self.index, seed=self.config.seed + place, batches=batches)
-        return self._readers[place]
+        return self.opened.readers[next(i for i, one in enumerate(self.config.stages) if one is stage or one == stage)]
 
     def _place(self, bucket: Bucket) -> int:
         return next(i for i, one in enumerate(self.index.buckets) if one is bucket)

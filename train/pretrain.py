@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from backend.errors import CancelledError, LensError, NumericsError, UsageError, first_line
+from backend.errors import CancelledError, LensError, UsageError, first_line
 from backend.memory import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
 from train import overrides, run_folder, sharded, sources
-from train.config import At, PretrainConfig, Stage, learning_rate, locate
+from train.config import At, PretrainConfig, Stage, learning_rate, locate, place_of
 from train.distributed import Ranks, joined
+from train.divergence import stopped_before
 from train.metrics import Metrics, on_stderr
 from train.pace import Pace
 from train.rounds import Frozen, SceneSource
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 Preview = Callable[[LensTransformer2DModel, int], "Image"]
 Say = Callable[[str], None]
 
-__all__ = ["PretrainConfig", "build", "run"]
+__all__ = ["PretrainConfig", "build", "check", "run"]
 
 
 def run(
@@ -56,7 +57,7 @@ def run(
     and seeds; None: the usual sheet, where the frozen networks are Lens's own. `say` is given the lines of the log on
     the first rank. Raises LensError; CancelledError where it was asked to stop, with its state saved.
     """
-    _check(config)
+    check(config)
     smaller = "--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run"
     with out_of_memory_in_training(smaller), joined(config) as ranks, run_folder.kept(config.run_dir, ranks):
         return _run(config, ranks, frozen, initial, preview, say)
@@ -96,7 +97,7 @@ def _run(
     return trained.shown
 
 
-def _check(config: PretrainConfig) -> None:
+def check(config: PretrainConfig) -> None:
     """Raises UsageError for what cannot be trained."""
     try:
         device = torch.device(config.device)
@@ -158,9 +159,8 @@ def _loop(
                 try:
                     taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
                 except Diverged as error:
-                    save(step)  # nothing of this step is in it
-                    writer.wait()
-                    raise _told(error, step) from error
+                    writer.wait()  # a checkpoint may still be on its way to disk
+                    raise stopped_before(step, str(error), config.run_dir, _rate(config, at)) from error
                 pace.count(batches)
                 if metrics is not None and (step + 1) % config.log_every == 0:
                     metrics.log(step + 1, **_values(taken, pace, config, at))
@@ -207,12 +207,9 @@ def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[st
     return {**values, **pace.values(at.step + 1), "base": at.stage.base}
 
 
-def _told(error: Diverged, step: int) -> NumericsError:
-    return NumericsError(
-        f"step {step}: {error}",
-        hint="stopped before the step; the state is saved. Look at these pictures, or lower the rate: "
-        "--set stages.0.learning_rate=…, and run the same command again",
-    )
+def _rate(config: PretrainConfig, at: At) -> str:
+    """The field that holds a step's learning rate."""
+    return f"stages.{place_of(config.stages, at)}.learning_rate"
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -226,21 +223,21 @@ def _source(
         return sources.RandomSource(config, ranks.device), preview
     from train import encoders
 
-    index = None
+    opened = None
     if config.source == "packed":
-        from train.packed import open_index
+        from train.packed import open_packed
 
-        index = open_index(config)
+        opened = open_packed(config)
     if frozen is not None:
         ready = encoders.of_frozen(config, frozen, ranks.device)
     else:
         ready = encoders.load(config, ranks.device)
     if preview is None and ready.frozen is not None:
         preview = _usual_preview(config, ready.frozen)
-    if index is not None:
+    if opened is not None:
         from train.packed import PackedSource
 
-        return PackedSource(config, index, ready, ranks.device, say), preview
+        return PackedSource(config, opened, ready, ranks.device, say), preview
     if ready.frozen is None:
         raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
     return SceneSource(config, ready.frozen, ranks.device), preview

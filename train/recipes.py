@@ -13,7 +13,7 @@ from types import MappingProxyType
 from backend.errors import UsageError
 from backend.params import DiTParams, ModelParams
 from backend.presets import NANO
-from train.config import Base, Machine, PretrainConfig, Stage
+from train.config import Base, Machine, PretrainConfig, Stage, within
 from train.overrides import describe, set_fields
 
 __all__ = ["NANO_RECIPES", "PRETRAIN_RECIPES", "NanoConfig", "describe", "nano_config", "pretrain_config", "set_fields"]
@@ -32,11 +32,13 @@ class NanoConfig:
     compile: bool = True  # torch.compile of language model and transformer blocks: twice as fast, minutes to warm up
     vae_steps: int = 6400
     vae_batch: int = 16  # crops of 64x64
+    vae_learning_rate: float = 1e-3  # of the crops; two fifths of it for whole pictures
     # Then whole pictures: group norms see other statistics in a small crop, and flat colours shift.
     vae_whole_steps: int = 680
     vae_whole_batch: int = 8  # crops of 128x128
     language_steps: int = 4600
     language_tokens: int = 4096  # a step, padding included
+    language_learning_rate: float = 2e-3
     # 128 stands for 512, 256 for 1024. Early: a token covers 16 x 16 pixels, so at 128 a thing is four tokens wide and
     # learns its colour and place, but no shape (seen after 320,000 pictures).
     stages: tuple[Stage, ...] = (
@@ -57,7 +59,9 @@ class NanoConfig:
             learning_rate=5e-4,
             single_share=0.5,
             captions=(0.15, 0.35, 0.5),
-            coloured_share=0.5,  # people often name none: asked so, a model that has seldom seen it mixes several
+            # People often name neither colour nor place: asked so, a model that has seldom seen it mixes several.
+            coloured_share=0.5,
+            placed_share=0.5,
             flat_share=0.85,
         ),
         Stage(base=256, steps=20_000, batch=16, learning_rate=5e-4, decay_steps=6_000),
@@ -68,6 +72,12 @@ class NanoConfig:
     passes: int = 6  # … and seen this many times
     encode_batch: int = 64
     log_every: int = 50  # steps
+
+    def __post_init__(self) -> None:
+        within(self, 1, None, "vae_batch", "vae_whole_batch", "language_tokens")
+        within(self, 0, None, "vae_steps", "vae_whole_steps", "language_steps")
+        within(self, 1e-9, 1, "vae_learning_rate", "language_learning_rate")
+        transformer_of(self)  # hours later it would refuse what it refuses now
 
 
 def nano(run_dir: Path) -> NanoConfig:
@@ -171,7 +181,12 @@ def paper_mixed(run_dir: Path) -> PretrainConfig:
     """
     bases = (Base(base=512, batch=24), Base(base=768, batch=10), Base(base=1024, batch=6))
     mixed = Stage(base=1024, steps=400_000, batch=6, groups=128, mix=bases, learning_rate=1e-4)
-    return replace(paper_512(run_dir), stages=(mixed,), start_from=Path("runs") / "paper-512")
+    return replace(
+        paper_512(run_dir),
+        stages=(mixed,),
+        average="group",  # a plain average over ranks, each of which has one group
+        start_from=Path("runs") / "paper-512",
+    )
 
 
 def toy(run_dir: Path) -> PretrainConfig:
@@ -249,8 +264,13 @@ def choose(
     if data is not None and random:
         raise UsageError("--data and --random contradict each other", hint="leave one out")
     if data is not None:
-        folder = data.parent if data.name == "pack" else data
-        config = replace(config, source="packed", data=folder, align=0.0, channel_power=0.0)
+        config = replace(config, source="packed", data=data, align=0.0, channel_power=0.0)
     elif random:
         config = replace(config, source="random", channel_power=0.0, start_from=None)
-    return set_fields(config, settings)
+    config = set_fields(config, settings)
+    return replace(config, data=_work(config.data), held_out=_work(config.held_out))
+
+
+def _work(folder: Path | None) -> Path | None:
+    """The work folder that a person means who names what was packed in it."""
+    return folder.parent if folder is not None and folder.name == "pack" else folder

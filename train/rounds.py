@@ -29,10 +29,13 @@ from train.config import At, PretrainConfig, Stage
 from train.data.dialogues import caption_of
 from train.data.drawing import render
 from train.data.grid import on_grid
+from train.data.scene_text import Stating
 from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
 from train.feed import Feed
 from train.sensitivity import loss_weights, sensitivity
 from train.sources import Grid, Group, Loaded
+
+HELD = 128  # scenes of the validation loss
 
 Samples = dict[Grid, list["Sample"]]
 Batches = list[tuple[Grid, list[int]]]  # of a round: grid and indices of its samples
@@ -67,7 +70,7 @@ class Drawn:
 def draw(
     chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None, flat_share: float,
     count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
-    coloured_share: float,
+    often: Stating,
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
     rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
@@ -83,7 +86,7 @@ def draw(
         scene = on_grid(scene, min(width, height) // latents.CELL)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
-        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions, coloured_share))
+        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions, often))
         ids.append(encoded.ids)
         prefix = encoded.prefix
     return Drawn(np.stack(images), ids, prefix, np.stack(labels))
@@ -118,8 +121,11 @@ def encode_texts(
     return [stacked[i, prefix : len(row)] for i, row in enumerate(ids)]
 
 
-def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen) -> Samples:
-    """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples."""
+def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen, count: int | None = None) -> Samples:
+    """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples.
+
+    `count`: exactly so many scenes; None: as many whole batches of `encode_batch` as `scenes_per_round` holds.
+    """
     device = torch.device(config.device)
     make = functools.partial(
         draw,
@@ -133,11 +139,15 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
         captions=stage.captions,
-        coloured_share=stage.coloured_share,
+        often=Stating(stage.coloured_share, stage.placed_share),
     )
-    chunks = config.scenes_per_round // config.encode_batch
+    size = config.encode_batch
+    left = config.scenes_per_round // size * size if count is None else count
     out: Samples = {}
-    for drawn in Feed(make, start=0, stop=chunks, workers=config.workers):
+    for drawn in Feed(make, start=0, stop=-(-left // size), workers=config.workers):
+        if left < size:
+            drawn = Drawn(drawn.images[:left], drawn.ids[:left], drawn.prefix, drawn.labels[:left])
+        left -= size
         z = encode_images(frozen.vae, drawn.images, device).bfloat16().cpu()
         texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, config.params.selected_layer_index, device)
         grid = (drawn.images.shape[1] // latents.CELL, drawn.images.shape[2] // latents.CELL)
@@ -148,14 +158,21 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
     return out
 
 
-def batches(samples: Samples, batch: int, rng: random.Random) -> Batches:
-    """One pass over a round: (grid, indices) of full batches whose captions are of similar length, in random order."""
+def batches(samples: Samples, batch: int, rng: random.Random, name: str) -> Batches:
+    """One pass over a round: (grid, indices) of full batches whose captions are of similar length, in random order.
+
+    What fills no batch of its shape is left out, other scenes in every pass, which `name` tells from others.
+    """
     out: Batches = []
     for grid in sorted(samples):
         rows = samples[grid]
         # Jitter keeps the same captions from meeting every pass; similar lengths keep padding small.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].text_LTF) + rng.uniform(0, 12))
-        out += [(grid, order[i : i + batch]) for i in range(0, len(order) - batch + 1, batch)]
+        # At random, not the end of the order: that is always the longest captions.
+        rest = len(order) % batch
+        left_out = set(random.Random(f"left out {name} {grid}").sample(range(len(rows)), rest))
+        order = [i for i in order if i not in left_out]
+        out += [(grid, order[i : i + batch]) for i in range(0, len(order), batch)]
     rng.shuffle(out)
     return out
 
@@ -174,8 +191,10 @@ def collate(rows: list[Sample], device: torch.device, multiple: int = 16) -> tup
 
 def order_of(samples: Samples, stage: Stage, config: PretrainConfig, number: int) -> Batches:
     """All batches of round `number`, pass after pass; one pass more than is used, since part batches are left out."""
-    rng = random.Random(f"order {config.seed} {stage.base} {number}")
-    return [row for _ in range(config.passes + 1) for row in batches(samples, stage.batch, rng)]
+    name = f"{config.seed} {stage.base} {number}"
+    rng = random.Random(f"order {name}")
+    passes = range(config.passes + 1)
+    return [row for one in passes for row in batches(samples, stage.batch, rng, f"{name} {one}")]
 
 
 class SceneSource:
@@ -204,20 +223,18 @@ class SceneSource:
         return Loaded(x0, text, mask, names, torch.stack([row.labels_N2 for row in rows]).to(self.device))
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
-        """128 scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
+        """HELD scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
         usual = replace(
             stage,
             single_share=None,
             flat_share=0.0,
             captions=Stage.captions,
             coloured_share=Stage.coloured_share,
+            placed_share=Stage.placed_share,
         )
-        drawn = encode_round(
-            replace(self.config, scenes_per_round=min(128, self.config.scenes_per_round)),
-            usual,
-            "held out",
-            self.frozen,
-        )
+        count = min(HELD, self.config.scenes_per_round)
+        at_once = replace(self.config, encode_batch=min(count, self.config.encode_batch))
+        drawn = encode_round(at_once, usual, "held out", self.frozen, count)
         return [
             (grid, Loaded(*collate(rows, self.device), names=("held out",) * len(rows)))
             for grid, rows in sorted(drawn.items())

@@ -83,13 +83,31 @@ def state(config: PretrainConfig, trained: Trained, source: Source) -> dict[str,
         "ema_updates": trained.ema.updates if trained.ema else 0,
         "params": overrides.as_json(config.params),
         "data": getattr(source, "fingerprint", None),
+        "order": order(config),
         **identity(config),
     }
 
 
 def identity(config: PretrainConfig) -> dict[str, Any]:
-    """What decides which pictures a step has, and their noise: a run keeps it for ever."""
+    """What a run keeps for ever, in a stage begun or not: where its pictures come from, and the seed of their order.
+
+    Not all that decides which pictures a step has. Of packed pictures that is also what `order` notes; of drawn
+    scenes shares, batches and rounds may change under way, on purpose: the next step then has other scenes than it
+    would have had, none of which is lost, since new ones are drawn for ever.
+    """
     return {"source": config.source, "seed": config.seed}
+
+
+def order(config: PretrainConfig) -> list[dict[str, Any]] | None:
+    """What decides where in the packed pictures a step stands, stage by stage, as JSON holds it; None: drawn ones."""
+    if config.source != "packed":
+        return None
+    begins = [sum(stage.steps for stage in config.stages[:i]) for i in range(len(config.stages))]
+    return [
+        {"begins": step, "groups": stage.groups, "batches": [[base.base, base.batch] for base in stage.bases]}
+        for step, stage in zip(begins, config.stages, strict=True)
+        if stage.steps
+    ]
 
 
 def may_go_on(config: PretrainConfig, found: sharded.Found) -> None:
@@ -101,8 +119,27 @@ def may_go_on(config: PretrainConfig, found: sharded.Found) -> None:
                 f"{found.folder}: the run began with {name}={before}, this is {name}={now}",
                 hint="as it began, or a new run: --set start_from=… --run-dir …",
             )
+    before, now = found.state.get("order"), order(config)  # no order: of before it was noted
+    if before is not None and now is not None:
+        began, begin = ([stage for stage in stages if stage["begins"] < found.step] for stages in (before, now))
+        if began != begin:
+            raise CheckpointError(
+                f"{found.folder}: with other batches, groups or steps of a stage that has begun, the run would jump in "
+                f"the order of its pictures; it began with {_stages(began)}, this is {_stages(begin)}",
+                hint="as it began, or a new run: --set start_from=… --run-dir …",
+            )
     if found.step > config.steps:
         raise UsageError(f"{config.run_dir} is at step {found.step:,} already, the plan ends at {config.steps:,}")
+
+
+def _stages(stages: list[dict[str, Any]]) -> str:
+    """In the words of --set, as one line."""
+    words = (
+        f"groups={stage['groups']}, " + ", ".join(f"batch={batch} of base {base}" for base, batch in stage["batches"])
+        + f" from step {stage['begins']:,}"
+        for stage in stages
+    )  # fmt: skip
+    return "; ".join(words)
 
 
 def same_data(found: sharded.Found, source: Source) -> None:

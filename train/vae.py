@@ -27,9 +27,12 @@ from backend.params import VAEParams
 from train import checkpoint
 from train.data.drawing import render
 from train.data.scenes import sample_scene
+from train.divergence import check_finite
 from train.feed import Feed
 from train.metrics import Metrics
 from train.stopping import Stopper
+
+RATE = "vae_learning_rate"  # what `train.recipes.NanoConfig` calls the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ def draw_crops(step: int, *, seed: int, batch: int, crop: int, per_scene: int) -
     out: list[np.ndarray] = []
     while len(out) < batch:
         side = rng.choice((128, 192, 256))
-        image = np.asarray(render(sample_scene(rng, held_out=None), side, side))
+        image = np.asarray(render(sample_scene(rng), side, side))
         for _ in range(min(per_scene, batch - len(out))):
             x, y = rng.randrange(side - crop + 1), rng.randrange(side - crop + 1)
             out.append(image[y : y + crop, x : x + crop])
@@ -88,7 +91,7 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
     """Train to `config.steps`; the same call again resumes. Returns the model with its latent statistics set.
 
     `initial`: weights to start from, None: random ones. Raises CancelledError where it was asked to stop, with its
-    state saved.
+    state saved; NumericsError before a step whose loss or gradient is not finite.
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed)
@@ -134,7 +137,8 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
             total = loss + config.mean_weight * mean.square().mean()
             optimizer.zero_grad(set_to_none=True)
             total.backward()
-            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            check_finite(step, total.item(), norm.item(), config.run_dir, RATE)
             optimizer.step()
 
             if (step + 1) % 100 == 0 or step + 1 == config.steps:
@@ -174,7 +178,7 @@ def measure_latents(vae: AutoencoderKLFlux2, config: VAEConfig, scenes: int = 10
     for i in range(scenes // 32):
         rng = random.Random(f"latents {config.seed} {i}")
         side = (128, 192, 256)[i % 3]
-        images = np.stack([np.asarray(render(sample_scene(rng, held_out=None), side, side)) for _ in range(32)])
+        images = np.stack([np.asarray(render(sample_scene(rng), side, side)) for _ in range(32)])
         with torch.autocast(device.type, torch.bfloat16):
             mean = encode_mean(vae, _to_image(images, device)).float()
         rows.append(rearrange(mean, "b c (h p1) (w p2) -> (b h w) (c p1 p2)", p1=2, p2=2))

@@ -14,8 +14,11 @@ def end_with_parent() -> None:
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def leave_interrupts_to_parent() -> None:
-    """A terminal sends Ctrl-C to every process: one that stops in good order needs its workers to the end."""
+def leave_signals_to_parent() -> None:
+    """Start a session of its own: what is sent to a whole process group, as Ctrl-C by a terminal and SIGTERM by SLURM,
+    systemd or `timeout`, must reach the parent alone. One that stops in good order needs its workers to the end."""
+    if hasattr(os, "setsid"):  # Windows has no sessions, and only Ctrl-C
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -289,24 +289,32 @@ def _single(folder: Path, transformer: Paths, text_encoder: Paths, vae: Paths) -
 
 
 def _search(folders: Iterable[Path], part: Component) -> Paths:
-    """Files that are `part`, from the first place that has any; other files of ComfyUI's folders are passed over."""
+    """Files that are `part`, from the first place that has any; other files of ComfyUI's folders are passed over.
+
+    Raises CheckpointError for a broken file in a folder of that part where its name says that it is meant, or where
+    nothing else serves: another model's would be used in its stead.
+    """
+    broken: list[CheckpointError] = []
     for folder in folders:
         for root in _roots(folder):
             for place in (*(root / sub for sub in _FOLDERS[part]), root):
-                found = tuple(path for path in _weights_in(place) if _is(path, part))
+                found = tuple(path for path in _weights_in(place) if _is(path, part, broken))
                 if found:
                     return found
+    if broken:
+        raise broken[0]
     return ()
 
 
-def _is(path: Path, part: Component) -> bool:
-    """True where the file is `part`. A broken file counts when its folder or name says it is meant."""
+def _is(path: Path, part: Component, broken: list[CheckpointError]) -> bool:
+    """True where the file is `part`; the error of one that is broken in such a part's folder goes to `broken`."""
     try:
         return kind_of(path) is part
-    except CheckpointError:
-        meant = path.parent.name in _FOLDERS[part] and ("lens" in path.name or "gpt_oss" in path.name)
-        if meant:
-            raise
+    except CheckpointError as error:
+        if path.parent.name in _FOLDERS[part]:
+            if "lens" in path.name or "gpt_oss" in path.name:
+                raise
+            broken.append(error)
         return False
 
 

@@ -42,6 +42,7 @@ class FeatureSource:
     store: Store | None = None  # kept features; None: always computed
     prefixes: Store | None = None  # llama: shared beginnings of prompts, kept; None: computed in each process
     llama: SharedLlama | None = None  # the model's GGUF, where somebody else needs it too; closed here
+    say: Callable[[str], None] | None = None  # told of a prompt that is longer than the model reads
 
     def branches(
         self, request: GenerationRequest, phase: Callable[[Phase], AbstractContextManager[None]]
@@ -77,7 +78,23 @@ class FeatureSource:
         finally:
             if self.llama is not None:
                 self.llama.close()
+        if self.say is not None:
+            for prompt, features in found.items():
+                self._check_length(prompt, _present(features), self.say)
         return [_present(found[prompt]).to(self.device)[None] for prompt in prompts]
+
+    def _check_length(self, prompt: str, features: Tensor, say: Callable[[str], None]) -> None:
+        """Say what the model does not read of a prompt; kept features do not tell, so its tokens are counted again."""
+        template = self.files.preset.params.text.template
+        if len(features) < template.max_tokens - template.prefix_tokens:
+            return
+        unread = encode_prompt(checkpoint.load_tokenizer(self.files), template, prompt).unread.strip()
+        if unread:
+            shown = unread if len(unread) <= 60 else f"{unread[:40]} … {unread[-20:]}"
+            say(
+                f"the prompt is longer than the {template.max_tokens - template.prefix_tokens} tokens that the model "
+                f"reads: its end is left out ({shown!r})"
+            )
 
     def _kept(self, key: str | None) -> Tensor | None:
         if self.store is None or key is None:

@@ -79,6 +79,7 @@ class EncodedPrompt:
 
     ids: tuple[int, ...]
     prefix: int
+    unread: str = ""  # the end of the person's text, where there was no room for it
 
 
 def encode_prompt(tokenizer: Tokenizer, template: TemplateParams, prompt: str) -> EncodedPrompt:
@@ -98,10 +99,12 @@ def encode_prompt(tokenizer: Tokenizer, template: TemplateParams, prompt: str) -
             f"the conversation template is {prefix} tokens long before the prompt, expected {template.prefix_tokens}",
             hint="The tokenizer does not belong to this model.",
         )
-    writer.text(prompt).control("<|end|>")
+    writer.text(prompt)
+    unread = tokenizer.decode(writer.ids[template.max_tokens :])
+    writer.control("<|end|>")
     writer.message("assistant", template.thinking, "analysis")
     writer.open("assistant", "final")
-    return EncodedPrompt(ids=tuple(writer.ids[: template.max_tokens]), prefix=prefix)
+    return EncodedPrompt(ids=tuple(writer.ids[: template.max_tokens]), prefix=prefix, unread=unread)
 
 
 def conversation(

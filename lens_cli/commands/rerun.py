@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, ModelMissingError, UsageError
 from backend.types import LoraMode
 from lens_cli import options
 
 if TYPE_CHECKING:
+    from backend.presets import Preset
     from backend.types import GenerationRequest
+    from lens_cli.console import Talk
 
 
 def rerun(
@@ -58,6 +61,7 @@ def rerun(
     from backend.metadata import request_from
     from backend.requests import build_request
     from backend.settings import load
+    from backend.sizes import ratio_and_base
 
     talk = options.talk_for("rerun", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     found = read_metadata(image)
@@ -72,7 +76,10 @@ def rerun(
             "--verify makes the same picture: nothing may be changed",
             hint="only -m, and how it is computed: --dtype, --device, --encoder, --quant, --profile, --vram, --compile",
         )
-    _check_model(image, recorded, model)
+    preset = _preset(image, recorded, model)
+    if (ar is None) != (base is None):  # half of a size: the other half stays
+        known = ratio_and_base(recorded.width, recorded.height, preset.bases)
+        ar, base = ar or known[0], base or known[1]
     settings = load()
     request = build_request(
         prompt=recorded.prompt if prompt is None else prompt,
@@ -101,6 +108,10 @@ def rerun(
         settings=settings,
         warn=talk.warn,
     )
+    if verify and dry_run:
+        raise UsageError("--verify draws the picture, --dry-run draws none", hint="drop one of the two")
+    if model is None and not verify:  # which compares the weights beside everything else
+        _check_weights(image, found.record, request, talk)
     if verify:
         from lens_cli.verify import verify_picture
 
@@ -134,15 +145,32 @@ def _recorded_mode(recorded: GenerationRequest) -> LoraMode:
     return modes.pop() if len(modes) == 1 else LoraMode.auto
 
 
-def _check_model(image: Path, recorded: GenerationRequest, override: str | None) -> None:
-    """A picture tells only the base name of a model that was a path. Raises UsageError saying so."""
+def _check_weights(image: Path, record: Mapping[str, Any], request: GenerationRequest, talk: Talk) -> None:
+    """Warn where the model of that name has other weights than those that made the picture."""
+    from backend.identity import identify_model
+    from backend.weights import resolve_model
+
+    try:
+        files = resolve_model(request.model)
+    except ModelMissingError:  # --dry-run tells what would be done, and whatever draws says it is missing
+        return
+    recorded, now = record["model"].get("sha256"), identify_model(files).sha256
+    before = cast("dict[str, Any]", recorded) if isinstance(recorded, dict) else dict[str, Any]()
+    if changed := [part for part in now if before.get(part, now[part]) != now[part]]:
+        parts = " and ".join(part.replace("_", " ") for part in changed)
+        talk.warn(f"{image} was made with another {parts} than {request.model} has now; the picture will differ")
+
+
+def _preset(image: Path, recorded: GenerationRequest, override: str | None) -> Preset:
+    """What is known of the model. A picture tells only the base name of one that was a path: UsageError says so."""
     from backend.requests import find_preset
 
-    if override is None:
-        try:
-            find_preset(recorded.model)
-        except UsageError:
-            raise UsageError(
-                f"{image} was made by {recorded.model!r}, which is no known model",
-                hint=f"say where it lies: lens rerun {image} -m PATH",
-            ) from None
+    try:
+        return find_preset(override or recorded.model)[1]
+    except UsageError:
+        if override is not None:
+            raise
+        raise UsageError(
+            f"{image} was made by {recorded.model!r}, which is no known model",
+            hint=f"say where it lies: lens rerun {image} -m PATH",
+        ) from None

@@ -131,6 +131,29 @@ def test_kept_features_are_the_computed_ones(model: Path, store: Store, encoded:
     assert torch.equal(first[0], torch.stack(states, dim=2)[:, ids.prefix :])
 
 
+def test_what_is_not_read_of_a_long_prompt_is_said(model: Path, store: Store) -> None:
+    """Computed or kept; the token that is read last and the first that is not stand side by side in the prompt."""
+    said: list[str] = []
+    files = resolve_model(str(model))
+    template = files.preset.params.text.template
+    words = [f"w{number}" for number in range(400)]
+    for _ in range(2):  # encoded, then kept
+        source(model, store, say=said.append).features([" ".join(words)], lambda _: nullcontext())
+    assert len(said) == 2 and said[0] == said[1]
+    tokenizer = load_tokenizer(files)
+    whole = encode_prompt(tokenizer, replace(template, max_tokens=10_000), " ".join(words))
+    read = tokenizer.decode(whole.ids[template.prefix_tokens : template.max_tokens])
+    unread = encode_prompt(tokenizer, template, " ".join(words)).unread
+    assert unread and read + unread == " ".join(words)
+    assert repr(unread.strip()[:40])[:-1] in said[0] and "w399" in said[0]
+    # Cut behind the person's own words, nothing of theirs is lost.
+    room = template.max_tokens - template.prefix_tokens
+    short = tokenizer.decode(whole.ids[template.prefix_tokens : template.max_tokens])
+    assert len(tokenizer.encode(short, add_special_tokens=False).ids) == room
+    source(model, store, say=said.append).features([short], lambda _: nullcontext())
+    assert len(said) == 2
+
+
 def test_pictures_from_kept_features_have_the_same_pixels(model: Path, store: Store, encoded: list[int]) -> None:
     """Without a cache, filling it, and from it; the phases say what happened."""
     wish = {"negative_prompt": "blue"}

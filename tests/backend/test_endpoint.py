@@ -134,7 +134,11 @@ def test_optional_parameters_that_are_refused_by_name_are_left_out() -> None:
 
     with Endpoint(picky) as endpoint:
         ask = Ask(endpoint, max_tokens=99)
-        assert ask(temperature=0.1).prompt == "a red cat"
+        draft = ask(temperature=0.1)
+        assert draft.prompt == "a red cat"
+        # What had no say in the answer must not stand in a picture's record, and a person who set it is told.
+        assert draft.left_out == ("temperature", "seed")
+        assert draft.notes == ("m does not take the temperature 0.1; its own was used",)
         count = len(endpoint.asked)
         ask(temperature=0.1)
     assert len(endpoint.asked) == count + 1 == 7

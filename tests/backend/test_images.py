@@ -261,6 +261,9 @@ def test_text_that_is_not_a1111(text: str) -> None:
         "[" * 100_000,
         '{"v":1}',
         '{"v":1,"prompt":3}',
+        '{"v":1,"guidance":NaN}',  # Python's json reads these three, and JSON knows none of them
+        '{"v":1,"guidance":-Infinity}',
+        '{"v":1,"guidance":1e999}',
     ],
 )
 def test_damaged_records(tmp_path: Path, record: str) -> None:

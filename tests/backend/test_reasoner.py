@@ -125,6 +125,16 @@ def test_a_plan_that_cannot_work_is_refused(
     assert "nonsense" not in str(caught.value) or "known: general, geneval, nano" in str(caught.value.hint)
 
 
+def test_a_setting_is_in_nobodys_way_where_nobody_is_asked() -> None:
+    """`lens gen --reasoner off` has to work with any settings; what is typed is still looked at."""
+    settings = dataclasses.replace(SETTINGS, system_prompt="nonsense", temperature=9.0, max_tokens=0)
+    assert make_plan(settings, NANO, "nano", mode=ReasonerMode.off).mode is ReasonerMode.off
+    with pytest.raises(UsageError, match=r"the setting reasoner\.system_prompt: there is no system prompt 'nonsense'"):
+        make_plan(settings, NANO, "nano", mode=ReasonerMode.local)
+    with pytest.raises(UsageError, match=r"^there is no system prompt 'typed'"):
+        make_plan(settings, NANO, "nano", mode=ReasonerMode.off, system_prompt="typed")
+
+
 # ------------------------------------------------------------------------------------------------------------- refine
 
 
@@ -153,6 +163,20 @@ def test_one_question_is_asked_once(tmp_path: Path) -> None:
     refused = [refine("guts", nano_plan(), speaker, cache=store(tmp_path)) for _ in range(2)]
     assert [d.rule for d in refused if isinstance(d, Refused)] == ["gore", "gore"] and refused[1].cached
     assert len(speaker.asked) == 2
+
+
+def test_a_record_has_nothing_that_the_endpoint_did_not_take(tmp_path: Path) -> None:
+    draft = Draft(decision="rewrite", prompt="a red cat", left_out=("temperature", "seed"))
+    for _ in range(2):  # asked, then kept
+        decision = refine("a cat", nano_plan(temperature=0.5, seed=3), Scripted(draft), cache=store(tmp_path))
+        assert (decision.expander.temperature, decision.expander.seed) == (None, None)
+    (tmp_path / "old").mkdir()
+    older = Store(tmp_path / "old", ".json", 10_000, print)  # kept before this was written down
+    older.write(
+        cache_key("a cat", nano_plan(), "scripted"),
+        b'{"v": 1, "decision": "rewrite", "prompt": "x", "rule": null, "notes": []}',
+    )
+    assert refine("a cat", nano_plan(), Scripted(), cache=older).expander.seed == 0
 
 
 def test_what_no_rule_explains_and_errors_are_not_kept(tmp_path: Path) -> None:

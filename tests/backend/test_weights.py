@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend import presets
+from backend import presets, pulled
 from backend.errors import CheckpointError, ModelMissingError, UsageError
 from backend.model import detect
 from backend.model.gguf_write import write_transformer_gguf
@@ -89,6 +89,77 @@ def test_a_transformer_alone_borrows_from_nano(nano: Path, tmp_path: Path) -> No
     assert found.text_encoder == (nano / "text_encoder.gguf",)
     assert found.name == "mine.gguf"
     assert "the defaults of nano apply" in str(found.assumed)
+    assert found.borrowed == "mine.gguf: text encoder and vae of nano, as there is none beside it"
+
+
+def comfy(embedded: Path, folder: Path) -> Path:
+    """ComfyUI's arrangement, with the usual names of encoder and autoencoder."""
+    names = {
+        "transformer.gguf": "diffusion_models/mine.gguf",
+        "text_encoder.gguf": "text_encoders/gpt-oss-20b-Q8_0.gguf",
+        "vae.safetensors": "vae/flux2-vae.safetensors",
+    }
+    for file, place in names.items():
+        (folder / place).parent.mkdir(parents=True)
+        shutil.copy(embedded / file, folder / place)
+    return folder
+
+
+@pytest.mark.parametrize("place", ["text_encoders/gpt-oss-20b-Q8_0.gguf", "vae/flux2-vae.safetensors"])
+def test_a_broken_part_is_never_replaced_by_another_models(nano: Path, tmp_path: Path, place: str) -> None:
+    folder = comfy(nano, tmp_path)
+    assert resolve_model(str(folder)).borrowed is None
+    whole = (folder / place).read_bytes()
+    (folder / place).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=Path(place).name):
+        resolve_model(str(folder))
+    with pytest.raises(CheckpointError, match=Path(place).name):
+        resolve_model(str(folder / "diffusion_models" / "mine.gguf"))
+    # Beside a whole one it is somebody else's: ComfyUI keeps all models' encoders in one folder.
+    (folder / place).with_name("other" + Path(place).suffix).write_bytes(whole)
+    assert resolve_model(str(folder)).borrowed is None
+
+
+def test_models_that_lend_to_each_other_come_to_an_end(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two adopted transformers without companions: neither can lend to the other, the third one does."""
+    rows = {
+        name: replace(presets.PRESETS[name], params=replace(presets.LENS, dit=tiny.DIT))
+        for name in ("lens", "lens-turbo")
+    }
+    monkeypatch.setattr("backend.weights.PRESETS", {**presets.PRESETS, **rows, "nano": presets.PRESETS["nano"]})
+    for name in rows:
+        path = tmp_path / f"{name}.gguf"
+        write_transformer_gguf(path, tiny.random_transformer(), tiny.DIT)
+        pulled.save(pulled.Record(name=name, folder=path, layout=Layout.embedded))
+    with pytest.raises(ModelMissingError, match="no text encoder and no vae"):
+        resolve_model("lens")
+    row = replace(presets.PRESETS["nano"], params=replace(presets.NANO, dit=tiny.DIT))
+    monkeypatch.setattr("backend.weights.PRESETS", {**presets.PRESETS, **rows, "nano": row})
+    found = resolve_model("lens")
+    assert found.text_encoder == (nano / "text_encoder.gguf",)
+    assert "text encoder and vae of nano" in str(found.borrowed)
+
+
+def test_an_interrupted_pull_is_not_there_rather_than_damaged(
+    published: Path, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards come before their index. Exit code 5 with the command that goes on, and nothing else is in its way."""
+    source = presets.PRESETS["lens"].sources[0]
+    monkeypatch.setattr("backend.weights.hub_cache", lambda: tmp_path)
+    snapshot = tmp_path / f"models--{source.repo.replace('/', '--')}" / "snapshots" / (source.revision or "0" * 40)
+    shutil.copytree(published, snapshot)
+    indices = list(snapshot.rglob("*.index.json"))
+    assert indices
+    for index in indices:
+        index.unlink()
+    with pytest.raises(ModelMissingError, match=r"lens is here only in part: .*no index") as raised:
+        resolve_model("lens")
+    assert "lens models pull lens" in str(raised.value.hint)
+    path = tmp_path / "mine.gguf"
+    write_transformer_gguf(path, tiny.random_transformer(), tiny.DIT)
+    assert resolve_model(str(path)).text_encoder == (nano / "text_encoder.gguf",)
 
 
 def test_a_transformer_alone_without_anything_to_borrow(tmp_path: Path) -> None:
@@ -175,6 +246,28 @@ def test_the_name_decides_the_variant_and_says_so(published: Path, tmp_path: Pat
     assert "by its name" in str(found.assumed)
     assert resolve_model(str(path), variant="lens-base").preset.steps == 50
     assert resolve_model(str(path), variant="lens-base").assumed is None
+
+
+@pytest.mark.parametrize(
+    ("typed", "variant"),
+    [
+        ("models", "lens-turbo"),
+        ("models/diffusion_models/lens_turbo_bf16.safetensors", "lens-turbo"),
+        ("Lens-Turbo/transformer", "lens-turbo"),
+    ],
+)
+@pytest.mark.usefixtures("full_size")
+def test_the_most_telling_name_decides(
+    published: Path, embedded: Path, tmp_path: Path, typed: str, variant: str
+) -> None:
+    """ComfyUI's folder is called models whatever it holds; the transformer of a published folder, transformer."""
+    folder = comfy(embedded, tmp_path / "models")
+    (folder / "diffusion_models" / "mine.gguf").unlink()
+    save_file(tiny.random_transformer(), folder / "diffusion_models" / "lens_turbo_bf16.safetensors")
+    config = json.dumps(tiny.transformer_config())
+    (folder / "diffusion_models" / "lens_turbo_bf16.json").write_text(config)
+    (tmp_path / "Lens-Turbo").symlink_to(published, target_is_directory=True)
+    assert resolve_model(str(tmp_path / typed)).preset.name == variant
 
 
 @pytest.mark.usefixtures("full_size")

@@ -80,6 +80,38 @@ def test_rerun_with_overrides() -> None:
     assert (request.width, request.height) == (336, 192)
 
 
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (["--base", "384"], (512, 288)),  # 16:9 as it was, though 336x192 is 7:4
+        (["--ar", "1:1"], (256, 256)),  # the base as it was
+        (["--ar", "4:3", "--base", "128"], (144, 112)),
+        (["--size", "320x192"], (320, 192)),
+    ],
+)
+def test_half_of_a_size_keeps_the_other_half(words: list[str], size: tuple[int, int]) -> None:
+    assert lens("gen", "a red fish", "-o", "a.png", "--ar", "16:9", "--base", "256", "-s", "5").code == 0
+    request = lens("rerun", "a.png", *words, "--dry-run", "--json").json["data"]["request"]
+    assert (request["width"], request["height"]) == size
+
+
+def test_other_weights_of_the_same_name_are_told() -> None:
+    """A model that was trained on keeps its name: its pictures are others."""
+    make()
+    assert "made with another" not in lens("rerun", "a.png", "--dry-run").err
+    with Image.open("a.png") as image:
+        record = json.loads(image.info["lens"])
+        pixels = image.copy()
+    record["model"]["sha256"]["transformer"] = "f" * 64
+    chunks = PngInfo()
+    chunks.add_itxt("lens", json.dumps(record))
+    pixels.save("b.png", pnginfo=chunks)
+    for words in (["--dry-run"], []):
+        run = lens("rerun", "b.png", *words)
+        assert run.code == 0
+        assert "warning: b.png was made with another transformer than nano has now" in run.err
+
+
 def test_rerun_is_not_bent_by_settings() -> None:
     make()
     Path("lens.toml").write_text(
@@ -125,6 +157,8 @@ def test_verify_refuses_changes() -> None:
     make()
     run = lens("rerun", "a.png", "--verify", "--steps", "3")
     assert run.code == 2 and "nothing may be changed" in run.err
+    run = lens("rerun", "a.png", "--verify", "--dry-run")
+    assert run.code == 2 and "drop one of the two" in run.err
 
 
 def test_rerun_of_what_lens_did_not_make() -> None:

@@ -86,6 +86,24 @@ def test_a_worker_leaves_interrupts_to_its_parent() -> None:
     assert seen == list(range(12))
 
 
+def test_a_signal_to_the_whole_group_ends_the_parent_alone() -> None:
+    """As SLURM, systemd and `timeout` send it: the parent goes on to a good end with the batches of its workers."""
+    code = (
+        "import os, signal\n"
+        "from tests.train.test_feed import Feed, slow_square\n"
+        "if __name__ == '__main__':\n"
+        "    asked = []\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
+        "    for step, _, _ in Feed(slow_square, start=0, stop=12, workers=1, ahead=2):\n"
+        "        if step == 3: os.killpg(0, signal.SIGTERM)\n"
+        "    print('asked', len(asked), 'last', step)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, start_new_session=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("asked 1 last 11\n", 0), done.stderr
+
+
 def test_a_worker_ends_with_its_parent() -> None:
     """Also where the parent was killed and could not end it."""
     code = (

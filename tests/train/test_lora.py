@@ -24,6 +24,7 @@ from backend.types import Quant
 from backend.weights import resolve_model
 from tests.train.drawn_folder import draw_folder
 from tests.train.fine_tuning import CPU, plan, rows, velocity
+from tests.train.overflow import overflows_beyond
 from train import lora, lora_plan, sharded
 from train.adapters import FrozenLinear, adapters, with_adapters
 from train.cached import Cache, FolderSource
@@ -97,14 +98,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         return batch
 
     config = plan(tmp_path / "run", pictures, tiny, cache, held_out=0.0)
-    with monkeypatch.context() as patched, pytest.raises(NumericsError, match="step 3: ") as caught:
+    with monkeypatch.context() as patched, pytest.raises(NumericsError, match=r"step 3: ") as caught:
         patched.setattr("train.sources.noised", damaged)
         lora.run(config)
-    assert str(caught.value).endswith(f"pictures whose loss is not finite: {bad[0]}") and len(bad) == 1
+    assert f"pictures whose loss is not finite: {bad[0]}; stopped" in str(caught.value) and len(bad) == 1
     found = sharded.latest(config.run_dir, lora.Ranks(CPU))
-    assert found is not None and found.step == 3
-    assert lora.run(config).finished  # nothing of the bad step is in what was saved
+    assert found is not None and found.step == 2 and "step-00000002, is untouched" in str(caught.value)
+    assert lora.run(config).finished  # with the picture mended
     assert rows(config.run_dir)[-1]["loss"] > 0
+
+
+def test_a_run_that_learns_too_fast_goes_on_at_a_lower_rate(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that had the lower rate from its last checkpoint on, also where it keeps one only."""
+    overflows_beyond(0.8, monkeypatch)  # the adapters' matrices begin well below
+    slow = plan(tmp_path / "slow", pictures, tiny, cache, held_out=0.0, keep=1, warmup=0)
+    fast = replace(slow, run_dir=tmp_path / "fast", learning_rate=1.0)
+    lora.run(replace(slow, run_dir=fast.run_dir, steps=2, decay=0.0))
+    with pytest.raises(NumericsError, match=r"step 3: .*, step-00000002, is untouched") as caught:
+        lora.run(fast)
+    assert "--set learning_rate=" in (caught.value.hint or "")
+    assert lora.run(replace(fast, learning_rate=slow.learning_rate)).finished and lora.run(slow).finished
+    assert rows(fast.run_dir) == rows(slow.run_dir)
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -188,6 +204,7 @@ def test_recipes_and_wrong_values(tmp_path: Path) -> None:
     for wrong in (
         "rank=0", "dropout=1", "quant=fp8", "quant=q9", "bases=abc", "learning_rate=0", "learning_rate=inf",
         "warmup=-1", "previews=-1", "time_std=-1", "betas=0.9,1", "weight_decay=-1", "alpha=inf", "ema_decay=1",
+        "bases=", "bases=0",
     ):  # fmt: skip
         with pytest.raises(UsageError):
             choose(tmp_path, "lens", None, [wrong])

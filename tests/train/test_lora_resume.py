@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from backend.errors import LensError, OutOfMemoryError, UsageError
+from backend.types import Quant
 from tests.train.fine_tuning import ROOT, plan, rows
 from train import lora, runs, sharded
 from train.trained import Trained
@@ -124,6 +126,8 @@ def test_killed_before_the_first_checkpoint_the_log_begins_anew(
         ({"targets": ("attn",)}, "other targets"),
         ({"targets": ("attn", "mlp", "io")}, "other targets"),
         ({"tune": "full"}, "tune=lora"),
+        ({"seed": 1}, "another seed \\(0\\)"),
+        ({"quant": Quant.int8}, "another quant \\(auto\\)"),
         ({"steps": 1}, "is at step 2 already"),
     ],
 )
@@ -135,6 +139,21 @@ def test_a_run_goes_on_as_it_began(
     with pytest.raises(LensError, match=says) as caught:
         lora.run(replace(begun, **fields))  # pyright: ignore[reportArgumentType]
     assert caught.value.hint or "already" in says
+
+
+def test_a_run_from_before_seed_and_quant_were_noted_goes_on(
+    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = lora._identity
+
+    def older(*args: Any) -> dict[str, Any]:
+        return {key: value for key, value in identity(*args).items() if key not in ("seed", "quant")}
+
+    begun = plan(tmp_path / "run", pictures, tiny, cache, steps=2, held_out=0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(lora, "_identity", older)
+        lora.run(begun)
+    assert lora.run(replace(begun, steps=3)).finished
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:

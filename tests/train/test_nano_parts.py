@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backend.errors import CancelledError
+from backend.errors import CancelledError, NumericsError
 from backend.params import TextEncoderParams, VAEParams
 from tests.train.small_language import small_language
 from train import checkpoint, language, vae
@@ -69,6 +69,47 @@ def test_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = vae.run(whole).state_dict()
     assert same(interrupted(monkeypatch, vae, "_step_loss", lambda: vae.run(cut)).state_dict(), theirs)
     assert checkpoint.load(tmp_path / "cut" / "checkpoints" / f"step-{STOP:08d}")[1]["step"] == STOP
+
+
+@pytest.mark.parametrize("loss", [True, False])
+def test_an_autoencoder_that_diverges_stops_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: bool
+) -> None:
+    """Whether the loss is no number or only its gradient; and from its last checkpoint it goes on."""
+    monkeypatch.setattr(vae, "measure_latents", lambda *_: None)
+    config = replace(autoencoder(tmp_path), save_every=2)
+    usual, calls = vae._step_loss, []
+
+    def computed(*args: Any) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        value, mean = usual(*args)
+        if len(calls) == 4:
+            value = value * torch.nan if loss else value + (0 * mean).abs().sqrt().sum()  # whose slope at 0 is endless
+        return value, mean
+
+    monkeypatch.setattr(vae, "_step_loss", computed)
+    with pytest.raises(NumericsError, match=r"^step 3: .*nan.*, step-00000002, is untouched$") as caught:
+        vae.run(config)
+    assert "--set vae_learning_rate=" in (caught.value.hint or "")
+    trained = vae.run(replace(config, learning_rate=1e-4)).state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in trained.values())
+
+
+def test_a_language_model_that_diverges_stops_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, params = small_language()
+    config = replace(language_model(tmp_path, params), save_every=2)
+    usual, calls = torch.nn.functional.cross_entropy, []
+
+    def computed(*args: Any) -> Tensor:
+        calls.append(1)
+        return usual(*args) * (torch.inf if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", computed)
+    with pytest.raises(NumericsError, match=r"^step 3: loss inf.*, step-00000002, is untouched$") as caught:
+        language.run(config, tokenizer)
+    assert "--set language_learning_rate=" in (caught.value.hint or "")
+    trained = language.run(replace(config, learning_rate=1e-4), tokenizer).state_dict()
+    assert all(bool(tensor.isfinite().all()) for tensor in trained.values())
 
 
 def test_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

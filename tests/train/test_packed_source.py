@@ -22,11 +22,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from backend.errors import CheckpointError, FileError, UsageError
 from tests.train import packed as made
 from tests.train import ranks
-from train import encoders, pretrain
+from train import encoders, pretrain, run_folder
 from train.config import Base, PretrainConfig, Stage, locate
 from train.data.reader import PackedIndex
 from train.encoders import Encoders
-from train.packed import PackedSource, open_index
+from train.packed import PackedSource, open_packed
 from train.sources import Group
 
 SIZES = ((64, 64), (128, 64), (40, 40))
@@ -39,11 +39,20 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def held(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other pictures, of the same shapes, beside those that are trained on."""
+    folder = work.parent / f"{work.name}-held"
+    made.pack(folder, [range(100, 112)], SIZES)
+    return folder
+
+
 def config(work: Path, run_dir: Path) -> PretrainConfig:
+    held = work.parent / f"{work.name}-held"
     mix = (Base(base=32, batch=3), Base(base=64, batch=2))
     stage = Stage(base=64, steps=4, batch=2, groups=2, mix=mix, learning_rate=1e-2)
     return replace(
-        ranks.config(run_dir), source="packed", data=work, held_out=work, stages=(stage,), align=0.0, validate_every=2
+        ranks.config(run_dir), source="packed", data=work, held_out=held, stages=(stage,), align=0.0, validate_every=2
     )
 
 
@@ -63,7 +72,7 @@ def seen_through(seen: list[tuple[int, str]] | None = None) -> Encoders:
 
 def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
     plan = config(work, tmp_path)
-    source = PackedSource(plan, open_index(plan), seen_through(), torch.device("cpu"))
+    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
     for step in range(4):
         at = locate(plan.stages, step)
         groups = source.groups(at)
@@ -82,7 +91,7 @@ def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
 
 def test_a_brief_caption_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
     plan = replace(config(work, tmp_path), brief_share=0.5)
-    source = PackedSource(plan, open_index(plan), seen_through(), torch.device("cpu"))
+    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
     index = source.index.buckets[0]
     reader = source._reader(plan.stages[0])  # a packed picture with both captions is what this needs
     sample = reader.sample(index, 0)
@@ -115,6 +124,66 @@ def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatc
     with pytest.raises(UsageError, match="no batch size is given"):
         pretrain.run(replace(cut, stages=(replace(cut.stages[0], mix=()),), run_dir=tmp_path / "third"))
     assert PackedIndex.load(work / "pack").fingerprint != PackedIndex.load(other / "pack").fingerprint
+
+
+def test_what_the_config_names_is_opened_before_any_network(work: Path, tmp_path: Path) -> None:
+    """A wrong folder of held-out pictures, and a later stage that the data do not fit."""
+    plan = config(work, tmp_path)
+    with pytest.raises(FileError, match="none/pack holds no packed pictures"):
+        open_packed(replace(plan, held_out=tmp_path / "none"))
+    second = replace(plan.stages[0], mix=(Base(base=64, batch=2),))
+    with pytest.raises(UsageError, match="holds pictures of base 32"):
+        open_packed(replace(plan, stages=(plan.stages[0], second)))
+    open_packed(replace(plan, stages=(plan.stages[0], replace(second, steps=0))))
+
+
+def test_pictures_that_are_trained_on_are_not_held_out(work: Path, tmp_path: Path) -> None:
+    plan = config(work, tmp_path)
+    with pytest.raises(UsageError, match="the very pictures that are trained on") as caught:
+        open_packed(replace(plan, held_out=work))
+    assert "held_out=none" in (caught.value.hint or "")
+    made.pack(tmp_path / "some", [range(0, 3), range(100, 103)], SIZES)  # three of the 36, and three others
+    with pytest.raises(UsageError, match=r"3 of the 6 pictures of held_out=.*/some are trained on too"):
+        open_packed(replace(plan, held_out=tmp_path / "some"))
+    assert open_packed(replace(plan, held_out=None)).held is None
+
+
+def test_a_stage_that_has_begun_keeps_its_batches(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Position k of a stage is group k: with other groups a step is elsewhere. Stages to come may be anything."""
+    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+    plan = replace(config(work, tmp_path / "run"), validate_every=100)
+    (first,) = plan.stages
+    pretrain.run(replace(plan, stages=(replace(first, steps=2), replace(first, groups=1, steps=1))))
+
+    def goes_on(*stages: Stage) -> PretrainConfig:
+        return replace(plan, stages=stages)
+
+    begun = replace(first, steps=2), replace(first, groups=1, steps=2)
+    other = tuple(replace(base, batch=1) for base in first.mix)
+    for wrong in (
+        (replace(begun[0], groups=3), begun[1]),
+        (begun[0], replace(begun[1], mix=other)),
+        (replace(begun[0], steps=1), begun[1]),
+    ):
+        with pytest.raises(CheckpointError, match="would jump in the order of its pictures; it began with groups=2"):
+            pretrain.run(goes_on(*wrong, first))
+    pretrain.run(goes_on(*begun, replace(first, groups=5, mix=other, steps=1)))
+
+
+def test_a_run_from_before_batches_were_noted_goes_on(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+    plan = replace(config(work, tmp_path / "run"), validate_every=100)
+    state = run_folder.state
+
+    def older(*args: Any) -> dict[str, Any]:
+        return {key: value for key, value in state(*args).items() if key != "order"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "state", older)
+        pretrain.run(replace(plan, stages=(replace(plan.stages[0], steps=2),)))
+    pretrain.run(replace(plan, stages=(replace(plan.stages[0], steps=3, groups=1),)))
 
 
 def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, VAEParams
 from tests.train.small_language import small_language
-from train import checkpoint, pretrain, rounds, sharded
+from train import checkpoint, language, pretrain, rounds, sharded, vae
 from train.config import Stage
+from train.data import dialogues
 from train.data.dialogues import caption_of
-from train.data.scenes import Background, Scene, Thing, sample_scene
+from train.data.scene_text import Stating
+from train.data.scenes import Background, Scene, Thing, is_held_out, sample_scene
 from train.distributed import Ranks
 from train.sources import Batch, Loaded
 from train.trained import Trained
@@ -183,17 +185,84 @@ def test_batches_hold_every_scene_once_a_pass() -> None:
         grid: [sample(torch.zeros(1), torch.zeros(rng.randrange(1, 30), 1, 1), torch.zeros(1, 2)) for _ in range(count)]
         for grid, count in (((4, 4), 11), ((2, 8), 6))
     }
-    rows = rounds.batches(samples, 3, rng)
+    rows = rounds.batches(samples, 3, rng, "a pass")
     for grid, count in (((4, 4), 11), ((2, 8), 6)):
         seen = [i for g, index in rows if g == grid for i in index]
         assert len(seen) == len(set(seen)) == count // 3 * 3
 
 
-def test_training_never_sees_a_held_out_scene() -> None:
-    from train.data.scenes import is_held_out
+def samples_of(lengths: list[int]) -> rounds.Samples:
+    """One shape, captions of so many tokens."""
+    return {(4, 4): [rounds.Sample(torch.zeros(1), torch.zeros(n, 1, 1), torch.zeros(1, 2)) for n in lengths]}
 
-    rng = random.Random(7)
-    assert not any(is_held_out(sample_scene(rng)) for _ in range(2000))
+
+def test_what_fills_no_batch_is_left_out_at_random() -> None:
+    """Of eleven scenes two a pass; the longest caption by far is trained on like any other."""
+    samples = samples_of([*range(1, 11), 500])
+    passes = [rounds.batches(samples, 3, random.Random(5), str(number)) for number in range(60)]
+    seen = [{i for _, index in rows for i in index} for rows in passes]
+    counts = [sum(i in one for one in seen) for i in range(11)]
+    assert sum(counts) == 60 * 9 and min(counts) > 35  # of 49 expected, four deviations below
+    assert passes[7] == rounds.batches(samples, 3, random.Random(5), "7")
+    assert all(500 in [len(samples[4, 4][i].text_LTF) for i in index] for _, index in passes[0] if 10 in index)
+
+
+def test_where_all_batches_are_full_the_order_is_what_it_was() -> None:
+    """Of runs begun before anything was left out at random: written down from then."""
+    order = rounds.batches(samples_of([9, 3, 30, 4, 22, 7]), 2, random.Random(5), "a pass")
+    assert order == [((4, 4), [4, 2]), ((4, 4), [0, 5]), ((4, 4), [1, 3])]
+
+
+@pytest.mark.parametrize(("encode_batch", "per_round", "count"), [(300, 600, 128), (48, 600, 128), (8, 20, 20)])
+def test_as_many_scenes_are_held_as_said(
+    tmp_path: Path,
+    frozen: rounds.Frozen,
+    monkeypatch: pytest.MonkeyPatch,
+    encode_batch: int,
+    per_round: int,
+    count: int,
+) -> None:
+    """Also where more are encoded at once than are held; and they are the first of those that are drawn."""
+    monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
+    plan = dataclasses.replace(config(tmp_path, frozen), encode_batch=encode_batch, scenes_per_round=per_round)
+    held = rounds.SceneSource(plan, frozen, torch.device("cpu")).held(plan.stages[0])
+    assert sum(len(loaded.x0_BNC) for _, loaded in held) == count
+
+
+def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged on what is really drawn for each of the three networks; 1 in 40 scenes of several things is held out."""
+    drawn: list[Scene] = []
+
+    def blank(scene: Scene, width: int, height: int) -> np.ndarray:
+        drawn.append(scene)
+        return np.zeros((height, width, 3), np.uint8)
+
+    def told(*args: Any, **options: Any) -> Scene:
+        drawn.append(sample_scene(*args, **options))
+        return drawn[-1]
+
+    def all_may_be_seen() -> bool:
+        several = [scene for scene in drawn if len(scene.things) > 1]
+        fine = len(several) > 200 and not any(is_held_out(scene) for scene in drawn)
+        drawn.clear()
+        return fine
+
+    monkeypatch.setattr(vae, "render", blank)
+    monkeypatch.setattr(rounds, "render", blank)
+    monkeypatch.setattr(dialogues, "sample_scene", told)
+    for step in range(10):
+        vae.draw_crops(step, seed=0, batch=32, crop=16, per_scene=1)
+    assert all_may_be_seen()
+    template, tokenizer = frozen.encoder.params.template, frozen.tokenizer.to_str()
+    rounds.draw(
+        0, seed=0, name="test", base=64, square_share=1.0, single_share=0.0, flat_share=0.0, count=250,
+        tokenizer_json=tokenizer, template=template, captions=Stage.captions, often=Stating(),
+    )  # fmt: skip
+    assert all_may_be_seen()
+    kinds = tuple((kind, 1.0) for kind in dialogues.MAKERS)
+    for step in range(40):
+        language.make_batch(step, tokenizer_json=tokenizer, template=template, config_seed=0, kinds=kinds, tokens=6000)
+    assert all_may_be_seen()
 
 
 def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: rounds.Frozen) -> None:
@@ -226,14 +295,16 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> No
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)])
-def test_brief_captions_name_colours_as_often_as_asked(
+def test_brief_captions_state_colours_and_places_as_often_as_asked(
     tmp_path: Path, frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
 ) -> None:
-    """Of 160; a purple fish on a plain background, for a caption may name the colours of skies and hills too."""
-    thing = Thing(kind="fish", colour="purple", size="large", x=0.5, y=0.5, r=0.3)
-    fish = Scene(
-        width=1.0, height=1.0, style="flat", background=Background(plain="cream"), things=(thing,), groups=((0, 1),),
-        layout="single",
+    """Of 160; a plain background, for a caption may name the colours of skies and hills too. Two things whose places
+    are not said are joined by "and"."""
+    fish = Thing(kind="fish", colour="purple", size="medium", x=0.5, y=0.3, r=0.2)
+    ball = Thing(kind="ball", colour="green", size="medium", x=0.5, y=0.7, r=0.2)
+    pair = Scene(
+        width=1.0, height=1.0, style="flat", background=Background(plain="cream"), things=(fish, ball),
+        groups=((0, 1), (1, 1)), layout="pair", relation="above",
     )  # fmt: skip
     captions: list[str] = []
 
@@ -241,13 +312,16 @@ def test_brief_captions_name_colours_as_often_as_asked(
         captions.append(caption_of(*arguments))
         return captions[-1]
 
-    monkeypatch.setattr(rounds, "sample_scene", lambda *_arguments, **_options: fish)
+    monkeypatch.setattr(rounds, "sample_scene", lambda *_arguments, **_options: pair)
     monkeypatch.setattr(rounds, "caption_of", recorded)
     monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
-    stage = dataclasses.replace(plan.stages[0], captions=(0.0, 0.0, 1.0), coloured_share=share)
-    rounds.encode_round(plan, stage, "test", frozen)
+    stage = plan.stages[0]
+    assert Stating(stage.coloured_share, stage.placed_share) == Stating()  # the usual shares stand in two files
+    asked = dataclasses.replace(stage, captions=(0.0, 0.0, 1.0), coloured_share=share, placed_share=1 - share)
+    rounds.encode_round(plan, asked, "test", frozen)
     assert low <= sum("purple" in caption for caption in captions) <= high  # three deviations wide
+    assert low <= sum(" and " in caption for caption in captions) <= high
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import UsageError
-from train.recipes import NANO_RECIPES, describe, nano_config, pretrain_config, set_fields
+from train.recipes import NANO_RECIPES, choose, describe, nano_config, pretrain_config, set_fields
 
 
 @pytest.mark.parametrize("name", NANO_RECIPES)
@@ -63,6 +63,35 @@ def test_a_wrong_override_says_why(setting: str, says: str) -> None:
 def test_a_number_that_means_nothing_is_refused(setting: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         set_fields(pretrain_config("paper-mixed", Path("run")), [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("log_every=0", "log_every=0: at least 1"),
+        ("passes=0", "passes=0: at least 1"),
+        ("encode_batch=0", "encode_batch=0: at least 1"),
+        ("vae_batch=0", "vae_batch=0: at least 1"),
+        ("vae_whole_batch=0", "vae_whole_batch=0: at least 1"),
+        ("language_tokens=0", "language_tokens=0: at least 1"),
+        ("language_steps=-1", "language_steps=-1: at least 0"),
+        ("vae_learning_rate=0", "vae_learning_rate=0: from 1e-09"),
+        ("workers=-1", "workers=-1: at least 0"),
+        ("align=-1", "align=-1: from 0"),
+        ("stages.2.captions=0,0,0", "captions are all 0"),
+        ("device=foo", "device=foo: no such device"),
+    ],
+)
+def test_lens_nano_refuses_at_once_what_would_fail_hours_later(setting: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        set_fields(nano_config("nano", Path("run")), [setting])
+
+
+def test_a_work_folder_may_be_named_by_what_was_packed_in_it() -> None:
+    for settings, data in (([], Path("w/pack")), (["data=w/pack"], None)):
+        config = choose("paper-512", Path("run"), [*settings, "held_out=w2/pack"], data=data)
+        assert (config.data, config.held_out) == (Path("w"), Path("w2"))
+    assert choose("paper-512", Path("run"), [], data=Path("w")).held_out is None
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

@@ -24,6 +24,7 @@ import torch
 
 from backend.errors import CancelledError, CheckpointError, FileError, NumericsError, UsageError
 from tests.train import ranks
+from tests.train.overflow import overflows_beyond
 from train import checkpoint, pretrain, sharded, sources
 from train.config import At, PretrainConfig
 from train.distributed import Ranks
@@ -257,7 +258,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 def test_a_loss_that_is_no_number_stops_before_the_step(
     half: PretrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the picture, keeps the state before the step, and with the picture mended the run goes on as if."""
+    """It names the picture, leaves the checkpoints alone, and with the picture mended the run goes on as if."""
     load = RandomSource.load
 
     def poisoned(self: RandomSource, at: At, group: Group) -> Loaded:
@@ -268,14 +269,39 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
 
     with monkeypatch.context() as patch:
         patch.setattr(sources.RandomSource, "load", poisoned)
-        with pytest.raises(NumericsError, match=r"step 5: loss nan.*: random picture 4 of step 5$"):
+        says = r"^step 5: loss nan.*: random picture 4 of step 5; stopped .*, step-00000004, is untouched$"
+        with pytest.raises(NumericsError, match=says):
             pretrain.run(half)
-    kept = sharded.latest(half.run_dir, ALONE)
-    assert kept is not None and kept.step == 5
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights(half.run_dir).values())
+    assert [path.name for path in sharded.folders(half.run_dir)] == ["step-00000002", "step-00000004"]
     pretrain.run(half)
     assert curve(half.run_dir) == curve(whole)
     assert same(weights(half.run_dir), weights(whole))
+
+
+def test_a_run_that_learns_too_fast_goes_on_at_a_lower_rate(
+    half: PretrainConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it keeps one checkpoint only: the one before the bad step must be that one, or nothing helps."""
+    overflows_beyond(1.5, monkeypatch)  # a norm's weights begin at 1
+    fast = replace(half, keep=1, stages=(replace(half.stages[0], learning_rate=1.0),))
+    for _ in range(2):  # the same again ends the same way, and costs nothing
+        with pytest.raises(NumericsError, match=r"step 5: .*, step-00000004, is untouched") as caught:
+            pretrain.run(fast)
+        assert "--set stages.0.learning_rate=" in (caught.value.hint or "")
+    pretrain.run(replace(fast, stages=half.stages))
+    assert curve(half.run_dir) == curve(whole)
+    assert same(weights(half.run_dir), weights(whole))
+
+
+def test_a_run_that_learns_too_fast_from_the_start_has_nothing_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overflows_beyond(1.5, monkeypatch)
+    plan = replace(ranks.config(tmp_path / "run"), save_every=100)
+    with pytest.raises(NumericsError, match=r"step [123]: .*there is no checkpoint yet$") as caught:
+        pretrain.run(replace(plan, stages=(replace(plan.stages[0], learning_rate=1.0),)))
+    assert "it begins anew" in (caught.value.hint or "")
+    pretrain.run(plan)
 
 
 # ------------------------------------------------------------------------------------------------------------- kill

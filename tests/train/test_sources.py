@@ -124,6 +124,7 @@ def test_the_papers_values() -> None:
     low, mixed = (pretrain_config(name, Path("unused")) for name in ("paper-512", "paper-mixed"))
     assert (low.stages[0].steps, low.stages[0].pictures, low.stages[0].learning_rate) == (400_000, 3072, 2e-4)
     assert (mixed.stages[0].steps, mixed.stages[0].learning_rate) == (400_000, 1e-4)
+    assert mixed.average == "group"  # the paper is silent: a plain mean over ranks, of which each has one group
     for config in (low, mixed):
         assert (config.betas, config.clip, config.compute, config.muon) == ((0.9, 0.999), 1.0, "bfloat16", False)
         assert config.checkpointing == "full" and config.machine.gpus == 128

@@ -23,9 +23,10 @@ from backend.params import TemplateParams
 from backend.text.harmony import Writer, encode_prompt, system_text
 from train.data.outside import STRANGERS, any_script, forbidden, harmless
 from train.data.scene_text import (
-    COLOURED_SHARE,
     NUMBERS,
     PARTS,
+    USUALLY,
+    Stating,
     around,
     article,
     brief_stating,
@@ -207,18 +208,16 @@ def repeat(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -
 MAKERS = {"rewrite": rewrite, "describe": describe, "list": listing, "repeat": repeat}
 
 
-def caption_of(
-    scene: Scene, rng: random.Random, shares: tuple[float, float, float], coloured_share: float = COLOURED_SHARE
-) -> str:
+def caption_of(scene: Scene, rng: random.Random, shares: tuple[float, float, float], often: Stating = USUALLY) -> str:
     """A caption for training the transformer: dense, partly dense or brief with the given shares.
 
-    `coloured_share`: of brief ones that name colours; the others always do.
+    `often`: what brief ones state; the others always name colours and places.
     """
     way = rng.choices(("dense", "part", "brief"), shares)[0]
     if way == "dense":
         return dense(scene, rng)
     if way == "brief":
-        return wrap(brief_stating(scene, rng, coloured_share)[0], rng)
+        return wrap(brief_stating(scene, rng, often)[0], rng)
     # Colour, count and place stay: without them the caption would hide what tells two pictures apart.
     parts = {"colour", "count", "place"} | {
         part for part in ("size", "detail", "background", "style") if rng.random() < 0.45

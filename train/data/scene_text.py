@@ -8,6 +8,7 @@ words. Every sentence is true of the scene. Knows nothing about tokens or models
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from train.data.scenes import Background, Scene, Thing
 from train.data.things import KINDS
@@ -240,7 +241,15 @@ def around(content: str, scene: Scene, rng: random.Random, parts: frozenset[str]
     return f"{first} {_background(scene.background, rng)}" if "background" in parts else first
 
 
-COLOURED_SHARE = 0.82  # of brief captions, where nothing else is asked for: those that name colours
+@dataclass(frozen=True)
+class Stating:
+    """How often a brief caption states what it might leave open."""
+
+    colour: float = 0.82
+    place: float = 0.8  # of two things to each other; of one inside another always
+
+
+USUALLY = Stating()
 
 
 def brief(scene: Scene, rng: random.Random) -> str:
@@ -248,17 +257,15 @@ def brief(scene: Scene, rng: random.Random) -> str:
     return brief_stating(scene, rng)[0]
 
 
-def brief_stating(
-    scene: Scene, rng: random.Random, coloured_share: float = COLOURED_SHARE
-) -> tuple[str, frozenset[str]]:
-    """A brief caption and the parts it states, which a rewrite must keep. `coloured_share`: how often colours are."""
+def brief_stating(scene: Scene, rng: random.Random, often: Stating = USUALLY) -> tuple[str, frozenset[str]]:
+    """A brief caption and the parts it states, which a rewrite must keep."""
     stated = {"count"}
-    if rng.random() < coloured_share:
+    if rng.random() < often.colour:
         stated.add("colour")
     if rng.random() < 0.2:
         stated.add("size")
     heads = [phrase(scene.things[i], n, colour="colour" in stated, size="size" in stated) for i, n in scene.groups]
-    if scene.relation is not None and (scene.relation == "inside" or rng.random() < 0.8):
+    if scene.relation is not None and (scene.relation == "inside" or rng.random() < often.place):
         text = f"{heads[0]} {rng.choice(_RELATIONS[scene.relation])} {heads[1]}"
         stated.add("place")
     else:
