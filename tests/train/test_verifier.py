@@ -4,12 +4,14 @@ nothing here repeats the verifier's own logic. `lens eval nano --prove-verifier`
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from train.data.drawing import render
-from train.data.scenes import Background, Scene, Thing, sample_scene
+from train.data.scenes import COLOURS, Background, Scene, Thing, sample_scene
 from train.evals.proof import DEGRADATIONS, FALSEHOODS, falsehoods, prove
 from train.evals.seeing import Found
 from train.evals.stats import Tally, wilson
@@ -37,6 +39,23 @@ def test_every_falsehood_changes_the_expectation_in_one_thing() -> None:
                 assert lie.relation != truth.relation or lie.things == (truth.things[1], truth.things[0])
             else:
                 assert len(changed) == (2 if name == "swap" else 1) and lie.relation == truth.relation
+
+
+@pytest.mark.parametrize("kind", ["heart", "cat", "butterfly", "banana"])
+def test_a_models_own_tone_of_a_colour_is_that_colour(kind: str) -> None:
+    """An orange 40 of 255 from the palette's, on its way to brown, and soft: a person sees the thing at once."""
+    thing = Thing(kind=kind, colour="orange", size="large", x=0.5, y=0.5, r=0.25)
+    scene = Scene(
+        width=1, height=1, style="flat", background=Background(plain="cream"), things=(thing,), groups=((0, 1),),
+        layout="single",
+    )  # fmt: skip
+    pixels = np.asarray(render(scene, 256, 256), np.float32)
+    near = np.linalg.norm(pixels - np.array(COLOURS["orange"]), axis=-1) < 60
+    moved = np.clip(pixels + near[..., None] * np.array((-33, -17, 16)), 0, 255).astype(np.uint8)
+    picture = Image.fromarray(moved).filter(ImageFilter.GaussianBlur(3))
+    assert verify(picture, expectation_of(scene)).reason == ""
+    for lie in (replace(thing, kind="apple"), replace(thing, colour="yellow"), replace(thing, colour="red")):
+        assert verify(picture, expectation_of(replace(scene, things=(lie,)))).reason
 
 
 def test_the_first_scene_that_is_degraded_is_still_seen() -> None:

@@ -22,6 +22,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
+LEAST = 14  # pixels of a colour from which its tone is told
 FREE = 10.0  # RGB distance that costs nothing
 WRONG = 70.0  # RGB distance that costs everything
 BAND, FAR, NOTHING = len(ROLES), len(ROLES) + 1, len(ROLES) + 2
@@ -82,6 +83,8 @@ class Eye:
         if colour not in self._tables:
             family, foreground = self.families[colour], self.regions.foreground
             maps = [self._role(c) for c in role_colours(colour)]
+            for role, own in enumerate(self._own_tone(colour)):
+                maps[role] = np.minimum(maps[role], self._role(own))
             # Where the background shows through a thing's own colour the thing is not there, however near the colours.
             maps[_M] = np.where(foreground, maps[_M], np.maximum(maps[_M], 0.8))
             maps[_PANEL] = np.minimum(maps[_PANEL], 0.1 + self._role(_INK))  # dark on the panel is a letter
@@ -93,6 +96,19 @@ class Eye:
             assert len(table) == _USES
             self._tables[colour] = (table, table.shape[2])
         return self._tables[colour]
+
+    def _own_tone(self, colour: str) -> list[Floats]:
+        """The colour and its darker and lighter shade as this picture has them; none where it has none of it.
+
+        A model draws orange a little darker than the palette does. That costs nothing by itself: whether a tone is the
+        colour at all `Regions.family` has decided.
+        """
+        shades = role_colours(colour)[:3]
+        near = self.families[colour] & (rg.distance(self.regions.pixels, shades[0]) < rg.FAMILY)
+        if near.sum() < LEAST:
+            return []
+        shift = np.median(self.regions.pixels[near], axis=0) - shades[0]
+        return [f32(shade + shift) for shade in shades]
 
     def _index(self, centre: Floats, half: Floats, steps: Floats, limit: int) -> Ints:
         """(J, cells) indices along one padded axis."""

@@ -20,7 +20,7 @@ from train.data.drawing import render
 from train.data.scenes import COLOURS, CONTAINERS, WORDS, Scene, sample_scene
 from train.data.things import KINDS
 from train.evals.stats import Tally
-from train.evals.templates import f32
+from train.evals.templates import f32, role_colours
 from train.evals.verifier import Expectation, check, expectation_of, see
 
 FALSEHOODS = ("colour", "kind", "count", "relation", "swap", "word", "letter")
@@ -88,6 +88,22 @@ def _tinted(picture: Image.Image, rng: random.Random) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(picture, np.float32) + shift, 0, 255).astype(np.uint8))
 
 
+def _toned(picture: Image.Image, rng: random.Random) -> Image.Image:
+    """Each colour of the palette, with its darker and lighter shade, up to 20 off in each channel: a model's own tones.
+
+    By the nearest shade, and only what is near one: outlines, skies and grounds stay.
+    """
+    pixels = np.asarray(picture, np.float32)
+    shades = f32([shade for colour in COLOURS for shade in role_colours(colour)[:3]])
+    shifts = f32([[rng.uniform(-20, 20) for _ in range(3)] for _ in COLOURS]).repeat(3, axis=0)
+    nearest, least = np.zeros(pixels.shape[:2], int), np.full(pixels.shape[:2], 12.0, np.float32)
+    for i, shade in enumerate(shades):
+        away = np.linalg.norm(pixels - shade, axis=-1)
+        nearest, least = np.where(away < least, i + 1, nearest), np.minimum(away, least)
+    moved = pixels + np.concatenate([np.zeros((1, 3), np.float32), shifts])[nearest]
+    return Image.fromarray(np.clip(moved, 0, 255).astype(np.uint8))
+
+
 def _wobbly(picture: Image.Image, rng: random.Random) -> Image.Image:
     """Outlines displaced by smooth waves of up to 1.2 % of the picture, as a sampler's are."""
     pixels = np.asarray(picture)
@@ -110,6 +126,7 @@ DEGRADATIONS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
     "noisy": _noisy,
     "compressed": _compressed,
     "tinted": _tinted,
+    "toned": _toned,
     "wobbly": _wobbly,
 }
 
