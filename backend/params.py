@@ -86,6 +86,11 @@ class TemplateParams:
     prefix_tokens: int = 97  # tokens before the user's text; cut from the features. Checked against the tokenizer
     max_tokens: int = 512  # of the whole conversation, including the prefix
 
+    @property
+    def room(self) -> int:
+        """Tokens that are left for a prompt and what follows it."""
+        return self.max_tokens - self.prefix_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParams:

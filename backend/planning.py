@@ -84,7 +84,7 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
         height=request.height,
         steps=request.steps,
         guided=request.guidance != 1.0,
-        text_tokens=template.max_tokens - template.prefix_tokens,  # as long as a prompt can be
+        text_tokens=template.room,  # as long as a prompt can be
         itemsize=ITEMSIZE[dtype],
         block_bits=block_bits(request.loras, params.dit, quant, itemsize=ITEMSIZE[dtype]),
         bitsandbytes=quant.bitsandbytes,

@@ -30,17 +30,21 @@ def command_line(
     words += [f"--prompt={prompt}"] if prompt.startswith("-") else [prompt]
     words += ["--model", request.model, "--size", f"{request.width}x{request.height}"]
     words += ["--steps", str(request.steps), "--guidance", _number(request.guidance)]
-    blank = settings.negative_prompt or ""
-    words += [f"--negative-prompt={request.negative_prompt}"] if request.negative_prompt or blank else []
+    negative = request.negative_prompt
+    words += [f"--negative-prompt={negative}"] if negative or settings.negative_prompt else []
     for first, last in seed_runs(request.seeds):
         words += ["--seed", str(first) if first == last else f"{first}..{last}"]
     for name in ("dtype", "device", "encoder", "quant"):
         words += [f"--{name}", str(getattr(request, name))] if needed(name) else []
-    for use in request.loras:
-        words += ["--lora", f"{use.path}={use.scale!r}"]
-    words += ["--lora", NO_LORA] if settings.loras and not request.loras else []
-    mode = request.loras[0].mode if request.loras else LoraMode.auto
-    words += ["--lora-mode", str(mode)] if request.loras and {mode, settings.lora_mode} != {LoraMode.auto} else []
+    if request.loras:
+        from backend.loras import written
+
+        for use in request.loras:
+            words += ["--lora", written(use)]
+        mode = request.loras[0].mode
+        words += ["--lora-mode", str(mode)] if {mode, settings.lora_mode} != {LoraMode.auto} else []
+    elif settings.loras:
+        words += ["--lora", NO_LORA]
     words += ["--profile", request.profile] if request.profile is not None else []
     words += ["--vram", f"{request.vram / 10**6:.15g}MB"] if request.vram is not None else []
     words += ["--compile"] if request.compiled else []

@@ -98,8 +98,7 @@ class Cache:
                 self.say(f"encoded {number:,} of {len(pictures):,} pictures")
 
     def _fill_texts(self, captions: list[str]) -> None:
-        template = self.params.text.template
-        most = template.max_tokens - template.prefix_tokens
+        most = self.params.text.template.room
         for start in range(0, len(captions), AT_ONCE):
             some = captions[start : start + AT_ONCE]
             # Also finds damaged files, which are then made again.

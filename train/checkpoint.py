@@ -13,14 +13,14 @@ import os
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from backend.errors import FileError, UsageError, first_line
+from backend.errors import UsageError
 from backend.files import make_folder, sync_folder, write_error
 
 
@@ -104,17 +104,6 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Parts and state of one checkpoint, on the CPU."""
     parts = {file.stem: load_file(file) for file in folder.glob("*.safetensors")}
     return parts, json.loads((folder / "state.json").read_text())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object that was noted beside the tensors. Raises FileError where it is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"cannot read {path}: {first_line(error)}", hint="restore it, or another --run-dir") from error
-    if not isinstance(found, dict):
-        raise FileError(f"{path} is not a JSON object", hint="restore it, or another --run-dir")
-    return cast("dict[str, Any]", found)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

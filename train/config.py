@@ -194,22 +194,17 @@ class At:
     step: int  # of the whole run, from 0
     stage: Stage
     before: int  # step at which the stage began
+    place: int  # of the stage among the plan's, from 0
 
 
 def locate(stages: tuple[Stage, ...], step: int) -> At:
     """The stage of a step. Raises IndexError beyond the last."""
     before = 0
-    for stage in stages:
+    for place, stage in enumerate(stages):
         if step < before + stage.steps:
-            return At(step, stage, before)
+            return At(step, stage, before, place)
         before += stage.steps
     raise IndexError(f"step {step} of {before}")
-
-
-def place_of(stages: tuple[Stage, ...], at: At) -> int:
-    """The number of a step's stage, from 0: of the first that ends after it."""
-    ends = [sum(stage.steps for stage in stages[: i + 1]) for i in range(len(stages))]
-    return next(i for i, end in enumerate(ends) if at.step < end)
 
 
 def learning_rate(config: PretrainConfig, at: At) -> float:

@@ -21,6 +21,7 @@ from backend.files import write_atomic
 from backend.identity import identify_model
 from backend.model.autoencoder import build_vae
 from backend.model.checkpoint import load_text_encoder, load_tokenizer, load_transformer, load_vae
+from backend.model.config_files import read_json
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
 from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
@@ -80,7 +81,7 @@ def _adopt(config: NanoConfig, files: ModelFiles) -> None:
     model = identify_model(files).sha256
     hint = "start_from as the run began, or another --run-dir"
     if note.exists():
-        if checkpoint.read_json(note) != model:
+        if read_json(note) != model:
             raise UsageError(f"{config.run_dir} began from another model than {files.name} is now", hint=hint)
     elif own := [name for name in _OWN if (config.run_dir / name).exists()]:
         raise UsageError(f"{config.run_dir} began without start_from: it has a {own[0]} of its own", hint=hint)
@@ -128,7 +129,7 @@ def _train_vae(config: NanoConfig) -> None:
 def _reached(run_dir: Path) -> int:
     """Steps of a part's newest checkpoint; 0: it has none."""
     found = checkpoint.latest(run_dir)
-    return 0 if found is None else int(checkpoint.read_json(found / "state.json")["step"])
+    return 0 if found is None else int(read_json(found / "state.json")["step"])
 
 
 def _train_language(config: NanoConfig) -> None:

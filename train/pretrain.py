@@ -23,7 +23,7 @@ from backend.errors import CancelledError, LensError, UsageError, first_line
 from backend.memory import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
 from train import overrides, run_folder, sharded, sources
-from train.config import At, PretrainConfig, Stage, learning_rate, locate, place_of
+from train.config import At, PretrainConfig, Stage, learning_rate, locate
 from train.distributed import Ranks, joined
 from train.divergence import stopped_before
 from train.metrics import Metrics, on_stderr
@@ -160,7 +160,8 @@ def _loop(
                     taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
                 except Diverged as error:
                     writer.wait()  # a checkpoint may still be on its way to disk
-                    raise stopped_before(step, str(error), config.run_dir, _rate(config, at)) from error
+                    rate = f"stages.{at.place}.learning_rate"
+                    raise stopped_before(step, str(error), config.run_dir, rate) from error
                 pace.count(batches)
                 if metrics is not None and (step + 1) % config.log_every == 0:
                     metrics.log(step + 1, **_values(taken, pace, config, at))
@@ -205,11 +206,6 @@ def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[st
     if taken.align is not None:
         values["align"] = taken.align
     return {**values, **pace.values(at.step + 1), "base": at.stage.base}
-
-
-def _rate(config: PretrainConfig, at: At) -> str:
-    """The field that holds a step's learning rate."""
-    return f"stages.{place_of(config.stages, at)}.learning_rate"
 
 
 # -------------------------------------------------------------------------------------------------------------- data

@@ -86,14 +86,14 @@ class FeatureSource:
     def _check_length(self, prompt: str, features: Tensor, say: Callable[[str], None]) -> None:
         """Say what the model does not read of a prompt; kept features do not tell, so its tokens are counted again."""
         template = self.files.preset.params.text.template
-        if len(features) < template.max_tokens - template.prefix_tokens:
+        if len(features) < template.room:
             return
         unread = encode_prompt(checkpoint.load_tokenizer(self.files), template, prompt).unread.strip()
         if unread:
             shown = unread if len(unread) <= 60 else f"{unread[:40]} … {unread[-20:]}"
             say(
-                f"the prompt is longer than the {template.max_tokens - template.prefix_tokens} tokens that the model "
-                f"reads: its end is left out ({shown!r})"
+                f"the prompt is longer than the {template.room} tokens that the model reads: its end is left out "
+                f"({shown!r})"
             )
 
     def _kept(self, key: str | None) -> Tensor | None:

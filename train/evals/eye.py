@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-LEAST = 14  # pixels of a colour from which its tone is told
+LEAST = 14  # pixels of the small picture: fewer of a colour propose nothing and tell no tone
 FREE = 10.0  # RGB distance that costs nothing
 WRONG = 70.0  # RGB distance that costs everything
 BAND, FAR, NOTHING = len(ROLES), len(ROLES) + 1, len(ROLES) + 2

@@ -19,6 +19,7 @@ from PIL import Image, ImageFilter
 from train.data.drawing import render
 from train.data.scenes import COLOURS, CONTAINERS, WORDS, Scene, sample_scene
 from train.data.things import KINDS
+from train.evals.regions import distance
 from train.evals.stats import Tally
 from train.evals.templates import f32, role_colours
 from train.evals.verifier import Expectation, check, expectation_of, see
@@ -98,7 +99,7 @@ def _toned(picture: Image.Image, rng: random.Random) -> Image.Image:
     shifts = f32([[rng.uniform(-20, 20) for _ in range(3)] for _ in COLOURS]).repeat(3, axis=0)
     nearest, least = np.zeros(pixels.shape[:2], int), np.full(pixels.shape[:2], 12.0, np.float32)
     for i, shade in enumerate(shades):
-        away = np.linalg.norm(pixels - shade, axis=-1)
+        away = distance(pixels, shade)
         nearest, least = np.where(away < least, i + 1, nearest), np.minimum(away, least)
     moved = pixels + np.concatenate([np.zeros((1, 3), np.float32), shifts])[nearest]
     return Image.fromarray(np.clip(moved, 0, 255).astype(np.uint8))

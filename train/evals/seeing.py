@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train.evals import regions as rg
-from train.evals.eye import BAND, FAR, NOTHING, Eye, uses_of
+from train.evals.eye import BAND, FAR, LEAST, NOTHING, Eye, uses_of
 from train.evals.templates import CONTAINERS, GRID, SEEN, SPAN, TILTS, Template, f32, looks, role_colours, template
 
 Floats = NDArray[np.float32]
@@ -30,7 +30,6 @@ Box = tuple[float, float, float, float]
 ACCEPT = 0.45  # least score of a thing that counts as seen
 ROUGH = 0.3  # least score, before the last refinement, of a look that is refined
 SHORTLIST = 8  # looks refined per proposal
-LEAST = 14  # pixels of the small picture: a smaller piece proposes nothing
 GAPS = (2, 6)  # pixels of the small picture by which pieces are grown to see which belong together
 _CELLS = 28  # cells a side of the quick comparison; the middle 20 are the coloured parts' box
 _MARGIN = 4
