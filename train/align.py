@@ -2,11 +2,13 @@
 
 REPA (Yu et al. 2024, arXiv 2410.06940) pulls a diffusion transformer's hidden states towards those of a pretrained
 vision network and learns several times faster. Drawn scenes need no such network: what covers each token is known, so
-a linear map of the hidden state names the kind and the colour of the thing there. The map is thrown away afterwards.
-Not part of the Lens paper.
+a linear map of the hidden state names the kind and the colour of the thing there, or the letter of a sign. The map is
+thrown away afterwards. Not part of the Lens paper.
 """
 
 from __future__ import annotations
+
+from string import ascii_uppercase
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.latents import CELL
+from train.data.lettering import CENTRE, HEIGHT, pitch, slots
 from train.data.scenes import COLOURS, CONTAINERS, Scene
 from train.data.things import KINDS
 
 # Class 0 of both is "no thing".
-THINGS = {name: i + 1 for i, name in enumerate(dict.fromkeys((*KINDS, *CONTAINERS, "sign")))}
+THINGS = {name: i + 1 for i, name in enumerate(dict.fromkeys((*KINDS, *CONTAINERS, "sign", *ascii_uppercase)))}
 TINTS = {name: i + 1 for i, name in enumerate(COLOURS)}
 
 
 def token_labels(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     """(N, 2) kind and colour at the centre of each token of a `width` x `height` picture, row by row.
 
-    A thing covers the disc of its half-size; of two over one token the smaller counts: it stands inside the other.
+    A thing covers the disc of its half-size; of two over one token the smaller counts: it stands inside the other. A
+    letter of a sign covers its slot.
     """
     short = min(width, height)
     x = (np.arange(width // CELL) + 0.5) * CELL / short
@@ -34,6 +38,11 @@ def token_labels(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     for thing in sorted(scene.things, key=lambda thing: -thing.r):
         inside = (x[None, :] - thing.x) ** 2 + (y[:, None] - thing.y) ** 2 < thing.r**2
         labels[inside] = THINGS[thing.kind], TINTS[thing.colour]
+        word = thing.word or ""
+        rows = abs(y - thing.y - CENTRE * thing.r) < HEIGHT / 2 * thing.r
+        for letter, place in zip(word, slots(len(word)), strict=True):
+            columns = abs(x - thing.x - place * thing.r) < pitch(len(word)) / 2 * thing.r
+            labels[rows[:, None] & columns[None, :]] = THINGS[letter], TINTS["black"]
     return labels.reshape(-1, 2)
 
 

@@ -6,13 +6,17 @@ by colour alone, and because the loss must teach a block something that its own 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from backend.latents import CELL
 from train.align import THINGS, TINTS, Aligner, token_labels
 from train.data.drawing import render
+from train.data.grid import on_grid
 from train.data.scenes import COLOURS, Background, Scene, Thing
 
 
@@ -52,6 +56,23 @@ def test_what_stands_inside_another_thing_counts() -> None:
     assert tuple(labels[8, 8]) == (THINGS["cat"], TINTS["black"])
     assert tuple(labels[8, 2]) == (THINGS["ring"], TINTS["green"])
     assert tuple(labels[0, 0]) == (0, 0)
+
+
+@pytest.mark.parametrize("word", ["OPEN", "TAXIS", "UP"])
+def test_letters_are_labelled_where_they_are_drawn(word: str) -> None:
+    """On the token grid: each letter's ink lies in the tokens that bear its label, and every one of them has some."""
+    sign = Thing(kind="sign", colour="red", size="large", x=0.52, y=0.55, r=0.4, word=word)
+    there = on_grid(scene(sign), 16)
+    labels = token_labels(there, 256, 256).reshape(16, 16, 2)[..., 0]
+    blank = replace(there, things=(replace(there.things[0], word=""),))
+    ink = (np.asarray(render(there, 256, 256)) != np.asarray(render(blank, 256, 256))).any(-1)
+    columns = [np.unique(np.nonzero(labels == THINGS[letter])[1]) for letter in dict.fromkeys(word)]
+    assert all(len(each) >= 2 for each in columns)
+    letters = np.isin(labels, [THINGS[letter] for letter in word])
+    assert letters.sum() == 4 * len(word)
+    pixels = letters.repeat(CELL, 0).repeat(CELL, 1)
+    assert ink[~pixels].sum() <= 0.02 * ink.sum()  # a row of pixels, where a letter is rounded up
+    assert ink.reshape(16, CELL, 16, CELL).any((1, 3))[letters].mean() > 0.9
 
 
 class Block(nn.Module):

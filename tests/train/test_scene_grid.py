@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from train.data.drawing import render
-from train.data.grid import HALF_SIZES, on_grid
+from train.data.grid import HALF_SIZES, SIGN, on_grid
 from train.data.scenes import LAYOUTS, STYLES, Background, Scene, Thing, sample_scene
 
 CELL = 16  # pixels of a token
@@ -40,8 +40,13 @@ def test_little_moves_and_nothing_else_changes(layout: str) -> None:
         after = on_grid(before, 16)
         for old, new in zip(before.things, after.things, strict=True):
             assert (new.x * 16) % 1 == (new.y * 16) % 1 == new.tilt == 0
-            assert new.r * 16 in HALF_SIZES
-            assert max(abs(old.x - new.x), abs(old.y - new.y)) <= 0.5 / 16 + 1e-9
+            if new.kind == "sign":
+                assert new.r == SIGN
+                assert new.x == 0.5 or len(after.things) > 1  # alone it stands in the middle
+            else:
+                assert new.r * 16 in HALF_SIZES
+                assert abs(old.x - new.x) <= 0.5 / 16 + 1e-9
+            assert abs(old.y - new.y) <= 0.5 / 16 + 1e-9
             assert replace(new, x=old.x, y=old.y, r=old.r, tilt=old.tilt, mirrored=old.mirrored) == old
         assert on_grid(after, 16) == after
 

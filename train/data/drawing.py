@@ -6,12 +6,12 @@ captions or training.
 
 from __future__ import annotations
 
-import functools
 import random
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from train.data.lettering import CENTRE, lettering
 from train.data.scenes import BOARD, COLOURS, GROUNDS, HILL_COLOURS, PLAIN, RGB, SKIES, Background, Scene, Thing
 from train.data.things import KINDS, Kind
 
@@ -209,11 +209,6 @@ def _draw_container(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style:
         shape(box(r), outline=roles["m"], width=int(band))
 
 
-@functools.cache
-def _font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(pixels)
-
-
 def _draw_sign(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str) -> None:
     """A board of the thing's colour with a white panel and the word in near-black, on a wooden post."""
     roles, x, y, r = _roles(thing.colour), thing.x * unit, thing.y * unit, thing.r * unit
@@ -233,15 +228,5 @@ def _draw_sign(draw: ImageDraw.ImageDraw, thing: Thing, unit: float, style: str)
     draw.rectangle(board, fill=roles["m"])
     m = 0.1 * r
     draw.rectangle((board[0] + m, board[1] + m, board[2] - m, board[3] - m), fill=(252, 252, 250))
-    word = thing.word or ""
-    size = int(0.62 * r)
-    while True:
-        font = _font(size)
-        x0, y0, x1, y1 = draw.textbbox((0, 0), word, font=font)
-        if x1 - x0 <= 1.68 * r or size <= 4:
-            break
-        size = int(size * 0.93)
-    draw.text(
-        (x - (x0 + x1) / 2, y - 0.15 * r - (y0 + y1) / 2), word, font=font, fill=(30, 30, 36),
-        stroke_width=max(1, int(0.012 * r)), stroke_fill=(30, 30, 36),
-    )  # fmt: skip
+    ink = lettering(thing.word or "", r, stroke=max(1, int(0.012 * r)))
+    draw.bitmap((round(x - ink.width / 2), round(y + CENTRE * r - ink.height / 2)), ink, fill=(30, 30, 36))

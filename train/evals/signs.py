@@ -1,6 +1,6 @@
 """Read the upper-case word on a sign by comparing its panel with drawn letters.
 
-A first pass lays the 26 letters of the default font side by side over the panel's ink (dynamic programming over
+A first pass lays the 26 letters side by side over the panel's ink (dynamic programming over
 columns); a second draws whole words, the first pass's readings and close variants, and keeps the one whose drawing
 agrees best. It reads what is there: the word that was asked for takes part as one candidate among the others.
 """
@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from train.data.lettering import SIZE, lettering
 from train.data.scenes import WORDS
 from train.evals.regions import components
 from train.evals.templates import dilate, f32
@@ -31,11 +32,8 @@ _LONGEST = 8  # letters
 
 @functools.cache
 def _drawn(word: str, stroke: int = 1) -> Floats:
-    """(H, W), 1 where there is ink: `word` in the default font, `stroke` pixels fatter, cropped to its ink."""
-    font = ImageFont.load_default(_FONT)
-    x0, y0, x1, y1 = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), word, font=font, stroke_width=stroke)
-    image = Image.new("L", (int(x1 - x0) + 4, int(y1 - y0) + 4), 0)
-    ImageDraw.Draw(image).text((2 - x0, 2 - y0), word, font=font, fill=255, stroke_width=stroke, stroke_fill=255)
+    """(H, W), 1 where there is ink: `word` as signs have it, `stroke` pixels fatter, cropped to its ink."""
+    image = lettering(word, _FONT / SIZE, stroke)
     ink = image.crop(image.getbbox())
     return f32(np.asarray(ink)) / np.float32(255)
 
