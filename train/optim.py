@@ -36,14 +36,18 @@ def orthogonalise(x_SMN: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised. `stacks` says into how many matrices a two-dimensional parameter splits (by rows).
 
+    `every`: a parameter moves in every so many steps, in turn with the others, and so many times as far. Its momentum
+    gathers every gradient. The products that orthogonalise are a quarter of a step of 16 small pictures on a CPU.
+
     State per parameter: `momentum`, of the parameter's shape, and `step`.
     """
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, *, stacks: Mapping[nn.Parameter, int] | None = None,
-        momentum: float = 0.95, weight_decay: float = 0.0,
+        momentum: float = 0.95, weight_decay: float = 0.0, every: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.every = every
         self._stacks = dict(stacks or {})
 
     @torch.no_grad()
@@ -51,12 +55,15 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             same: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-            for p in parameters:
+            rate = group["lr"] * self.every
+            for turn, p in enumerate(parameters):
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"], state["step"] = torch.zeros_like(p), torch.zeros(())
                 state["step"] += 1
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                if (int(state["step"]) + turn) % self.every:
+                    continue
                 # A sharded matrix is orthogonalised whole, on every rank: its rows and columns know of each other.
                 nesterov = whole(torch.lerp(p.grad, state["momentum"], group["momentum"]))
                 stack = nesterov.view(self._stacks.get(p, 1), -1, p.shape[-1]) if p.dim() == 2 else nesterov
@@ -65,8 +72,8 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonalise(torch.cat([stack for _, stack in members]))
                 scale = 0.2 * max(m, n) ** 0.5  # the root mean square of an update as AdamW's
                 for (p, _), update in zip(members, updates.split([len(s) for _, s in members]), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(like(update.reshape(p.shape).to(p.dtype), p), alpha=-group["lr"] * scale)
+                    p.mul_(1 - rate * group["weight_decay"])
+                    p.add_(like(update.reshape(p.shape).to(p.dtype), p), alpha=-rate * scale)
 
 
 class Optimizers:
@@ -78,7 +85,7 @@ class Optimizers:
 
     def __init__(
         self, model: nn.Module, *, muon: Callable[[str, nn.Parameter], int], learning_rate: float,
-        betas: tuple[float, float], weight_decay: float, fused: bool = True,
+        betas: tuple[float, float], weight_decay: float, fused: bool = True, muon_every: int = 1,
     ) -> None:  # fmt: skip
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._name_of = {p: name for name, p in named.items()}
@@ -89,7 +96,7 @@ class Optimizers:
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             stacks = {named[name]: counts[name] for name in matrices}
-            self.parts.append(Muon(stacks, learning_rate, stacks=stacks, weight_decay=weight_decay))
+            self.parts.append(Muon(stacks, learning_rate, stacks=stacks, weight_decay=weight_decay, every=muon_every))
         groups = [
             {"params": [named[n] for n in rest if n not in plain], "weight_decay": weight_decay},
             {"params": [named[n] for n in plain], "weight_decay": 0.0},

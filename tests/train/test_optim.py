@@ -42,6 +42,35 @@ def test_one_matrix_moves_as_with_torchs_muon() -> None:
     assert (mine - theirs).norm() / moved < 0.01  # both iterate in bfloat16, in another order of products
 
 
+def test_matrices_move_in_turn_and_as_far_on_the_whole() -> None:
+    """Against torch.optim.Muon, whose rate is set to three times the usual in a matrix's turn and to 0 in the others:
+    there too the momentum gathers every gradient."""
+    generator = torch.Generator().manual_seed(4)
+    starts = [torch.randn(8, 12, generator=generator) for _ in range(4)]
+    mine = [nn.Parameter(start.clone()) for start in starts]
+    theirs = [nn.Parameter(start.clone()) for start in starts]
+    ours = Muon(mine, 0.01, momentum=0.95, weight_decay=0.1, every=3)
+    references = [
+        torch.optim.Muon([p], lr=0.01, momentum=0.95, weight_decay=0.1, nesterov=True, adjust_lr_fn="match_rms_adamw")
+        for p in theirs
+    ]
+    moves = [0] * 4
+    for _ in range(6):
+        before = [p.detach().clone() for p in mine]
+        for p, q in zip(mine, theirs, strict=True):
+            p.grad = torch.randn(8, 12, generator=generator)
+            q.grad = p.grad.clone()
+        ours.step()
+        for i, (reference, p, old) in enumerate(zip(references, mine, before, strict=True)):
+            moved = not torch.equal(p, old)
+            moves[i] += moved
+            reference.param_groups[0]["lr"] = 0.03 if moved else 0.0
+            reference.step()
+    assert moves == [2] * 4
+    for start, p, q in zip(starts, mine, theirs, strict=True):
+        assert (p - q).norm() / (q - start).norm() < 0.01
+
+
 def test_a_stack_is_so_many_separate_matrices() -> None:
     generator = torch.Generator().manual_seed(2)
     start, gradient = torch.randn(3, 8, 8, generator=generator), torch.randn(3, 8, 8, generator=generator)
@@ -59,12 +88,13 @@ def test_a_stack_is_so_many_separate_matrices() -> None:
     assert (deep - start).abs().mean() > 0.01  # it moved at all
 
 
-def _small() -> tuple[nn.Module, Optimizers]:
+def _small(muon_every: int = 1) -> tuple[nn.Module, Optimizers]:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 12), nn.SiLU(), nn.Linear(12, 6))
     return model, Optimizers(
-        model, muon=lambda name, _: int(name == "0.weight"), learning_rate=0.01, betas=(0.9, 0.99), weight_decay=0.1
-    )
+        model, muon=lambda name, _: int(name == "0.weight"), learning_rate=0.01, betas=(0.9, 0.99),
+        weight_decay=0.1, muon_every=muon_every,
+    )  # fmt: skip
 
 
 def _train(model: nn.Module, optimizer: Optimizers, steps: range) -> None:
@@ -75,13 +105,14 @@ def _train(model: nn.Module, optimizer: Optimizers, steps: range) -> None:
         optimizer.step(0.01)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, optimizer = _small()
+@pytest.mark.parametrize("muon_every", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, muon_every: int) -> None:
+    whole, optimizer = _small(muon_every)
     _train(whole, optimizer, range(6))
-    first, optimizer = _small()
+    first, optimizer = _small(muon_every)
     _train(first, optimizer, range(3))
     checkpoint.save(tmp_path, 3, {"model": first.state_dict(), "optimizer": optimizer.tensors()}, {})
-    second, optimizer = _small()
+    second, optimizer = _small(muon_every)
     parts, _ = checkpoint.load(tmp_path / "checkpoints" / "step-00000003")
     second.load_state_dict(parts["model"])
     optimizer.restore(parts["optimizer"])
