@@ -53,8 +53,9 @@ class Job:
         """Train, export, evaluate; what is there already is not done again. Raises CalledProcessError."""
         words = self.words
         stage = {
-            "steps": words.steps, "decay_steps": words.steps, "captions": ARMS[self.arm], "single_share": "none",
-            "flat_share": 0.85, "learning_rate": words.learning_rate,
+            "steps": words.steps, "decay_steps": words.steps, "captions": ARMS[self.arm], "layouts": "",
+            "coloured_share": 0.82, "placed_share": 0.8, "orderly": "false", "square_share": 0.5, "flat_share": 0.85,
+            "learning_rate": words.learning_rate,
         }  # fmt: skip
         fields = {
             "seed": self.seed, "start_from": words.start, "stages.0.steps": 0, "stages.2.steps": 0,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from backend.errors import UsageError
 from backend.params import DiTParams, TemplateParams
 
+LAYOUT_COUNT = 7  # of train.data.scenes.LAYOUTS, which this ring may not import
 DEVICES = r"(cpu|cuda|mps|xpu)(:\d+)?"  # what `device` may be; whether it is there only torch knows
 
 
@@ -55,18 +56,28 @@ class Stage:
     groups: int = 1  # a step, whatever the number of processes: they share them out (the paper: one on each of 128)
     mix: tuple[Base, ...] = ()  # bases that groups are drawn from, in place of `base` and `batch`; (): only those
     square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
-    single_share: float | None = None  # of scenes with one thing; None: as the scenes come (0.26)
+    # Of drawn data: how often each of train.data.scenes.LAYOUTS comes, relative to the others (single, pair, inside,
+    # trio, count, count_and_one, sign); (): as the scenes come.
+    layouts: tuple[float, ...] = ()
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
     coloured_share: float = 0.82  # of brief captions: those that name the things' colours
     placed_share: float = 0.8  # of brief captions of two things: those that say how one lies to the other
+    # A brief caption leaves an arrangement unsaid only where it is the usual one (train.data.scene_text.usual).
+    orderly: bool = False
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
 
     def __post_init__(self) -> None:
         within(self, 1, None, "base", "batch", "groups")
         within(self, 0, None, "steps", "decay_steps")
-        shares = ("square_share", "single_share", "coloured_share", "placed_share", "flat_share", "captions")
+        shares = ("square_share", "coloured_share", "placed_share", "flat_share", "captions")
         within(self, 0, 1, "learning_rate", *shares)
+        within(self, 0, 1e9, "layouts")
+        if self.layouts and (len(self.layouts) != LAYOUT_COUNT or not any(self.layouts)):
+            raise UsageError(
+                f"layouts={','.join(f'{weight:g}' for weight in self.layouts)}: {LAYOUT_COUNT} weights, not all 0",
+                hint="single, pair, inside, trio, count, count_and_one, sign",
+            )
         if not any(self.captions):
             raise UsageError("captions are all 0: nothing is left to draw", hint="captions=0.35,0.45,0.2 is usual")
 
@@ -139,6 +150,7 @@ class PretrainConfig:
 
     # Optimiser
     muon: bool = True  # for the blocks' matrices; False: AdamW for all, as in the paper
+    muon_every: int = 1  # steps: a matrix moves once in so many, in turn with the others, and so much further
     betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = 0.01  # (the paper does not say)
     warmup: int = 200  # steps, at the start of the run; 0: none
@@ -172,7 +184,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         every = ("validate_every", "preview_every", "save_every", "log_every", "keep")
         within(self, 1, None, *every, "replicate", "micro_batch", "encode_batch", "scenes_per_round", "passes")
-        within(self, 1, None, "caption_tokens")
+        within(self, 1, None, "caption_tokens", "muon_every")
         within(self, 0, None, "workers", "prefetch", "warmup", "align_block")
         within(self, 0, 1, "dropout", "brief_share")
         within(self, 0, 1, "betas", "ema_decay", below=True)

@@ -30,7 +30,7 @@ from train.data.dialogues import caption_of
 from train.data.drawing import render
 from train.data.grid import on_grid
 from train.data.scene_text import Stating
-from train.data.scenes import LAYOUT_WEIGHTS, LAYOUTS, sample_scene
+from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.sensitivity import loss_weights, sensitivity
 from train.sources import Grid, Group, Loaded
@@ -68,7 +68,7 @@ class Drawn:
 
 
 def draw(
-    chunk: int, *, seed: int, name: str, base: int, square_share: float, single_share: float | None, flat_share: float,
+    chunk: int, *, seed: int, name: str, base: int, square_share: float, layouts: tuple[float, ...], flat_share: float,
     count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
     often: Stating,
 ) -> Drawn:  # fmt: skip
@@ -78,11 +78,7 @@ def draw(
     tokenizer = _tokenizer(tokenizer_json)
     images, ids, labels, prefix = [], [], [], 0
     for _ in range(count):
-        layouts = LAYOUTS
-        if single_share is not None:
-            layouts = ("single",) if rng.random() < single_share else LAYOUTS[1:]
-        weights = tuple(LAYOUT_WEIGHTS[layout] for layout in layouts)
-        scene = sample_scene(rng, aspect=width / height, layouts=layouts, weights=weights, flat_share=flat_share)
+        scene = sample_scene(rng, aspect=width / height, weights=layouts or None, flat_share=flat_share)
         scene = on_grid(scene, min(width, height) // latents.CELL)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
@@ -133,13 +129,13 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
         name=name,
         base=stage.base,
         square_share=stage.square_share,
-        single_share=stage.single_share,
+        layouts=stage.layouts,
         flat_share=stage.flat_share,
         count=config.encode_batch,
         tokenizer_json=frozen.tokenizer.to_str(),
         template=config.template,
         captions=stage.captions,
-        often=Stating(stage.coloured_share, stage.placed_share),
+        often=Stating(stage.coloured_share, stage.placed_share, stage.orderly),
     )
     size = config.encode_batch
     left = config.scenes_per_round // size * size if count is None else count
@@ -226,11 +222,12 @@ class SceneSource:
         """HELD scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
         usual = replace(
             stage,
-            single_share=None,
+            layouts=(),
             flat_share=0.0,
             captions=Stage.captions,
             coloured_share=Stage.coloured_share,
             placed_share=Stage.placed_share,
+            orderly=Stage.orderly,
         )
         count = min(HELD, self.config.scenes_per_round)
         at_once = replace(self.config, encode_batch=min(count, self.config.encode_batch))

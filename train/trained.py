@@ -167,6 +167,7 @@ class Trained:
             learning_rate=0.0,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            muon_every=config.muon_every,
         )
         # The averaged weights live in a network of their own, which is shown and validated: never compiled, since
         # every new shape and every change of gradient mode would compile anew.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,11 +27,11 @@ from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, VAEParams
 from tests.train.small_language import small_language
 from train import checkpoint, language, pretrain, rounds, sharded, vae
-from train.config import Stage
+from train.config import LAYOUT_COUNT, Stage
 from train.data import dialogues
 from train.data.dialogues import caption_of
-from train.data.scene_text import Stating
-from train.data.scenes import Background, Scene, Thing, is_held_out, sample_scene
+from train.data.scene_text import Stating, brief_stating, kind_name
+from train.data.scenes import LAYOUTS, Background, Scene, Thing, is_held_out, sample_scene
 from train.distributed import Ranks
 from train.sources import Batch, Loaded
 from train.trained import Trained
@@ -255,7 +256,7 @@ def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch
     assert all_may_be_seen()
     template, tokenizer = frozen.encoder.params.template, frozen.tokenizer.to_str()
     rounds.draw(
-        0, seed=0, name="test", base=64, square_share=1.0, single_share=0.0, flat_share=0.0, count=250,
+        0, seed=0, name="test", base=64, square_share=1.0, layouts=(0, 1, 1, 1, 1, 1, 0), flat_share=0.0, count=250,
         tokenizer_json=tokenizer, template=template, captions=Stage.captions, often=Stating(),
     )  # fmt: skip
     assert all_may_be_seen()
@@ -266,7 +267,7 @@ def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch
 
 
 def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: rounds.Frozen) -> None:
-    """Counted on the scenes drawn: `single_share` is a probability, None leaves the scenes' own share."""
+    """Counted on the scenes drawn: `layouts` are weights, none leave the scenes' own shares."""
     drawn: list[str] = []
 
     def recorded(*args: object, **options: object) -> object:
@@ -278,11 +279,19 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     # What they look like does not matter here, and drawing takes longer than all the rest.
     monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
-    for share, low, high in ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.6, 0.45, 0.75), (None, 0.12, 0.4)):
+    only, never = (2.0, *(0.0,) * 6), (0.0, *(1.0,) * 6)
+    for layouts, low, high in ((only, 1.0, 1.0), (never, 0.0, 0.0), ((9.0, *(1.0,) * 6), 0.45, 0.75), ((), 0.12, 0.4)):
         drawn.clear()
-        stage = dataclasses.replace(plan.stages[0], single_share=share, captions=(0.0, 0.0, 1.0))
-        rounds.encode_round(plan, stage, f"test {share}", frozen)
-        assert low <= drawn.count("single") / len(drawn) <= high, share  # four deviations wide
+        stage = dataclasses.replace(plan.stages[0], layouts=layouts, captions=(0.0, 0.0, 1.0))
+        rounds.encode_round(plan, stage, f"test {layouts}", frozen)
+        assert low <= drawn.count("single") / len(drawn) <= high, layouts  # four deviations wide
+
+
+def test_weights_of_layouts_are_as_many_as_layouts() -> None:
+    assert LAYOUT_COUNT == len(LAYOUTS)  # they stand in two files
+    for layouts in ((1.0,), (0.0,) * LAYOUT_COUNT, (-1.0, *(1.0,) * 6)):
+        with pytest.raises(UsageError, match="layouts"):
+            Stage(base=128, steps=1, batch=1, learning_rate=1e-3, layouts=layouts)
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> None:
@@ -317,11 +326,34 @@ def test_brief_captions_state_colours_and_places_as_often_as_asked(
     monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
     stage = plan.stages[0]
-    assert Stating(stage.coloured_share, stage.placed_share) == Stating()  # the usual shares stand in two files
+    # The usual shares stand in two files.
+    assert Stating(stage.coloured_share, stage.placed_share, stage.orderly) == Stating()
     asked = dataclasses.replace(stage, captions=(0.0, 0.0, 1.0), coloured_share=share, placed_share=1 - share)
     rounds.encode_round(plan, asked, "test", frozen)
     assert low <= sum("purple" in caption for caption in captions) <= high  # three deviations wide
     assert low <= sum(" and " in caption for caption in captions) <= high
+
+
+def test_orderly_captions_leave_only_the_usual_unsaid() -> None:
+    """Read back from the words: two things joined by "and" stand side by side in that order, and several of a kind
+    whose arrangement is not said stand in rows."""
+    rng, often = random.Random(7), Stating(colour=0.0, place=0.0, orderly=True)
+    unsaid = {"left of": 0, "right of": 0, "row": 0, "two rows": 0}
+    for _ in range(400):
+        scene = sample_scene(rng, layouts=("pair", "count"), weights=(1.0, 1.0))
+        text, stated = brief_stating(scene, rng, often)
+        first, last = scene.things[0], scene.things[-1]
+        if scene.layout == "count":
+            told = {"scattered": "scattered", "column": "in a column"}.get(scene.arrangement or "")
+            assert told in text if told else " row" not in text
+        elif "place" not in stated:
+            left, right = (kind_name(thing.kind) for thing in sorted((first, last), key=lambda thing: thing.x))
+            assert re.search(rf"\b(small |large )?{left} and an? (small |large )?{right}\b", text)
+        else:
+            assert scene.relation in ("above", "below", "on top of")
+        if "place" not in stated:
+            unsaid[scene.relation or scene.arrangement or ""] += 1  # KeyError: an unusual one was left open
+    assert min(unsaid.values()) > 10
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
