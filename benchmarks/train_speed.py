@@ -1,11 +1,12 @@
 """Pictures a second of training Lens-Nano's transformer here: the trainer's step against a plain loop.
 
-    python -m benchmarks.train_speed [--base 256] [--batch 16] [--steps 8] [--rounds 5] [--threads N]
+    python -m benchmarks.train_speed [--base 256] [--batch 16] [--text N] [--steps 8] [--rounds 5]
 
 The plain loops are what one would write first: forward, loss, backward, AdamW, on the same network class, nothing
 compiled; one in float32, one under bfloat16 autocast. They know nothing of the trainer: path, target and times stand
 here once more. The trainer does what the recipe `nano` says, so more than they do: Muon, clipping, an average of the
-weights, the loss of train.align, noise that derives from the step; and its blocks are compiled.
+weights, the loss of train.align, noise that derives from the step; and its blocks are compiled. Once more with every
+matrix moved in every step (`muon_every=1`), which the recipe does in turn.
 
 One process, the same pictures, captions and threads; in every round each of them takes `--steps` steps, in an order
 that turns from round to round, so that a machine that slows down slows all of them. Compiling and the first step of
@@ -36,11 +37,11 @@ from train.trained import Trained, build
 Step = Callable[[int], float]  # number of the step -> loss
 
 
-def plan(base: int, batch: int, compiled: bool) -> PretrainConfig:
+def plan(base: int, batch: int, compiled: bool, text: int = PretrainConfig.caption_tokens) -> PretrainConfig:
     """The recipe `nano` at one shape."""
     config = recipes.choose("nano", Path(tempfile.gettempdir()) / "unused", [], random=True)
     stage = replace(config.stages[0], base=base, batch=batch, square_share=1.0, steps=10**6, decay_steps=0)
-    return replace(config, stages=(stage,), compile=compiled)
+    return replace(config, stages=(stage,), compile=compiled, caption_tokens=text)
 
 
 def pictures(config: PretrainConfig) -> tuple[Group, Loaded]:
@@ -94,6 +95,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=int, default=256, help="pixels: side of the pictures")
     parser.add_argument("--batch", type=int, default=16, help="pictures a step")
+    parser.add_argument(
+        "--text",
+        type=int,
+        default=PretrainConfig.caption_tokens,
+        help="text tokens a picture; brief ones have 10 to 30",
+    )
     parser.add_argument("--steps", type=int, default=8, help="of each a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="of torch [default: its own choice]")
@@ -101,10 +108,11 @@ def main() -> None:
     words = parser.parse_args()
     if words.threads is not None:
         torch.set_num_threads(words.threads)
-    config = plan(words.base, words.batch, compiled=not words.no_compile)
+    config = plan(words.base, words.batch, compiled=not words.no_compile, text=words.text)
     group, loaded = pictures(config)
     steps: dict[str, Step] = {
         "trainer": trainer(config, group, loaded),
+        "every matrix": trainer(replace(config, muon_every=1), group, loaded),
         "plain float32": plain(config, group, loaded, half=False),
         "plain bfloat16": plain(config, group, loaded, half=True),
     }

@@ -173,7 +173,10 @@ def run(
     `on_picture` gets each saved picture with its record. Raises nothing that one picture's failure explains: see
     `Outcome.error`.
     """
+    from backend.weights import resolve_model
+
     started = time.monotonic()
+    resolve_model(request.model)  # a model that is not here leaves no empty folder behind
     now = datetime.now()  # one time for all names of a run
     outcome = Outcome(total=len(request.seeds))
     if plan.template is not None:

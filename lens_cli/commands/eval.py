@@ -31,7 +31,9 @@ Compare = Annotated[
 Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Scenes of --prove-verifier.")]
 Degrade = Annotated[
     str | None,
-    typer.Option("--degrade", help="With --prove-verifier: softened, blurred, noisy, compressed, tinted or wobbly."),
+    typer.Option(
+        "--degrade", help="With --prove-verifier: softened, blurred, noisy, compressed, tinted, toned or wobbly."
+    ),
 ]
 
 

@@ -37,6 +37,12 @@ def test_stdout_is_paths_and_stderr_is_talk() -> None:
         assert image.size == (336, 192)
 
 
+def test_a_model_that_is_not_here_leaves_no_folder_behind() -> None:
+    run = lens("gen", "x", "-m", "lens-turbo", "-o", "new/", real=True, LENS_HOME="empty")
+    assert run.code == 5 and "pull" in run.err
+    assert not Path("new").exists()
+
+
 def test_last_line_makes_the_same_picture() -> None:
     first = lens("gen", 'it\'s a [red] "ball" $HOME `x`', "--steps", "3", "--negative-prompt", "-blur", "-o", "a.png")
     words = shlex.split(first.err.splitlines()[-1])
