@@ -222,6 +222,7 @@ class SceneSource:
         """HELD scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
         usual = replace(
             stage,
+            square_share=Stage.square_share,
             layouts=(),
             flat_share=0.0,
             captions=Stage.captions,
