@@ -326,7 +326,11 @@ def test_saved_and_loaded(model: LensTransformer2DModel, tmp_path: Path) -> None
         loaded = LensTransformer2DModel.from_pretrained(tmp_path / name)
         assert isinstance(loaded, LensTransformer2DModel)
         assert loaded.params == model.params
-        assert torch.equal(loaded(x, torch.tensor([0.5]), text, (2, 3)), wanted)
+        theirs = loaded.state_dict()
+        assert theirs.keys() == model.state_dict().keys()
+        assert all(torch.equal(theirs[key], value) for key, value in model.state_dict().items())
+        # Weights in a mapped file lie at other addresses, for which some processors' libraries take other kernels.
+        torch.testing.assert_close(loaded(x, torch.tensor([0.5]), text, (2, 3)), wanted, rtol=1e-5, atol=1e-5)
     assert (tmp_path / "shards" / "diffusion_pytorch_model.safetensors.index.json").exists()
 
 

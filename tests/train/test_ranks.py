@@ -24,7 +24,9 @@ from train.distributed import Ranks
 from train.sources import RandomSource
 
 ALONE = Ranks(torch.device("cpu"))
-EXACT = 1e-5  # relative, of a loss: float32 sums in another order differ by about 1e-7
+# Relative, of a loss: float32 sums in another order differ by about 1e-7, which Muon's bfloat16 products carry on;
+# 2e-5 was seen after six steps on one processor, less than 1e-5 on others.
+EXACT = 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def _scaled(ink: Floats, width: int, height: int) -> Floats:
 def _ink(panel: Image.Image) -> Floats | None:
     """(rows, columns), 0 paper to 1 ink, cropped to the ink; None where there is none."""
     luma = np.asarray(panel.convert("L"), np.float32)
-    paper, black = np.percentile(luma, 85), np.percentile(luma, 2)
+    paper, black = np.percentile(luma, 85), np.percentile(luma, 0.5)  # an I is 1 % of a panel
     if paper - black < 60:
         return None
     ink = np.clip((paper - 12 - luma) / (paper - 12 - black), 0, 1)
