@@ -129,8 +129,8 @@ def test_a_plan_and_a_gradient_exclude_each_other(network: tuple[VAEParams, Auto
 def test_every_plan_gives_the_picture_in_float32(
     network: tuple[VAEParams, AutoencoderKLFlux2, Any], size: tuple[int, int]
 ) -> None:
-    """Against float64. The yardstick is diffusers' own float32 error; three times that is allowed: both are float order, and the
-    ratio of two largest errors moves with the processor's kernels (2.14 seen)."""
+    """Against float64. The yardstick is diffusers' own float32 error; three times that is allowed: both are float
+    order, and the ratio of two largest errors moves with the processor's kernels (2.14 seen)."""
     params, ours, published = network
     z = latent(size)
     exact = decoded(published, z, torch.float64)
