@@ -1,6 +1,7 @@
 """Pictures a second of training Lens-Nano's transformer here: the trainer's step against a plain loop.
 
     python -m benchmarks.train_speed [--base 256] [--batch 16] [--text N] [--steps 8] [--rounds 5]
+                                     [--threads N] [--no-compile]
 
 The plain loops are what one would write first: forward, loss, backward, AdamW, on the same network class, nothing
 compiled; one in float32, one under bfloat16 autocast. They know nothing of the trainer: path, target and times stand

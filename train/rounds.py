@@ -220,16 +220,7 @@ class SceneSource:
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
         """HELD scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
-        usual = replace(
-            stage,
-            square_share=Stage.square_share,
-            layouts=(),
-            flat_share=0.0,
-            captions=Stage.captions,
-            coloured_share=Stage.coloured_share,
-            placed_share=Stage.placed_share,
-            orderly=Stage.orderly,
-        )
+        usual = Stage(base=stage.base, steps=stage.steps, batch=stage.batch, learning_rate=stage.learning_rate)
         count = min(HELD, self.config.scenes_per_round)
         at_once = replace(self.config, encode_batch=min(count, self.config.encode_batch))
         drawn = encode_round(at_once, usual, "held out", self.frozen, count)

@@ -24,9 +24,8 @@ from train.distributed import Ranks
 from train.sources import RandomSource
 
 ALONE = Ranks(torch.device("cpu"))
-# Relative, of a loss: float32 sums in another order differ by about 1e-7, which Muon's bfloat16 products carry on;
-# 2e-5 was seen after six steps on one processor, less than 1e-5 on others.
-EXACT = 1e-4
+EXACT = 1e-5  # relative, of a loss: float32 sums in another order differ by about 1e-7
+RESUMED = 1e-4  # the same after more steps on other ranks, with Muon's bfloat16 products; 2e-5 seen on one processor
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +79,8 @@ def test_what_two_began_three_and_one_go_on_with(folder: Path) -> None:
     shutil.copytree(folder / "two", folder / "two-then-one")
     pretrain.run(ranks.config(folder / "two-then-one", steps=6))
     whole = curve(folder / "one")
-    assert curve(folder / "two-then-one") == pytest.approx(whole, rel=EXACT)
-    assert curve(folder / "two-then-three") == pytest.approx(whole, rel=EXACT)
+    assert curve(folder / "two-then-one") == pytest.approx(whole, rel=RESUMED)
+    assert curve(folder / "two-then-three") == pytest.approx(whole, rel=RESUMED)
     # Without the moments and the average the next steps would be others.
     torn = ranks.config(folder / "torn", steps=6)
     found = sharded.latest(folder / "two", ALONE)
