@@ -55,7 +55,7 @@ class Job:
         stage = {
             "steps": words.steps, "decay_steps": words.steps, "captions": ARMS[self.arm], "layouts": "",
             "coloured_share": 0.82, "placed_share": 0.8, "orderly": "false", "square_share": 0.5, "flat_share": 0.85,
-            "learning_rate": words.learning_rate,
+            "learning_rate": words.learning_rate, "time_offset": 0,
         }  # fmt: skip
         fields = {
             "seed": self.seed, "start_from": words.start, "stages.0.steps": 0, "stages.2.steps": 0,

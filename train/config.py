@@ -66,6 +66,9 @@ class Stage:
     orderly: bool = False
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
+    # Added to the paper's mean of the logit of t. Above 0 more is learned of what stands where, which noise as strong
+    # as that decides, and less of how it looks.
+    time_offset: float = 0.0
 
     def __post_init__(self) -> None:
         within(self, 1, None, "base", "batch", "groups")
@@ -73,6 +76,7 @@ class Stage:
         shares = ("square_share", "coloured_share", "placed_share", "flat_share", "captions")
         within(self, 0, 1, "learning_rate", *shares)
         within(self, 0, 1e9, "layouts")
+        within(self, -10, 10, "time_offset")
         if self.layouts and (len(self.layouts) != LAYOUT_COUNT or not any(self.layouts)):
             raise UsageError(
                 f"layouts={','.join(f'{weight:g}' for weight in self.layouts)}: {LAYOUT_COUNT} weights, not all 0",

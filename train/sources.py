@@ -135,7 +135,7 @@ def _cut(group: Group, size: int) -> list[Group]:
 def noised(config: PretrainConfig, at: At, group: Group, loaded: Loaded) -> Batch:
     """Give each picture its time and noise, and each caption its chance to be dropped."""
     x0 = loaded.x0_BNC
-    mu = flow.training_mu(x0.shape[1])
+    mu = flow.training_mu(x0.shape[1]) + at.stage.time_offset
     rows = [_draws(config, at.step, place, mu, tuple(x0.shape[1:])) for place in group.places]
     t, eps, kept = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return Batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,11 @@ def test_a_pictures_noise_depends_on_its_place_alone() -> None:
     assert len(set(times)) == len(times)  # no two pictures share their draws
 
 
-def test_times_and_dropout_are_the_configs() -> None:
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_times_and_dropout_are_the_configs(offset: float) -> None:
     """Over 12,000 pictures, against the closed form: sigmoid is monotone, so the median of t is sigmoid(mu)."""
     config = ranks.config(Path("unused"))
+    config = replace(config, stages=tuple(replace(stage, time_offset=offset) for stage in config.stages))
     source = RandomSource(config, torch.device("cpu"))
     times, kept = [], []
     at = locate(config.stages, 0)
@@ -96,7 +99,7 @@ def test_times_and_dropout_are_the_configs() -> None:
         kept.append(batch.mask_BL.any(1))
         assert torch.equal(batch.mask_BL.any(1), batch.mask_BL.all(1))  # all tokens or none
     median = torch.cat(times).median().item()
-    assert median == pytest.approx(torch.sigmoid(torch.tensor(flow.training_mu(16))).item(), abs=0.01)
+    assert median == pytest.approx(torch.sigmoid(torch.tensor(flow.training_mu(16) + offset)).item(), abs=0.01)
     assert 1 - torch.cat(kept).float().mean().item() == pytest.approx(config.dropout, abs=0.02)
     assert source.held(config.stages[0]) == []
 
