@@ -66,8 +66,8 @@ class Stage:
     orderly: bool = False
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
-    # Added to the paper's mean of the logit of t. Above 0 more is learned of what stands where, which noise as strong
-    # as that decides, and less of how it looks.
+    # Added to the paper's mean of the logit of t. Above 0: more is learned of what stands where, which is settled under
+    # strong noise, and less of how it looks.
     time_offset: float = 0.0
 
     def __post_init__(self) -> None:
