@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from backend.errors import FileError, UsageError
+from backend.errors import UsageError
 from backend.files import free_bytes
 from backend.footprint import vae_parameters
 from backend.presets import PRESETS, get
@@ -19,13 +19,10 @@ from train.overrides import as_json, describe
 
 
 def show(config: PretrainConfig, talk: Talk) -> None:
-    """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU."""
-    try:
-        data = packed(config)
-    except FileError as error:  # a plan may be made before the packing
-        data = None
-        talk.warn(f"{error}: nothing is said about the data")
-    plan = {**make(config), "data": data}
+    """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU, and what `packed` raises."""
+    plan = {**make(config), "data": packed(config)}
+    if plan["data"] is None and config.data is not None:
+        talk.warn(f"{config.data / 'pack'} holds no packed pictures: nothing is said about the data")
     for line in [*describe(config).splitlines(), "", *lines(config, plan)]:
         talk.data(line)
     talk.result({"config": as_json(config), "plan": plan})
@@ -70,22 +67,24 @@ def make(config: PretrainConfig) -> dict[str, Any]:
 
 
 def packed(config: PretrainConfig) -> dict[str, Any] | None:
-    """What the packed pictures come to in this plan; None for other sources.
+    """What the packed pictures come to in this plan; None for other sources, and before the packing.
 
-    Raises FileError where nothing is packed there, UsageError where the plan has no batch size for a base of theirs.
+    Raises what the run itself would: FileError for a tar that is gone or for held-out pictures that are not there,
+    UsageError where they are trained on too, or where the plan has no batch size for a base of the data.
     """
-    if config.source != "packed" or config.data is None:
+    if config.source != "packed" or config.data is None or not (config.data / "pack").is_dir():
         return None
-    from train.data.reader import PackedIndex, Reader  # pyarrow, only for data that are there
+    from train.data.opened import open_packed  # pyarrow, only for data that are there
 
-    index = PackedIndex.load(config.data / "pack")
+    opened = open_packed(config)
+    index = opened.index
     stages: list[dict[str, Any]] = []
-    for stage in config.stages:
-        reader = Reader(index, seed=config.seed, batches={base.base: base.batch for base in stage.bases})
+    for place, stage in enumerate(config.stages):
+        reader = opened.readers.get(place)  # None: a stage without steps
         stages.append(
             {
-                "epochs": stage.steps * stage.groups / reader.epoch_batches,
-                "left_out": sum(reader.left_out().values()),  # of each epoch, others every time
+                "epochs": stage.steps * stage.groups / reader.epoch_batches if reader else 0.0,
+                "left_out": sum(reader.left_out().values()) if reader else 0,  # of each epoch, others every time
             }
         )
     shapes = [(bucket.width, bucket.height, len(bucket)) for bucket in index.buckets]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from backend import latents
-from backend.errors import UsageError
 from train.config import At, PretrainConfig, Stage
-from train.data.reader import Bucket, PackedIndex, Reader, Sample
+from train.data.opened import Opened
+from train.data.reader import Bucket, Sample
 from train.encoders import Encoders
 from train.metrics import on_stderr
 from train.sources import Grid, Group, Loaded, padded
@@ -24,55 +23,6 @@ if TYPE_CHECKING:
     from train.encoded import Encoded
 
 HELD = 256  # pictures of the validation loss
-
-
-@dataclass(frozen=True)
-class Opened:
-    """All that the config names, found to be there and to fit the stages."""
-
-    index: PackedIndex
-    readers: Mapping[int, Reader]  # by the stage's place, of those that have steps
-    held: Reader | None  # of the held-out pictures
-
-
-def open_packed(config: PretrainConfig) -> Opened:
-    """What the config names, before any network is loaded for it. Raises UsageError, FileError."""
-    if config.data is None:
-        raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
-    index = PackedIndex.load(config.data / "pack")
-    readers = {
-        place: Reader(index, seed=config.seed + place, batches={base.base: base.batch for base in stage.bases})
-        for place, stage in enumerate(config.stages)
-        if stage.steps
-    }
-    held = None
-    if config.held_out is not None:
-        pictures = PackedIndex.load(config.held_out / "pack")
-        _apart(index, pictures)
-        held = Reader(pictures, seed=0, batches={bucket.base: 1 for bucket in pictures.buckets})
-    return Opened(index, readers, held)
-
-
-def _apart(training: PackedIndex, held: PackedIndex) -> None:
-    """Raises UsageError where pictures that are trained on are held out: their loss would say nothing.
-
-    By the digests that are in memory, of a sample's bytes with its name in the tar: so a copied folder or shard is
-    seen, also in part or among others, but not the same picture packed anew at another place.
-    """
-    hint = "held_out=WORK2, packed from other pictures; held_out=none: no validation loss"
-    if held.fingerprint == training.fingerprint:
-        raise UsageError(f"held_out={held.folder.parent} holds the very pictures that are trained on", hint=hint)
-    ours = np.unique(np.concatenate([bucket.digest for bucket in held.buckets]))  # sorted
-    seen = np.zeros(len(ours), bool)
-    for bucket in training.buckets:
-        places = np.searchsorted(ours, bucket.digest)
-        places[places == len(ours)] = 0
-        seen[places[ours[places] == bucket.digest]] = True
-    if seen.any():
-        raise UsageError(
-            f"{int(seen.sum()):,} of the {len(ours):,} pictures of held_out={held.folder.parent} are trained on too",
-            hint=hint,
-        )
 
 
 class PackedSource:
@@ -98,7 +48,7 @@ class PackedSource:
         return self.index.fingerprint
 
     def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
-        reader = self._reader(at.stage)
+        reader = self.opened.readers[at.place]
         first = (at.step - at.before) * at.stage.groups
         out: list[tuple[Grid, list[Hashable]]] = []
         for position in range(first, first + at.stage.groups):
@@ -108,7 +58,7 @@ class PackedSource:
         return out
 
     def load(self, at: At, group: Group) -> Loaded:
-        reader = self._reader(at.stage)
+        reader = self.opened.readers[at.place]
         pairs = [ref for ref in group.refs if isinstance(ref, tuple)]
         samples = [reader.sample(self.index.buckets[bucket], number) for bucket, number in pairs]
         return self._encode(samples, f"{at.step}")
@@ -155,9 +105,6 @@ class PackedSource:
             return sample.text
         rng = random.Random(f"caption {self.config.seed} {when} {sample.record.get('key')}")
         return str(brief) if rng.random() < self.config.brief_share else sample.text
-
-    def _reader(self, stage: Stage) -> Reader:
-        return self.opened.readers[next(i for i, one in enumerate(self.config.stages) if one is stage or one == stage)]
 
     def _place(self, bucket: Bucket) -> int:
         return next(i for i, one in enumerate(self.index.buckets) if one is bucket)

@@ -221,7 +221,7 @@ def _source(
 
     opened = None
     if config.source == "packed":
-        from train.packed import open_packed
+        from train.data.opened import open_packed
 
         opened = open_packed(config)
     if frozen is not None:

@@ -54,10 +54,6 @@ def pretrain(
     if dry_run:
         from lens_cli.run_plan import show
 
-        if config.data is not None and (config.data / "pack").is_dir() and config.held_out is not None:
-            from train.data.reader import PackedIndex  # pyarrow
-
-            PackedIndex.load(config.held_out / "pack")  # where the data are there, so must these be
         show(config, talk)
         return
     from lens_cli.training import run_pretrain  # torch: 1.4 s

@@ -24,9 +24,10 @@ from tests.train import packed as made
 from tests.train import ranks
 from train import encoders, pretrain, run_folder
 from train.config import Base, PretrainConfig, Stage, locate
+from train.data.opened import open_packed
 from train.data.reader import PackedIndex
 from train.encoders import Encoders
-from train.packed import PackedSource, open_packed
+from train.packed import PackedSource
 from train.sources import Group
 
 SIZES = ((64, 64), (128, 64), (40, 40))
@@ -93,13 +94,24 @@ def test_a_brief_caption_where_it_is_asked_for(work: Path, tmp_path: Path) -> No
     plan = replace(config(work, tmp_path), brief_share=0.5)
     source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
     index = source.index.buckets[0]
-    reader = source._reader(plan.stages[0])  # a packed picture with both captions is what this needs
-    sample = reader.sample(index, 0)
+    sample = source.opened.readers[0].sample(index, 0)  # a packed picture with both captions is what this needs
     both = replace(sample, record={**sample.record, "brief": "short"})
     chosen = [source._caption(both, str(step)) for step in range(200)]
     assert set(chosen) == {"short", sample.text} and 70 < chosen.count("short") < 130
     assert source._caption(both, "7") == chosen[7]
     assert {source._caption(sample, str(step)) for step in range(20)} == {sample.text}  # it has no brief one
+
+
+def test_two_stages_that_are_alike_see_other_orders(work: Path, tmp_path: Path) -> None:
+    plan = config(work, tmp_path)
+    stage = plan.stages[0]
+    plan = replace(plan, stages=(stage, stage))
+    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
+    orders = [
+        [source.groups(locate(plan.stages, place * stage.steps + step)) for step in range(stage.steps)]
+        for place in range(2)
+    ]
+    assert orders[0] != orders[1]
 
 
 def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
