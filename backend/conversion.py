@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from backend.errors import FileError, LensError, ModelMissingError, UsageError
 from backend.files import free_bytes, make_folder, write_atomic
-from backend.model import layouts
+from backend.model import layouts, stated
 from backend.model.config_files import TRANSFORMER_METADATA_KEY
 from backend.model.headers import read_summary
 from backend.model.tensor_tables import transformer_shapes
@@ -161,8 +161,8 @@ def find_source(source: str) -> Source:
         if not path.exists():
             raise
         parts = layouts.by_hand(transformer=path)
-        params = layouts.read_transformer_params(parts)
-        return Source(path.stem, parts.transformer, params, layouts.stated_variant(path, parts), None)
+        params = stated.read_transformer_params(parts)
+        return Source(path.stem, parts.transformer, params, stated.variant(path, parts), None)
     variant = None if found.assumed else found.preset.name
     licence = found.preset.licences.get(Component.transformer) if variant is not None else None
     name = Path(found.name).stem if Path(source).expanduser().is_file() else found.name
@@ -200,7 +200,7 @@ def _write(plan: Conversion, table: TensorTable, on_tensor: Callable[[int], None
 
 def _facts(plan: Conversion) -> dict[str, str]:
     """What the header says of itself."""
-    facts = {} if plan.source.variant is None else {layouts.VARIANT_KEY: plan.source.variant}
+    facts = {} if plan.source.variant is None else {stated.VARIANT_KEY: plan.source.variant}
     if plan.target in _GGUF:
         facts["general.name"] = plan.source.name
         return facts if plan.source.licence is None else {**facts, "general.license": plan.source.licence}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from backend import pulled
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
-from backend.model import layouts
+from backend.model import layouts, stated
 from backend.model.layouts import Parts
 from backend.paths import hub_cache, nano_dir
 from backend.presets import PRESETS, Component, Layout, Preset, Source, default_name, get, names
@@ -289,7 +289,7 @@ def _from_path(path: Path, layout: Layout, parts: Parts, asked: _Asked) -> Model
     path = path.absolute()
     parts, borrowed = _borrow(path, parts) if asked.borrow else (parts, None)
     parts = _complete(path, parts)
-    params = layouts.read_params(parts)
+    params = stated.read_params(parts)
     small = params.dit != get("lens").params.dit
     preset, assumed = _variant(path, parts, asked.variant, small)
     found = _finish(path.name, preset, layout, parts, None, None)
@@ -302,7 +302,7 @@ def _borrow(path: Path, parts: Parts) -> tuple[Parts, str | None]:
     absent = [part for part in parts.missing() if part != Component.transformer]
     if not parts.transformer or not absent:
         return parts, None
-    dit = layouts.read_transformer_params(parts)
+    dit = stated.read_transformer_params(parts)
     for name in names():
         preset = PRESETS[name]
         if preset.params.dit.enc_hidden_dim != dit.enc_hidden_dim:
@@ -347,9 +347,9 @@ def _variant(path: Path, parts: Parts, variant: str | None, small: bool) -> tupl
     """Which registry row gives the defaults, and the sentence that says so where it was only assumed."""
     if variant is not None:
         return get(variant), None
-    stated = layouts.stated_variant(path, parts)
-    if stated is not None:
-        return get(stated), None
+    named = stated.variant(path, parts)
+    if named is not None:
+        return get(named), None
     if small:
         preset = get(default_name())
         return preset, f"{path.name}: not the published size, so the defaults of {preset.name} apply"
@@ -381,7 +381,7 @@ def _guessed(text: str) -> str | None:
 def _finish(
     name: str, preset: Preset, layout: Layout, parts: Parts, revision: str | None, repo: str | None
 ) -> ModelFiles:
-    params = layouts.read_params(parts)
+    params = stated.read_params(parts)
     return ModelFiles(
         name=name,
         preset=replace(preset, params=params),

@@ -21,8 +21,8 @@ from torch import nn
 from backend.errors import LensError
 from backend.files import make_folder, write_atomic
 from backend.identity import files_sha256
-from backend.model.layouts import SIDECAR
 from backend.model.lora_write import Family, write_lora
+from backend.model.stated import SIDECAR
 from backend.presets import Layout
 from backend.weights import ModelFiles, resolve_model
 from train.adapters import factors
