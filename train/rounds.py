@@ -28,9 +28,8 @@ from train.align import token_labels
 from train.config import At, PretrainConfig, Stage
 from train.data.dialogues import caption_of
 from train.data.drawing import render
-from train.data.grid import on_grid
+from train.data.grid import sample_on_grid
 from train.data.scene_text import Stating
-from train.data.scenes import sample_scene
 from train.feed import Feed
 from train.sensitivity import loss_weights, sensitivity
 from train.sources import Grid, Group, Loaded
@@ -78,8 +77,8 @@ def draw(
     tokenizer = _tokenizer(tokenizer_json)
     images, ids, labels, prefix = [], [], [], 0
     for _ in range(count):
-        scene = sample_scene(rng, aspect=width / height, weights=layouts or None, flat_share=flat_share)
-        scene = on_grid(scene, min(width, height) // latents.CELL)
+        cells = min(width, height) // latents.CELL
+        scene = sample_on_grid(rng, cells, aspect=width / height, weights=layouts or None, flat_share=flat_share)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
         encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions, often))

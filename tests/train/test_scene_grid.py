@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from backend.errors import UsageError
 from train.data.drawing import render
-from train.data.grid import HALF_SIZES, SIGN, on_grid
-from train.data.scenes import LAYOUTS, STYLES, Background, Scene, Thing, sample_scene
+from train.data.grid import CONTAINER, HALF_SIZES, SIGN, on_grid, sample_on_grid, stands_clear
+from train.data.scenes import CONTAINERS, LAYOUTS, STYLES, Background, Scene, Thing, sample_scene
+from train.evals.verifier import expectation_of, verify
 
 CELL = 16  # pixels of a token
 
@@ -43,12 +45,49 @@ def test_little_moves_and_nothing_else_changes(layout: str) -> None:
             if new.kind == "sign":
                 assert new.r == SIGN
                 assert new.x == 0.5 or len(after.things) > 1  # alone it stands in the middle
+            elif layout == "inside" and new is after.things[1]:
+                assert new.r == CONTAINER and new.kind in CONTAINERS
             else:
                 assert new.r * 16 in HALF_SIZES
                 assert abs(old.x - new.x) <= 0.5 / 16 + 1e-9
             assert abs(old.y - new.y) <= 0.5 / 16 + 1e-9
-            assert replace(new, x=old.x, y=old.y, r=old.r, tilt=old.tilt, mirrored=old.mirrored) == old
+            assert new.size == ("small" if new.r == 2 / 16 else "medium" if new.r == 3 / 16 else "large")
+            there = {"x": old.x, "y": old.y, "r": old.r, "size": old.size, "tilt": old.tilt, "mirrored": old.mirrored}
+            assert replace(new, **there) == old
         assert on_grid(after, 16) == after
+
+
+def only(layout: str) -> tuple[float, ...]:
+    return tuple(float(one == layout) for one in LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_caption_is_true_of_what_is_drawn_on_the_grid(layout: str) -> None:
+    """By the verifier, which knows of no grid and accepts 0.99 of the scenes that were never moved."""
+    rng = random.Random(2)
+    for _ in range(6):
+        there = sample_on_grid(rng, 16, aspect=1.0, weights=only(layout), flat_share=0.5)
+        verdict = verify(render(there, 256, 256), expectation_of(there))
+        assert verdict.right, verdict.reason
+
+
+def test_what_is_hidden_is_not_drawn() -> None:
+    """Three things of four cells in a row of eight, by hand; a square has no room for them, whatever the seed."""
+    things = tuple(
+        Thing(kind=kind, colour="red", size="medium", x=x, y=0.5, r=0.25)
+        for kind, x in (("cat", 0.25), ("key", 0.5), ("star", 0.75))
+    )
+    scene = Scene(width=1, height=1, style="flat", background=Background(plain="cream"), things=things,
+                  groups=((0, 1), (1, 1), (2, 1)), layout="trio")  # fmt: skip
+    assert not stands_clear(scene)
+    assert stands_clear(replace(scene, things=(things[0], things[2]), groups=((0, 1), (1, 1))))
+    rng = random.Random(7)
+    mixed = tuple(float(layout in ("trio", "inside", "single")) for layout in LAYOUTS)
+    drawn = {sample_on_grid(rng, 8, aspect=1.0, weights=mixed, flat_share=0.0).layout for _ in range(40)}
+    assert drawn == {"single"}
+    for layout in ("trio", "inside"):
+        with pytest.raises(UsageError, match="no scene of these layouts has room on a grid of 8 cells"):
+            sample_on_grid(rng, 8, aspect=1.0, weights=only(layout), flat_share=0.0)
 
 
 def test_the_horizon_is_an_edge_of_tokens() -> None:

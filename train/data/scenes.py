@@ -84,7 +84,9 @@ LAYOUT_WEIGHTS = {
 }  # fmt: skip
 LAYOUTS = tuple(LAYOUT_WEIGHTS)
 RELATIONS = ("left of", "right of", "above", "below", "on top of", "inside")
-CONTAINERS = ("ring", "frame", "bubble")  # what a thing may be inside of; frame and bubble exist only as containers
+# What a thing may be inside of, and the half-size of that thing, in the container's. Frame and bubble are never alone.
+HOLES = {"ring": 0.42, "frame": 0.58, "bubble": 0.52}
+CONTAINERS = tuple(HOLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +301,7 @@ def _place_inside(rng: random.Random, w: float, h: float, background: Background
     x, y = w / 2 + rng.uniform(-0.5, 0.5) * (w - 1), h / 2 + rng.uniform(-0.5, 0.5) * (h - 1)
     one = _colour(rng, background)
     two = _colour(rng, background, one)
-    inner = outer * {"ring": 0.42, "frame": 0.58, "bubble": 0.52}[container]
+    inner = outer * HOLES[container]
     things = [_make(rng, kind, one, "medium", x, y, inner), _make(rng, container, two, "large", x, y, outer)]
     return things, [(0, 1), (1, 1)], "inside", None
 
@@ -399,8 +401,20 @@ def _sign_word(rng: random.Random) -> str:
     return "".join(rng.choice("AEIOU" if (i + n) % 2 else "BCDFGHJKLMNPRSTVWXYZ") for i in range(n))
 
 
+def _with_q(word: str, background: Background) -> str:
+    """One in ten made-up words with a Q in place of a consonant.
+
+    By the background's seed and not by `rng`: a scene of a seed has what it always had beside its word.
+    """
+    if word in WORDS or background.seed % 10:
+        return word
+    places = [i for i, letter in enumerate(word) if letter not in "AEIOU"]
+    at = places[background.seed // 10 % len(places)]
+    return word[:at] + "Q" + word[at + 1 :]
+
+
 def _place_sign(rng: random.Random, w: float, h: float, background: Background) -> _Placed:
-    word = _sign_word(rng)
+    word = _with_q(_sign_word(rng), background)
     colour = _colour(rng, background, "white")
     if rng.random() < 0.55:
         r = rng.uniform(0.38, 0.46)
