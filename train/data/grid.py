@@ -62,7 +62,7 @@ def _fitting(room: float) -> tuple[int, ...]:
 
 
 def stands_clear(scene: Scene) -> bool:
-    """Whether no thing covers another, nor the rim of what it is inside of. Coarse grids have no room for some scenes."""
+    """Whether no thing covers another, nor the rim of what it is inside of: a coarse grid has no room for some."""
     if scene.relation == "inside":
         inner, outer = scene.things
         return inner.r <= HOLES[outer.kind] * outer.r + 1e-9
