@@ -49,6 +49,8 @@ class Encoders:
     # SHA-256 of all that decides a latent and of all that decides features, but picture and caption; takes seconds, so
     # only for who keeps them. None: of networks in memory.
     identify: Callable[[], tuple[str, str]] | None = None
+    # SHA-256 of their weights and of how they are read: what a run must go on with, on whatever machine.
+    networks: Callable[[], str] | None = None
 
 
 def load(config: PretrainConfig, device: torch.device) -> Encoders:
@@ -73,13 +75,18 @@ def load(config: PretrainConfig, device: torch.device) -> Encoders:
         return kept.cache_key(common | about_images()), kept.cache_key(common | read | about_texts())
 
     frozen = None if vae is None or pair is None else Frozen(vae, *pair)
-    return Encoders(images, texts, frozen, identify)
+    return Encoders(images, texts, frozen, identify, lambda: kept.cache_key(about_images() | about_texts()))
 
 
 def of_frozen(config: PretrainConfig, frozen: Frozen, device: torch.device) -> Encoders:
     """Networks that are in memory already."""
     texts = _conversations(config, frozen.encoder, frozen.tokenizer, device)
-    return Encoders(_own_images(frozen.vae, device), texts, frozen)
+
+    def networks() -> str:
+        words = {"tokenizer": json.loads(frozen.tokenizer.to_str()), "template": asdict(config.template)}
+        return kept.cache_key({"vae": _network_sha256(frozen.vae), "weights": _network_sha256(frozen.encoder)} | words)
+
+    return Encoders(_own_images(frozen.vae, device), texts, frozen, networks=networks)
 
 
 def _own_images(vae: AutoencoderKLFlux2, device: torch.device) -> ImagesToLatents:

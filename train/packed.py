@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 from collections.abc import Callable, Hashable
@@ -46,6 +47,11 @@ class PackedSource:
     def fingerprint(self) -> str:
         """Of the packed pictures and their order."""
         return self.index.fingerprint
+
+    @functools.cached_property
+    def networks(self) -> str | None:
+        """SHA-256 of the frozen networks."""
+        return None if self.encoders.networks is None else self.encoders.networks()
 
     def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
         reader = self.opened.readers[at.place]

@@ -80,7 +80,7 @@ def _run(
     # 2. The frozen networks and the data.
     source, preview = _source(config, frozen, preview, ranks, say)
     if found is not None:
-        run_folder.same_data(found, source)
+        run_folder.same_source(found, source)
     # 3. What is trained.
     if initial is None and found is None and config.start_from is not None:
         initial = run_folder.start_weights(config.start_from, ranks)
@@ -236,7 +236,7 @@ def _source(
         return PackedSource(config, opened, ready, ranks.device, say), preview
     if ready.frozen is None:
         raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
-    return SceneSource(config, ready.frozen, ranks.device), preview
+    return SceneSource(config, ready.frozen, ranks.device, ready.networks), preview
 
 
 def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:

@@ -83,6 +83,7 @@ def state(config: PretrainConfig, trained: Trained, source: Source) -> dict[str,
         "ema_updates": trained.ema.updates if trained.ema else 0,
         "params": overrides.as_json(config.params),
         "data": getattr(source, "fingerprint", None),
+        "networks": getattr(source, "networks", None),
         "order": order(config),
         **identity(config),
     }
@@ -142,12 +143,20 @@ def _stages(stages: list[dict[str, Any]]) -> str:
     return "; ".join(words)
 
 
-def same_data(found: sharded.Found, source: Source) -> None:
+def same_source(found: sharded.Found, source: Source) -> None:
+    """Raises CheckpointError where the run began with other data, or with other frozen networks: its transformer would
+    go on with latents and features that mean something else."""
     before, now = found.state.get("data"), getattr(source, "fingerprint", None)
     if before is not None and before != now:
         raise CheckpointError(
             f"{found.folder}: the run began with other packed pictures than --data holds now",
             hint="give the folder it began with, or start a new run: --set start_from=… --run-dir …",
+        )
+    before, now = found.state.get("networks"), getattr(source, "networks", None)  # none before they were noted
+    if before is not None and before != now:
+        raise CheckpointError(
+            f"{found.folder}: the run began with another autoencoder or text encoder than these",
+            hint="encoders, vae and text_encoder as it began, or a new run: --set start_from=… --run-dir …",
         )
 
 

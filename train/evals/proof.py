@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import random
+import string
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -57,7 +58,7 @@ def falsehoods(scene: Scene, rng: random.Random) -> Iterator[tuple[str, Expectat
         if thing.word is not None:
             yield "word", changed(index, word=rng.choice([w for w in WORDS if w != thing.word]))
             at = rng.randrange(len(thing.word))
-            letter = rng.choice([c for c in "ABCDEFGHIJKLMNOPRSTUVWXYZ" if c != thing.word[at]])
+            letter = rng.choice([c for c in string.ascii_uppercase if c != thing.word[at]])
             yield "letter", changed(index, word=thing.word[:at] + letter + thing.word[at + 1 :])
 
 
