@@ -89,6 +89,7 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     from train.evals.nano import Comparison
     from train.evals.nano_prompts import fingerprint
     from train.evals.nano_prompts import prompts as all_prompts
+    from train.evals.verifier import VERSION
 
     if choice.wording not in ("brief", "dense"):
         raise UsageError(f"--prompts {choice.wording!r} is neither brief nor dense")
@@ -107,6 +108,7 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
         "prompts": choice.wording,
         "fingerprint": fingerprint(),
+        "verifier": VERSION,
         "steps": request.steps,
         "guidance": request.guidance,
         "width": request.width,

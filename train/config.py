@@ -56,13 +56,14 @@ class Stage:
     groups: int = 1  # a step, whatever the number of processes: they share them out (the paper: one on each of 128)
     mix: tuple[Base, ...] = ()  # bases that groups are drawn from, in place of `base` and `batch`; (): only those
     square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
-    # Of drawn data: how often each of train.data.scenes.LAYOUTS comes, relative to the others (single, pair, inside,
-    # trio, count, count_and_one, sign); (): as the scenes come.
+    # Of drawn data: how often each of train.data.scenes.LAYOUTS is drawn, relative to the others (single, pair, inside,
+    # trio, count, count_and_one, sign); (): as the scenes come. What has no room at a base is drawn again, as another.
     layouts: tuple[float, ...] = ()
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
     coloured_share: float = 0.82  # of brief captions: those that name the things' colours
     placed_share: float = 0.8  # of brief captions of two things: those that say how one lies to the other
-    # A brief caption leaves an arrangement unsaid only where it is the usual one (train.data.scene_text.usual).
+    # A brief caption of two things, or of several of a kind, leaves how they stand unsaid only where it is the usual
+    # (train.data.scene_text.usual).
     orderly: bool = False
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)

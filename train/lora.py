@@ -299,6 +299,8 @@ def _identity(config: LoraConfig, files: ModelFiles, source: FolderSource) -> di
         "tune": config.tune,
         **({"rank": config.rank, "alpha": config.alpha, "quant": config.quant} if config.tune == "lora" else {}),
         "seed": config.seed,
+        "batch": config.batch,
+        "accumulate": config.accumulate,
         "base_sha256": files_sha256(files.transformer),
         "data": source.fingerprint,
         "params": overrides.as_json(files.preset.params.dit),
@@ -319,6 +321,8 @@ def _resume(
         "alpha": f"another alpha ({before.get('alpha')})",
         "quant": f"another quant ({before.get('quant')}): an adapter fits the weights it was trained beside",
         "seed": f"another seed ({before.get('seed')})",
+        "batch": f"another batch ({before.get('batch')}), with which it would jump in the order of its pictures",
+        "accumulate": f"another accumulate ({before.get('accumulate')}), with which it would jump in that order",
         "base_sha256": "another model's weights",
         "data": "other pictures or captions than there are now",
     }

@@ -25,7 +25,7 @@ from backend.model.config_files import read_json
 from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
 from backend.model.safetensors_write import write_vae
 from backend.model.text_encoder import LensGptOssEncoder
-from backend.presets import Embedded
+from backend.presets import Embedded, get
 from backend.weights import ModelFiles, resolve_model
 from train import checkpoint, language, pretrain, rounds, sharded, vae
 from train.distributed import Ranks
@@ -182,7 +182,7 @@ def _train_transformer(config: NanoConfig) -> None:
     ready = frozen(config)
 
     def preview(model: torch.nn.Module, base: int) -> Image:
-        return sheet(model, ready, config.params, side=base)
+        return sheet(model, ready, config.params, side=base, guidance=get("nano").guidance)
 
     start = config.run_dir / _START
     initial = checkpoint.load_part(start) if start.exists() else None

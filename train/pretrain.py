@@ -241,11 +241,13 @@ def _source(
 
 def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
     from backend.params import ModelParams
+    from backend.presets import PRESETS, get
     from train.preview import sheet
 
     text = replace(frozen.encoder.params, template=config.template)
     params = ModelParams(dit=config.params, text=text)
-    return lambda model, base: sheet(model, frozen, params, side=base)
+    used = get(config.encoders if config.encoders in PRESETS else "lens")  # with whose networks it is trained
+    return lambda model, base: sheet(model, frozen, params, side=base, guidance=used.guidance)
 
 
 def _batches(config: PretrainConfig, ranks: Ranks, source: Source, start: int) -> Iterator[tuple[At, list[Batch]]]:

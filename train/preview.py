@@ -42,7 +42,7 @@ PROMPTS = (
 @torch.no_grad()
 def draw(
     model: torch.nn.Module, frozen: Frozen, params: ModelParams, prompt: str, *, seed: int, width: int, height: int,
-    steps: int = 20, guidance: float = 5.0,
+    steps: int = 20, guidance: float,
 ) -> Image.Image:  # fmt: skip
     """One picture with the networks in memory; the pipeline's recipe without its files."""
     assert isinstance(model, LensTransformer2DModel)
@@ -76,15 +76,15 @@ def draw_encoded(
     return decode(vae, x, h, w, torch.float32)
 
 
-def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, side: int) -> Image.Image:
-    """The fixed prompts at `side` x `side`, each with its words beneath."""
+def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, side: int, *, guidance: float) -> Image.Image:
+    """The fixed prompts at `side` x `side`, each with its words beneath; `guidance`: what the model is used with."""
     columns, caption = 6, 44
     rows = -(-len(PROMPTS) // columns)
     canvas = Image.new("RGB", (columns * side, rows * (side + caption)), "white")
     pen = ImageDraw.Draw(canvas)
     for i, prompt in enumerate(PROMPTS):
         x, y = i % columns * side, i // columns * (side + caption)
-        canvas.paste(draw(model, frozen, params, prompt, seed=i, width=side, height=side), (x, y))
+        canvas.paste(draw(model, frozen, params, prompt, seed=i, width=side, height=side, guidance=guidance), (x, y))
         pen.multiline_text(
             (x + 2, y + side + 1), "\n".join(textwrap.wrap(prompt, side // 5)[:4]), fill="black", font_size=9
         )

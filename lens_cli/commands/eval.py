@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
+from backend.errors import UsageError
 from backend.types import ReasonerMode
 from lens_cli import options
+
+SCENES = 1000
 
 app = typer.Typer(no_args_is_help=True, help="Measure models.")
 
@@ -28,7 +31,9 @@ Compare = Annotated[
     bool,
     typer.Option("--compare", help="Run without the reasoner as well; print the paired difference with its interval."),
 ]
-Scenes = Annotated[int, typer.Option("--scenes", min=1, help="Scenes of --prove-verifier.")]
+Scenes = Annotated[
+    int | None, typer.Option("--scenes", min=1, help="Scenes of --prove-verifier.", show_default=str(SCENES))
+]
 Degrade = Annotated[
     str | None,
     typer.Option(
@@ -46,7 +51,7 @@ def nano(
     kind: Kinds = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
-    base: options.Base = 256,
+    base: options.Base = None,
     seed: Seed = 0,
     reasoner: Reasoner = ReasonerMode.off,
     system_prompt: options.SystemPromptName = None,
@@ -56,7 +61,7 @@ def nano(
     out: Out = None,
     contact_sheet: Sheet = None,
     prove_verifier: Prove = False,
-    scenes: Scenes = 1000,
+    scenes: Scenes = None,
     degrade: Degrade = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -70,8 +75,13 @@ def nano(
 
     talk = options.talk_for("eval nano", json=json, quiet=quiet)
     if prove_verifier:
-        evaluation.prove_verifier(scenes, seed, degrade, talk)
+        evaluation.prove_verifier(scenes or SCENES, seed, degrade, talk)
         return
+    if degrade is not None or scenes is not None:
+        flag = "--degrade" if degrade is not None else "--scenes"
+        raise UsageError(f"{flag} is of the verifier's proof, not of a model's pictures", hint="add --prove-verifier")
+    if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
+        raise UsageError(f"--contact-sheet {contact_sheet}: the sheet is a PNG", hint="a name that ends in .png")
     evaluation.eval_nano(
         evaluation.Choice(
             model=model,

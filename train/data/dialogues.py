@@ -131,13 +131,14 @@ def rewrite_pair(rng: random.Random) -> tuple[str, str, str, str]:
 def _with_strangers(scene: Scene, request: str, prompt: str, rng: random.Random) -> tuple[str, str]:
     """Replace the things' names by nouns from outside the world, in both texts alike."""
     nouns = rng.sample(STRANGERS, len(scene.groups))
+    new: dict[str, str] = {}
     for (index, _), noun in zip(scene.groups, nouns, strict=True):
-        kind = scene.things[index].kind
-        if kind not in KINDS:
-            continue
-        for old, new in ((KINDS[kind].plural, noun + "s"), (kind, noun)):
-            request, prompt = (re.sub(rf"\b{old}\b", new, text) for text in (request, prompt))
-    return request, prompt
+        if (kind := scene.things[index].kind) in KINDS:
+            new |= {KINDS[kind].plural: noun + "s", kind: noun}
+    if not new:
+        return request, prompt
+    old = re.compile(rf"\b({'|'.join(sorted(new, key=len, reverse=True))})\b")  # all at once: a noun may be a kind
+    return old.sub(lambda found: new[found[0]], request), old.sub(lambda found: new[found[0]], prompt)
 
 
 def rewrite(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:

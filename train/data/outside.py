@@ -10,9 +10,10 @@ import random
 
 from prompts import rule_names
 from train.data.scene_text import article
+from train.data.things import KINDS
 
 RULES = rule_names()
-STRANGERS = (
+_NOUNS = (
     "dragon wizard knight horse elephant lion tiger bear wolf fox monkey penguin owl frog spider bee ant whale shark "
     "dolphin crab octopus dinosaur unicorn mermaid pirate princess king queen astronaut doctor baby girl boy man woman "
     "dog cow pig sheep goat chicken mouse truck bicycle motorcycle tractor ship submarine helicopter train bridge "
@@ -23,6 +24,7 @@ STRANGERS = (
     "skeleton witch vampire zombie toy doll puzzle dice card flag tent rope anchor compass map treasure coin sword "
     "shield bow lantern mirror pillow bed sofa desk shelf carpet curtain bench swing slide sandcastle snowman"
 ).split()
+STRANGERS = tuple(noun for noun in _NOUNS if noun not in KINDS)  # a ring, a robot and a tent are of this world
 _ADJECTIVES = (
     "old wooden tiny happy sad golden broken kitchen paper glass angry sleepy rusty shiny striped fluffy ancient "
     "magic little huge friendly lonely wild steel velvet frozen burning smiling plastic stone silver clever ruined"

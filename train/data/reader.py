@@ -177,7 +177,8 @@ class Reader:
             if self.batches.get(bucket.base, 0) < 1:
                 raise UsageError(
                     f"{index.folder} holds pictures of base {bucket.base}, and no batch size is given for it",
-                    hint="add one, or bucket with other bases",
+                    hint="a recipe with that base, or pack for this one alone: lens train data run WORK2 … "
+                    f"--set bucket.bases={','.join(str(base) for base in sorted(self.batches))}",
                 )
         self.position = 0  # the next batch that no rank has taken
         if not self.epoch_batches:

@@ -247,7 +247,8 @@ class Stating:
 
     colour: float = 0.82
     place: float = 0.8  # of two things to each other; of one inside another always
-    # What is not `usual` is always stated, and two things whose places are not are named from left to right. A small
+    # Of two things, and of several of one kind, what is not `usual` is always stated (of three things, and of a group
+    # beside another thing, it is not); two things whose places are not stated are named from left to right. A small
     # model that must choose between arrangements mixes them: asked for "a cat and a moon", one that had seen them on
     # every side of each other drew two things that were half of each.
     orderly: bool = False

@@ -31,6 +31,7 @@ Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
 Key = tuple[str, int]  # (prompt id, which picture of it)
 REFUSED, NO_REWRITE = "refused", "no rewrite"
 SETTINGS, RESULTS, PICTURES = "settings.json", "results.jsonl", "pictures"
+ALIKE = "pictures of one prompt count as independent here, which they are not: intervals and p are too small"
 _SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise, and more pictures keep the first ones
 
 
@@ -96,6 +97,8 @@ class Report:
         lines = [tally.row(kind) for kind, tally in self.by_kind().items()]
         lines.append(f"{'overall':<16} {self.overall:.3f}  [{low:.3f}, {high:.3f}]  mean of kinds")
         lines.append(self.micro.row("all pictures"))
+        if any(result.index for result in self.results):
+            lines.append(ALIKE)
         if any(self.unmade.values()):
             lines.append("counted as wrong: " + ", ".join(f"{n} {why}" for why, n in self.unmade.items()))
         return lines
@@ -125,6 +128,7 @@ class Comparison:
     """Two reports over the same prompts and seeds; pictures that only one of them has are left out."""
 
     kinds: dict[str, Pairs]
+    alike: bool = False  # several pictures of a prompt
 
     @classmethod
     def of(cls, before: Report, after: Report) -> Comparison:
@@ -139,7 +143,7 @@ class Comparison:
         found = {kind: pairs for kind, pairs in kinds.items() if pairs.total}
         if not found:
             raise ValueError("the two reports have no picture in common")
-        return cls(kinds=found)
+        return cls(kinds=found, alike=any(result.index and result.key in first for result in after.results))
 
     @property
     def overall(self) -> tuple[float, tuple[float, float]]:
@@ -164,7 +168,7 @@ class Comparison:
             f"{'all pictures':<16} {self.micro.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{self.micro.won} "
             f"-{self.micro.lost} of {self.micro.total}, p = {self.micro.p:.2g}"
         )
-        return lines
+        return [*lines, ALIKE] if self.alike else lines
 
     def data(self) -> dict[str, Any]:
         """The differences for JSON."""

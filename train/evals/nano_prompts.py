@@ -1,12 +1,16 @@
 """The prompts of `lens eval nano`: the six kinds of GenEval and words on signs, 50 of each, frozen.
 
-Made by code from a fixed seed; a test pins the hash of all of them. No prompt is a training caption:
+Made by code from a fixed seed; a test pins the hash of all of them. No prompt is a training caption, word for word:
 
 * A brief wording opens with "a picture with", as does the dense wording of a single thing. `scene_text` opens a
   caption with a style and then "of" or "showing", or with the things themselves; the one style that begins so goes on
   with "soft shading".
 * What holds two things or more comes from scenes for which `scenes.is_held_out` is true, which training never draws,
   and their dense wording is that scene's dense caption.
+
+How new that is differs. What is held out is a combination with its colours, so only color_attr asks for what was never
+drawn; half of the words are not among the trained ones. Two things, positions and counts name no colours: training has
+drawn those kinds together in other colours, and names single things and colours alike after its own openings.
 
 As in GenEval, single_object, two_object, counting and position name kinds and check kinds; colours and color_attr
 name colours and check them. The dense wording always names colours, and what is checked stays the same.
@@ -34,7 +38,7 @@ OTHER_WORDS = (
     "BLUE TREE KITE LION BEAR FROG SHIP GOLD WIND SNOW FIRE LAKE ROAD ROSE WOLF CRAB "
     "QUIZ JAZZ VOTE MENU BANK TOUR WASH HERO OPERA"
 ).split()
-# Training never draws 13, 11, 18 and 12 kinds of things in twos, threes, fours and fives; each is asked for once.
+# Of 13, 11, 18 and 12 kinds in twos, threes, fours and fives training leaves out a colour or two. Each is asked once.
 _COUNTS = (2,) * 12 + (3,) * 11 + (4,) * 15 + (5,) * 12
 _SEED = "lens eval nano 1"
 _RELATIONS = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
