@@ -166,6 +166,10 @@ def entries(folder: Path, suffix: str) -> list[Entry]:
                         found.append(Entry(Path(item.path), stat.st_size, stat.st_mtime))
     except FileNotFoundError:
         return []
+    except NotADirectoryError as error:
+        if not os.path.lexists(folder):  # it would lie below a path that is a file
+            return []
+        raise FileError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
     except OSError as error:
         raise FileError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
     return sorted(found, key=lambda entry: (entry.used, entry.path))
@@ -202,7 +206,7 @@ class Store:
         path = self.path(key)
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # what is in the folder's place, `write` says
             return None
         except OSError as error:
             self.warn(f"the cache is not used: cannot read {path}: {(error.strerror or str(error)).lower()}")

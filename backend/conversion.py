@@ -96,9 +96,9 @@ def plan_conversion(
     if held is not None:
         notes.append(f"{found.name} is stored as {held} already: {target} rounds it a second time")
     before = sum(path.stat().st_size for path in found.paths)
-    if nbytes >= before:
+    if nbytes > before:
         more = "" if modulation else "; the modulation, a third of the weights, stays bfloat16"
-        notes.append(f"it will hardly be smaller: about {nbytes / 1e6:.1f} MB from {before / 1e6:.1f} MB{more}")
+        notes.append(f"it will be larger: about {nbytes / 1e6:.1f} MB from {before / 1e6:.1f} MB{more}")
     if modulation:
         notes.append("the modulation is quantised as well, which is reported to break pictures at 4 bits")
     result = file if _names_a_file(output.expanduser()) else file.parent

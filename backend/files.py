@@ -49,6 +49,20 @@ def make_folder(folder: Path) -> None:
         raise write_error(folder, error) from error
 
 
+def check_folder(folder: Path) -> None:
+    """Prove that `folder` can be made and written to, and leave the disk as it was. Raises FileError.
+
+    For what is written after minutes of work, if at all: a run that is stopped before leaves no empty folder.
+    """
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]  # the innermost first
+    try:
+        make_folder(folder)
+    finally:
+        for place in missing:
+            with contextlib.suppress(OSError):  # by now it may hold what another process has put there
+                place.rmdir()
+
+
 def names(path: Path) -> Iterator[Path]:
     """`a.png`, `a-1.png`, `a-2.png`, …: the names tried in order until one is free."""
     yield path

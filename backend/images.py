@@ -160,6 +160,29 @@ def read_request(path: Path) -> GenerationRequest:
     return metadata.request_from(found.record, str(path))
 
 
+def loses_nothing(path: Path) -> bool:
+    """Whether the file holds the very pixels it was given: a PNG, or a WebP that says so. Raises FileError."""
+    with open_image(path) as image:
+        kind = image.format
+    if kind != "WEBP":
+        return kind == "PNG"
+    try:
+        return b"VP8L" in _riff_chunks(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _riff_chunks(data: bytes) -> set[bytes]:
+    """The names of a RIFF file's chunks (WebP container specification: name, length, data padded to even)."""
+    found: set[bytes] = set()
+    place = 12  # after "RIFF", the length and "WEBP"
+    while place + 8 <= len(data):
+        found.add(data[place : place + 4])
+        length = int.from_bytes(data[place + 4 : place + 8], "little")
+        place += 8 + length + length % 2
+    return found
+
+
 def psnr(first: Image.Image, second: Image.Image) -> float:
     """Peak signal-to-noise ratio in dB of two RGB pictures of one size; infinite where they are equal."""
     import numpy as np

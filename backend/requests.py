@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import UsageError
-from backend.settings import Settings
+from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
 from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
 
@@ -72,9 +72,10 @@ def build_request(
     name, preset = find_preset(name)
     chosen = settings.generate
 
+    guidance_origin = _origin("guidance", guidance, settings)
     guidance = guidance if guidance is not None else chosen.guidance
     negative_prompt = negative_prompt if negative_prompt is not None else chosen.negative_prompt
-    guidance, negative_prompt = _honour_guidance(preset, guidance, negative_prompt or "", warn)
+    guidance, negative_prompt = _honour_guidance(preset, guidance_origin, guidance, negative_prompt or "", warn)
 
     explicit = size is not None or width is not None or height is not None
     if base is None and not explicit and chosen.base is not None:
@@ -101,7 +102,7 @@ def build_request(
         seeds=draw_seeds(seeds, num),
         width=width,
         height=height,
-        steps=_in_range("--steps", _first(steps, chosen.steps, preset.steps), 1, STEPS_LIMIT),
+        steps=_in_range(_origin("steps", steps, settings), _first(steps, chosen.steps, preset.steps), 1, STEPS_LIMIT),
         guidance=guidance,
         dtype=dtype or chosen.dtype,
         device=device,
@@ -149,8 +150,11 @@ def check_prompt(text: str, what: str) -> str:
         )
     for position, character in enumerate(plain):
         if unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t":
-            kind = "is not valid UTF-8" if "\udc80" <= character <= "\udcff" else f"holds U+{ord(character):04X}"
-            raise UsageError(f"the {what} {kind} at character {position + 1}", hint="remove control characters")
+            if "\udc80" <= character <= "\udcff":  # how Python carries a byte of an argument that it cannot decode
+                kind, hint = "is not valid UTF-8", "write it in UTF-8"
+            else:
+                kind, hint = f"holds U+{ord(character):04X}", "remove control characters"
+            raise UsageError(f"the {what} {kind} at character {position + 1}", hint=hint)
     return plain
 
 
@@ -245,10 +249,13 @@ def check_device(device: str) -> str:
     return device
 
 
-def _honour_guidance(preset: Preset, guidance: float | None, negative_prompt: str, warn: Warn) -> tuple[float, str]:
-    """(guidance, negative prompt) that will really run; one warning for each wish that cannot be met."""
+def _honour_guidance(
+    preset: Preset, origin: str, guidance: float | None, negative_prompt: str, warn: Warn
+) -> tuple[float, str]:
+    """(guidance, negative prompt) that will really run; one warning for each wish that cannot be met. `origin` is what
+    a refused guidance is called."""
     if guidance is not None and not (math.isfinite(guidance) and 0 <= guidance <= GUIDANCE_LIMIT):
-        raise UsageError(f"--guidance {guidance:g} is outside 0..{GUIDANCE_LIMIT:g}", hint="1 means no guidance")
+        raise UsageError(f"{origin} {guidance:g} is outside 0..{GUIDANCE_LIMIT:g}", hint="1 means no guidance")
     if preset.distilled:
         if guidance is not None and guidance != preset.guidance:
             warn(f"guidance {guidance:g} is ignored: {preset.name} is distilled and runs at {preset.guidance:g}")
@@ -267,9 +274,18 @@ def _first(*values: int | None) -> int:
     return next(value for value in values if value is not None)
 
 
-def _in_range(flag: str, value: int, low: int, high: int) -> int:
+def _origin(name: str, flag: object, settings: Settings) -> str:
+    """What a value is called where it is refused: by its flag, or by the setting that it comes from."""
+    if flag is not None:
+        return f"--{name}"
+    key = f"generate.{name}"
+    where = settings.origins.get(key, "settings")
+    return f"{where} =" if where == env_name(key) else f"{where}: {key} ="
+
+
+def _in_range(origin: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
-        raise UsageError(f"{flag} {value} is outside {low}..{high}")
+        raise UsageError(f"{origin} {value} is outside {low}..{high}")
     return value
 
 

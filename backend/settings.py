@@ -167,7 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return dict(_flatten(tomllib.load(file)))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # nor is anything below a path that is a file
         if os.environ.get("LENS_CONFIG") and path == paths.config_file():
             raise UsageError(f"the settings file {path} is missing", hint="LENS_CONFIG names it") from None
         return {}

@@ -44,6 +44,7 @@ class ModelFiles:
     repo: str | None = None  # hub repository, where known
     assumed: str | None = None  # a sentence about what had to be assumed; None: nothing
     borrowed: str | None = None  # a sentence about what another model lends; None: nothing
+    lent: frozenset[Path] = frozenset()  # the files that it lends
 
     def files(self) -> list[tuple[str, Path, int]]:
         """(component, path, bytes) of every weights and tokenizer file."""
@@ -62,8 +63,15 @@ class ModelFiles:
 
     @property
     def folder(self) -> Path:
-        """The folder that holds all of the files."""
-        return Path(os.path.commonpath([path.parent for _, path, _ in self.files()]))
+        """The folder that holds the model's own weights: what is lent may lie anywhere, and so may what a link to a
+        tokenizer leads to."""
+        weights = (*self.transformer, *self.text_encoder, *self.vae)
+        return Path(os.path.commonpath([path.parent for path in weights if path not in self.lent]))
+
+    @property
+    def own_bytes(self) -> int:
+        """Without what another model lends."""
+        return sum(size for _, path, size in self.files() if path not in self.lent)
 
     @property
     def total_bytes(self) -> int:
@@ -183,7 +191,7 @@ def _from_record(preset: Preset, record: pulled.Record, asked: _Asked) -> ModelF
             vae_config=found.vae_config,
         )
         files = _finish(preset.name, preset, found.layout, parts.replaced_by(given), None, None)
-        return replace(files, borrowed=found.borrowed)
+        return replace(files, borrowed=found.borrowed, lent=found.lent)
     source = next((s for s in preset.sources if s.repo == record.repo), None)
     if source is not None and source.layout is record.layout:
         parts = _source_parts(source, record.folder)
@@ -287,13 +295,18 @@ def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | C
 def _from_path(path: Path, layout: Layout, parts: Parts, asked: _Asked) -> ModelFiles:
     """A model given as a path: borrow shared companions, read the parameters, name the variant."""
     path = path.absolute()
-    parts, borrowed = _borrow(path, parts) if asked.borrow else (parts, None)
+    own = parts
+    parts, borrowed = _borrow(path, own) if asked.borrow else (own, None)
     parts = _complete(path, parts)
     params = stated.read_params(parts)
     small = params.dit != get("lens").params.dit
     preset, assumed = _variant(path, parts, asked.variant, small)
     found = _finish(path.name, preset, layout, parts, None, None)
-    return replace(found, assumed=assumed, borrowed=borrowed)
+    return replace(found, assumed=assumed, borrowed=borrowed, lent=_files(parts) - _files(own))
+
+
+def _files(parts: Parts) -> frozenset[Path]:
+    return frozenset((*parts.transformer, *parts.text_encoder, *parts.vae, *parts.tokenizer))
 
 
 def _borrow(path: Path, parts: Parts) -> tuple[Parts, str | None]:

@@ -5,17 +5,19 @@ Light ring: typer and the standard library. Command modules keep the same promis
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
 from lens_cli.console import Talk
-from lens_cli.lazy import Lazy, LazyGroup, load
+from lens_cli.lazy import Lazy, LazyGroup, build, load
 
 COMMANDS = {
     "gen": Lazy("lens_cli.commands.gen:gen", "Make pictures from a sentence. Their paths go to stdout, one per line."),
@@ -45,8 +47,27 @@ COMMANDS = {
 }
 
 
+@contextmanager
+def _ctrl_c_as_ours() -> Generator[None]:
+    """Typer makes a silent exit code of a KeyboardInterrupt; a LensError it lets through to the boundary."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise CancelledError("stopped") from error
+
+
 class Root(LazyGroup):
     lazy = COMMANDS
+
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        """Reads the flags before the sub-command; --help and --version are answered here."""
+        with _ctrl_c_as_ours():
+            return super().make_context(*words, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Imports the sub-command, reads its flags and runs it."""
+        with _ctrl_c_as_ours():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -79,11 +100,18 @@ def root(
         print(context.get_help())
 
 
-def main() -> None:
-    """Console entry. Every error a person can act on leaves as one line (or one JSON envelope) and an exit code."""
+def main(*, stopped: bool = False) -> None:
+    """Every error a person can act on leaves as one line (or one JSON envelope) and an exit code.
+
+    `stopped`: Ctrl-C came before there was anybody to answer it (`lens_cli.entry`).
+    """
     # diffusers imports bitsandbytes, which warns on a CPU about an optional kernel package that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # help has signs that Latin-1 and ASCII lack
     try:
+        if stopped:
+            raise KeyboardInterrupt
         code = app(standalone_mode=False)
         if sys.stdout:  # None where the caller closed it
             sys.stdout.flush()
@@ -133,20 +161,18 @@ def as_lens_error(error: BaseException) -> LensError:
 
 
 def _words() -> list[str]:
-    """The command's own words on the command line: ["gen"], ["models", "pull"], or []."""
-    words = [word for word in sys.argv[1:3] if not word.startswith("-")]
-    if not words or words[0] not in COMMANDS:
-        return []
-    group = load(COMMANDS[words[0]].target)
-    if not isinstance(group, typer.Typer):
-        return words[:1]
-    inside = {command.name or _name(command.callback) for command in group.registered_commands}
-    return words if words[-1] in inside else words[:1]
-
-
-def _name(function: Callable[..., object] | None) -> str:
-    """What Typer calls a command that was registered without a name."""
-    return function.__name__.replace("_", "-") if function else ""
+    """The command's own words on the command line: ["gen"], ["train", "data", "scan"], or []."""
+    words: list[str] = []
+    inside: Mapping[str, Any] = COMMANDS
+    for word in sys.argv[1:]:
+        if word not in inside:
+            break
+        words.append(word)
+        command = inside[word]
+        if isinstance(command, Lazy):
+            command = build(word, load(command.target))
+        inside = getattr(command, "commands", {})  # a group has them
+    return words
 
 
 def _talk(*, plain: bool = False) -> Talk:

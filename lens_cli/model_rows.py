@@ -94,7 +94,8 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         lines.append(f"on disk     no; fetch it with `lens models pull {preset.name}`")
     else:
         origin = f", {found.repo}@{(found.revision or '')[:12]}" if found.repo else ""
-        lines.append(f"on disk     {human_bytes(found.total_bytes)} in {found.folder}{origin}")
+        lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
+        lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
         lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
     data = {
         "name": found.name if found is not None else preset.name,

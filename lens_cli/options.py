@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 _REQUEST, _PICTURE, _WHERE, _SPEECH = "Request", "Picture", "Output", "Speech"
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Registry names for the shell's TAB; with none that fits, the shell itself completes paths."""
+    from backend.presets import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
 
 NegativePrompt = Annotated[
     str | None, typer.Option("--negative-prompt", help="What to avoid.", rich_help_panel=_PICTURE)
@@ -48,7 +56,13 @@ Thinking = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A name from `lens models list`, or a path.", rich_help_panel=_PICTURE),
+    typer.Option(
+        "--model",
+        "-m",
+        help="A name from `lens models list`, or a path.",
+        autocompletion=complete_model,
+        rich_help_panel=_PICTURE,
+    ),
 ]
 Num = Annotated[int | None, typer.Option("--num", "-n", help="Number of pictures.", rich_help_panel=_PICTURE)]
 Seed = Annotated[
@@ -216,27 +230,32 @@ def talk_for(
 def read_prompt(words: list[str] | None, option: str | None, file: Path | None, talk: Talk) -> str:
     """The prompt from wherever it was given: words, -p, -f FILE (the whole file is one prompt), or stdin.
 
-    Words win over -p, as -p may come from an alias. `-` reads stdin, and so does a prompt left out where stdin is no
-    terminal. Raises UsageError or FileError.
+    Words win over -p, as -p may come from an alias. `-` and `-f -` read stdin, and so does a prompt left out where
+    stdin is no terminal. Raises UsageError or FileError.
     """
     if file is not None and (words or option is not None):
         raise UsageError("-f and a prompt on the command line exclude each other", hint="drop one of them")
     if words and option is not None:
         talk.warn("-p is ignored: the prompt was given without a flag as well")
     if words and words != ["-"]:
+        if "-" in words:
+            raise UsageError(
+                "- reads the prompt from stdin, and there are words as well",
+                hint='a dash of the prompt goes inside quotes: lens gen "a cat - asleep"',
+            )
         return " ".join(words)
     if option is not None and not words:
         return option
-    if file is not None:
+    if file is not None and file != Path("-"):
         try:
             with file.open("rb") as source:
-                return _decode(source.read(_PROMPT_BYTES), str(file))
+                return _read_text(source, str(file))
         except OSError as error:
             raise FileError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
     stdin = sys.stdin
-    if stdin is None or (not words and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
+    if stdin is None or (not words and file is None and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
         raise UsageError("no prompt", hint='lens gen "three red balloons over a green hill"')
-    return _decode(stdin.buffer.read(_PROMPT_BYTES), "stdin")
+    return _read_text(stdin.buffer, "stdin")
 
 
 def plan_for(
@@ -247,8 +266,13 @@ def plan_for(
     pictures: int,
     settings: Settings,
     talk: Talk,
+    *,
+    usual_format: ImageFormat | None = None,
 ) -> OutputPlan:
-    """Where the pictures go, from flags and settings. Raises UsageError, also where stdout cannot take them."""
+    """Where the pictures go, from flags and settings. Raises UsageError, also where stdout cannot take them.
+
+    `usual_format` stands before the settings' format; neither flag nor name need say it.
+    """
     from backend.outputs import plan_output
 
     chosen = settings.output
@@ -259,7 +283,7 @@ def plan_for(
         metadata=chosen.metadata and not no_metadata,
         default_folder=settings.output_dir,
         default_template=chosen.template,
-        default_format=chosen.format,
+        default_format=usual_format or chosen.format,
         default_quality=chosen.quality,
     )
     if plan.template is None:
@@ -270,6 +294,19 @@ def plan_for(
         if looking_at_stdout():
             raise UsageError("-o - would write a picture's bytes to the terminal", hint="pipe it: lens gen … -o - | …")
     return plan
+
+
+def _read_text(source: BinaryIO, where: str) -> str:
+    """All of it, or a UsageError where that is far too much: what is behind is not counted."""
+    text = _decode(source.read(_PROMPT_BYTES), where)
+    if source.read(1):
+        from backend.requests import PROMPT_LIMIT
+
+        raise UsageError(
+            f"the prompt in {where} has more than {len(text):,} characters; the limit is {PROMPT_LIMIT:,}",
+            hint="the model reads about the first 400 words",
+        )
+    return text
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -12,10 +12,33 @@ from backend.errors import CancelledError, RefusedError
 from backend.settings import Settings
 from backend.types import GenerationRequest, OnEvent, ReasonerMode
 from lens_cli.console import Talk
+from lens_cli.runner import Interrupt
 
 if TYPE_CHECKING:
-    from backend.reasoner import Decision, Plan, Rewritten, Speaker
+    from backend.answers import Draft
+    from backend.reasoner import Decision, LocalSpeaker, Plan, Rewritten, Speaker, Task
     from backend.text.shared import SharedLlama
+
+
+@dataclass(frozen=True)
+class Interruptible:
+    """The local speaker with Ctrl-C as a flag. As an exception it could land in one of llama.cpp's callbacks before
+    their own `try`, where ctypes prints and drops it."""
+
+    local: LocalSpeaker
+
+    @property
+    def identity(self) -> str:
+        return self.local.identity
+
+    def ask(self, task: Task) -> Draft:
+        """As `LocalSpeaker.ask`. Raises CancelledError on Ctrl-C."""
+        with Interrupt("stopping; Ctrl-C again stops at once") as interrupt:
+            self.local.stop = lambda: interrupt.pressed
+            draft = self.local.ask(task)
+        if interrupt.pressed:  # after the last look at the flag
+            raise CancelledError("stopped")
+        return draft
 
 
 @dataclass(kw_only=True)
@@ -33,24 +56,21 @@ class Rewriting:
     def decide(self, request: str, on_event: OnEvent | None = None) -> Decision:
         """One decision, from the cache or from whoever the plan names; its oddities are said with -v.
 
-        Raises ReplyError and whatever opening a model or reaching an endpoint raises; CancelledError on Ctrl-C.
+        Raises ReplyError and whatever opening a model or reaching an endpoint raises; CancelledError where Ctrl-C
+        stopped the local model.
         """
         from backend.caches import open_store
         from backend.reasoner import refine
 
         self._speaker = self._speaker or self._make_speaker()
         cache = open_store("rewrites", self.settings.cache, self.talk.warn)
-        try:
-            if on_event is not None:
-                decision = refine(request, self.plan, self._speaker, cache=cache, on_event=on_event)
-            else:
-                from lens_cli.progress import Meter
+        if on_event is not None:
+            decision = refine(request, self.plan, self._speaker, cache=cache, on_event=on_event)
+        else:
+            from lens_cli.progress import Meter
 
-                with Meter(talk=self.talk, total=1) as meter:
-                    decision = refine(request, self.plan, self._speaker, cache=cache, on_event=meter)
-        except KeyboardInterrupt:
-            # Typer would turn it into a silent exit code; as a LensError it gets its line, or its JSON.
-            raise CancelledError("stopped") from None
+            with Meter(talk=self.talk, total=1) as meter:
+                decision = refine(request, self.plan, self._speaker, cache=cache, on_event=meter)
         for note in decision.notes:
             self.talk.detail(f"note: {note}")
         return decision
@@ -106,7 +126,7 @@ class Rewriting:
         prefixes = open_store("prefixes", self.settings.cache, self.talk.warn)
         gguf = local_gguf(files.text_encoder, files.name)
         self.llama = SharedLlama(gguf, context=LOCAL_CONTEXT, prefixes=prefixes)
-        return LocalSpeaker(self.llama.gguf, files.preset.params.text.template, self.llama)
+        return Interruptible(LocalSpeaker(self.llama.gguf, files.preset.params.text.template, self.llama))
 
 
 def make_rewriting(

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError
-from backend.files import make_folder
+from backend.files import check_folder, make_folder
 from backend.outputs import OutputPlan
 from backend.types import Event, Generation, GenerationRequest, Phase, PhaseStarted
 from lens_cli.console import Talk, write_bytes
@@ -50,7 +50,7 @@ class Interrupt(AbstractContextManager["Interrupt"]):
     ) -> None:
         signal.signal(signal.SIGINT, self._before)
         if isinstance(error, KeyboardInterrupt):
-            # Typer would turn it into a silent exit code; as a LensError it gets its line, or its JSON.
+            # From here on it is an error like others, with its line or its JSON.
             raise CancelledError("stopped") from error
 
     def _press(self, number: int, frame: FrameType | None) -> None:
@@ -181,7 +181,7 @@ def run(
     outcome = Outcome(total=len(request.seeds))
     if plan.template is not None:
         for folder in sorted(plan.folders(request, now)):
-            make_folder(folder)
+            check_folder(folder)
     meter = Meter(talk=talk, total=len(request.seeds))
     with Interrupt() as interrupt, meter:
         try:
@@ -236,9 +236,11 @@ def _save(
             raise FileError(f"cannot write to stdout: {(error.strerror or str(error)).lower()}") from error
         path = None
     else:
+        wished = plan.path(made.request, made.index, now)
+        make_folder(wished.parent)
         path, record = save_image(
             made,
-            plan.path(made.request, made.index, now),
+            wished,
             format=plan.format,
             quality=plan.quality,
             with_metadata=plan.metadata,

@@ -1,4 +1,5 @@
-"""A picture in the terminal: its graphics protocol where it has one, else two coloured half blocks per cell.
+"""A picture in the terminal: its graphics protocol where it has one, else two coloured half blocks per cell. Nothing
+without colours (NO_COLOR, --no-color, TERM=dumb, a file): half blocks all alike show no picture.
 
 Everything heavy is imported inside: textual-image asks the terminal what it can do the moment it is imported.
 """
@@ -22,6 +23,11 @@ def wanted(flag: bool | None, setting: bool | None, talk: Talk) -> bool:
     """Flag, else setting, else: a person is looking at both streams."""
     if talk.json or talk.stream or talk.quiet:
         return False
+    if flag:
+        console = talk.screen()
+        if not _has_colours(console) and not _has_graphics(console):
+            talk.warn("--show draws nothing: there are no colours to draw with")
+            return False
     if flag is not None or setting is not None:
         return bool(flag if flag is not None else setting)
     return looking_at_stdout() and talking_to_a_terminal()
@@ -30,13 +36,25 @@ def wanted(flag: bool | None, setting: bool | None, talk: Talk) -> bool:
 def show(image: Image.Image, talk: Talk) -> None:
     """Draw on stderr: stdout is data."""
     console = talk.screen()
-    if console.is_terminal and not console.is_dumb_terminal and _has_cells():
+    if _has_graphics(console):
         from textual_image import renderable
 
-        if renderable.Image in (renderable.TGPImage, renderable.SixelImage):
-            console.print(renderable.Image(image, width=min(console.width, MAX_COLUMNS), height="auto"))
-            return
-    console.print(half_blocks(image, console))
+        console.print(renderable.Image(image, width=min(console.width, MAX_COLUMNS), height="auto"))
+    elif _has_colours(console):
+        console.print(half_blocks(image, console))
+
+
+def _has_colours(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
+
+
+def _has_graphics(console: Console) -> bool:
+    """Whether the terminal knows a graphics protocol, which needs no colours of text."""
+    if not console.is_terminal or console.is_dumb_terminal or not _has_cells():
+        return False
+    from textual_image import renderable
+
+    return renderable.Image in (renderable.TGPImage, renderable.SixelImage)
 
 
 def _has_cells() -> bool:

@@ -51,13 +51,23 @@ class FeatureSource:
         no text tokens at all, as in training. `phase` and errors as `features` has them."""
         guided = request.guidance != 1.0
         negative = guided and bool(request.negative_prompt.strip())
-        found = self.features([request.prompt, *([request.negative_prompt] if negative else [])], phase)
+        texts = {"prompt": request.prompt}
+        if negative:
+            texts["negative prompt"] = request.negative_prompt
+        found = self.features(list(texts.values()), phase, names=list(texts))
         if not guided:
             return found[0], None
         return found[0], found[1] if negative else found[0][:, :0]
 
-    def features(self, prompts: Sequence[str], phase: Callable[[Phase], AbstractContextManager[None]]) -> list[Tensor]:
-        """(1, T, L, F) of each prompt, in order. `phase` wraps the phases that really happen.
+    def features(
+        self,
+        prompts: Sequence[str],
+        phase: Callable[[Phase], AbstractContextManager[None]],
+        *,
+        names: Sequence[str] | None = None,
+    ) -> list[Tensor]:
+        """(1, T, L, F) of each prompt, in order. `phase` wraps the phases that really happen; `names` are what a person
+        calls the prompts (None: each of them "prompt").
 
         Raises CheckpointError, NumericsError for features that are not finite, and what opening the model raises.
         """
@@ -79,11 +89,11 @@ class FeatureSource:
             if self.llama is not None:
                 self.llama.close()
         if self.say is not None:
-            for prompt, features in found.items():
-                self._check_length(prompt, _present(features), self.say)
+            for prompt, name in zip(prompts, names or ["prompt"] * len(prompts), strict=True):
+                self._check_length(prompt, name, _present(found[prompt]), self.say)
         return [_present(found[prompt]).to(self.device)[None] for prompt in prompts]
 
-    def _check_length(self, prompt: str, features: Tensor, say: Callable[[str], None]) -> None:
+    def _check_length(self, prompt: str, name: str, features: Tensor, say: Callable[[str], None]) -> None:
         """Say what the model does not read of a prompt; kept features do not tell, so its tokens are counted again."""
         template = self.files.preset.params.text.template
         if len(features) < template.room:
@@ -92,7 +102,7 @@ class FeatureSource:
         if unread:
             shown = unread if len(unread) <= 60 else f"{unread[:40]} … {unread[-20:]}"
             say(
-                f"the prompt is longer than the {template.room} tokens that the model reads: its end is left out "
+                f"the {name} is longer than the {template.room} tokens that the model reads: its end is left out "
                 f"({shown!r})"
             )
 

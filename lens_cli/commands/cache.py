@@ -19,7 +19,7 @@ Names = Annotated[
 def show(json: options.Json = False) -> None:
     """Show every cache: its name, files, bytes, cap and folder.
 
-    The caps are settings: embeddings_mb = 512 under [cache], or LENS_CACHE__EMBEDDINGS_MB. 0 keeps nothing.
+    The caps are settings: embeddings_mb = 512 under \\[cache], or LENS_CACHE__EMBEDDINGS_MB. 0 keeps nothing.
     """
     from backend import caches
     from backend.settings import load

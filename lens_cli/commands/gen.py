@@ -13,11 +13,16 @@ from lens_cli import options
 def gen(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to draw; - reads stdin.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to draw; several words are joined into one prompt. - reads stdin.",
+            show_default=False,
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as a flag.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file: all of it is one prompt.")
+        Path | None,
+        typer.Option("--file", "-f", help="Read the prompt from a file (- is stdin): all of it is one prompt."),
     ] = None,
     negative_prompt: options.NegativePrompt = None,
     reasoner: options.Reasoner = None,

@@ -21,12 +21,22 @@ class Modulation(StrEnum):
     same = "same"
 
 
-Name = Annotated[str, typer.Argument(help="A name from `lens models list`.", metavar="NAME")]
-NameOrPath = Annotated[str, typer.Argument(help="A name from `lens models list`, or a path.", metavar="NAME|PATH")]
+Name = Annotated[
+    str,
+    typer.Argument(help="A name from `lens models list`.", metavar="NAME", autocompletion=options.complete_model),
+]
+NameOrPath = Annotated[
+    str,
+    typer.Argument(
+        help="A name from `lens models list`, or a path.", metavar="NAME|PATH", autocompletion=options.complete_model
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this, only show what would be done.")]
 From = Annotated[
     str | None,
-    typer.Option("--from", help="A folder or file that is already here (nothing is copied), or OWNER/NAME[@REVISION]."),
+    typer.Option(
+        "--from", help="A folder or file that is already here (nothing is copied), or OWNER/NAME\\[@REVISION]."
+    ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 PullDryRun = Annotated[bool, typer.Option("--dry-run", help="Show files and sizes, and stop.")]
@@ -104,13 +114,18 @@ def pull(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names or paths; none: all that are here.", metavar="[NAME|PATH]...")
+        list[str] | None,
+        typer.Argument(
+            help="Names or paths; none: all that are here.",
+            metavar="[NAME|PATH]...",
+            autocompletion=options.complete_model,
+        ),
     ] = None,
     quick: Quick = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Check size, header and SHA-256 of every file. Exit code 1 where one is bad.
+    """Check size, header and SHA-256 of every file. Exit code 1 where one is bad, 8 where only some models could be.
 
     Example: lens models verify lens --quick
     """
@@ -121,7 +136,12 @@ def verify(
 
 @app.command()
 def quantize(
-    source: Annotated[str, typer.Argument(help="A name from `lens models list`, or a path.", metavar="SRC")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A name from `lens models list`, or a path.", metavar="SRC", autocompletion=options.complete_model
+        ),
+    ],
     to: Annotated[QuantTarget, typer.Option("--to", help="GGUF: q8_0 to q4_k. Safetensors: the others.")],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR|FILE", help="Where to; the name ends in the file format's.")

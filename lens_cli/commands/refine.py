@@ -13,11 +13,16 @@ from lens_cli import options
 def refine(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PROMPT", help="The request; - reads stdin.", show_default=False),
+        typer.Argument(
+            metavar="PROMPT",
+            help="The request; several words are joined into one. - reads stdin.",
+            show_default=False,
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The request, as a flag.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Read the request from a file: all of it is one request.")
+        Path | None,
+        typer.Option("--file", "-f", help="Read the request from a file (- is stdin): all of it is one request."),
     ] = None,
     edit: Annotated[
         bool, typer.Option("--edit", help="Open the rewrite in $VISUAL or $EDITOR; what is saved is printed.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from backend.errors import FileError, ModelMissingError, UsageError
-from backend.types import LoraMode
+from backend.types import ImageFormat, LoraMode
 from lens_cli import options
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def rerun(
             "--verify makes the same picture: nothing may be changed",
             hint="only -m, and how it is computed: --dtype, --device, --encoder, --quant, --profile, --vram, --compile",
         )
+    if verify and dry_run:
+        raise UsageError("--verify draws the picture, --dry-run draws none", hint="drop one of the two")
     preset = _preset(image, recorded, model)
     if (ar is None) != (base is None):  # half of a size: the other half stays
         known = ratio_and_base(recorded.width, recorded.height, preset.bases)
@@ -108,8 +110,6 @@ def rerun(
         settings=settings,
         warn=talk.warn,
     )
-    if verify and dry_run:
-        raise UsageError("--verify draws the picture, --dry-run draws none", hint="drop one of the two")
     if model is None and not verify:  # which compares the weights beside everything else
         _check_weights(image, found.record, request, talk)
     if verify:
@@ -119,7 +119,8 @@ def rerun(
         return
     from lens_cli.carry_out import carry_out
 
-    plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk)
+    own = next((known for known in ImageFormat if known == found.format.lower()), None)  # a TIFF's is none of ours
+    plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk, usual_format=own)
     carry_out(
         request,
         plan,

@@ -17,7 +17,7 @@ app.command("status")(train_pretrain.status)
 app.command("export")(train_pretrain.export)
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Where the run lives. The same folder again resumes it.")]
-Recipe = Annotated[str, typer.Option("--recipe", help="nano: the shipped model. nano-smoke: seconds, to see it work.")]
+Recipe = Annotated[str, typer.Option("--recipe", help="nano: all of Lens-Nano. nano-smoke: seconds, to see it work.")]
 Parts = Annotated[
     list[str] | None, typer.Option("--part", help="Only this part (repeatable): vae, language, transformer, export.")
 ]
@@ -49,6 +49,10 @@ def nano(
     if dry_run:
         from train.recipes import describe
 
+        if parts:
+            from lens_cli.training import check_parts  # torch, for the names alone
+
+            check_parts(parts)
         print(describe(config))
         return
     from lens_cli.training import run_nano  # torch: 1.4 s

@@ -260,7 +260,7 @@ def test_a_lone_transformer_can_be_quantised(source: Path, tmp_path: Path) -> No
 def test_a_registry_model_says_which_it_is(tmp_path: Path) -> None:
     """nano's own file is Q8_0, which is said; the variant goes into the header, so its defaults apply again."""
     plan = plan_conversion("nano", QuantTarget.mxfp8, tmp_path / "out", modulation=True)
-    assert [note.split(":")[0] for note in plan.notes[1:2]] == ["it will hardly be smaller"]
+    assert [note.split(":")[0] for note in plan.notes[1:2]] == ["it will be larger"]
     assert "nano is stored as q8_0 already" in plan.notes[0] and "modulation" in plan.notes[-1]
     assert plan.file.name == "nano_mxfp8.safetensors"
     assert conversion._facts(plan)["lens.variant"] == "nano"

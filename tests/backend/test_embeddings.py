@@ -154,6 +154,15 @@ def test_what_is_not_read_of_a_long_prompt_is_said(model: Path, store: Store) ->
     assert len(said) == 2
 
 
+def test_it_is_said_which_text_is_too_long(model: Path, store: Store) -> None:
+    long = " ".join(f"w{number}" for number in range(400))
+    said: list[str] = []
+    given = source(model, store, say=said.append)
+    given.branches(replace(REQUEST, prompt="a red cat", negative_prompt=long, guidance=5.0), quiet)
+    given.branches(replace(REQUEST, prompt=long, negative_prompt="blue", guidance=5.0), quiet)
+    assert [line.split(" is longer")[0] for line in said] == ["the negative prompt", "the prompt"]
+
+
 def test_pictures_from_kept_features_have_the_same_pixels(model: Path, store: Store, encoded: list[int]) -> None:
     """Without a cache, filling it, and from it; the phases say what happened."""
     wish = {"negative_prompt": "blue"}

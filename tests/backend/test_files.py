@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from backend.errors import FileError
-from backend.files import make_folder, replacing, write_atomic, write_new
+from backend.files import check_folder, make_folder, replacing, write_atomic, write_new
 
 
 def test_names_are_never_taken_twice(tmp_path: Path) -> None:
@@ -105,6 +105,17 @@ def test_folders(tmp_path: Path) -> None:
         with pytest.raises(FileError) as caught:
             make_folder(wrong)
         assert caught.value.hint
+
+
+def test_a_checked_folder_is_not_made(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    for folder in ("here", "here/new/inner", "new"):
+        check_folder(tmp_path / folder)
+    (tmp_path / "file").write_bytes(b"")
+    for wrong in ("file", "file/inside", "new/" + "x" * 300):
+        with pytest.raises(FileError):
+            check_folder(tmp_path / wrong)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "here"]
 
 
 def test_an_unwritable_folder() -> None:

@@ -102,6 +102,13 @@ def test_prompts_refused(prompt: str, says: str) -> None:
         build(prompt=prompt)
 
 
+@pytest.mark.parametrize(("prompt", "hint"), [("a\udcffb", "write it in UTF-8"), ("a\x00b", "control characters")])
+def test_the_hint_fits_the_character(prompt: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(prompt=prompt)
+    assert hint in str(caught.value.hint)
+
+
 def test_the_longest_prompt_passes() -> None:
     assert len(build(prompt="x" * PROMPT_LIMIT)[0].prompt) == PROMPT_LIMIT
 

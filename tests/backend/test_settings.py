@@ -109,6 +109,14 @@ def test_named_config_must_exist(monkeypatch: pytest.MonkeyPatch, folder: Path) 
         load()
 
 
+@pytest.mark.parametrize("name", ["HOME", "XDG_CONFIG_HOME"])
+def test_below_a_file_lie_no_settings(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    (folder / "file").write_text("no folder")
+    monkeypatch.delenv("LENS_HOME")
+    monkeypatch.setenv(name, str(folder / "file/inside"))
+    assert load() == Settings()
+
+
 def test_lens_home_holds_everything(folder: Path) -> None:
     for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir(), paths.state_dir()):
         assert place.parent == folder / "home"

@@ -90,6 +90,20 @@ def test_a_transformer_alone_borrows_from_nano(nano: Path, tmp_path: Path) -> No
     assert found.name == "mine.gguf"
     assert "the defaults of nano apply" in str(found.assumed)
     assert found.borrowed == "mine.gguf: text encoder and vae of nano, as there is none beside it"
+    assert (found.folder, found.own_bytes) == (tmp_path, path.stat().st_size)
+    lent = sum((nano / name).stat().st_size for name in ("text_encoder.gguf", "vae.safetensors"))
+    assert found.total_bytes == found.own_bytes + lent
+
+
+def test_the_folder_is_the_models_own(nano: Path, tmp_path: Path) -> None:
+    """What another model lends lies elsewhere; parts in folders of their own have the one above in common."""
+    folder = shutil.copytree(nano, tmp_path / "mine")
+    (folder / "vae.safetensors").unlink()
+    found = resolve_model(str(folder))
+    assert found.vae == (nano / "vae.safetensors",)
+    assert found.folder == folder
+    comfy(nano, tmp_path / "comfy")
+    assert resolve_model(str(tmp_path / "comfy" / "diffusion_models" / "mine.gguf")).folder == tmp_path / "comfy"
 
 
 def comfy(embedded: Path, folder: Path) -> Path:

@@ -62,6 +62,19 @@ def test_clear(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     assert list(hashes.iterdir()) == []
 
 
+def test_below_a_file_lies_no_cache(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv("LENS_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/inside"))
+    run = inside(monkeypatch, capfd, "cache", "show", "--json")
+    assert run.code == 0 and {row["files"] for row in run.json["data"]["caches"]} == {0}
+    assert inside(monkeypatch, capfd, "cache", "clear").code == 0
+    run = inside(monkeypatch, capfd, "gen", "a fish", "--steps", "1")
+    assert run.code == 0 and Path(run.lines[0]).exists()  # a cache that cannot be had stops no picture
+
+
 def test_an_unknown_cache(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     kept = fill("embeddings", 1, 1)
     run = inside(monkeypatch, capfd, "cache", "clear", "embeddings", "rewritten")

@@ -27,6 +27,9 @@ def test_prove_verifier_prints_a_table_and_json() -> None:
         (["--kind", "nonsense"], "nonsense"),
         (["--prompts", "long"], "brief nor dense"),
         (["--prove-verifier", "--degrade", "melted"], "melted"),
+        (["--degrade", "noisy", "--limit", "1"], "--degrade is of the verifier's proof"),
+        (["--scenes", "10"], "--scenes is of the verifier's proof"),
+        (["--contact-sheet", "sheet.pdf"], "the sheet is a PNG"),
     ],
 )
 def test_bad_input_is_refused(words: list[str], message: str) -> None:

@@ -60,6 +60,8 @@ def test_last_line_makes_the_same_picture() -> None:
         (["-p", "a red ball"], None, "a red ball"),
         (["--prompt=-x"], None, "-x"),
         (["-f", "prompt.txt"], None, "from a file\nof two lines"),
+        (["-f", "-"], b"from stdin", "from stdin"),
+        (["a cat - asleep"], None, "a cat - asleep"),
         (["-"], b"from stdin\n", "from stdin"),
         ([], b"piped\r\nin", "piped\nin"),
         (["-"], "\ufeffGrüße 🎈".encode(), "Grüße 🎈"),
@@ -164,9 +166,28 @@ def test_warnings_for_what_cannot_be_honoured() -> None:
 
 
 def test_show_draws_on_stderr() -> None:
-    run = lens("gen", "x", "--show", "--steps", "1")
-    assert "▀" in run.err and "▀" not in run.out.decode()
-    assert "▀" not in lens("gen", "x", "--steps", "1").err  # stdout is no terminal
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    run = lens("gen", "x", "--show", "--steps", "1", **colours)
+    assert "▀" in run.err and "\x1b[" in run.err and "▀" not in run.out.decode()
+    assert "▀" not in lens("gen", "x", "--steps", "1", **colours).err  # stdout is no terminal
+
+
+@pytest.mark.parametrize(
+    ("words", "env"),
+    [
+        ([], {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "xterm-256color"}),
+        (["--no-color"], {"FORCE_COLOR": "1", "TERM": "xterm-256color"}),
+        ([], {"FORCE_COLOR": "1", "TERM": "dumb"}),
+        ([], dict[str, str]()),  # stderr is no terminal
+    ],
+    ids=["NO_COLOR", "--no-color", "dumb", "pipe"],
+)
+def test_nothing_is_drawn_without_colours(words: list[str], env: dict[str, str]) -> None:
+    """Half blocks without colours are all alike. Whoever asked for the picture is told."""
+    run = lens("gen", "x", "--show", "--steps", "1", *words, **env)
+    assert run.code == 0 and "▀" not in run.err and "--show draws nothing" in run.err
+    run = lens("gen", "x", "--steps", "1", *words, **env, LENS_OUTPUT__SHOW="true")
+    assert run.code == 0 and "▀" not in run.err and "draws nothing" not in run.err
 
 
 def test_markup_is_text_everywhere() -> None:
@@ -190,7 +211,9 @@ BAD = [
     (["x", "--base", "1024"], 2, "--base 384"),
     (["x", "--ar", "1:1", "--size", "256x256"], 2, "both set the size"),
     (["x", "-W", "256"], 2, "--height"),
-    (["x", "--steps", "0"], 2, "1..250"),
+    (["x", "--steps", "0"], 2, "--steps 0 is outside 1..250"),
+    (["-", "a", "cat"], 2, "goes inside quotes"),
+    (["a", "-", "cat"], 2, "goes inside quotes"),
     (["x", "--steps", "many"], 2, "--steps"),
     (["x", "--guidance", "nan"], 2, "0..100"),
     (["x", "-n", "0"], 2, "--num"),
@@ -229,6 +252,24 @@ def test_bad_input_is_one_line_and_a_code(
     assert talk[-1].startswith(("error: ", "hint: "))
     assert says in " ".join(talk[talk.index(errors[0]) :])
     assert files() == ["binary"]
+
+
+def test_far_too_long_a_prompt_on_stdin() -> None:
+    """It is not read to its end, so its length is not claimed either."""
+    run = lens("gen", "-", stdin=b"x" * 200_000)
+    assert run.code == 2 and "the prompt in stdin has more than 65,536 characters; the limit is 4,000" in run.err
+    run = lens("gen", "-", stdin="é".encode() * 100_000)
+    assert run.code == 2 and "more than 32,768 characters" in run.err
+    run = lens("gen", "-", stdin=b"x" + "é".encode() * 100_000)  # the cut falls within a character
+    assert run.code == 2 and "more than 32,768 characters" in run.err
+
+
+def test_a_setting_that_is_refused_is_named() -> None:
+    run = lens("gen", "x", LENS_GENERATE__STEPS="0")
+    assert run.code == 2 and "error: LENS_GENERATE__STEPS = 0 is outside 1..250" in run.err
+    Path("lens.toml").write_text("[generate]\nguidance = 1000\n")
+    run = lens("gen", "x")
+    assert run.code == 2 and "lens.toml: generate.guidance = 1000 is outside 0..100" in run.err
 
 
 def test_bad_input_of_a_child() -> None:

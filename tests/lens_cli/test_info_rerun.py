@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -151,6 +152,79 @@ def test_verify_tells_what_changed() -> None:
     assert answer["ok"] is False
     assert set(answer["data"]["changed"]) == {"versions.torch", "model.sha256.transformer"}
     assert 0 < answer["data"]["psnr_db"] < 20
+
+
+def resave(source: str, name: str, pixels: Image.Image, **options: Any) -> None:
+    """Other pixels with the metadata of `source`, as an image editor keeps it."""
+    with Image.open(source) as image:
+        kept = {key: image.info[key] for key in ("exif", "xmp") if key in image.info}
+        chunks = PngInfo()
+        if "lens" in image.info:
+            chunks.add_itxt("lens", image.info["lens"])
+    pixels.save(name, **({"pnginfo": chunks} if name.endswith(".png") else kept), **options)
+
+
+def brighter(name: str) -> Image.Image:
+    with Image.open(name) as image:
+        return image.convert("RGB").point(lambda value: min(255, value + 40))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.png", dict[str, Any]()), ("a.webp", {"lossless": True})],
+)
+def test_verify_sees_an_edited_file(name: str, options: dict[str, Any]) -> None:
+    """The recorded pixels come out again, but the file no longer holds them, and its format cannot have lost them."""
+    make(name)
+    edited = f"b{Path(name).suffix}"
+    resave(name, edited, brighter(name), **options)
+    run = lens("rerun", edited, "--verify")
+    assert (run.code, run.lines) == (1, ["different"])
+    assert "changed since it was made" in run.err and "the recorded pixels came out again" in run.err
+    answer = lens("rerun", edited, "--verify", "--json").json
+    assert answer["ok"] is False and answer["data"]["identical"] is False
+    assert answer["data"]["recorded_pixels_again"] is True and answer["data"]["file_edited"]
+    resave(name, edited, Image.open(name).convert("RGB"), **options)  # saved again as it was: nothing is lost
+    assert lens("rerun", edited, "--verify").lines == ["identical"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_verify_sees_another_size(name: str) -> None:
+    make(name)
+    resized = f"b{Path(name).suffix}"
+    with Image.open(name) as image:
+        resave(name, resized, image.convert("RGB").resize((64, 64)))
+    run = lens("rerun", resized, "--verify")
+    assert (run.code, run.lines) == (1, ["different"])
+    assert "it is 64x64, and 128x128 was recorded" in run.err
+
+
+def test_verify_lets_a_lossy_format_round() -> None:
+    """Nothing tells a brighter JPEG from one that rounds: the record decides, as it does for lens's own."""
+    make("a.jpg")
+    resave("a.jpg", "b.jpg", brighter("a.jpg"), quality=95)
+    answer = lens("rerun", "b.jpg", "--verify", "--json").json
+    assert (answer["data"]["identical"], answer["data"]["file_is_as_recorded"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "saved"),
+    [
+        ("a.webp", [], "a-red-fish-5.webp"),
+        ("a.jpg", [], "a-red-fish-5.jpg"),
+        ("a.png", [], "a-red-fish-5.png"),
+        ("a.webp", ["--format", "jpeg"], "a-red-fish-5.jpg"),
+        ("a.webp", ["-o", "b.png"], "b.png"),
+        ("a.webp", ["-o", "b"], "b.webp"),
+    ],
+)
+def test_rerun_keeps_the_file_format(name: str, words: list[str], saved: str) -> None:
+    """Also where the settings have another."""
+    make(name)
+    Path("lens.toml").write_text("[output]\nformat = 'jpeg'\n" if name != "a.jpg" else "[output]\nformat = 'webp'\n")
+    assert lens("rerun", name, *words).lines == [saved]
+    with Image.open(saved) as image:
+        assert image.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[saved.rsplit(".")[1]]
 
 
 def test_verify_refuses_changes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,4 +58,92 @@ def test_twice_stops_at_once() -> None:
     _, talk = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "Traceback" not in talk and talk.rstrip().endswith("error: stopped")
+    assert list(Path().iterdir()) == []
+
+
+def test_before_the_first_picture_no_folder_stays() -> None:
+    child = start("slow fish", "--steps", "200", "-o", "new/inner/")
+    wait_for_denoising(child)
+    assert list(Path().iterdir()) == []
+    child.send_signal(signal.SIGINT)
+    _, talk = child.communicate(timeout=60)
+    assert child.returncode == 130 and "0 of 1 pictures finished" in talk
+    assert list(Path().iterdir()) == []
+
+
+# ------------------------------------------------------------------------------- at one chosen moment, not by the clock
+
+AT_AN_IMPORT = """
+import os, signal, sys
+
+class Press:
+    def __init__(self, module):
+        self.module = module
+
+    def find_spec(self, name, path=None, target=None):
+        if name == self.module:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Press(sys.argv.pop(1)))
+from lens_cli.entry import main
+main()
+"""
+# Before the callback's own `try`: whatever is raised there, ctypes prints and drops.
+IN_LLAMAS_CALLBACK = """
+import os, signal
+from backend.text.llama_library import Context
+
+def press(self, stop, data):
+    Context._asked = asked
+    os.kill(os.getpid(), signal.SIGINT)
+    return asked(self, stop, data)
+
+asked, Context._asked = Context._asked, press
+from lens_cli.entry import main
+main()
+"""
+
+
+def pressed(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A child that sends itself Ctrl-C once."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "words"),
+    [
+        ("typer", "gen", ["a cat"]),  # before there is a command line
+        ("lens_cli.commands.gen", "gen", ["a cat"]),
+        ("lens_cli.benching", "bench", []),
+        ("lens_cli.evaluation", "eval nano", ["--limit", "7"]),
+        ("lens_cli.machine", "doctor", []),
+        ("lens_cli.model_quantize", "models quantize", ["nano", "--to", "q4_k", "-o", "x.gguf"]),
+    ],
+)
+def test_is_answered_in_every_command(module: str, command: str, words: list[str]) -> None:
+    run = pressed(AT_AN_IMPORT, module, *command.split(), *words)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "error: stopped\n")
+    run = pressed(AT_AN_IMPORT, module, *command.split(), *words, "--json")
+    assert (run.returncode, run.stderr) == (130, "")
+    answer = json.loads(run.stdout)
+    assert answer["command"] == command
+    assert answer["error"] == {"code": "cancelled", "message": "stopped", "hint": None}
+
+
+@pytest.mark.nano
+@pytest.mark.parametrize("words", [["refine", "two cats"], ["gen", "four dogs", "--reasoner", "local"]])
+def test_while_the_local_reasoner_reads(words: list[str]) -> None:
+    run = pressed(IN_LLAMAS_CALLBACK, *words, "--json")
+    assert run.returncode == 130
+    assert "ignored" not in run.stderr and "Traceback" not in run.stderr
+    error = json.loads(run.stdout)["error"]
+    assert error["code"] == "cancelled" and error["message"].startswith("stopped")
     assert list(Path().iterdir()) == []

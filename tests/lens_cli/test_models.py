@@ -102,6 +102,43 @@ def test_errors(words: tuple[str, ...], code: int, error: str) -> None:
     assert (answer["ok"], answer["error"]["code"]) == (False, error)
 
 
+def test_verify_looks_at_every_model() -> None:
+    """One that is not here hides nothing of the others."""
+    run = lens("models", "verify", "nano", "lens", "nope", "--quick")
+    assert run.returncode == 8
+    assert [line.split("\t")[0] for line in run.stdout.splitlines()] == ["ok"] * 3
+    assert "warning: lens is not on this disk" in run.stderr and "no model is called 'nope'" in run.stderr
+    assert "2 of 3 models could not be checked" in run.stderr
+    answer = json.loads(lens("models", "verify", "lens", "nano", "--quick", "--json").stdout)
+    assert (answer["ok"], answer["error"]["code"]) == (False, "partial_batch")
+    assert [row["model"] for row in answer["data"]["files"]] == ["nano"] * 3
+    assert [(row["model"], row["code"]) for row in answer["data"]["failed"]] == [("lens", "model_missing")]
+    assert lens("models", "verify", "lens", "lens-turbo").returncode == 5  # none of them: as one alone
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("lens gen -m ", ["nano", "lens", "lens-turbo", "lens-base"]),
+        ("lens models show lens-", ["lens-turbo", "lens-base"]),
+        ("lens models verify nano len", ["lens", "lens-turbo", "lens-base"]),
+        ("lens models show ./", []),  # the shell completes paths by itself
+    ],
+)
+def test_tab_completes_names(words: str, names: list[str]) -> None:
+    """What bash's completion script asks; it is waited for at every TAB, so nothing heavy may come along."""
+    count = len(words.split()) - (not words.endswith(" "))
+    asked = {"_LENS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+    code = (
+        "import sys\nfor name in ('torch', 'numpy', 'PIL', 'safetensors'): sys.modules[name] = None\n"
+        "sys.argv = ['lens']\nfrom lens_cli.app import main\nmain()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment() | asked
+    )
+    assert (run.returncode, run.stdout.split()) == (0, names), run.stderr
+
+
 def test_pull_verify_path_rm(hub: Hub) -> None:
     origin = ("--from", "someone/tiny")
     plan = data_of(lens("models", "pull", "lens", *origin, "--dry-run", "--json", hub=hub))

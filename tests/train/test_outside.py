@@ -8,9 +8,10 @@ import random
 from importlib.resources import files
 
 from train.data.dialogues import rewrite_pair
-from train.data.outside import RULES, any_script, forbidden, harmless
+from train.data.outside import RULES, STRANGERS, any_script, forbidden, harmless
 from train.data.scene_text import around
 from train.data.scenes import sample_scene
+from train.data.things import KINDS
 
 
 def _probes(name: str) -> set[str]:
@@ -30,6 +31,11 @@ def test_every_rule_comes_up_and_harmless_requests_vary() -> None:
     rng = random.Random(1)
     assert {forbidden(rng)[0] for _ in range(400)} == set(RULES)
     assert len({harmless(rng) for _ in range(400)}) > 250
+
+
+def test_strangers_are_none_of_this_world() -> None:
+    own = {*KINDS, *(kind.plural for kind in KINDS.values()), "sign", "frame", "bubble"}
+    assert not own & {*STRANGERS, *(noun + "s" for noun in STRANGERS)}
 
 
 def test_a_harmless_request_is_kept_word_by_word() -> None:

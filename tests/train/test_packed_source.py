@@ -57,7 +57,7 @@ def config(work: Path, run_dir: Path) -> PretrainConfig:
     )
 
 
-def seen_through(seen: list[tuple[int, str]] | None = None) -> Encoders:
+def seen_through(networks: str = "these") -> Encoders:
     """Networks whose latents are the picture's colour, and whose features are the caption's number."""
 
     def images(pictures: np.ndarray) -> torch.Tensor:
@@ -68,7 +68,7 @@ def seen_through(seen: list[tuple[int, str]] | None = None) -> Encoders:
     def texts(captions: Any) -> list[torch.Tensor]:
         return [torch.full((2 + int(text.split()[1]) % 3, 2, 24), float(text.split()[1])) for text in captions]
 
-    return Encoders(images, texts)
+    return Encoders(images, texts, networks=lambda: networks)
 
 
 def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
@@ -129,6 +129,10 @@ def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatc
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     assert any(validation > 0 for _, _, validation in curve(tmp_path / "whole"))
 
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr(encoders, "load", lambda _config, _device: seen_through("others"))
+        with pytest.raises(CheckpointError, match="another autoencoder or text encoder"):
+            pretrain.run(cut)
     other = tmp_path / "other"
     made.pack(other, [range(0, 30)], SIZES)
     with pytest.raises(CheckpointError, match="other packed pictures"):

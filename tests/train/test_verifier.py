@@ -81,7 +81,7 @@ def test_the_first_scene_that_is_degraded_is_still_seen() -> None:
     assert not verdict.right and "wanted one green cat, saw zero" in verdict.reason and "red cat" in verdict.reason
 
 
-@pytest.mark.parametrize("word", ["HELLO", "QUIZ", "LENS", "I", "WAVE"])
+@pytest.mark.parametrize("word", ["HELLO", "QUIZ", "LENS", "I", "WAVE", "ZOO", "SQUAD", "OQO"])
 def test_reads_signs(word: str) -> None:
     sign = Thing(kind="sign", colour="green", size="large", x=0.5, y=0.5, r=0.42, word=word)
     scene = Scene(

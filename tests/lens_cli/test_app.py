@@ -1,0 +1,73 @@
+"""The boundary: which command an error speaks of, and help that loses no word on any terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.text import Text
+
+from lens_cli.app import COMMANDS
+from lens_cli.lazy import build, load
+from tests.lens_cli.cli import lens, real_inside
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["--no-such"], ""),
+        (["train"], "train"),
+        (["train", "data"], "train data"),
+        (["train", "data", "scan"], "train data scan"),
+        (["train", "data", "no-such"], "train data"),
+        (["models", "pull"], "models pull"),
+        (["info"], "info"),
+    ],
+)
+def test_an_error_names_its_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], command: str
+) -> None:
+    run = real_inside(monkeypatch, capfd, *words)
+    assert run.code == 2 and run.err.endswith(f"hint: {f'lens {command}'.strip()} --help\n")
+    if command.endswith("data") and words[-1] == "data":
+        assert "error: lens train data needs a command" in run.err
+    run = real_inside(monkeypatch, capfd, *words, "--json")
+    assert run.code == 2 and run.json["command"] == command
+
+
+def commands(inside: dict[str, Any], above: str = "lens") -> Iterator[tuple[str, Any]]:
+    """(its words, Typer's command) of every command and group."""
+    for name, command in inside.items():
+        yield f"{above} {name}", command
+        yield from commands(getattr(command, "commands", {}), f"{above} {name}")
+
+
+def test_no_bracket_in_help_is_taken_for_markup() -> None:
+    found = list(commands({name: build(name, load(lazy.target)) for name, lazy in COMMANDS.items()}))
+    assert "lens train data scan" in [words for words, _ in found]
+    for words, command in found:
+        for text in (command.help, *(getattr(param, "help", None) for param in command.params)):
+            assert Text.from_markup(text or "").plain == (text or "").replace("\\[", "["), words
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["latin-1", "C"],
+)
+def test_help_where_stdout_is_not_utf8(environment: dict[str, str]) -> None:
+    run = lens("gen", "--help", real=True, **environment)
+    assert (run.code, run.err) == (0, "")
+    assert b"Make pictures from a sentence" in run.out and b"--lora" in run.out
+
+
+def test_dry_run_of_training_refuses_what_the_run_would(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("train", "nano", "--run-dir", str(tmp_path / "run"), "--dry-run", "--part")
+    run = real_inside(monkeypatch, capfd, *words, "foo")
+    assert (run.code, run.out) == (2, b"") and "unknown part 'foo'" in run.err
+    assert real_inside(monkeypatch, capfd, *words, "vae").code == 0
+    assert list(tmp_path.iterdir()) == []
