@@ -5,7 +5,6 @@ Light ring: typer and the standard library. Command modules keep the same promis
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -107,8 +106,9 @@ def main(*, stopped: bool = False) -> None:
     """
     # diffusers imports bitsandbytes, which warns on a CPU about an optional kernel package that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # help has signs that Latin-1 and ASCII lack
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # None where the caller closed it, or put a buffer there
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")  # help has signs that Latin-1 and ASCII lack
     try:
         if stopped:
             raise KeyboardInterrupt

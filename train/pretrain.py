@@ -246,7 +246,7 @@ def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
 
     text = replace(frozen.encoder.params, template=config.template)
     params = ModelParams(dit=config.params, text=text)
-    used = get(config.encoders if config.encoders in PRESETS else "lens")  # with whose networks it is trained
+    used = PRESETS.get(config.encoders or "", get("lens"))  # with whose networks it is trained
     return lambda model, base: sheet(model, frozen, params, side=base, guidance=used.guidance)
 
 

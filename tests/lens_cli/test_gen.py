@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -166,7 +167,7 @@ def test_warnings_for_what_cannot_be_honoured() -> None:
 
 
 def test_show_draws_on_stderr() -> None:
-    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    colours: dict[str, Any] = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
     run = lens("gen", "x", "--show", "--steps", "1", **colours)
     assert "▀" in run.err and "\x1b[" in run.err and "▀" not in run.out.decode()
     assert "▀" not in lens("gen", "x", "--steps", "1", **colours).err  # stdout is no terminal
@@ -178,11 +179,11 @@ def test_show_draws_on_stderr() -> None:
         ([], {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "xterm-256color"}),
         (["--no-color"], {"FORCE_COLOR": "1", "TERM": "xterm-256color"}),
         ([], {"FORCE_COLOR": "1", "TERM": "dumb"}),
-        ([], dict[str, str]()),  # stderr is no terminal
+        ([], dict[str, Any]()),  # stderr is no terminal
     ],
     ids=["NO_COLOR", "--no-color", "dumb", "pipe"],
 )
-def test_nothing_is_drawn_without_colours(words: list[str], env: dict[str, str]) -> None:
+def test_nothing_is_drawn_without_colours(words: list[str], env: dict[str, Any]) -> None:
     """Half blocks without colours are all alike. Whoever asked for the picture is told."""
     run = lens("gen", "x", "--show", "--steps", "1", *words, **env)
     assert run.code == 0 and "▀" not in run.err and "--show draws nothing" in run.err
