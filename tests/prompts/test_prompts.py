@@ -30,7 +30,9 @@ def test_every_shipped_prompt_says_what_it_is() -> None:
 def test_nano_reads_the_sentences_it_was_trained_on() -> None:
     from train.data.dialogues import GUIDELINES, HELPFUL, system_prompt
 
-    assert prompts.load("nano").body == system_prompt([name for name in GUIDELINES if name in HELPFUL])
+    said = ("colour", "count", "background", "quote")  # the others harm its pictures, by `lens eval nano`
+    assert set(said) < set(HELPFUL)
+    assert prompts.load("nano").body == system_prompt([name for name in GUIDELINES if name in said])
     assert prompts.compose(prompts.load("nano"), "complete", "json") == prompts.load("nano").body
 
 
