@@ -256,7 +256,7 @@ def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch
     assert all_may_be_seen()
     template, tokenizer = frozen.encoder.params.template, frozen.tokenizer.to_str()
     rounds.draw(
-        0, seed=0, name="test", base=64, square_share=1.0, layouts=(0, 1, 1, 1, 1, 1, 0), flat_share=0.0, count=250,
+        0, seed=0, name="test", base=256, square_share=1.0, layouts=(0, 1, 1, 1, 1, 1, 0), flat_share=0.0, count=250,
         tokenizer_json=tokenizer, template=template, captions=Stage.captions, often=Stating(),
     )  # fmt: skip
     assert all_may_be_seen()
@@ -270,19 +270,17 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     """Counted on the scenes drawn: `layouts` are weights, none leave the scenes' own shares."""
     drawn: list[str] = []
 
-    def recorded(*args: object, **options: object) -> object:
-        scene = sample_scene(*args, **options)  # type: ignore[arg-type]
+    def blank(scene: Scene, width: int, height: int) -> np.ndarray:
         drawn.append(scene.layout)
-        return scene
+        return np.zeros((height, width, 3), np.uint8)
 
-    monkeypatch.setattr(rounds, "sample_scene", recorded)
     # What they look like does not matter here, and drawing takes longer than all the rest.
-    monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
+    monkeypatch.setattr(rounds, "render", blank)
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
     only, never = (2.0, *(0.0,) * 6), (0.0, *(1.0,) * 6)
     for layouts, low, high in ((only, 1.0, 1.0), (never, 0.0, 0.0), ((9.0, *(1.0,) * 6), 0.45, 0.75), ((), 0.12, 0.4)):
         drawn.clear()
-        stage = dataclasses.replace(plan.stages[0], layouts=layouts, captions=(0.0, 0.0, 1.0))
+        stage = dataclasses.replace(plan.stages[0], base=256, layouts=layouts, captions=(0.0, 0.0, 1.0))
         rounds.encode_round(plan, stage, f"test {layouts}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, layouts  # four deviations wide
 
@@ -321,7 +319,7 @@ def test_brief_captions_state_colours_and_places_as_often_as_asked(
         captions.append(caption_of(*arguments))
         return captions[-1]
 
-    monkeypatch.setattr(rounds, "sample_scene", lambda *_arguments, **_options: pair)
+    monkeypatch.setattr(rounds, "sample_on_grid", lambda *_arguments, **_options: pair)
     monkeypatch.setattr(rounds, "caption_of", recorded)
     monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
