@@ -11,7 +11,7 @@ from dataclasses import replace
 from backend.errors import UsageError
 from train.data.scenes import HOLES, Scene, Thing, sample_scene
 
-__all__ = ["HALF_SIZES", "SIGN", "on_grid", "sample_on_grid", "stands_clear"]
+__all__ = ["CONTAINER", "HALF_SIZES", "SIGN", "on_grid", "sample_on_grid", "stands_clear"]
 
 HALF_SIZES = (2, 3, 4)  # of things on the grid, in cells: three drawings of a kind are learnt sooner than more
 SIGN = 3 / 8  # half-size of a sign, in short sides: a letter of its word is then two by two of 16 cells
