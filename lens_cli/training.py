@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from backend.errors import LensError, UsageError
+from backend.errors import LensError
 from lens_cli.console import Talk
 from train import nano
 from train.config import PretrainConfig
-from train.recipes import NanoConfig
-
-
-def check_parts(parts: Sequence[str]) -> None:
-    """Raises UsageError for a part of Lens-Nano's training that does not exist."""
-    unknown = [part for part in parts if part not in nano.PARTS]
-    if unknown:
-        raise UsageError(f"unknown part {unknown[0]!r}", hint=f"parts: {', '.join(nano.PARTS)}")
+from train.recipes import PARTS, NanoConfig
 
 
 def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None) -> Path:
     """Train and export Lens-Nano; returns the folder of the model, or of the run where none is exported."""
-    check_parts(parts or ())
     try:
-        return nano.run(config, parts=parts or nano.PARTS, out=out, say=lambda text: print(text, file=sys.stderr))
+        return nano.run(config, parts=parts or PARTS, out=out, say=lambda text: print(text, file=sys.stderr))
     except FileNotFoundError as error:
         raise LensError(str(error)) from error
 

@@ -30,12 +30,11 @@ from backend.weights import ModelFiles, resolve_model
 from train import checkpoint, language, pretrain, rounds, sharded, vae
 from train.distributed import Ranks
 from train.preview import sheet
-from train.recipes import NanoConfig, transformer_of
+from train.recipes import PARTS, NanoConfig, transformer_of
 
 _START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
 _START_NOTE = "start.json"  # and the SHA-256 of each of that model's components
 _OWN = ("tokenizer.json", "vae", "vae.safetensors", "language", "language.safetensors", "transformer")  # of any run
-PARTS = ("vae", "language", "transformer", "export")
 
 
 def run(

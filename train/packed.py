@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import threading
 from collections.abc import Callable, Hashable
@@ -35,6 +34,7 @@ class PackedSource:
     ) -> None:  # fmt: skip
         """`say` is told of files of the cache that are damaged and made again."""
         self.config, self.opened, self.index, self.encoders = config, opened, opened.index, encoders
+        self.networks = encoders.networks() if encoders.networks else None  # SHA-256, for checkpoints
         self._threads = ThreadPoolExecutor(max(1, config.workers))  # decoding and hashing leave Python's lock
         self._alone = threading.Lock()  # validation may read while a thread reads ahead
         self._kept: Encoded | None = None
@@ -47,11 +47,6 @@ class PackedSource:
     def fingerprint(self) -> str:
         """Of the packed pictures and their order."""
         return self.index.fingerprint
-
-    @functools.cached_property
-    def networks(self) -> str | None:
-        """SHA-256 of the frozen networks."""
-        return None if self.encoders.networks is None else self.encoders.networks()
 
     def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
         reader = self.opened.readers[at.place]

@@ -236,7 +236,8 @@ def _source(
         return PackedSource(config, opened, ready, ranks.device, say), preview
     if ready.frozen is None:
         raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
-    return SceneSource(config, ready.frozen, ranks.device, ready.networks), preview
+    networks = ready.networks() if ready.networks else None
+    return SceneSource(config, ready.frozen, ranks.device, networks), preview
 
 
 def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:

@@ -5,7 +5,7 @@ Light ring: standard library only, so that `lens train … --dry-run` answers at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,8 +16,19 @@ from backend.presets import NANO
 from train.config import Base, Machine, PretrainConfig, Stage, within
 from train.overrides import describe, set_fields
 
-__all__ = ["NANO_RECIPES", "PRETRAIN_RECIPES", "NanoConfig", "describe", "nano_config", "pretrain_config", "set_fields"]
+__all__ = [
+    "NANO_RECIPES",
+    "PARTS",
+    "PRETRAIN_RECIPES",
+    "NanoConfig",
+    "check_parts",
+    "describe",
+    "nano_config",
+    "pretrain_config",
+    "set_fields",
+]
 
+PARTS = ("vae", "language", "transformer", "export")  # of Lens-Nano's training, in their order
 
 # What Lens-Nano learns shapes, pairs, counts and letters from.
 _SHAPES = Stage(
@@ -66,15 +77,7 @@ class NanoConfig:
             steps=6_854,
             batch=48,
             learning_rate=1e-3,
-            layouts=(
-                0.52,
-                0.24,
-                0.0,
-                0.0,
-                0.12,
-                0.04,
-                0.08,
-            ),  # 8 cells have no room for three, or one in another
+            layouts=(0.52, 0.24, 0.0, 0.0, 0.12, 0.04, 0.08),  # 8 cells have no room for trio and inside
             captions=(0.15, 0.35, 0.5),
             flat_share=0.7,
         ),
@@ -95,6 +98,13 @@ class NanoConfig:
         within(self, 0, None, "vae_steps", "vae_whole_steps", "language_steps")
         within(self, 1e-9, 1, "vae_learning_rate", "language_learning_rate")
         transformer_of(self)  # hours later it would refuse what it refuses now
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raises UsageError for a part of Lens-Nano's training that does not exist."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise UsageError(f"unknown part {unknown[0]!r}", hint=f"parts: {', '.join(PARTS)}")
 
 
 def nano(run_dir: Path) -> NanoConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -196,18 +196,13 @@ class SceneSource:
     """Drawn scenes. A group is a batch of the round's order; captions of similar length meet in it."""
 
     def __init__(
-        self, config: PretrainConfig, frozen: Frozen, device: torch.device, networks: Callable[[], str] | None = None
+        self, config: PretrainConfig, frozen: Frozen, device: torch.device, networks: str | None = None
     ) -> None:
-        """`networks`: the SHA-256 of `frozen`, asked for when it is needed."""
-        self.config, self.frozen, self.device, self._identify = config, frozen, device, networks
+        """`networks`: the SHA-256 of `frozen`, for checkpoints."""
+        self.config, self.frozen, self.device, self.networks = config, frozen, device, networks
         self._first: int | None = None  # step at which the round in memory began
         self._samples: Samples = {}
         self._order: Batches = []
-
-    @functools.cached_property
-    def networks(self) -> str | None:
-        """SHA-256 of the frozen networks."""
-        return None if self._identify is None else self._identify()
 
     def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
         first = self._turn_to(at)

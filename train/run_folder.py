@@ -143,21 +143,23 @@ def _stages(stages: list[dict[str, Any]]) -> str:
     return "; ".join(words)
 
 
+# What a checkpoint notes of its source: its name there and at the source, and what is said where it has changed.
+_SAME = (
+    ("data", "fingerprint", "other packed pictures than --data holds now", "give the folder it began with"),
+    ("networks", "networks", "another autoencoder or text encoder than these", "encoders, vae, text_encoder as before"),
+)
+
+
 def same_source(found: sharded.Found, source: Source) -> None:
     """Raises CheckpointError where the run began with other data, or with other frozen networks: its transformer would
     go on with latents and features that mean something else."""
-    before, now = found.state.get("data"), getattr(source, "fingerprint", None)
-    if before is not None and before != now:
-        raise CheckpointError(
-            f"{found.folder}: the run began with other packed pictures than --data holds now",
-            hint="give the folder it began with, or start a new run: --set start_from=… --run-dir …",
-        )
-    before, now = found.state.get("networks"), getattr(source, "networks", None)  # none before they were noted
-    if before is not None and before != now:
-        raise CheckpointError(
-            f"{found.folder}: the run began with another autoencoder or text encoder than these",
-            hint="encoders, vae and text_encoder as it began, or a new run: --set start_from=… --run-dir …",
-        )
+    for noted, attribute, other, keep in _SAME:
+        before = found.state.get(noted)  # None: of before it was noted
+        if before is not None and before != getattr(source, attribute, None):
+            raise CheckpointError(
+                f"{found.folder}: the run began with {other}",
+                hint=f"{keep}, or start a new run: --set start_from=… --run-dir …",
+            )
 
 
 def write_config(config: PretrainConfig, ranks: Ranks) -> None:

@@ -42,17 +42,14 @@ def nano(
     Running the same command again resumes where it stopped. The finished model is a folder that `-m` takes:
     lens train nano --recipe nano-smoke --run-dir runs/smoke && lens gen "a red ball" -m runs/smoke/model
     """
-    from train.recipes import nano_config, set_fields  # light: dataclasses only
+    from train.recipes import check_parts, nano_config, set_fields  # light: dataclasses only
 
+    check_parts(part or ())
     config = set_fields(nano_config(recipe, run_dir), set_ or [])
     parts = tuple(part) if part else None
     if dry_run:
         from train.recipes import describe
 
-        if parts:
-            from lens_cli.training import check_parts  # torch, for the names alone
-
-            check_parts(parts)
         print(describe(config))
         return
     from lens_cli.training import run_nano  # torch: 1.4 s

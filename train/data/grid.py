@@ -40,9 +40,10 @@ def on_grid(scene: Scene, cells: int) -> Scene:
         if thing.kind == "sign":
             return near(SIGN)
         if scene.relation == "inside":
-            outer, hole = near(CONTAINER), HOLES[scene.things[1].kind]
-            return outer if number == 1 else max(_fitting(hole * outer * cells)) / cells
-        return min(HALF_SIZES, key=lambda half: abs(half - thing.r * cells)) / cells
+            outer = near(CONTAINER)
+            room = HOLES[scene.things[1].kind] * outer * cells
+            return outer if number == 1 else max((n for n in HALF_SIZES if n <= room), default=HALF_SIZES[0]) / cells
+        return min(HALF_SIZES, key=lambda n: abs(n - thing.r * cells)) / cells
 
     def moved(number: int, thing: Thing) -> Thing:
         alone = thing.kind == "sign" and len(scene.things) == 1
@@ -54,11 +55,6 @@ def on_grid(scene: Scene, cells: int) -> Scene:
     things = tuple(moved(number, thing) for number, thing in enumerate(scene.things))
     background = replace(scene.background, horizon=near(scene.background.horizon * scene.height) / scene.height)
     return replace(scene, things=things, background=background)
-
-
-def _fitting(room: float) -> tuple[int, ...]:
-    """Those of HALF_SIZES that fit into `room` cells; the least where none does."""
-    return tuple(half for half in HALF_SIZES if half <= room) or HALF_SIZES[:1]
 
 
 def stands_clear(scene: Scene) -> bool:

@@ -163,12 +163,16 @@ class Comparison:
             lines.append(f"{name:<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost}")
         mean, (low, high) = self.overall
         lines.append(f"{'overall':<16} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  mean of kinds")
-        low, high = self.micro.interval
-        lines.append(
-            f"{'all pictures':<16} {self.micro.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{self.micro.won} "
-            f"-{self.micro.lost} of {self.micro.total}, p = {self.micro.p:.2g}"
+        return [*lines, self.micro_row(), *([ALIKE] if self.alike else [])]
+
+    def micro_row(self) -> str:
+        """The line of all pictures together."""
+        pairs = self.micro
+        low, high = pairs.interval
+        return (
+            f"{'all pictures':<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost} "
+            f"of {pairs.total}, p = {pairs.p:.2g}"
         )
-        return [*lines, ALIKE] if self.alike else lines
 
     def data(self) -> dict[str, Any]:
         """The differences for JSON."""
