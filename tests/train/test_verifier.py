@@ -11,11 +11,11 @@ import pytest
 from PIL import Image, ImageFilter
 
 from train.data.drawing import render
-from train.data.scenes import COLOURS, Background, Scene, Thing, sample_scene
+from train.data.scenes import COLOURS, GROUNDS, SKIES, Background, Scene, Thing, sample_scene
 from train.evals.proof import DEGRADATIONS, FALSEHOODS, falsehoods, prove
 from train.evals.seeing import Found
 from train.evals.stats import Tally, wilson
-from train.evals.verifier import Expectation, Wanted, expectation_of, relation_holds, verify
+from train.evals.verifier import Expectation, Wanted, expectation_of, relation_holds, see, verify
 
 
 def test_says_yes_to_the_truth_and_no_to_falsehoods() -> None:
@@ -104,6 +104,33 @@ def test_an_empty_picture_holds_nothing(colour: tuple[int, int, int]) -> None:
     for size in ((256, 256), (256, 144), (97, 211)):
         verdict = verify(Image.new("RGB", size, colour), Expectation(things=(Wanted(kind="ball"),)))
         assert not verdict.right and verdict.found == ()
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_a_landscape_without_things_holds_nothing(ground: str) -> None:
+    """Its clouds and the dashes of its road are white, as a book's pages are; soft, or a little off their place, they
+    must not pass for one. The drawing has no things, so whatever is found is wrong."""
+    tint = "purple" if ground == "hill" else None
+    for seed, sky in enumerate(SKIES):
+        background = Background(sky=sky, ground=ground, tint=tint, horizon=0.6, seed=seed)
+        scene = Scene(width=1, height=1, style="flat", background=background, things=(), groups=(), layout="single")
+        picture = render(scene, 256, 256)
+        moved = picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 0, 0, 1, 6), Image.Resampling.BILINEAR)
+        for seen in (picture, moved, picture.filter(ImageFilter.GaussianBlur(2.5))):
+            assert see(seen) == (), sky
+
+
+@pytest.mark.parametrize("colour", ["blue", "red", "purple"])
+def test_a_thing_that_lacks_a_part_is_still_that_thing(colour: str) -> None:
+    """Half of a cactus's arm is painted over: its box is another then, from which the search must find back."""
+    thing = Thing(kind="cactus", colour=colour, size="large", x=0.5, y=0.5, r=0.3)
+    background = Background(plain="cream")
+    scene = Scene(
+        width=1, height=1, style="flat", background=background, things=(thing,), groups=((0, 1),), layout="single"
+    )
+    picture = render(scene, 256, 256)
+    picture.paste(picture.getpixel((2, 2)), (0, 0, 102, 256))
+    assert verify(picture.filter(ImageFilter.GaussianBlur(2)), expectation_of(scene)).reason == ""
 
 
 def test_pictures_of_nothing_known_are_judged_all_the_same() -> None:

@@ -15,6 +15,9 @@ from train.data.lettering import CENTRE, lettering
 from train.data.scenes import BOARD, COLOURS, GROUNDS, HILL_COLOURS, PLAIN, RGB, SKIES, Background, Scene, Thing
 from train.data.things import KINDS, Kind
 
+CLOUD: RGB = (236, 240, 244)  # of an overcast sky
+DASH: RGB = (244, 240, 220)  # of a road's middle line
+
 
 def _mix(a: RGB, b: RGB, t: float) -> RGB:
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
@@ -76,7 +79,7 @@ def _draw_background(background: Background, width: int, height: int) -> Image.I
         for _ in range(3):
             x, y, r = rng.uniform(0, width), rng.uniform(0.05, 0.4) * height, rng.uniform(0.08, 0.13) * unit
             for dx in (-1.0, 0.0, 1.0):
-                draw.ellipse((x + dx * r - r, y - r * 0.5, x + dx * r + r, y + r * 0.5), fill=(236, 240, 244))
+                draw.ellipse((x + dx * r - r, y - r * 0.5, x + dx * r + r, y + r * 0.5), fill=CLOUD)
     _draw_ground(draw, rng, background, width, height, line, unit)
     return canvas
 
@@ -122,7 +125,7 @@ def _draw_ground(
         y = (line + height) / 2
         for i in range(5):
             x = width * (i + 0.2) / 5
-            draw.rectangle((x, y - 0.012 * unit, x + width * 0.11, y + 0.012 * unit), fill=(244, 240, 220))
+            draw.rectangle((x, y - 0.012 * unit, x + width * 0.11, y + 0.012 * unit), fill=DASH)
     elif ground == "wooden floor":
         for i in range(1, 4):
             y = line + (height - line) * i / 4

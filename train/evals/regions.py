@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.scenes import SKIES
+from train.data.drawing import CLOUD, DASH
+from train.data.scenes import GROUNDS, SKIES
 from train.evals.templates import f32, role_colours
 
 Floats = NDArray[np.float32]
@@ -21,7 +22,10 @@ Ints = NDArray[np.int32]
 
 SIDE = 256  # pixels: every picture is brought to this short side
 SMALL = 128
-_OVERCAST, _CLOUD = f32(SKIES["cloudy"][0]), f32((236, 240, 244))
+_OVERCAST, _CLOUD = f32(SKIES["cloudy"][0]), f32(CLOUD)
+_ROAD, _DASH = f32(GROUNDS["road"]), f32(DASH)
+_ROADLIKE = 45.0  # RGB distance of a ground that may have dashes
+_DASH_REACH, _DASH_HEIGHT = 12, 6  # rows of the small picture: a model draws them off the middle, and blurred
 FAMILY = 46.0  # RGB distance within which a pixel belongs to a colour's m, d or l
 
 
@@ -98,6 +102,33 @@ def _split_fit(profile: Floats) -> tuple[int, Floats, Floats]:
     return best[1:]
 
 
+def _between(pixels: Floats, start: Floats, end: Floats) -> tuple[Floats, Floats]:
+    """(H, W) twice: how far along the line from one colour to another each pixel lies (0-1), and its distance to it."""
+    line = end - start
+    along = np.einsum("...c,...c->...", pixels - start, line) / np.maximum(1, np.einsum("...c,...c->...", line, line))
+    along = np.clip(along, 0, 1).astype(np.float32)
+    return along, distance(pixels, start + along[..., None] * line)
+
+
+def _dashes(pixels: Floats, ground: Floats, middle: float) -> Bools:
+    """The dashes of a road: flat light runs about its middle row with road close above and close below.
+
+    By their form and not only by their colour, which a model draws as white as a white thing; nothing that is drawn is
+    as flat.
+    """
+    first, last = round(middle) - _DASH_REACH, round(middle) + _DASH_REACH + 1
+    along, off = _between(pixels[first:last], ground, _DASH)
+    road = (along < 0.25) & (off < FAMILY)
+    light = (along >= 0.25) & (off < FAMILY)
+    above, below = road, road
+    for _ in range(_DASH_HEIGHT):
+        above = above | np.pad(above, ((1, 0), (0, 0)))[:-1]
+        below = below | np.pad(below, ((0, 1), (0, 0)))[1:]
+    out = np.zeros(pixels.shape[:2], bool)
+    out[first:last] = grown(light & above & below)
+    return out
+
+
 def background_distance(pixels: Floats) -> tuple[Floats, float]:
     """(H, W): how far each pixel is from the nearest background colour that the borders show, in RGB units; and how
     far the borders themselves typically are (their noise).
@@ -115,8 +146,12 @@ def background_distance(pixels: Floats) -> tuple[Floats, float]:
         near = np.minimum(near, distance(pixels, sky[:, None, :]) + np.where(rows < row + slack, 0, 1e3))
         near = np.minimum(near, distance(pixels, ground) + np.where(rows > row - slack, 0, 1e3))
         if float(distance(sky[0], _OVERCAST)) < 24:
-            # Clouds are background too, but a white thing must stay one: only what is very near their colour.
-            near = np.minimum(near, 2 * distance(pixels, _CLOUD) + np.where(rows < row + slack, 0, 1e3))
+            # Clouds and their soft edges are background too, but a white thing must stay one: the nearer to a cloud's
+            # own colour a pixel lies, the less it may be off.
+            along, off = _between(pixels, sky[:, None, :], _CLOUD)
+            near = np.minimum(near, (1 + along) * off + np.where(rows < row + slack, 0, 1e3))
+        if float(distance(ground, _ROAD)) < _ROADLIKE:
+            near[_dashes(pixels, ground, (row + height) / 2)] = 0
     agree = distance(left, right) < 12
     ends = distance(pixels, f32((left + right) / 2)[:, None, :])
     away = np.where(agree[:, None], np.minimum(near, ends), near).astype(np.float32)

@@ -4,7 +4,7 @@
 2. Each connected piece of each palette colour proposes where a thing of that colour may be.
 3. Every look of every kind is laid over the proposal so that the coloured parts coincide, and compared; the best few
    are moved and stretched a little until they fit best.
-4. What fits well enough is taken in the order of how much picture it explains; what is explained is used up.
+4. What fits well enough is taken in the order of how well and how much foreground it explains, and uses that up.
 
 No network and nothing fitted: the constants below are thresholds, chosen on drawn scenes and on degraded ones.
 Coordinates of what is found are in short sides of the picture, as in `train.data.scenes`.
@@ -29,7 +29,8 @@ Box = tuple[float, float, float, float]
 
 ACCEPT = 0.45  # least score of a thing that counts as seen
 ROUGH = 0.3  # least score, before the last refinement, of a look that is refined
-SHORTLIST = 8  # looks refined per proposal
+SHORTLIST = 32  # looks per proposal that are moved a little: where an arm is missing, a robot starts far from its place
+BEST = 6  # kinds per proposal that are refined in full
 # Half-sizes of drawn things are 0.054 to 0.46 short sides, of 20,000 scenes. What is far from it is a road's dashes or
 # a whole sky: laid over it, a look that is mostly open explains what nobody drew.
 SIZES = (0.047, 0.53)
@@ -248,9 +249,13 @@ def fits_in(eye: Eye) -> list[_Fit]:
     """Every proposal's best few fits, refined."""
     fits: list[_Fit] = []
     for colour, box, whole in _proposals(eye):
-        rough = [_refine(eye, f, steps=(0.08, 0.04), stride=2) for f in _shortlist(eye, colour, box, whole)]
-        rough = sorted((f for f in rough if f.score > ROUGH), key=lambda f: -f.score)[:2]
-        for fit in [_refine(eye, f, steps=(0.04, 0.025)) for f in rough]:
+        rough: dict[str, _Fit] = {}  # the best of each kind: looks of one kind must not crowd out the others
+        for look in _shortlist(eye, colour, box, whole):
+            fit = _refine(eye, look, steps=(0.08, 0.04), stride=2)
+            if fit.score > max(ROUGH, rough[fit.look.kind].score if fit.look.kind in rough else 0):
+                rough[fit.look.kind] = fit
+        for fit in sorted(rough.values(), key=lambda f: -f.score)[:BEST]:
+            fit = _refine(eye, fit, steps=(0.04, 0.025))
             options = [fit]
             for tilt in TILTS:
                 if tilt and fit.look.kind not in (*CONTAINERS, "sign"):
@@ -280,6 +285,16 @@ def _distinct(fits: list[_Fit]) -> list[_Fit]:
     return kept
 
 
+def _explained(eye: Eye, fit: _Fit, cover: tuple[slice, slice, Bools]) -> float:
+    """How many foreground pixels a fit explains, less those it gets wrong and what it puts on mere background.
+
+    By the score alone a kind of few parts wins by what it leaves out: a cloud fits the body of a fish better than a
+    fish does that has to account for the tail as well.
+    """
+    rows, columns, mask = cover
+    return float((eye.regions.foreground[rows, columns] & mask).sum()) - (1 - fit.score) * float(mask.sum())
+
+
 def find_things(picture: Image.Image) -> list[Found]:
     """The things in a picture of any size, most explaining first. Words on signs are not read here."""
     eye = Eye(rg.normalised(picture))
@@ -289,7 +304,9 @@ def find_things(picture: Image.Image) -> list[Found]:
     for fit in _distinct([fit for fit in fits_in(eye) if fit.score >= ACCEPT and _drawable(fit, unit)]):
         cover = _silhouette(fit, eye.size)
         if cover[2].any():
-            candidates.append((fit.score**4 * float(cover[2].sum()) ** 0.5, fit, cover))
+            gain = fit.score * _explained(eye, fit, cover)
+            if gain > 0:  # what lies on mere background, such as an outline around two clouds, is no thing
+                candidates.append((gain, fit, cover))
     used = np.zeros((h, w), bool)
     found: list[Found] = []
     for _, fit, (rows, columns, mask) in sorted(candidates, key=lambda c: -c[0]):

@@ -19,7 +19,7 @@ from train.evals import signs
 from train.evals.regions import SIDE, normalised
 from train.evals.seeing import Found, find_things
 
-VERSION = 3  # one more whenever an answer may change: results of different ones do not mix
+VERSION = 4  # one more whenever an answer may change: results of different ones do not mix
 MARGIN = 0.1  # of the summed sizes: a centre must be off by more than this to be left, right, above or below (GenEval)
 
 
