@@ -5,9 +5,8 @@
 Every arm sees as many pictures as the others, from the same start, with the same learning rate falling to nothing;
 only the captions differ. Each is then judged by `lens eval nano` on the same prompts and starting noise, once worded
 briefly and once densely. From nothing Lens-Nano takes days on two cores, so an arm goes on from a model that has seen
-all kinds of captions: this compares the last stretch of a training, not a whole one. Intervals over pictures take the
-seeds' pictures of one prompt as independent; those over seeds do not. Results are kept in --out, and each run's talk
-beside it, in a .log.
+all kinds of captions: this compares the last stretch of a training, not a whole one. Intervals over pictures know that
+the seeds' pictures of one prompt are alike. Results are kept in --out, and each run's talk beside it, in a .log.
 """
 
 from __future__ import annotations

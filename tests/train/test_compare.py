@@ -6,6 +6,7 @@ The interval is judged by its exact coverage, summed over all outcomes, which do
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from tests.train.results import result
 from train.evals import nano
 from train.evals.nano import NO_REWRITE, REFUSED, Comparison, Report, evaluate
 from train.evals.nano_prompts import prompts
-from train.evals.stats import Pairs, mean_difference
+from train.evals.stats import Pairs, Tally, design_effect, mean_difference, wilson
 from train.evals.verifier import Verdict
 
 
@@ -41,11 +42,9 @@ def test_the_interval_covers_the_truth(win: float, lose: float, total: int, floo
 
 
 def test_pairs_count_what_changed() -> None:
-    pairs = Pairs()
-    for before, after in ((False, True), (False, True), (True, False), (True, True), (False, False)):
-        pairs.add(before, after)
-    assert (pairs.won, pairs.lost, pairs.total, pairs.difference) == (2, 1, 5, pytest.approx(0.2))
-    assert pairs + Pairs(1, 0, 5) == Pairs(3, 1, 10)
+    answers = ((False, True), (False, True), (True, False), (True, True), (False, False))
+    pairs = Pairs.of([[answer] for answer in answers])
+    assert pairs == Pairs(2, 1, 5) and pairs.difference == pytest.approx(0.2)
     low, high = Pairs(0, 0, 50).interval
     assert low == -high and 0 < high < 0.06  # nothing changed: still no certainty
     assert Pairs().interval == (-1.0, 1.0) and math.isnan(Pairs().difference)
@@ -55,6 +54,39 @@ def test_mcnemar_is_the_binomial_tail() -> None:
     assert Pairs(5, 0, 9).p == pytest.approx(2 / 32)
     assert Pairs(8, 2, 9).p == pytest.approx(2 * (1 + 10 + 45) / 1024)
     assert Pairs(3, 3, 9).p == Pairs(0, 0, 9).p == 1.0
+
+
+def test_answers_of_one_prompt_tell_less_than_independent_ones() -> None:
+    """Against what must hold: copies of every answer say nothing new, and independent answers lose nothing."""
+    once = [[True]] * 30 + [[False]] * 20
+    four_times = [group * 4 for group in once]
+    assert design_effect(once) == 1.0
+    assert design_effect(four_times) == pytest.approx(4 * 50 / 49)  # less the degree of freedom that the mean takes
+    assert Tally.of(four_times).interval == pytest.approx(wilson(30 * 49 / 50, 49))
+    assert design_effect([[True] * 4] * 9) == 4 and design_effect([[True, False, True]]) == 3  # nothing to tell from
+    rng = random.Random(0)
+    mixed = [[rng.random() < 0.6 for _ in range(4)] for _ in range(2000)]
+    assert design_effect(mixed) < 1.1
+
+    won, lost, same = [(False, True)], [(True, False)], [(True, True)]
+    groups = [won] * 9 + [lost] * 2 + [same] * 39
+    single, tripled = Pairs.of(groups), Pairs.of([group * 3 for group in groups])
+    assert tripled.difference == single.difference and tripled.p == single.p  # and not that of 27 against 6
+    assert tripled.interval == pytest.approx(single.interval, abs=2e-3)
+    assert Pairs.of([won + won + lost, lost + same + same, won + lost + same]).groups == (1, 1)
+    with pytest.raises(ValueError, match="grouped"):
+        Tally.of(four_times) + Tally()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.2, 0.45])
+def test_the_interval_of_grouped_answers_covers_the_truth(spread: float) -> None:
+    """40 prompts of 5 pictures whose own rates lie `spread` about 0.5: simulated, which needs no formula."""
+    rng, covered = random.Random(1), 0
+    for _ in range(400):
+        rates = [0.5 + rng.choice((-spread, spread)) for _ in range(40)]
+        low, high = Tally.of([[rng.random() < rate for _ in range(5)] for rate in rates]).interval
+        covered += low <= 0.5 <= high
+    assert covered / 400 > 0.92
 
 
 def test_the_mean_of_kinds_weighs_every_kind_alike() -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -28,10 +28,10 @@ from train.evals.stats import Pairs, Tally, mean_difference
 from train.evals.verifier import verify
 
 Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
+Answer = TypeVar("Answer")
 Key = tuple[str, int]  # (prompt id, which picture of it)
 REFUSED, NO_REWRITE = "refused", "no rewrite"
 SETTINGS, RESULTS, PICTURES = "settings.json", "results.jsonl", "pictures"
-ALIKE = "pictures of one prompt count as independent here, which they are not: intervals and p are too small"
 _SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise, and more pictures keep the first ones
 
 
@@ -56,6 +56,14 @@ class Result:
         return self.id, self.index
 
 
+def _by_prompt(answers: Iterable[tuple[str, Answer]]) -> list[list[Answer]]:
+    """Answers of (prompt id, answer), those of one prompt together."""
+    groups: dict[str, list[Answer]] = {}
+    for prompt, answer in answers:
+        groups.setdefault(prompt, []).append(answer)
+    return list(groups.values())
+
+
 @dataclass(kw_only=True)
 class Report:
     """All results of one evaluation."""
@@ -64,10 +72,11 @@ class Report:
 
     def by_kind(self) -> dict[str, Tally]:
         """A tally per kind of prompt that was tried, in the order of PROMPT_KINDS."""
-        tallies = {kind: Tally() for kind in PROMPT_KINDS}
-        for result in self.results:
-            tallies[result.kind].add(result.right)
-        return {kind: tally for kind, tally in tallies.items() if tally.total}
+        return {
+            kind: Tally.of(groups)
+            for kind in PROMPT_KINDS
+            if (groups := _by_prompt((r.id, r.right) for r in self.results if r.kind == kind))
+        }
 
     @property
     def overall(self) -> float:
@@ -82,14 +91,15 @@ class Report:
         tallies = self.by_kind().values()
         if not tallies:
             return 0.0, 1.0
-        shares = [((t.right + 2) / (t.total + 4), t.total + 4) for t in tallies]
+        worth = [(t.right / t.design + 2, t.total / t.design + 4) for t in tallies]
+        shares = [(right / total, total) for right, total in worth]
         half = 1.96 * math.sqrt(sum(p * (1 - p) / n for p, n in shares)) / len(shares)
         return max(0.0, self.overall - half), min(1.0, self.overall + half)
 
     @property
     def micro(self) -> Tally:
         """All pictures together."""
-        return sum(self.by_kind().values(), Tally())
+        return Tally.of(_by_prompt((r.id, r.right) for r in self.results))
 
     def table(self) -> list[str]:
         """Scores as lines of text, with 95 % intervals."""
@@ -97,8 +107,6 @@ class Report:
         lines = [tally.row(kind) for kind, tally in self.by_kind().items()]
         lines.append(f"{'overall':<16} {self.overall:.3f}  [{low:.3f}, {high:.3f}]  mean of kinds")
         lines.append(self.micro.row("all pictures"))
-        if any(result.index for result in self.results):
-            lines.append(ALIKE)
         if any(self.unmade.values()):
             lines.append("counted as wrong: " + ", ".join(f"{n} {why}" for why, n in self.unmade.items()))
         return lines
@@ -112,7 +120,8 @@ class Report:
         """The scores for JSON."""
 
         def one(tally: Tally) -> dict[str, Any]:
-            return {"score": tally.rate, "interval": list(tally.interval), "right": tally.right, "total": tally.total}
+            scores = {"score": tally.rate, "interval": list(tally.interval), "design_effect": tally.design}
+            return {**scores, "right": tally.right, "total": tally.total}
 
         return {
             "kinds": {kind: one(tally) for kind, tally in self.by_kind().items()},
@@ -128,32 +137,31 @@ class Comparison:
     """Two reports over the same prompts and seeds; pictures that only one of them has are left out."""
 
     kinds: dict[str, Pairs]
-    alike: bool = False  # several pictures of a prompt
+    micro: Pairs  # all pictures together
 
     @classmethod
     def of(cls, before: Report, after: Report) -> Comparison:
         """Raises ValueError where nothing is common to both, or a picture was made from another seed."""
         first = {result.key: result for result in before.results}
-        kinds = {kind: Pairs() for kind in PROMPT_KINDS}
+        common: list[tuple[Result, Result]] = []
         for result in after.results:
             if (other := first.get(result.key)) is not None:
                 if other.seed != result.seed:
                     raise ValueError(f"{result.id} was made from the seeds {other.seed} and {result.seed}")
-                kinds[result.kind].add(other.right, result.right)
-        found = {kind: pairs for kind, pairs in kinds.items() if pairs.total}
-        if not found:
+                common.append((other, result))
+        if not common:
             raise ValueError("the two reports have no picture in common")
-        return cls(kinds=found, alike=any(result.index and result.key in first for result in after.results))
+
+        def pairs(kinds: Sequence[str]) -> Pairs:
+            return Pairs.of(_by_prompt((b.id, (a.right, b.right)) for a, b in common if b.kind in kinds))
+
+        found = {kind: pairs([kind]) for kind in PROMPT_KINDS}
+        return cls(kinds={kind: of for kind, of in found.items() if of.total}, micro=pairs(PROMPT_KINDS))
 
     @property
     def overall(self) -> tuple[float, tuple[float, float]]:
         """(difference of the overall scores, its 95 % interval)."""
         return mean_difference(list(self.kinds.values()))
-
-    @property
-    def micro(self) -> Pairs:
-        """All pictures together."""
-        return sum(self.kinds.values(), Pairs())
 
     def table(self) -> list[str]:
         """Differences as lines of text, with 95 % intervals; won and lost are pictures."""
@@ -163,7 +171,7 @@ class Comparison:
             lines.append(f"{name:<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost}")
         mean, (low, high) = self.overall
         lines.append(f"{'overall':<16} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  mean of kinds")
-        return [*lines, self.micro_row(), *([ALIKE] if self.alike else [])]
+        return [*lines, self.micro_row()]
 
     def micro_row(self) -> str:
         """The line of all pictures together."""
@@ -181,6 +189,7 @@ class Comparison:
             return {
                 "difference": pairs.difference,
                 "interval": list(pairs.interval),
+                "design_effect": pairs.design,
                 "won": pairs.won,
                 "lost": pairs.lost,
                 "total": pairs.total,
