@@ -90,13 +90,15 @@ def state(config: PretrainConfig, trained: Trained, source: Source) -> dict[str,
 
 
 def identity(config: PretrainConfig) -> dict[str, Any]:
-    """What a run keeps for ever, in a stage begun or not: where its pictures come from, and the seed of their order.
+    """What a run keeps for ever, in a stage begun or not: where its pictures come from, the seed of their order, and
+    what it started from, by its folder's name: a run and its start may be moved to another machine.
 
     Not all that decides which pictures a step has. Of packed pictures that is also what `order` notes; of drawn
     scenes shares, batches and rounds may change under way, on purpose: the next step then has other scenes than it
     would have had, none of which is lost, since new ones are drawn for ever.
     """
-    return {"source": config.source, "seed": config.seed}
+    start = "none" if config.start_from is None else config.start_from.resolve().name
+    return {"source": config.source, "seed": config.seed, "start_from": start}
 
 
 def order(config: PretrainConfig) -> list[dict[str, Any]] | None:

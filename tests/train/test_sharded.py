@@ -187,6 +187,8 @@ def test_a_run_goes_on_only_as_it_began(half: PretrainConfig) -> None:
     before = (half.run_dir / "config.json").read_text()
     with pytest.raises(CheckpointError, match="the run began with seed=0, this is seed=1"):
         pretrain.run(replace(half, seed=1))
+    with pytest.raises(CheckpointError, match="the run began with start_from=none, this is start_from=other"):
+        pretrain.run(replace(half, start_from=Path("runs") / "other"))
     with pytest.raises(UsageError, match="at step 4 already, the plan ends at 2"):
         pretrain.run(replace(half, stages=(replace(half.stages[0], steps=2),)))
     with pytest.raises(CheckpointError, match="this run's network has no"):
