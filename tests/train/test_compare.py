@@ -75,7 +75,7 @@ def test_answers_of_one_prompt_tell_less_than_independent_ones() -> None:
     assert tripled.interval == pytest.approx(single.interval, abs=2e-3)
     assert Pairs.of([won + won + lost, lost + same + same, won + lost + same]).groups == (1, 1)
     with pytest.raises(ValueError, match="grouped"):
-        Tally.of(four_times) + Tally()
+        sum([Tally.of(four_times)], Tally())
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2, 0.45])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from train.data.drawing import render
-from train.data.scenes import COLOURS, GROUNDS, SKIES, Background, Scene, Thing, sample_scene
+from train.data.scenes import COLOURS, GROUNDS, PLAIN, SKIES, Background, Scene, Thing, sample_scene
 from train.evals.proof import DEGRADATIONS, FALSEHOODS, falsehoods, prove
 from train.evals.seeing import Found
 from train.evals.stats import Tally, wilson
@@ -129,7 +129,7 @@ def test_a_thing_that_lacks_a_part_is_still_that_thing(colour: str) -> None:
         width=1, height=1, style="flat", background=background, things=(thing,), groups=((0, 1),), layout="single"
     )
     picture = render(scene, 256, 256)
-    picture.paste(picture.getpixel((2, 2)), (0, 0, 102, 256))
+    picture.paste(PLAIN["cream"], (0, 0, 102, 256))
     assert verify(picture.filter(ImageFilter.GaussianBlur(2)), expectation_of(scene)).reason == ""
 
 
