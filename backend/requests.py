@@ -118,19 +118,18 @@ def build_request(
 def find_preset(model: str) -> tuple[str, Preset]:
     """(registry name or absolute path, its preset). A registry name wins over a folder of the same name.
 
-    Raises UsageError listing the known names, or what `weights.resolve_model` raises for a path.
+    Raises what `weights.resolve_model` does for a path, and for what is neither a name nor a path.
     """
     from backend import presets
 
     try:
         preset = presets.get(model)
     except UsageError:
-        path = Path(model).expanduser()
-        if not path.exists():
-            raise
-        from backend.weights import resolve_model  # reads the files' headers; only for a path
+        from backend.weights import resolve_model  # reads the files' headers; not for a name
 
-        return str(path.absolute()), resolve_model(str(path.absolute())).preset
+        path = Path(model).expanduser()
+        where = str(path.absolute()) if path.exists() else model
+        return where, resolve_model(where).preset
     return preset.name, preset
 
 

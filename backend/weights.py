@@ -279,13 +279,13 @@ _RULES: tuple[tuple[int, str, _Check, _Action], ...] = (
 def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | CheckpointError:
     if path.is_dir():
         return CheckpointError(f"{path}: no Lens model in this folder", hint=ACCEPTED)
-    if len(path.parts) > 1 or path.suffix:
+    if len(Path(name).parts) > 1 or name.startswith(".") or path.suffix:
         return ModelMissingError(f"{name}: no such file or folder", hint=ACCEPTED)
     try:
         get(name)
     except UsageError as error:
-        near = f"{error.hint} Or: " if error.hint and error.hint.startswith("did you mean") else ""
-        return UsageError(f"no model is called {name!r}, and no file or folder is", hint=near + ACCEPTED)
+        near = error.hint if error.hint and error.hint.startswith("did you mean") else ACCEPTED
+        return UsageError(f"no model is called {name!r}, and no file or folder is", hint=near)
     raise AssertionError("a registry name is handled by the first rule")
 
 

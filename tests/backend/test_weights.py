@@ -64,20 +64,22 @@ def test_absent_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("typed", "kind", "message"),
+    ("typed", "kind", "message", "hint"),
     [
-        ("lens-turbo2", UsageError, "no model is called 'lens-turbo2'"),
-        ("some/where.safetensors", ModelMissingError, "no such file or folder"),
-        ("", CheckpointError, "no Lens model in this folder"),
+        ("lens-turbo2", UsageError, "no model is called 'lens-turbo2'", "did you mean 'lens-turbo'?"),
+        ("qwertz", UsageError, "no model is called 'qwertz'", "model_index.json"),
+        ("some/where.safetensors", ModelMissingError, "no such file or folder", "model_index.json"),
+        ("./lens", ModelMissingError, "no such file or folder", "model_index.json"),
+        ("", CheckpointError, "no Lens model in this folder", "model_index.json"),
     ],
 )
 def test_nothing_that_is_a_model(
-    typed: str, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    typed: str, kind: type[Exception], message: str, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kind, match=message) as raised:
         resolve_model(typed)
-    assert "model_index.json" in str(getattr(raised.value, "hint", ""))
+    assert hint in str(getattr(raised.value, "hint", ""))
 
 
 def test_a_transformer_alone_borrows_from_nano(nano: Path, tmp_path: Path) -> None:

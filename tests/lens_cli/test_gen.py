@@ -134,6 +134,13 @@ def test_a_model_that_is_not_here() -> None:
     assert "lens models pull lens" in run.err
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_models_file_that_is_not_there(more: tuple[str, ...]) -> None:
+    """A path is answered as a path, not with the registry's names."""
+    run = lens("gen", "x", "-m", "models/lens.safetensors", *more, real=True)
+    assert run.code == 5 and "models/lens.safetensors: no such file or folder" in run.err
+
+
 def test_bytes_on_stdout() -> None:
     run = lens("gen", "x", "-o", "-", "--format", "webp", "--steps", "1")
     assert run.out[:4] == b"RIFF" and run.out[8:12] == b"WEBP"
