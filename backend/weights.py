@@ -279,7 +279,7 @@ _RULES: tuple[tuple[int, str, _Check, _Action], ...] = (
 def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | CheckpointError:
     if path.is_dir():
         return CheckpointError(f"{path}: no Lens model in this folder", hint=ACCEPTED)
-    if len(Path(name).parts) > 1 or name.startswith(".") or path.suffix:
+    if len(path.parts) > 1 or name.startswith(".") or path.suffix:
         return ModelMissingError(f"{name}: no such file or folder", hint=ACCEPTED)
     try:
         get(name)

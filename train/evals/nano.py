@@ -165,22 +165,14 @@ class Comparison:
 
     def table(self) -> list[str]:
         """Differences as lines of text, with 95 % intervals; won and lost are pictures."""
-        lines: list[str] = []
-        for name, pairs in self.kinds.items():
-            low, high = pairs.interval
-            lines.append(f"{name:<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost}")
+        lines = [pairs.row(name) for name, pairs in self.kinds.items()]
         mean, (low, high) = self.overall
         lines.append(f"{'overall':<16} {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  mean of kinds")
         return [*lines, self.micro_row()]
 
     def micro_row(self) -> str:
         """The line of all pictures together."""
-        pairs = self.micro
-        low, high = pairs.interval
-        return (
-            f"{'all pictures':<16} {pairs.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{pairs.won} -{pairs.lost} "
-            f"of {pairs.total}, p = {pairs.p:.2g}"
-        )
+        return f"{self.micro.row('all pictures')} of {self.micro.total}, p = {self.micro.p:.2g}"
 
     def data(self) -> dict[str, Any]:
         """The differences for JSON."""

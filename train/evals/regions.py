@@ -50,6 +50,14 @@ def distance(pixels: Floats, colour: Floats) -> Floats:
     return np.sqrt(np.einsum("...c,...c->...", d, d))
 
 
+def _between(pixels: Floats, start: Floats, end: Floats) -> tuple[Floats, Floats]:
+    """How far along the line from one colour to another each pixel (..., 3) lies, 0 to 1, and its distance to it."""
+    line = end - start
+    along = np.einsum("...c,...c->...", pixels - start, line) / np.maximum(1, np.einsum("...c,...c->...", line, line))
+    along = np.clip(along, 0, 1).astype(np.float32)
+    return along, distance(pixels, start + along[..., None] * line)
+
+
 def family_distance(pixels: Floats, colour: str) -> Floats:
     """Distance of (..., 3) to the line from a colour's darker shade over itself to its lighter one.
 
@@ -58,9 +66,7 @@ def family_distance(pixels: Floats, colour: str) -> Floats:
     main, dark, light = role_colours(colour)[:3]
     out = np.full(pixels.shape[:-1], np.inf, np.float32)
     for end in (dark, light):
-        along = end - main
-        t = np.clip((pixels - main) @ along / max(1.0, float(along @ along)), 0, 1)
-        out = np.minimum(out, distance(pixels, main + t[..., None] * along))
+        out = np.minimum(out, _between(pixels, main, end)[1])
     return out
 
 
@@ -100,14 +106,6 @@ def _split_fit(profile: Floats) -> tuple[int, Floats, Floats]:
         if c < best[0]:
             best = (c, row, sky, ground)
     return best[1:]
-
-
-def _between(pixels: Floats, start: Floats, end: Floats) -> tuple[Floats, Floats]:
-    """(H, W) twice: how far along the line from one colour to another each pixel lies (0-1), and its distance to it."""
-    line = end - start
-    along = np.einsum("...c,...c->...", pixels - start, line) / np.maximum(1, np.einsum("...c,...c->...", line, line))
-    along = np.clip(along, 0, 1).astype(np.float32)
-    return along, distance(pixels, start + along[..., None] * line)
 
 
 def _dashes(pixels: Floats, ground: Floats, middle: float) -> Bools:

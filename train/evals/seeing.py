@@ -251,8 +251,8 @@ def fits_in(eye: Eye) -> list[_Fit]:
     fits: list[_Fit] = []
     for colour, box, whole in _proposals(eye):
         rough: dict[str, _Fit] = {}  # the best of each kind: looks of one kind must not crowd out the others
-        for look in _shortlist(eye, colour, box, whole):
-            fit = _refine(eye, look, steps=(0.08, 0.04), stride=2)
+        for start in _shortlist(eye, colour, box, whole):
+            fit = _refine(eye, start, steps=(0.08, 0.04), stride=2)
             if fit.score > max(ROUGH, rough[fit.look.kind].score if fit.look.kind in rough else 0):
                 rough[fit.look.kind] = fit
         for fit in sorted(rough.values(), key=lambda f: -f.score)[:BEST]:

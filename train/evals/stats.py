@@ -102,6 +102,11 @@ class Pairs:
         tail = sum(math.comb(won + lost, k) for k in range(min(won, lost) + 1))
         return min(1.0, 2 * tail / 2 ** (won + lost))
 
+    def row(self, name: str) -> str:
+        """`name  +0.120 [+0.010, +0.230]  +9 -3`."""
+        low, high = self.interval
+        return f"{name:<16} {self.difference:+.3f}  [{low:+.3f}, {high:+.3f}]  +{self.won} -{self.lost}"
+
 
 def mean_difference(kinds: Sequence[Pairs]) -> tuple[float, tuple[float, float]]:
     """(mean of the kinds' differences, its 95 % interval). Raises ValueError where a kind has no pairs."""
