@@ -82,7 +82,7 @@ def schedules_dir() -> Path:
 
 
 def notes_dir(kind: str) -> Path:
-    """Facts about weights files (`backend.notes`), one folder a kind: their SHA-256, their headers."""
+    """Facts about weights files (`backend.cache.notes`), one folder a kind: their SHA-256, their headers."""
     return cache_dir() / kind
 
 

@@ -15,46 +15,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import latents, sampling
-from backend.caches import Stores
-from backend.device import choose_device, describe_device
+from backend import latents, loading, sampling
+from backend.cache.store import Stores
+from backend.checkpoints.identity import identify_model
+from backend.checkpoints.packing_plan import QuantPlan
+from backend.checkpoints.resolve import ModelFiles
+from backend.denoising.compile import check_compiler, compile_blocks, failing_as_ours
+from backend.denoising.denoiser import Denoiser
+from backend.denoising.stream import StreamedBlocks, making_room, stream_blocks
 from backend.errors import CancelledError, NumericsError, first_line
-from backend.identity import identify_model
-from backend.loras import settle
-from backend.memory import give_back, host_ran_out, peak_bytes, ran_out, too_little
-from backend.model import checkpoint
-from backend.model.autoencoder import AutoencoderKLFlux2, decode_latent, latent_statistics
-from backend.model.block_stream import StreamedBlocks
+from backend.events import Event, Generation, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, StepDone, Stop
+from backend.kernels.attention import Choices
+from backend.kernels.graphs import cuda_graphs
+from backend.loading import check_device, device_note
+from backend.lora.names import settle
+from backend.memory.device import choose_device, describe_device
+from backend.memory.exhausted import give_back, host_ran_out, peak_bytes, ran_out, too_little
+from backend.memory.machine import Planned, capped, choose_arithmetic, look_at, plan_run
+from backend.memory.plan import Place, Plan, Reader, step_down
+from backend.model.autoencoder import AutoencoderKLFlux2, latent_statistics
+from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
-from backend.model.denoiser import Denoiser
-from backend.model.kernels.attention import Choices
-from backend.model.kernels.compile import check_compiler, compile_blocks, failing_as_ours
-from backend.model.kernels.graphs import cuda_graphs
-from backend.model.placement import making_room, stream_blocks
 from backend.model.transformer import LensBlock
-from backend.planning import Planned, capped, choose_arithmetic, look_at, plan_run
-from backend.quant_plan import QuantPlan
-from backend.quantize import check_device, device_note
-from backend.residency import Place, Plan, Reader, step_down
 from backend.text.features import FeatureSource
-from backend.text.shared import SharedLlama, choose_encoder
-from backend.types import (
-    DType,
-    Encoder,
-    Event,
-    Generation,
-    GenerationRequest,
-    LoraUse,
-    Noticed,
-    OnEvent,
-    Phase,
-    PhaseDone,
-    PhaseStarted,
-    PlanMade,
-    StepDone,
-    Stop,
-)
-from backend.weights import ModelFiles
+from backend.text.shared_llama import SharedLlama, choose_encoder
+from backend.types import DType, Encoder, GenerationRequest, LoraUse, Phase
 
 TORCH_DTYPES = {DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 _PACKAGES = ("lens", "torch", "diffusers", "transformers", "tokenizers")
@@ -196,7 +181,7 @@ class Pipeline:
         sigmas = sampling.schedule(h * w, request.steps)
         home = torch.device("cpu") if plan.streamed else self.device
         with phase(Phase.load_transformer, run.timings, run.watch, self.device):
-            transformer, folded = checkpoint.load_transformer(
+            transformer, folded = loading.load_transformer(
                 self.files, self.dtype, home, run.loras, run.quant, sigmas=sigmas[:-1], schedules=self.stores.schedules,
                 fold_on=self.device,
             )  # fmt: skip
@@ -215,7 +200,7 @@ class Pipeline:
                 transformer, folded, (h, w), *texts, guidance=request.guidance, source=source,
                 attention=Choices(self.device, self.stores.kernels), graphs=graphs,
             )  # fmt: skip
-            vae = checkpoint.load_vae(self.files, self.dtype, home)
+            vae = loading.load_vae(self.files, self.dtype, home)
         return _Loaded(velocity=velocity, vae=vae, source=source, grid=(h, w), sigmas=sigmas, compiled=compiled)
 
     def _denoise(self, run: _Run, loaded: _Loaded, x: Tensor, index: int, timings: dict[str, float]) -> Tensor:
@@ -347,7 +332,7 @@ class _Watch:
 
 
 def choose_dtype(wanted: DType, device: torch.device, files: ModelFiles) -> torch.dtype:
-    """As `backend.planning.choose_arithmetic` says."""
+    """As `backend.memory.machine.choose_arithmetic` says."""
     return TORCH_DTYPES[choose_arithmetic(wanted, device.type, files)]
 
 

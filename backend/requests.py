@@ -125,7 +125,7 @@ def find_preset(model: str) -> tuple[str, Preset]:
     try:
         preset = presets.get(model)
     except UsageError:
-        from backend.weights import resolve_model  # reads the files' headers; not for a name
+        from backend.checkpoints.resolve import resolve_model  # reads the files' headers; not for a name
 
         path = Path(model).expanduser()
         where = str(path.absolute()) if path.exists() else model
@@ -211,7 +211,7 @@ def _memory(
         profile, vram = chosen.profile, chosen.vram
     if profile is None and vram is None:
         return device, None, None
-    from backend.residency import find_profile, parse_bytes
+    from backend.memory.plan import find_profile, parse_bytes
 
     if by_default and vram is None and wanted not in (None, "auto") and profile and not find_profile(profile).card:
         return device, None, None
@@ -236,7 +236,7 @@ def _memory(
 def _find_loras(texts: Sequence[str], mode: LoraMode) -> tuple[LoraUse, ...]:
     if not texts or list(texts) == [NO_LORA]:
         return ()
-    from backend.loras import parse_lora  # with hashlib and what it names; only where there are some
+    from backend.lora.names import parse_lora  # with hashlib and what it names; only where there are some
 
     return tuple(parse_lora(text, mode) for text in texts)
 

@@ -23,8 +23,9 @@ from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from backend import paths
 from backend.errors import UsageError
-from backend.outputs import DEFAULT_TEMPLATE
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
+
+DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class GenerateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    template: str = DEFAULT_TEMPLATE  # file name, see `backend.outputs.FIELDS`
+    template: str = DEFAULT_TEMPLATE  # file name, see `backend.picture.outputs.FIELDS`
     format: ImageFormat = ImageFormat.png
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True  # write the request into the picture

@@ -1,4 +1,4 @@
-"""The data that travels from the command line to the picture and back: request, events, result.
+"""The data that travels from the command line to the picture: the choices, the complete request, who made it.
 
 Light ring: standard library only. A `GenerationRequest` is complete: nothing in it is decided later, so what is saved
 beside a picture is exactly what ran.
@@ -6,15 +6,8 @@ beside a picture is exactly what ran.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from backend.residency import Plan
 
 
 class DType(StrEnum):
@@ -121,7 +114,7 @@ class LoraUse:
     """One LoRA and how strongly it acts."""
 
     path: str  # absolute path of the file; in a request read back from a picture, its base name
-    sha256: str  # of the file; see `backend.loras.lora_sha256`
+    sha256: str  # of the file; see `backend.lora.names.lora_sha256`
     scale: float = 1.0  # beside the file's own alpha / rank; may be negative; 0: as if it were not there
     mode: LoraMode = LoraMode.auto  # of a finished picture: what ran, never auto
 
@@ -151,80 +144,9 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseStarted:
-    """`total` is the number of steps to come, None where the phase has none."""
-
-    phase: Phase
-    total: int | None = None
-    image: int | None = None  # 0-based index into `request.seeds`; None: the phase serves all pictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepDone:
-    """Step `step` of `total` (1-based) of the denoising of picture `image`."""
-
-    phase: Phase
-    step: int
-    total: int
-    image: int
-    seconds: float  # wall time of this step
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseDone:
-    phase: Phase
-    seconds: float
-    peak_bytes: int  # peak memory so far: device allocator on a GPU, resident set of the process on a CPU
-    image: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanMade:
-    """Where everything will lie, before the first phase; again where memory ran out and a leaner plan takes over."""
-
-    plan: Plan
-    reason: str | None = None  # why it replaces the one before; None: it is the first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noticed:
-    """Something a person should know: what was asked for runs, but in another way."""
-
-    text: str
-
-
-Event = PhaseStarted | StepDone | PhaseDone | PlanMade | Noticed
-OnEvent = Callable[[Event], None]
-Stop = Callable[[], bool]  # polled after every step; True: raise CancelledError
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelIdentity:
     """What made the picture, for its metadata. Base names and hashes only, never a path."""
 
     name: str  # registry name, or the folder's or file's base name
     revision: str | None = None  # hub commit, where the weights came from a pinned source
     sha256: dict[str, str] = field(default_factory=dict[str, str])  # component -> SHA-256 of its weights file(s)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One finished picture and the facts needed to make it again."""
-
-    image: Image.Image
-    request: GenerationRequest
-    index: int  # position in request.seeds
-    seed: int
-    model: ModelIdentity
-    sigmas: tuple[float, ...]  # the schedule that ran, steps + 1 values ending in 0
-    dtype: str  # the dtype that ran: "float32" or "bfloat16"
-    device: str  # "cpu", "cuda:0 (NVIDIA H200)", ...
-    encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
-    loras: tuple[LoraUse, ...] = ()  # with the mode that ran
-    quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
-    plan: Plan | None = None  # where everything lay; None: not planned
-    compiled: bool = False  # whether torch.compile fused the blocks
-    attention: str | None = None  # kernel of the transformer's attention, measured to be the fastest; None: not known
-    template_date: str  # the frozen date in the conversation template
-    timings: dict[str, float]  # phase -> seconds
-    versions: dict[str, str]  # package -> version

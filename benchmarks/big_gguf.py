@@ -29,8 +29,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.checkpoints.gguf_keys import TEXT_ARCH, text_header
 from backend.errors import FileError
-from backend.model.gguf_keys import TEXT_ARCH, text_header
 from backend.params import TextEncoderParams
 
 Bytes = NDArray[np.uint8]
@@ -197,7 +197,7 @@ def measure(path: Path, threads: int, repack: bool, folder: Path | None) -> dict
     import psutil
 
     born = psutil.Process().create_time()
-    from backend.caches import Store
+    from backend.cache.store import Store
     from backend.text.harmony import Writer
     from backend.text.llama import LlamaModel
 

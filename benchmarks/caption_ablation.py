@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train import runs
 from train.evals.nano import Comparison, Folder, Report
 from train.evals.nano_prompts import PROMPT_KINDS
+from train.run import status
 
 ARMS = {"dense": "1,0,0", "brief": "0,0,1", "mixed": "0.5,0,0.5"}  # shares of dense, partly dense and brief captions
 WORDINGS = ("brief", "dense")
@@ -90,7 +90,7 @@ class Job:
     @property
     def validation(self) -> float:
         """Validation loss at the end, on the usual mixture of captions, the same for all arms."""
-        (run,) = runs.find(self.folder)
+        (run,) = status.find(self.folder)
         loss = run.last("validation")
         assert loss is not None, "it validates at its last step"
         return loss

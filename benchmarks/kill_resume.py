@@ -22,14 +22,16 @@ from pathlib import Path
 
 import torch
 
-from backend.weights import resolve_model
+from backend.checkpoints.resolve import resolve_model
 from tests.backend.tiny_weights import write_runnable
 from tests.train import packed, ranks
 from tests.train.drawn_folder import draw_folder
-from train import lora, pretrain, sharded
+from train import pretrain
 from train.config import Base, Stage
-from train.distributed import Ranks
-from train.lora_config import LoraConfig
+from train.lora import run as lora
+from train.lora.config import LoraConfig
+from train.run import checkpoints
+from train.run.distributed import Ranks
 
 TIMES = ("seconds", "pictures_per_s", "tflops", "eta_s")
 Run = Callable[[Path, Path, int, bool], object]  # inputs, run folder, steps, checkpoints in the background
@@ -82,9 +84,9 @@ def curve(run: Path) -> list[dict[str, float]]:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """As the optimiser left them, and averaged."""
-    found = sharded.latest(run, Ranks(torch.device("cpu")))
+    found = checkpoints.latest(run, Ranks(torch.device("cpu")))
     assert found is not None
-    return {f"{part}.{name}": t for part in ("model", "ema") for name, t in sharded.read_whole(found, part).items()}
+    return {f"{part}.{name}": t for part in ("model", "ema") for name, t in checkpoints.read_whole(found, part).items()}
 
 
 def killed(stage: str, inputs: Path, run: Path, steps: int, background: bool, after: float) -> str:

@@ -75,7 +75,7 @@ def main() -> None:
     import faiss
     import torch
 
-    from train.data.neighbours import by_blocks, by_lists
+    from train.data.duplicates.neighbours import by_blocks, by_lists
 
     torch.set_num_threads(given.threads)
     faiss.omp_set_num_threads(given.threads)

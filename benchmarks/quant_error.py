@@ -30,9 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from backend import latents, sampling
-from backend.model import block_formats
-from backend.model.ggml_write import K_TYPES, pack
-from backend.model.packed import (
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION
+from backend.kernels.pointwise_torch import FP8, FP8_MAX
+from backend.model.transformer import LensTransformer2DModel
+from backend.packing import block_scaled
+from backend.packing.ggml_write import K_TYPES, pack
+from backend.packing.linears import (
     Fp8Linear,
     GgufLinear,
     Int8Linear,
@@ -41,10 +44,7 @@ from backend.model.packed import (
     PackedLinear,
     ScaledFp8Linear,
 )
-from backend.model.pointwise import FP8, FP8_MAX
-from backend.model.transformer import LensTransformer2DModel
 from backend.params import DiTParams
-from backend.quant_plan import BLOCK_LINEAR, MODULATION
 
 PROMPTS = (
     "a red fish in a blue sea",
@@ -73,8 +73,8 @@ def ggml(kind: Type, weight_OI: Tensor) -> PackedLinear:
 
 
 def mxfp8(weight_OI: Tensor) -> PackedLinear:
-    codes, scales = block_formats.quantise_mxfp8(weight_OI)
-    return Mxfp8Linear(codes, block_formats.swizzle(scales).reshape(-1))
+    codes, scales = block_scaled.quantise_mxfp8(weight_OI)
+    return Mxfp8Linear(codes, block_scaled.swizzle(scales).reshape(-1))
 
 
 def scaled_fp8(weight_OI: Tensor) -> PackedLinear:
@@ -231,10 +231,10 @@ def _cell(error: float) -> str:
 
 def nano_runs(prompts: Sequence[str], steps: int) -> tuple[LensTransformer2DModel, list[Run]]:
     """The shipped network in float32, one run for each prompt, with its own guidance."""
-    from backend.model.checkpoint import load_transformer
+    from backend.checkpoints.resolve import resolve_model
+    from backend.loading import load_transformer
     from backend.text.features import FeatureSource
     from backend.types import Encoder, Phase
-    from backend.weights import resolve_model
 
     @contextmanager
     def silent(_: Phase) -> Iterator[None]:

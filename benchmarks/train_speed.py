@@ -6,8 +6,8 @@
 The plain loops are what one would write first: forward, loss, backward, AdamW, on the same network class, nothing
 compiled; one in float32, one under bfloat16 autocast. They know nothing of the trainer: path, target and times stand
 here once more. The trainer does what the recipe `nano` says, so more than they do: Muon, clipping, an average of the
-weights, the loss of train.align, noise that derives from the step; and its blocks are compiled. Once more with every
-matrix moved in every step (`muon_every=1`), which the recipe does in turn.
+weights, the loss of train.world.align, noise that derives from the step; and its blocks are compiled. Once more with
+every matrix moved in every step (`muon_every=1`), which the recipe does in turn.
 
 One process, the same pictures, captions and threads; in every round each of them takes `--steps` steps, in an order
 that turns from round to round, so that a machine that slows down slows all of them. Compiling and the first step of
@@ -31,9 +31,9 @@ from torch.nn import functional as F
 
 from train import recipes
 from train.config import PretrainConfig, locate
-from train.distributed import Ranks
-from train.sources import Group, Loaded, RandomSource, noised, share
-from train.trained import Trained, build
+from train.run.batch import Group, Loaded, RandomSource, noised, share
+from train.run.distributed import Ranks
+from train.run.step import Trained, build
 
 Step = Callable[[int], float]  # number of the step -> loss
 

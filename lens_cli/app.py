@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
-from lens_cli.console import Talk
 from lens_cli.lazy import Lazy, LazyGroup, build, load
+from lens_cli.terminal.console import Talk
 
 COMMANDS = {
     "gen": Lazy("lens_cli.commands.gen:gen", "Make pictures from a sentence. Their paths go to stdout, one per line."),
@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "models": Lazy("lens_cli.commands.models:app", "List, fetch, check, quantize and remove models."),
     "cache": Lazy("lens_cli.commands.cache:app", "Show and clear what is kept to save time."),
-    "train": Lazy("lens_cli.commands.train:app", "Train models."),
+    "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
     "eval": Lazy("lens_cli.commands.eval:app", "Measure models."),
 }
 

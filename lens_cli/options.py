@@ -13,10 +13,10 @@ import typer
 
 from backend.errors import FileError, UsageError
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
-from lens_cli.console import Talk, looking_at_stdout
+from lens_cli.terminal.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
-    from backend.outputs import OutputPlan
+    from backend.picture.outputs import OutputPlan
     from backend.settings import Settings
 
 _REQUEST, _PICTURE, _WHERE, _SPEECH = "Request", "Picture", "Output", "Speech"
@@ -273,7 +273,7 @@ def plan_for(
 
     `usual_format` stands before the settings' format; neither flag nor name need say it.
     """
-    from backend.outputs import plan_output
+    from backend.picture.outputs import plan_output
 
     chosen = settings.output
     plan = plan_output(

@@ -2,9 +2,9 @@
 
 It keeps the interface's promises: pictures in order, events, a poll of `stop` after every step, pixels that depend on
 prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real pipeline, which has tests of
-its own; `tests/lens_cli/test_nano.py` drives the two together.
+its own; `tests/lens_cli/test_nano/py` drives the two together.
 
-As a program (`python tests/fake_pipeline.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
+As a program (`python tests/fake_pipeline/py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
 "nan" fails the picture whose seed is odd, "oom" fails everything, "slow" sleeps 50 ms a step, "hang" ignores stop,
 "broken" raises what nobody expects.
 """
@@ -21,28 +21,16 @@ from pathlib import Path
 
 from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
+from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, StepDone, Stop
 from backend.presets import Preset
-from backend.types import (
-    DType,
-    Encoder,
-    Generation,
-    GenerationRequest,
-    LoraMode,
-    ModelIdentity,
-    OnEvent,
-    Phase,
-    PhaseDone,
-    PhaseStarted,
-    StepDone,
-    Stop,
-)
+from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase
 
 WEIGHTS = Path(__file__)  # stands for a weights file: it exists, and its SHA-256 can be told
 
 
 @dataclass(frozen=True, kw_only=True)
 class FakeFiles:
-    """As much of `backend.weights.ModelFiles` as the command line reads."""
+    """As much of `backend.checkpoints.resolve.ModelFiles` as the command line reads."""
 
     name: str
     preset: Preset
@@ -115,12 +103,12 @@ def _pixels(request: GenerationRequest, seed: int) -> bytes:
 
 def install() -> None:
     """Put the fake in place of the real modules, for this process."""
-    from backend import weights
+    from backend.checkpoints import resolve
 
     module = types.ModuleType("backend.pipeline")
     module.Pipeline = Pipeline  # pyright: ignore[reportAttributeAccessIssue]
     sys.modules["backend.pipeline"] = module
-    weights.resolve_model = resolve_model  # pyright: ignore[reportAttributeAccessIssue]
+    resolve.resolve_model = resolve_model  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
+from backend.checkpoints.gguf_keys import text_gguf_names
 from backend.errors import FileError
-from backend.model.gguf_keys import text_gguf_names
 from backend.params import TextEncoderParams
 from benchmarks import big_gguf
 

@@ -18,11 +18,11 @@ HEAVY = (
 ).split()
 LIGHT = [
     *(f"backend.{name}" for name in "errors types params presets sizes requests settings paths files outputs".split()),
-    "backend.metadata",
+    "backend.picture.metadata",
     "lens_cli.app",
-    "lens_cli.console",
+    "lens_cli.terminal.console",
     "lens_cli.options",
-    "lens_cli.wording",
+    "lens_cli.terminal.wording",
     *sorted(
         f"lens_cli.commands.{path.stem}" for path in (ROOT / "lens_cli/commands").glob("*.py") if path.stem[0] != "_"
     ),

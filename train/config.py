@@ -13,7 +13,7 @@ from typing import Any, Literal
 from backend.errors import UsageError
 from backend.params import DiTParams, TemplateParams
 
-LAYOUT_COUNT = 7  # of train.data.scenes.LAYOUTS, which this ring may not import
+LAYOUT_COUNT = 7  # of train.world.scenes.LAYOUTS, which this ring may not import
 DEVICES = r"(cpu|cuda|mps|xpu)(:\d+)?"  # what `device` may be; whether it is there only torch knows
 
 
@@ -56,14 +56,15 @@ class Stage:
     groups: int = 1  # a step, whatever the number of processes: they share them out (the paper: one on each of 128)
     mix: tuple[Base, ...] = ()  # bases that groups are drawn from, in place of `base` and `batch`; (): only those
     square_share: float = 0.5  # of drawn data: probability of 1:1; the other eight ratios share the rest
-    # Of drawn data: how often each of train.data.scenes.LAYOUTS is drawn, relative to the others (single, pair, inside,
-    # trio, count, count_and_one, sign); (): as the scenes come. What has no room at a base is drawn again, as another.
+    # Of drawn data: how often each of train.world.scenes.LAYOUTS is drawn, relative to the others (single, pair,
+    # inside, trio, count, count_and_one, sign); (): as the scenes come. What has no room at a base is drawn again, as
+    # another.
     layouts: tuple[float, ...] = ()
     captions: tuple[float, float, float] = (0.35, 0.45, 0.2)  # of scenes: shares of dense, partly dense and brief ones
     coloured_share: float = 0.82  # of brief captions: those that name the things' colours
     placed_share: float = 0.8  # of brief captions of two things: those that say how one lies to the other
     # A brief caption of two things, or of several of a kind, leaves how they stand unsaid only where it is the usual
-    # (train.data.scene_text.usual).
+    # (train.world.scene_text.usual).
     orderly: bool = False
     flat_share: float = 0.0  # of scenes: probability that one of another style is flat instead
     decay_steps: int = 0  # the last steps fall linearly to 0 (0: none, as in the paper)
@@ -103,7 +104,7 @@ class Machine:
     """What a plan (`--dry-run`) is made for. Nothing here changes what is trained."""
 
     gpus: int = 1
-    kind: str = "a100"  # a row of train.costs.PEAKS
+    kind: str = "a100"  # a row of train.run.costs.PEAKS
     mfu: float = 0.14  # share of the GPU's peak; 0.14: what the paper's 192K A100-hours come to (12 to 15 %)
     price: float | None = None  # per GPU and hour, in your currency; None: the plan states hours only
 
@@ -147,9 +148,9 @@ class PretrainConfig:
     # sample: every picture of a step counts the same. group: every group does, as under a plain average over ranks
     # (the paper does not say); the same thing where all groups are of one size.
     average: Literal["sample", "group"] = "sample"
-    align: float = 0.0  # weight of the loss of train.align, not for packed data; 0: none, as in the paper
-    # Of scenes: a latent channel's loss counts as much as it shows in the picture, to this power (train.sensitivity).
-    # 0: every channel the same, as in the paper.
+    align: float = 0.0  # weight of the loss of train.world.align, not for packed data; 0: none, as in the paper
+    # Of scenes: a latent channel's loss counts as much as it shows in the picture, to this power
+    # (train.world.sensitivity). 0: every channel the same, as in the paper.
     channel_power: float = 0.0
     align_block: int = 4  # 0-based: the block whose image tokens it watches
 

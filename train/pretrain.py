@@ -5,7 +5,7 @@ a resumed run equals an uninterrupted one: data, order, dropout, times and noise
 
 `lens train pretrain --recipe NAME` and `torchrun -m train.pretrain --recipe NAME` are this `run`. Source: the Lens
 paper, section 2.3; what it leaves open is a field of the config with a comment. Knows nothing of where batches come
-from (`train.sources`) nor how weights are spread (`train.distributed`).
+from (`train.run.batch`) nor how weights are spread (`train.run.distributed`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 
 from backend.errors import CancelledError, LensError, UsageError, first_line
-from backend.memory import out_of_memory_in_training
+from backend.memory.exhausted import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
-from train import overrides, run_folder, sharded, sources
+from train import overrides
+from train.batches.scenes import Frozen, SceneSource
 from train.config import At, PretrainConfig, Stage, learning_rate, locate
-from train.distributed import Ranks, joined
-from train.divergence import stopped_before
-from train.metrics import Metrics, on_stderr
-from train.pace import Pace
-from train.rounds import Frozen, SceneSource
-from train.sources import Batch, Grid, Group, Loaded, Source
-from train.stopping import Stopper, stopped
-from train.trained import Diverged, Taken, Trained, build
+from train.run import batch as sources
+from train.run import checkpoints, folder
+from train.run.batch import Batch, Grid, Group, Loaded, Source
+from train.run.distributed import Ranks, joined
+from train.run.metrics import Metrics, on_stderr
+from train.run.pace import Pace
+from train.run.step import Diverged, Taken, Trained, build
+from train.run.stopping import Stopper, stopped, stopped_before
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +60,7 @@ def run(
     """
     check(config)
     smaller = "--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run"
-    with out_of_memory_in_training(smaller), joined(config) as ranks, run_folder.kept(config.run_dir, ranks):
+    with out_of_memory_in_training(smaller), joined(config) as ranks, folder.kept(config.run_dir, ranks):
         return _run(config, ranks, frozen, initial, preview, say)
 
 
@@ -72,24 +73,24 @@ def _run(
     say: Say,
 ) -> LensTransformer2DModel:
     # 1. The run's newest checkpoint, before anything large is loaded.
-    found = sharded.latest(config.run_dir, ranks)
+    found = checkpoints.latest(config.run_dir, ranks)
     if found is not None:
-        run_folder.may_go_on(config, found)
+        folder.may_go_on(config, found)
     elif initial is None and config.start_from is not None:
-        ranks.together(run_folder.start_problem(config.start_from) if ranks.first else None)
+        ranks.together(folder.start_problem(config.start_from) if ranks.first else None)
     # 2. The frozen networks and the data.
     source, preview = _source(config, frozen, preview, ranks, say)
     if found is not None:
-        run_folder.same_source(found, source)
+        folder.same_source(found, source)
     # 3. What is trained.
     if initial is None and found is None and config.start_from is not None:
-        initial = run_folder.start_weights(config.start_from, ranks)
+        initial = folder.start_weights(config.start_from, ranks)
     trained = Trained(config, ranks, initial)
     if isinstance(source, SceneSource) and config.channel_power:
         trained.channel_weights = source.channel_weights()
     if found is not None:
         trained.restore(found)
-    run_folder.write_config(config, ranks)  # only now: a command that is refused must not replace the run's own
+    folder.write_config(config, ranks)  # only now: a command that is refused must not replace the run's own
     # 4. The loop.
     reached = _loop(config, ranks, trained, source, 0 if found is None else found.step, preview, say)
     if reached < config.steps:
@@ -134,13 +135,13 @@ def _loop(
     metrics, about = None, overrides.as_json(config)
     if ranks.first:
         metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=about)
-    writer = sharded.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
+    writer = checkpoints.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
     pace = Pace(config, start, ranks.world)
     watch = _Watch(config, trained, source, preview, metrics)
     taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
 
     def save(step: int) -> None:
-        writer.save(step, trained.tensors(), run_folder.state(config, trained, source))
+        writer.save(step, trained.tensors(), folder.state(config, trained, source))
 
     try:
         with Stopper() as stopper:
@@ -217,11 +218,11 @@ def _source(
     """The config's data, with the frozen networks they need."""
     if config.source == "random":
         return sources.RandomSource(config, ranks.device), preview
-    from train import encoders
+    from train.batches import encoders
 
     opened = None
     if config.source == "packed":
-        from train.data.opened import open_packed
+        from train.batches.open_packs import open_packed
 
         opened = open_packed(config)
     if frozen is not None:
@@ -231,7 +232,7 @@ def _source(
     if preview is None and ready.frozen is not None:
         preview = _usual_preview(config, ready.frozen)
     if opened is not None:
-        from train.packed import PackedSource
+        from train.batches.packed import PackedSource
 
         return PackedSource(config, opened, ready, ranks.device, say), preview
     if ready.frozen is None:
@@ -243,7 +244,7 @@ def _source(
 def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
     from backend.params import ModelParams
     from backend.presets import PRESETS, get
-    from train.preview import sheet
+    from train.batches.preview import sheet
 
     text = replace(frozen.encoder.params, template=config.template)
     params = ModelParams(dit=config.params, text=text)

@@ -86,7 +86,7 @@ class NanoConfig:
         replace(_SHAPES, decay_steps=6_000, layouts=(0.30, 0.22, 0.02, 0.02, 0.15, 0.01, 0.28), time_offset=0.2),
     )
     muon_every: int = 3  # steps: a step takes 15 % less time
-    align: float = 0.3  # weight of the loss of train.align (the paper has none)
+    align: float = 0.3  # weight of the loss of train.world.align (the paper has none)
     channel_power: float = 0.75  # of a channel's part in the picture, as its weight in the loss (0 in the paper)
     scenes_per_round: int = 6144  # drawn and encoded once …
     passes: int = 6  # … and seen this many times

@@ -1,4 +1,4 @@
-"""Time and memory of every phase of one request, cold and warm, as data; `lens_cli.benching` formats it.
+"""Time and memory of every phase of one request, cold and warm, as data; `lens_cli.work.bench` formats it.
 
 Cold is the first time in this process, with the weights' files dropped from the system's cache as far as it lets a
 process drop them; warm is every later time, loads included. One phase runs at a time and nothing of an earlier one
@@ -30,12 +30,12 @@ from backend.bench.case import Case
 from backend.bench.compare import Comparison, compare
 from backend.bench.subject import Subject, Text, open_subject
 from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, processors, timed, walls
-from backend.device import describe_device
+from backend.checkpoints.resolve import ModelFiles
 from backend.errors import LensError, UsageError
-from backend.planning import capped
-from backend.residency import Plan, Reader
+from backend.memory.device import describe_device
+from backend.memory.machine import capped
+from backend.memory.plan import Plan, Reader
 from backend.types import Phase
-from backend.weights import ModelFiles
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]
@@ -268,7 +268,7 @@ import time
 start = time.perf_counter()
 import backend.pipeline, backend.model.autoencoder, backend.model.transformer
 seconds = time.perf_counter() - start
-from backend.memory import process_peak_bytes
+from backend.memory.exhausted import process_peak_bytes
 print(seconds, time.process_time(), process_peak_bytes())
 """
 

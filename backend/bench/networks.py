@@ -10,22 +10,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from backend import sampling
+from backend import loading, sampling
 from backend.bench import random_weights
 from backend.bench.subject import Subject, Text
+from backend.denoising import modulation
+from backend.denoising.compile import compile_blocks, failing_as_ours
+from backend.denoising.denoiser import Denoiser
+from backend.denoising.modulation import Folded
+from backend.denoising.stream import StreamedBlocks, making_room, stream_blocks
 from backend.errors import NumericsError
-from backend.model import checkpoint, modulation
+from backend.kernels.attention import Choices
+from backend.kernels.graphs import cuda_graphs
+from backend.memory.plan import Place
 from backend.model.autoencoder import AutoencoderKLFlux2, build_vae
-from backend.model.block_stream import StreamedBlocks
-from backend.model.denoiser import Denoiser
-from backend.model.kernels.attention import Choices
-from backend.model.kernels.compile import compile_blocks, failing_as_ours
-from backend.model.kernels.graphs import cuda_graphs
-from backend.model.modulation import Folded
-from backend.model.placement import making_room, stream_blocks
 from backend.model.transformer import LensBlock, LensTransformer2DModel
 from backend.pipeline import decode_tensor
-from backend.residency import Place
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,18 @@ def load_transformer(subject: Subject) -> Transformer:
     Raises CheckpointError, UsageError where the request wants compiled blocks and nothing can be compiled here.
     """
     if subject.files is not None:
-        network, folded = checkpoint.load_transformer(
+        network, folded = loading.load_transformer(
             subject.files, subject.dtype, subject.home, quant=subject.quant, sigmas=subject.sigmas[:-1],
             fold_on=subject.device,
         )  # fmt: skip
     else:
         params, folded = subject.params.dit, fold(subject)
-        with torch.device("meta"), checkpoint.Uninitialised():
+        with torch.device("meta"), loading.Uninitialised():
             network = LensTransformer2DModel(**asdict(params))
         network.drop_modulation()
         unused = tuple(modulation.modulation_names(params))
         table = subject.transformer_table()
-        network = checkpoint._fill(network, table, subject.dtype, subject.home, unused, subject.quant)
+        network = loading._fill(network, table, subject.dtype, subject.home, unused, subject.quant)
     source = None
     if subject.plan.streamed:
         source = stream_blocks(network, subject.device, packed=subject.plan.place is Place.pinned)
@@ -73,11 +72,11 @@ def fold(subject: Subject) -> Folded:
 def load_vae(subject: Subject) -> AutoencoderKLFlux2:
     """As `load_transformer`."""
     if subject.files is not None:
-        return checkpoint.load_vae(subject.files, subject.dtype, subject.home)
+        return loading.load_vae(subject.files, subject.dtype, subject.home)
     table = random_weights.vae_table(subject.params.vae, subject.dtype, subject.home)
-    with torch.device("meta"), checkpoint.Uninitialised():
+    with torch.device("meta"), loading.Uninitialised():
         network = build_vae(subject.params.vae)
-    network = checkpoint._fill(network, table, subject.dtype, subject.home)
+    network = loading._fill(network, table, subject.dtype, subject.home)
     if subject.home.type == "cuda":  # as `checkpoint.load_vae` lays it
         cast(Any, network).to(memory_format=torch.channels_last)
     return network

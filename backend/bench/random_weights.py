@@ -17,8 +17,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from backend.model.formats import Entry, TensorTable
-from backend.model.tensor_tables import transformer_shapes
+from backend.checkpoints.formats import Entry, TensorTable
+from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, VAEParams
 
 ORIGIN = "random weights"
@@ -32,8 +32,8 @@ def transformer_table(params: DiTParams, dtype: torch.dtype, device: torch.devic
 
 def vae_table(params: VAEParams, dtype: torch.dtype, device: torch.device, seed: int = 0) -> TensorTable:
     """Every tensor of the autoencoder, none of them drawn yet."""
+    from backend.loading import Uninitialised
     from backend.model.autoencoder import build_vae
-    from backend.model.checkpoint import Uninitialised
 
     with torch.device("meta"), Uninitialised():
         shapes = {name: tuple(tensor.shape) for name, tensor in build_vae(params).state_dict().items()}

@@ -220,8 +220,8 @@ def denoise(
 
 def build_decoder(tensors: Mapping[str, Tensor], params: VAEParams) -> AutoencoderKLFlux2:
     """diffusers' own autoencoder over `tensors`: shared wherever they lie in the plain memory format."""
+    from backend.loading import Uninitialised
     from backend.model.autoencoder import build_diffusers_vae
-    from backend.model.checkpoint import Uninitialised
 
     with torch.device("meta"), Uninitialised():
         vae = build_diffusers_vae(params)

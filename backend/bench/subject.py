@@ -17,21 +17,21 @@ from torch import Tensor
 from backend import latents, presets, sampling
 from backend.bench import random_weights
 from backend.bench.case import Case
-from backend.device import choose_device
-from backend.footprint import Job
-from backend.model import formats
-from backend.model.formats import TensorTable
-from backend.model.tensor_tables import transformer_shapes
+from backend.checkpoints import formats
+from backend.checkpoints.formats import TensorTable
+from backend.checkpoints.packing_plan import BITS, BLOCK_LINEAR, QuantPlan
+from backend.checkpoints.resolve import ModelFiles, resolve_model
+from backend.loading import check_device
+from backend.memory.device import choose_device
+from backend.memory.footprint import Job
+from backend.memory.machine import ITEMSIZE, look_at, plan_request
+from backend.memory.plan import Machine, Model, Plan, Reader, make_plan
+from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, ModelParams
 from backend.pipeline import TORCH_DTYPES
-from backend.planning import ITEMSIZE, look_at, plan_request
-from backend.quant_plan import BITS, BLOCK_LINEAR, QuantPlan
-from backend.quantize import check_device
-from backend.residency import Machine, Model, Plan, Reader, make_plan
 from backend.text.features import FeatureSource
-from backend.text.shared import choose_encoder
+from backend.text.shared_llama import choose_encoder
 from backend.types import DType, Phase, Quant
-from backend.weights import ModelFiles, resolve_model
 
 PhaseHook = Callable[[Phase], AbstractContextManager[None]]
 

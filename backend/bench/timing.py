@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from backend.memory import process_peak_bytes
+from backend.memory.exhausted import process_peak_bytes
 
 Result = TypeVar("Result")
 _CLEAR = Path("/proc/self/clear_refs")

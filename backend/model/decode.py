@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backend.model.autoencoder import Attention, AutoencoderKLFlux2, Resnet
+from backend.model.decode_norm import measure
 from backend.model.decode_plan import DecodePlan, StagePlan, plan_decode, score_rows
-from backend.model.picture_norm import measure
-from backend.model.vae_network import Attention, AutoencoderKLFlux2, Resnet
 
 Rows = Callable[[int, int], Tensor]  # (lo, hi) -> those rows
 

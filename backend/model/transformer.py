@@ -6,7 +6,7 @@ published configuration; where both leave a point open, the reference pipeline (
 text-norm eps 1e-5, final norm splits into scale then shift).
 
 Two ways through the same weights. `LensTransformer2DModel.forward` is the plain one, for batches of unequal length and
-for training. Inference takes the parts one by one (`backend.model.denoiser`): text embedded once, modulation given
+for training. Inference takes the parts one by one (`backend.denoising.denoiser`): text embedded once, modulation given
 instead of computed, one picture without a mask, and each pointwise operation in as few passes as torch allows.
 
 Shapes: B batch, N image tokens, L text tokens, S = N + L, C packed channels, D width, F text features, H heads,
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.model.kernels.pointwise import Stream, add_gated, joint_qkv, norm_modulate, silu_mul
+from backend.kernels.pointwise import Stream, add_gated, joint_qkv, norm_modulate, silu_mul
 from backend.model.positions import apply_rope, attention_mask, rope_table
 from backend.params import DiTParams
 
@@ -124,7 +124,7 @@ class LensTransformer2DModel(nn.Module):
         return self.txt_in(torch.cat(parts, dim=-1))
 
     def blocks(self) -> Iterator[LensBlock]:
-        """The blocks in order; what a `backend.model.blocks.BlockSource` is."""
+        """The blocks in order; what a `backend.denoising.denoiser.BlockSource` is."""
         for block in self.transformer_blocks:
             assert isinstance(block, LensBlock)
             yield block
@@ -132,7 +132,7 @@ class LensTransformer2DModel(nn.Module):
     def drop_modulation(self) -> None:
         """Let go of the layers that only the time embedding feeds, a third of the published parameters.
 
-        What they say is known before the first step (`backend.model.modulation`). `forward` is gone with them.
+        What they say is known before the first step (`backend.denoising.modulation`). `forward` is gone with them.
         """
         del self.time_text_embed, self.norm_out.linear
         for block in self.blocks():

@@ -16,16 +16,16 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from backend import kept
-from backend.caches import Store
+from backend import loading
+from backend.cache import tensors
+from backend.cache.store import Store
+from backend.checkpoints.identity import files_sha256
+from backend.checkpoints.resolve import ModelFiles
 from backend.errors import NumericsError
-from backend.identity import files_sha256
-from backend.model import checkpoint
 from backend.text.harmony import EncodedPrompt, encode_prompt
-from backend.text.shared import SharedLlama
+from backend.text.shared_llama import SharedLlama
 from backend.text.streaming import StreamingEncoder
 from backend.types import Encoder, GenerationRequest, Phase
-from backend.weights import ModelFiles
 
 # Raised whenever this code computes other numbers than before from the same weights and prompt.
 CODE_VERSION = 1
@@ -83,7 +83,7 @@ class FeatureSource:
                     if not bool(torch.isfinite(features).all()):
                         raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
                     if self.store is not None and prompt in keys:
-                        kept.write_rows(self.store, keys[prompt], features)
+                        tensors.write_rows(self.store, keys[prompt], features)
                     found[prompt] = features
         finally:
             if self.llama is not None:
@@ -98,7 +98,7 @@ class FeatureSource:
         template = self.files.preset.params.text.template
         if len(features) < template.room:
             return
-        unread = encode_prompt(checkpoint.load_tokenizer(self.files), template, prompt).unread.strip()
+        unread = encode_prompt(loading.load_tokenizer(self.files), template, prompt).unread.strip()
         if unread:
             shown = unread if len(unread) <= 60 else f"{unread[:40]} … {unread[-20:]}"
             say(
@@ -111,17 +111,17 @@ class FeatureSource:
             return None
         params = self.files.preset.params
         width = (len(params.dit.selected_layer_index), params.text.hidden_size)
-        return kept.read_rows(self.store, key, width, self.dtype)
+        return tensors.read_rows(self.store, key, width, self.dtype)
 
     def _key(self, prompt: str) -> str:
         params = self.files.preset.params
         exact = self.encoder is Encoder.exact
-        return kept.cache_key(
+        return tensors.cache_key(
             {
                 "code": CODE_VERSION,
                 "path": str(self.encoder),
                 "library": version("torch" if exact else "llama-cpp-python"),
-                "processor": kept.processor(self.device if exact else torch.device("cpu")),
+                "processor": tensors.processor(self.device if exact else torch.device("cpu")),
                 "dtype": str(self.dtype),
                 "weights": files_sha256(self.files.text_encoder),
                 "tokenizer": files_sha256(self.files.tokenizer) if self.files.tokenizer else None,
@@ -147,8 +147,8 @@ class FeatureSource:
                     states = [model.hidden_states(given.ids, take) for given in encoded]
         else:
             with phase(Phase.load_encoder):
-                tokenizer = checkpoint.load_tokenizer(self.files)
-                table = checkpoint.open_text_table(self.files)
+                tokenizer = loading.load_tokenizer(self.files)
+                table = loading.open_text_table(self.files)
                 streaming = StreamingEncoder(table, self.files.preset.params.text, self.dtype, self.device)
             with phase(Phase.encode):
                 encoded = [encode_prompt(tokenizer, template, prompt) for prompt in prompts]

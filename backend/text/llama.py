@@ -16,20 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from backend.checkpoints.gguf_keys import text_params
+from backend.checkpoints.headers import FileFormat, FileHeader, read_header
+from backend.checkpoints.tokenizer_files import gguf_tokenizer
 from backend.errors import CheckpointError
-from backend.model.gguf_keys import text_params
-from backend.model.headers import FileFormat, FileHeader, read_header
-from backend.model.tokenizer_files import gguf_tokenizer
+from backend.packing.ggml_library import default_threads
 from backend.text import harmony
 from backend.text.llama_answer import Answerer
-from backend.text.llama_library import Model, default_threads
+from backend.text.llama_library import Model
 from backend.text.llama_states import StateReader
 from backend.text.prefixes import PrefixCache
 
 if TYPE_CHECKING:
     import torch
 
-    from backend.caches import Store
+    from backend.cache.store import Store
 
 _PLAIN = 1  # GGUF's token type of ordinary text
 _HINT = "Use a GGUF of gpt-oss-20b, or the language model that comes with lens (--model nano)."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import CheckpointError, LensError, OutOfMemoryError
+from backend.packing.ggml_library import load_ggml
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,18 +32,6 @@ STEP = 512  # contexts grow in steps of so many tokens
 _ERROR, _CONTINUED = 4, 5  # log levels of ggml
 _ABORTED = 2  # llama_decode's return value after its abort callback said so
 _complaints: deque[str] = deque(maxlen=8)  # llama.cpp's last error messages, for ours
-
-
-def load_ggml(hint: str = "Install llama-cpp-python again.") -> ctypes.CDLL:
-    """The library of tensors beneath llama.cpp. Raises LensError where it cannot be loaded."""
-    try:
-        import llama_cpp
-        from llama_cpp import _ctypes_extensions
-
-        folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
-        return _ctypes_extensions.load_shared_library("ggml-base", folder)
-    except (ImportError, OSError, RuntimeError) as error:  # a build for another processor, a missing libgomp
-        raise LensError(f"llama.cpp cannot be loaded: {error}", hint=hint) from error
 
 
 class Library:
@@ -285,14 +274,3 @@ class Context:
 def _bytes_of(array: NDArray[np.uint8]) -> Any:
     """As llama.cpp's functions want it: no copy, and valid as long as `array` is."""
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS where it is a number, as torch takes it; else the physical cores this process may use."""
-    import psutil
-
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))

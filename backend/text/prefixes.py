@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from backend.caches import DIGEST, Store, check_digest, digest
+from backend.cache.store import DIGEST, Store, check_digest, digest
 from backend.errors import LensError
 
 if TYPE_CHECKING:

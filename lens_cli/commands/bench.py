@@ -87,11 +87,11 @@ def bench(
     Examples: lens bench --size 256x256 · lens bench --random lens-turbo --base 1024 --against reference
     · lens bench --sweep steps=4,20 --sweep base=128,256 -o nano.svg
     """
-    from lens_cli import benching  # light until it runs
+    from lens_cli.work import bench  # light until it runs
 
     talk = options.talk_for("bench", json=json, quiet=quiet, verbose=verbose)
-    benching.bench(
-        benching.Choice(
+    bench.bench(
+        bench.Choice(
             model=model,
             random=random,
             prompt=prompt,

@@ -21,16 +21,16 @@ def show(json: options.Json = False) -> None:
 
     The caps are settings: embeddings_mb = 512 under \\[cache], or LENS_CACHE__EMBEDDINGS_MB. 0 keeps nothing.
     """
-    from backend import caches
+    from backend.cache import store
     from backend.settings import load
-    from lens_cli.console import human_bytes
+    from lens_cli.terminal.console import human_bytes
 
     talk = options.talk_for("cache show", json=json)
     settings = load()
     rows: list[dict[str, object]] = []
-    for cache in caches.CACHES:
-        limit = caches.limit_bytes(cache, settings.cache)
-        found = caches.entries(cache.folder(), cache.suffix)
+    for cache in store.CACHES:
+        limit = store.limit_bytes(cache, settings.cache)
+        found = store.entries(cache.folder(), cache.suffix)
         size = sum(entry.size for entry in found)
         cap = "" if limit is None else f" of {human_bytes(limit)}" if limit else " (off)"
         files = f"{len(found)} file{'' if len(found) == 1 else 's'}"
@@ -55,13 +55,13 @@ def clear(names: Names = None, json: options.Json = False, quiet: options.Quiet 
 
     Examples: lens cache clear   ·   lens cache clear embeddings
     """
-    from backend import caches
-    from lens_cli.console import human_bytes
+    from backend.cache import store
+    from lens_cli.terminal.console import human_bytes
 
     talk = options.talk_for("cache clear", json=json, quiet=quiet)
     rows: list[dict[str, object]] = []
-    for cache in caches.named(names or []):
-        count, freed = caches.clear(cache)
+    for cache in store.named(names or []):
+        count, freed = store.clear(cache)
         talk.say(f"{cache.name}: {count} file{'' if count == 1 else 's'} removed, {human_bytes(freed)} freed")
         rows.append({"name": cache.name, "files": count, "bytes": freed})
     talk.result({"caches": rows})

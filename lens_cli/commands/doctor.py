@@ -12,7 +12,7 @@ def doctor(
     no_torch: options.NoTorch = False,
 ) -> None:
     """Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics."""
-    from lens_cli.machine import report
+    from lens_cli.work.doctor import report
 
     talk = options.talk_for("doctor", json=json)
     found = report(with_torch=not no_torch)
@@ -25,7 +25,7 @@ def doctor(
 
 
 def _text(value: Any) -> str:
-    from lens_cli.console import human_bytes
+    from lens_cli.terminal.console import human_bytes
 
     if value is None:
         return "unknown"

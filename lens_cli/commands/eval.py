@@ -71,19 +71,20 @@ def nano(
     Examples: lens eval nano --limit 70 · lens eval nano --out eval/ --contact-sheet eval.png
     · lens eval nano --reasoner local --compare · lens eval nano --prove-verifier
     """
-    from lens_cli import evaluation  # light until it runs
+    from lens_cli.work.eval import Choice, eval_nano  # light until it runs
+    from lens_cli.work.eval import prove_verifier as prove
 
     talk = options.talk_for("eval nano", json=json, quiet=quiet)
     if prove_verifier:
-        evaluation.prove_verifier(scenes or SCENES, seed, degrade, talk)
+        prove(scenes or SCENES, seed, degrade, talk)
         return
     if degrade is not None or scenes is not None:
         flag = "--degrade" if degrade is not None else "--scenes"
         raise UsageError(f"{flag} is of the verifier's proof, not of a model's pictures", hint="add --prove-verifier")
     if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {contact_sheet}: the sheet is a PNG", hint="a name that ends in .png")
-    evaluation.eval_nano(
-        evaluation.Choice(
+    eval_nano(
+        Choice(
             model=model,
             wording=prompts,
             images_per_prompt=images_per_prompt,

@@ -65,8 +65,8 @@ def gen(
     """
     from backend.requests import build_request
     from backend.settings import load
-    from lens_cli.carry_out import carry_out
-    from lens_cli.reasoning import make_rewriting
+    from lens_cli.work.carry_out import carry_out
+    from lens_cli.work.reasoning import make_rewriting
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()

@@ -9,10 +9,10 @@ import typer
 
 from backend.errors import LensError, PartialBatchError
 from lens_cli import options
-from lens_cli.console import Talk
+from lens_cli.terminal.console import Talk
 
 if TYPE_CHECKING:
-    from backend.images import ImageMetadata
+    from backend.picture.images import ImageMetadata
 
 
 def info(
@@ -21,7 +21,7 @@ def info(
     quiet: options.Quiet = False,
 ) -> None:
     """Show prompt, seed and settings of pictures, made by lens or by other tools."""
-    from backend.images import read_metadata
+    from backend.picture.images import read_metadata
 
     talk = options.talk_for("info", json=json, quiet=quiet)
     rows: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def _row(path: Path, found: ImageMetadata) -> dict[str, Any]:
 
 def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None:
     """`name: value` lines on stdout; the text is whatever the file says, so it is made harmless first."""
-    from lens_cli.console import printable
+    from lens_cli.terminal.console import printable
 
     if blank:
         talk.data("")
@@ -82,7 +82,7 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
 
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
-    from backend.metadata import describe_expander, describe_lora
+    from backend.picture.metadata import describe_expander, describe_lora
 
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}

@@ -49,7 +49,7 @@ def list_(json: options.Json = False) -> None:
 
     Example: lens models list --json | jq '.data.models[].name'
     """
-    from lens_cli.model_rows import listing
+    from lens_cli.work.models.rows import listing
 
     talk = options.talk_for("models list", json=json)
     rows = listing()
@@ -64,7 +64,7 @@ def show(name: NameOrPath, json: options.Json = False) -> None:
 
     Example: lens models show lens-turbo
     """
-    from lens_cli.model_rows import details
+    from lens_cli.work.models.rows import details
 
     talk = options.talk_for("models show", json=json)
     lines, data = details(name)
@@ -79,7 +79,7 @@ def path(name: NameOrPath, json: options.Json = False) -> None:
 
     Example: du -shL "$(lens models path lens)"
     """
-    from backend.weights import resolve_model
+    from backend.checkpoints.resolve import resolve_model
 
     talk = options.talk_for("models path", json=json)
     found = resolve_model(name)
@@ -102,13 +102,13 @@ def pull(
 
     Examples: lens models pull lens   ·   lens models pull lens-turbo --from ~/comfy/diffusion_models/turbo.safetensors
     """
-    from lens_cli import model_pull
+    from lens_cli.work.models import pull
 
     talk = options.talk_for("models pull", json=json, quiet=quiet)
     if origin is not None and Path(origin).expanduser().exists():
-        model_pull.adopt(name, Path(origin).expanduser(), talk, dry_run=dry_run)
+        pull.adopt(name, Path(origin).expanduser(), talk, dry_run=dry_run)
     else:
-        model_pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline)
+        pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline)
 
 
 @app.command()
@@ -129,7 +129,7 @@ def verify(
 
     Example: lens models verify lens --quick
     """
-    from lens_cli.model_verify import verify_all
+    from lens_cli.work.models.verify import verify_all
 
     verify_all(names or [], options.talk_for("models verify", json=json, quiet=quiet), quick=quick)
 
@@ -160,7 +160,7 @@ def quantize(
 
     Examples: lens models quantize lens --to q4_k -o lens-q4_K.gguf   ·   lens models quantize nano --to mxfp8 -o small/
     """
-    from lens_cli.model_quantize import quantize as write
+    from lens_cli.work.models.quantize import quantize as write
 
     talk = options.talk_for("models quantize", json=json, quiet=quiet)
     write(source, to, output, talk, modulation=modulation is Modulation.same, force=force)
@@ -172,8 +172,8 @@ def rm(name: Name, yes: Yes = False, json: options.Json = False, quiet: options.
 
     Files that another model here uses stay, and so does what was adopted with --from PATH.
     """
-    from backend.stored import plan_removal, remove
-    from lens_cli.console import human_bytes
+    from backend.hub.installed import plan_removal, remove
+    from lens_cli.terminal.console import human_bytes
 
     talk = options.talk_for("models rm", json=json, quiet=quiet)
     removal = plan_removal(name)

@@ -57,8 +57,8 @@ def refine(
 
     from backend.errors import UsageError
     from backend.settings import load
-    from lens_cli import refining
-    from lens_cli.reasoning import make_rewriting
+    from lens_cli.work import refine
+    from lens_cli.work.reasoning import make_rewriting
 
     talk = options.talk_for("refine", json=json, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()
@@ -77,8 +77,8 @@ def refine(
         if check:
             if words or prompt is not None or file is not None or edit:
                 raise UsageError("--check asks its own requests", hint="drop the request, -f and --edit")
-            refining.check(rewriting, talk)
+            refine.check(rewriting, talk)
         else:
-            refining.refine(options.read_prompt(words, prompt, file, talk), rewriting, talk, edit=edit)
+            refine.refine(options.read_prompt(words, prompt, file, talk), rewriting, talk, edit=edit)
     finally:
         rewriting.close()

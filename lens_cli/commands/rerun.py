@@ -15,7 +15,7 @@ from lens_cli import options
 if TYPE_CHECKING:
     from backend.presets import Preset
     from backend.types import GenerationRequest
-    from lens_cli.console import Talk
+    from lens_cli.terminal.console import Talk
 
 
 def rerun(
@@ -57,8 +57,8 @@ def rerun(
     no_color: options.NoColor = False,
 ) -> None:
     """Make a picture again, with any of its settings changed. Flags left out keep what the picture recorded."""
-    from backend.images import read_metadata
-    from backend.metadata import request_from
+    from backend.picture.images import read_metadata
+    from backend.picture.metadata import request_from
     from backend.requests import build_request
     from backend.settings import load
     from backend.sizes import ratio_and_base
@@ -113,11 +113,11 @@ def rerun(
     if model is None and not verify:  # which compares the weights beside everything else
         _check_weights(image, found.record, request, talk)
     if verify:
-        from lens_cli.verify import verify_picture
+        from lens_cli.work.rerun import verify_picture
 
         verify_picture(image, found.record, request, talk)
         return
-    from lens_cli.carry_out import carry_out
+    from lens_cli.work.carry_out import carry_out
 
     own = next((known for known in ImageFormat if known == found.format.lower()), None)  # a TIFF's is none of ours
     plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk, usual_format=own)
@@ -135,7 +135,7 @@ def rerun(
 
 def _recorded_loras(recorded: GenerationRequest) -> list[str]:
     """What made the picture, found again by its hash. Raises UsageError naming the hash of what is not here."""
-    from backend.loras import find_again, written
+    from backend.lora.names import find_again, written
 
     return [written(find_again(use)) for use in recorded.loras]
 
@@ -148,8 +148,8 @@ def _recorded_mode(recorded: GenerationRequest) -> LoraMode:
 
 def _check_weights(image: Path, record: Mapping[str, Any], request: GenerationRequest, talk: Talk) -> None:
     """Warn where the model of that name has other weights than those that made the picture."""
-    from backend.identity import identify_model
-    from backend.weights import resolve_model
+    from backend.checkpoints.identity import identify_model
+    from backend.checkpoints.resolve import resolve_model
 
     try:
         files = resolve_model(request.model)

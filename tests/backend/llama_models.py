@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from backend.model.gguf_write import write_text_encoder_gguf
+from backend.checkpoints.resolve import resolve_model
+from backend.checkpoints.write_gguf import write_text_encoder_gguf
 from backend.text import harmony
 from backend.text.llama import LlamaModel
 from backend.text.llama_library import Context
-from backend.weights import resolve_model
 from tests.backend import tiny_weights as tiny
 
 FILES = resolve_model("nano")

@@ -1,6 +1,6 @@
 """LoRA files for tests, and what they must do to the weights: written key by key, by hand.
 
-Nothing here comes from `backend.model.lora*`. Keys are literal strings as the tools write them; the changed weights are
+Nothing here comes from `backend.lora.apply*`. Keys are literal strings as the tools write them; the changed weights are
 plain numpy in float64, the formula of each kind spelled out.
 """
 

@@ -28,24 +28,14 @@ from transformers import GptOssForCausalLM
 
 from backend import pipeline as product
 from backend import sampling
+from backend.checkpoints.resolve import ModelFiles, resolve_model
+from backend.checkpoints.tokenizer_files import load_tokenizer
 from backend.errors import CancelledError, CheckpointError, NumericsError, OutOfMemoryError, UsageError
-from backend.model.tokenizer_files import load_tokenizer
+from backend.events import Event, Generation, PhaseDone, PhaseStarted, PlanMade, StepDone
 from backend.params import TemplateParams
 from backend.pipeline import Pipeline, choose_device, choose_dtype
 from backend.text.harmony import encode_prompt
-from backend.types import (
-    DType,
-    Encoder,
-    Event,
-    Generation,
-    GenerationRequest,
-    Phase,
-    PhaseDone,
-    PhaseStarted,
-    PlanMade,
-    StepDone,
-)
-from backend.weights import ModelFiles, resolve_model
+from backend.types import DType, Encoder, GenerationRequest, Phase
 from tests.backend import plain_lens
 from tests.backend import tiny_weights as tiny
 
@@ -107,7 +97,7 @@ def same(a: Generation, b: Generation) -> bool:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
     """(sigma, text tokens) of every run through the transformer's first block."""
     seen: list[tuple[float, int]] = []
-    load: Any = product.checkpoint.load_transformer
+    load: Any = product.loading.load_transformer
 
     def spied(*args: Any, **kwargs: Any) -> Any:
         network, folded = load(*args, **kwargs)
@@ -120,7 +110,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
         network.transformer_blocks[0].register_forward_pre_hook(note)
         return network, folded
 
-    monkeypatch.setattr(product.checkpoint, "load_transformer", spied)
+    monkeypatch.setattr(product.loading, "load_transformer", spied)
     return seen
 
 
@@ -353,7 +343,7 @@ def test_no_memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(product.checkpoint, "load_transformer", full)
+        monkeypatch.setattr(product.loading, "load_transformer", full)
         with pytest.raises(OutOfMemoryError, match="not enough memory for 48x64 with tiny") as raised:
             make(model)
         assert raised.value.exit_code == 6 and "\n" not in str(raised.value)

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from backend import pipeline as product
+from backend.checkpoints.resolve import resolve_model
+from backend.denoising.stream import StreamedBlocks
 from backend.errors import OutOfMemoryError
-from backend.memory import host_ran_out, ran_out
-from backend.model.block_stream import StreamedBlocks
+from backend.events import Event, Generation, PlanMade
+from backend.memory.exhausted import host_ran_out, ran_out
+from backend.memory.machine import Planned
+from backend.memory.plan import Machine, Place, Plan, Reader
 from backend.pipeline import Pipeline
-from backend.planning import Planned
-from backend.residency import Machine, Place, Plan, Reader
-from backend.types import Event, Generation, Phase, PlanMade
-from backend.weights import resolve_model
+from backend.types import Phase
 from tests.backend.test_pipeline import REQUEST, make, model, same
 
 __all__ = ["model"]  # a fixture

@@ -194,7 +194,7 @@ def test_seeds_refused(seeds: list[str], num: int | None) -> None:
 def test_a_path_takes_the_preset_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from backend import weights
+    from backend.checkpoints import resolve as weights
 
     asked: list[str] = []
 

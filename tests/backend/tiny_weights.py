@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from backend.checkpoints.tokenizer_files import O200K_SPLIT
+from backend.checkpoints.write_gguf import write_text_encoder_gguf, write_transformer_gguf
+from backend.checkpoints.write_safetensors import write_vae
 from backend.errors import CheckpointError
-from backend.model.gguf_write import write_text_encoder_gguf, write_transformer_gguf
-from backend.model.safetensors_write import write_vae
-from backend.model.tensor_tables import text_encoder_shapes, transformer_shapes
-from backend.model.tokenizer_files import O200K_SPLIT
+from backend.model.tensors import text_encoder_shapes, transformer_shapes
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
 from backend.text.harmony import encode_prompt
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.train.test_data_learned import (
+from tests.train.data.test_learned import (
     _pictures,  # pyright: ignore[reportPrivateUsage]
     _rows,  # pyright: ignore[reportPrivateUsage]
     _settings,  # pyright: ignore[reportPrivateUsage]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend.model.autoencoder import AutoencoderKLFlux2, build_diffusers_vae, build_vae, decode_latent
-from backend.model.decode import attend_in_chunks
+from backend.model.autoencoder import AutoencoderKLFlux2, build_diffusers_vae, build_vae
+from backend.model.decode import attend_in_chunks, decode_latent
 from backend.model.decode_plan import MiB, plan_decode, plan_leanest
 from backend.params import VAEParams
 

@@ -1,6 +1,6 @@
 """Fused kernels, attention kernels and CUDA graphs on a real GPU, each against what the CPU's tests hold the rest to.
 
-The yardsticks are those of tests/backend/test_pointwise.py (float64 statements), float32 attention, and the plain
+The yardsticks are those of tests/backend/test_pointwise/py (float64 statements), float32 attention, and the plain
 denoiser: a replayed graph launches the same kernels on the same numbers, so there equality is to the last bit.
 """
 
@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from backend.caches import Store
-from backend.model.denoiser import Denoiser
-from backend.model.kernels import attention, graphs, pointwise
-from backend.model.kernels.attention import Backend, Choices, Shape, using
-from backend.model.kernels.compile import compile_blocks
-from backend.model.modulation import fold_network
-from backend.model.pointwise import Stream
+from backend.cache.store import Store
+from backend.denoising.compile import compile_blocks
+from backend.denoising.denoiser import Denoiser
+from backend.denoising.modulation import fold_network
+from backend.kernels import attention, graphs, pointwise
+from backend.kernels.attention import Backend, Choices, Shape, using
+from backend.kernels.pointwise_torch import Stream
 from backend.model.positions import rope_table
 from backend.model.transformer import LensTransformer2DModel, RMSNorm, modulate
 from backend.params import DiTParams
 from tests.backend import pointwise_statements as exact
-from tests.backend.test_pointwise import DTYPES, EPS, RANGES, hold, modulations, normal, streams
+from tests.backend.kernels.test_pointwise import DTYPES, EPS, RANGES, hold, modulations, normal, streams
 
 CUDA = "cuda"
 SIGMAS = (1.0, 0.7, 0.3)
@@ -82,7 +82,7 @@ def test_fused_norms_gates_and_products(dtype: torch.dtype, residual: float, val
 def test_fused_queries_keys_values(
     dtype: torch.dtype, residual: float, value: float, lengths: tuple[int, ...], query_streams: int
 ) -> None:
-    from backend.model import pointwise as plain
+    from backend.kernels import pointwise_torch as plain
 
     rope = rope_table(DiTParams(), *GRID, sum(lengths[1:]), torch.device(CUDA))
     on_gpu = [Stream(*(part.to(CUDA) for part in stream)) for stream in streams(dtype, value, lengths)]

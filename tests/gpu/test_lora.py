@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.quantize import quantised
+from backend.loading import quantised
 from backend.types import Quant
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder
-from train import lora
-from train.adapters import FrozenLinear
-from train.lora_config import LoraConfig
+from train.lora import run
+from train.lora.adapters import FrozenLinear
+from train.lora.config import LoraConfig
 
 
 @pytest.mark.parametrize("quant", [Quant.nf4, Quant.int8, Quant.gguf])
@@ -53,7 +53,7 @@ def test_it_learns_there(tmp_path: Path, quant: Quant, compiled: bool) -> None:
         preview_every=30,
         validate_every=30,
     )
-    assert lora.run(config).finished
+    assert run.run(config).finished
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
     judged = [line["validation"] for line in lines if "validation" in line]
     assert judged[-1] < 0.95 * judged[0]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from backend.footprint import CUDA_CONTEXT, GB
-from backend.model.block_stream import StreamedBlocks
+from backend.denoising.stream import StreamedBlocks
+from backend.memory.footprint import CUDA_CONTEXT, GB
 from tests.lens_cli.cli import lens
 
 # --vram: the most that the allocator may have reserved at 1024 x 1024, exact bfloat16 (the last row: 4-bit linears).

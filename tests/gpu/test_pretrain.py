@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from tests.train import ranks
-from train import costs, pretrain
+from train import pretrain
 from train.config import PretrainConfig
 from train.recipes import choose
+from train.run import costs
 
 
 def curve(run: Path, key: str = "loss") -> list[float]:

@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backend.model import block_formats, ggml_types
-from backend.model.ggml_write import Type, pack
-from backend.model.kernels.pointwise import has_fp8_units, quantise_fp8_rows
-from backend.model.packed import (
-    Fp8Linear,
-    GgufLinear,
-    Int8Linear,
-    Mxfp8Linear,
-    Nf4Linear,
-    PackedLinear,
-)
+from backend.kernels.pointwise import has_fp8_units, quantise_fp8_rows
+from backend.packing import block_scaled, ggml
+from backend.packing.ggml_write import Type, pack
+from backend.packing.linears import Fp8Linear, GgufLinear, Int8Linear, Mxfp8Linear, Nf4Linear, PackedLinear
 from backend.types import Quant
 
 
@@ -24,16 +17,16 @@ def weight(outputs: int = 192, inputs: int = 512) -> torch.Tensor:
 
 
 def mxfp8() -> PackedLinear:
-    codes, scales = block_formats.quantise_mxfp8(weight())
-    return Mxfp8Linear(codes, block_formats.swizzle(scales).reshape(-1))
+    codes, scales = block_scaled.quantise_mxfp8(weight())
+    return Mxfp8Linear(codes, block_scaled.swizzle(scales).reshape(-1))
 
 
 @pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q6_K, Type.Q5_K, Type.Q4_K, Type.Q4_0, Type.Q5_0])
 def test_ggml_types_decode_to_the_same_bits(kind: Type) -> None:
     packed = torch.from_numpy(pack(weight().numpy(), kind))
     for dtype in (torch.float32, torch.bfloat16):
-        expected = ggml_types.dequantise(packed, int(kind), dtype)
-        assert torch.equal(ggml_types.dequantise(packed.cuda(), int(kind), dtype).cpu(), expected)
+        expected = ggml.dequantise(packed, int(kind), dtype)
+        assert torch.equal(ggml.dequantise(packed.cuda(), int(kind), dtype).cpu(), expected)
 
 
 @pytest.mark.parametrize("name", ["int8", "nf4", "mxfp8", "q8_0"])
@@ -42,7 +35,7 @@ def test_linears_agree_with_the_cpu(name: str) -> None:
         "int8": lambda: Int8Linear.of(weight()),
         "nf4": lambda: Nf4Linear.of(weight()),
         "mxfp8": mxfp8,
-        "q8_0": lambda: GgufLinear(ggml_types.quantise_q8_0(weight()), 8, 512),
+        "q8_0": lambda: GgufLinear(ggml.quantise_q8_0(weight()), 8, 512),
     }[name]
     x = torch.randn(3, 7, 512, generator=torch.Generator().manual_seed(1))
     expected, linear = make()(x), make().cuda()
@@ -52,7 +45,7 @@ def test_linears_agree_with_the_cpu(name: str) -> None:
 
 
 def test_quantising_there_gives_the_same_codes() -> None:
-    from backend.quantize import quantised
+    from backend.loading import quantised
 
     for quant in (Quant.fp8, Quant.int8, Quant.nf4, Quant.gguf):
         here, there = quantised(weight(), quant), quantised(weight().cuda(), quant)
@@ -66,7 +59,7 @@ def test_quantising_there_gives_the_same_codes() -> None:
 def test_fused_rows_have_the_codes_of_the_plain_ones(dtype: torch.dtype) -> None:
     if not has_fp8_units(torch.device("cuda")):
         pytest.skip("needs fp8 units: compute capability 8.9")
-    from backend.model import pointwise as plain
+    from backend.kernels import pointwise_torch as plain
 
     for rows, width, largest in ((300, 1536, 3e7), (7, 4096, 1.4e5), (1, 96, 1.0)):
         x = (torch.randn(rows, width, generator=torch.Generator().manual_seed(rows)) * largest / 4).to(dtype)

@@ -33,7 +33,7 @@ class Run:
 
 def command(*words: str, real: bool = False) -> list[str]:
     """argv of a child: the fake inside, or the real pipeline."""
-    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline.py")]
+    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline/py")]
     return [sys.executable, *program, *words]
 
 
@@ -58,13 +58,13 @@ def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: f
 
 def lens_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
     """The same without a child: 30 times faster, for long lists of inputs. Streams are caught as file descriptors."""
-    from backend import weights
+    from backend.checkpoints import resolve
     from tests import fake_pipeline
 
     module = types.ModuleType("backend.pipeline")
     monkeypatch.setattr(module, "Pipeline", fake_pipeline.Pipeline, raising=False)
     monkeypatch.setitem(sys.modules, "backend.pipeline", module)
-    monkeypatch.setattr(weights, "resolve_model", fake_pipeline.resolve_model)
+    monkeypatch.setattr(resolve, "resolve_model", fake_pipeline.resolve_model)
     return real_inside(monkeypatch, capfd, *words)
 
 

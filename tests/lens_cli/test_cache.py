@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from backend import paths
-from backend.caches import CACHES
+from backend.cache.store import CACHES
 from backend.errors import UsageError
-from backend.images import read_request
-from backend.text.shared import SharedLlama
+from backend.picture.images import read_request
+from backend.text.shared_llama import SharedLlama
 from backend.types import Encoder, GenerationRequest
-from lens_cli.reasoning import Rewriting
+from lens_cli.work.reasoning import Rewriting
 from tests import fake_pipeline
 from tests.backend import tiny_weights as tiny
 from tests.lens_cli.cli import lens_inside as inside
@@ -92,7 +92,9 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     monkeypatch.setenv("LENS_GENERATE__ENCODER", "llama")
     assert (dry(), dry("--encoder", "exact")) == ("llama", "exact")
     assert "text encoder: llama (near-exact)" in inside(monkeypatch, capfd, "gen", "x", "--dry-run").err
-    monkeypatch.setattr("backend.text.shared.choose_encoder", lambda wanted, files: wanted)  # the stand-in has no files
+    monkeypatch.setattr(
+        "backend.text.shared_llama.choose_encoder", lambda wanted, files: wanted
+    )  # the stand-in has no files
     run = inside(monkeypatch, capfd, "gen", "a fish", "-s", "1", "--steps", "1", "-o", "a.png")
     assert run.code == 0 and "--encoder llama" in run.err.splitlines()[-1]
     assert read_request(Path("a.png")).encoder is Encoder.llama
@@ -126,17 +128,17 @@ def test_the_reasoners_gguf_stays_open_for_the_llama_encoder_alone(
     monkeypatch.setattr(Rewriting, "apply", apply)
     monkeypatch.setattr(SharedLlama, "close", lambda self: closed.append(True))
     monkeypatch.setattr(fake_pipeline, "Pipeline", Noting)
-    monkeypatch.setattr("backend.text.shared.choose_encoder", lambda wanted, files: wanted)
+    monkeypatch.setattr("backend.text.shared_llama.choose_encoder", lambda wanted, files: wanted)
     run = inside(monkeypatch, capfd, "gen", "a fish", "--reasoner", "local", "--encoder", encoder, "--steps", "1")
     assert run.code == 0, run.err
     assert given == ([shared, False] if encoder == "llama" else [None, True])
 
 
 def test_llama_without_a_gguf_is_said_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_cli.console import Talk
-    from lens_cli.progress import Meter
-    from lens_cli.runner import Interrupt, generations
-    from tests.backend.test_embeddings import REQUEST
+    from lens_cli.terminal.console import Talk
+    from lens_cli.terminal.progress import Meter
+    from lens_cli.work.runner import Interrupt, generations
+    from tests.backend.text.test_embeddings import REQUEST
 
     monkeypatch.setitem(sys.modules, "backend.pipeline", None)  # importing it would fail
     model = str(tiny.write_diffusers(tmp_path / "published"))

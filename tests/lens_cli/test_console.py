@@ -9,14 +9,15 @@ import shlex
 import pytest
 
 from backend.errors import UsageError
+from backend.events import Noticed, PhaseDone, PhaseStarted, StepDone
 from backend.requests import build_request
 from backend.settings import GenerateSettings, Settings
-from backend.types import DType, GenerationRequest, Noticed, Phase, PhaseDone, PhaseStarted, Quant, StepDone
-from lens_cli import progress
-from lens_cli.console import Talk, human_bytes, one_line, printable
-from lens_cli.progress import Meter
-from lens_cli.runner import Failure, Outcome
-from lens_cli.wording import command_line, seed_runs
+from backend.types import DType, GenerationRequest, Phase, Quant
+from lens_cli.terminal import progress
+from lens_cli.terminal.console import Talk, human_bytes, one_line, printable
+from lens_cli.terminal.progress import Meter
+from lens_cli.terminal.wording import command_line, seed_runs
+from lens_cli.work.runner import Failure, Outcome
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from backend import presets
-from backend.images import read_request
+from backend.picture.images import read_request
 from tests.lens_cli.cli import lens, lens_inside
 
 NANO = presets.get("nano")

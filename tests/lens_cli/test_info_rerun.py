@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend.images import read_metadata, read_request
+from backend.picture.images import read_metadata, read_request
 from tests.lens_cli.cli import lens
 
 

@@ -122,10 +122,10 @@ def pressed(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     [
         ("typer", "gen", ["a cat"]),  # before there is a command line
         ("lens_cli.commands.gen", "gen", ["a cat"]),
-        ("lens_cli.benching", "bench", []),
-        ("lens_cli.evaluation", "eval nano", ["--limit", "7"]),
-        ("lens_cli.machine", "doctor", []),
-        ("lens_cli.model_quantize", "models quantize", ["nano", "--to", "q4_k", "-o", "x.gguf"]),
+        ("lens_cli.work.bench", "bench", []),
+        ("lens_cli.work.eval", "eval nano", ["--limit", "7"]),
+        ("lens_cli.work.doctor", "doctor", []),
+        ("lens_cli.work.models.quantize", "models quantize", ["nano", "--to", "q4_k", "-o", "x.gguf"]),
     ],
 )
 def test_is_answered_in_every_command(module: str, command: str, words: list[str]) -> None:

@@ -1,7 +1,7 @@
 """`--lora` from the outside: flags, settings, records, `rerun`, and one real picture with Lens-Nano.
 
 The files are made here with literal keys; most tests run with the fake pipeline, whose pixels depend on the LoRAs'
-hashes and scales. `tests/backend/test_lora.py` judges what a LoRA does to the weights.
+hashes and scales. `tests/backend/test_lora/py` judges what a LoRA does to the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from backend import presets
-from backend.images import read_metadata
+from backend.picture.images import read_metadata
 from backend.types import LoraMode
 from tests.lens_cli.cli import Run, lens, lens_inside
 
@@ -164,7 +164,7 @@ def test_what_is_left_aside_is_said_once() -> None:
 
 def test_a_record_that_was_tampered_with() -> None:
     from backend.errors import FileError
-    from backend.metadata import request_from
+    from backend.picture.metadata import request_from
 
     make("x.safetensors")
     assert lens(*WORDS, "--lora", "x.safetensors", "-o", "x.png").code == 0

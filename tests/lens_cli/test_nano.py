@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from backend import presets
+from backend.checkpoints.resolve import resolve_model
 from backend.errors import ModelMissingError
-from backend.weights import resolve_model
 from tests.lens_cli.cli import lens
 
 

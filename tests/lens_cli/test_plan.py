@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backend.errors import UsageError
-from backend.images import read_metadata
+from backend.picture.images import read_metadata
 from backend.requests import build_request
 from backend.settings import GenerateSettings, Settings
 from backend.types import GenerationRequest

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.images import read_metadata
+from backend.picture.images import read_metadata
 from tests.lens_cli.cli import Run, command, environment, lens_inside, real_inside
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import prompts
-from backend import endpoint as endpoint_module
-from backend.images import read_metadata, read_request
+from backend.picture.images import read_metadata, read_request
+from backend.reasoner import endpoint as endpoint_module
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion
 from tests.lens_cli.cli import Run, environment, lens_inside
 

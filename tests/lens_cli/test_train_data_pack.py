@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend import endpoint as endpoint_module
+from backend.reasoner import endpoint as endpoint_module
 from tests.backend.scripted_endpoint import Endpoint, completion
 from tests.lens_cli.cli import Run, lens_inside
+from tests.train.data.test_captions import FOX, answered, write
+from tests.train.data.test_dedup import scene
 from tests.train.data_files import write_tar
-from tests.train.test_captions import FOX, answered, write
-from tests.train.test_dedup import scene
-from train.data.reader import PackedIndex, Reader
+from train.data.tars.reader import PackedIndex, Reader
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ import torch
 
 from lens_cli.app import main
 from tests.train import packed as made
-from train import sharded
-from train.distributed import Ranks
+from train.run import checkpoints
+from train.run.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def test_status(trained: Path, tmp_path: Path) -> None:
 
 
 def test_export_gives_the_averaged_network(trained: Path) -> None:
-    from backend.model.checkpoint import load_transformer
-    from backend.weights import resolve_model
+    from backend.checkpoints.resolve import resolve_model
+    from backend.loading import load_transformer
 
     done = run("train", "export", str(trained), "--dtype", "float32")
     assert done.code == 0, done.err
-    found = sharded.latest(trained, Ranks(torch.device("cpu")))
+    found = checkpoints.latest(trained, Ranks(torch.device("cpu")))
     assert found is not None
-    average = sharded.read_whole(found, "ema")
+    average = checkpoints.read_whole(found, "ema")
     for path in done.out.splitlines():
         loaded = load_transformer(resolve_model(path), torch.float32, "cpu").state_dict()
         assert loaded.keys() == average.keys()
@@ -108,7 +108,7 @@ def test_export_gives_the_averaged_network(trained: Path) -> None:
     assert (trained / "export" / "first.safetensors").is_file()
     done = run("train", "export", str(trained), "--weights", "model", "--out", str(trained / "raw"))
     raw = load_transformer(resolve_model(str(trained / "raw" / "transformer")), torch.float32, "cpu").state_dict()
-    last = sharded.read_whole(found, "model")
+    last = checkpoints.read_whole(found, "model")
     assert all(torch.equal(raw[name], last[name].bfloat16().float()) for name in last)
 
 

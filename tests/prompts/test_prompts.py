@@ -28,7 +28,7 @@ def test_every_shipped_prompt_says_what_it_is() -> None:
 
 
 def test_nano_reads_the_sentences_it_was_trained_on() -> None:
-    from train.data.dialogues import GUIDELINES, HELPFUL, system_prompt
+    from train.world.dialogues import GUIDELINES, HELPFUL, system_prompt
 
     said = ("colour", "count", "background", "quote")  # the others harm its pictures, by `lens eval nano`
     assert set(said) < set(HELPFUL)
@@ -37,7 +37,7 @@ def test_nano_reads_the_sentences_it_was_trained_on() -> None:
 
 
 def test_the_policy_names_the_rules_nano_was_trained_on() -> None:
-    from train.data.outside import RULES
+    from train.world.outside import RULES
 
     assert prompts.rule_names() == RULES
     for rule in prompts.rules():

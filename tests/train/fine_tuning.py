@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.lora_config import LoraConfig
+from train.lora.config import LoraConfig
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from backend.model.transformer import LensTransformer2DModel
-from train.sources import Batch
-from train.trained import Trained
+from train.run.batch import Batch
+from train.run.step import Trained
 
 
 def overflows_beyond(limit: float, patch: pytest.MonkeyPatch) -> None:

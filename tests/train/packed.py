@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from train.data.buckets import BucketConfig, bucket_rows
-from train.data.pack import PackConfig, pack_rows
+from train.data.tars.pack import PackConfig, pack_rows
 from train.data.work import Work
 
 SMALL = BucketConfig(bases=(32, 64), ratios=("1:2", "1:1", "2:1"), least_kept=0.0)

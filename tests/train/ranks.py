@@ -17,7 +17,7 @@ from backend.errors import FileError
 from backend.params import DiTParams, TemplateParams
 from train import pretrain
 from train.config import Base, PretrainConfig, Stage
-from train.distributed import Ranks
+from train.run.distributed import Ranks
 
 TINY = DiTParams(
     num_layers=2,

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from backend.params import TemplateParams, TextEncoderParams
 from backend.text.harmony import Writer, system_text
-from train import language
+from train.nano import language
 
 
 def small_language() -> tuple[Tokenizer, TextEncoderParams]:

@@ -26,15 +26,18 @@ from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, VAEParams
 from tests.train.small_language import small_language
-from train import checkpoint, language, pretrain, rounds, sharded, vae
+from train import pretrain
+from train.batches import scenes
 from train.config import LAYOUT_COUNT, Stage
-from train.data import dialogues
-from train.data.dialogues import caption_of
-from train.data.scene_text import Stating, brief_stating, kind_name
-from train.data.scenes import LAYOUTS, Background, Scene, Thing, is_held_out, sample_scene
-from train.distributed import Ranks
-from train.sources import Batch, Loaded
-from train.trained import Trained
+from train.nano import language, vae
+from train.run import checkpoints, parts
+from train.run.batch import Batch, Loaded
+from train.run.distributed import Ranks
+from train.run.step import Trained
+from train.world import dialogues
+from train.world.dialogues import caption_of
+from train.world.scene_text import Stating, brief_stating, kind_name
+from train.world.scenes import LAYOUTS, Background, Scene, Thing, is_held_out, sample_scene
 
 DIT = DiTParams(
     num_layers=2,
@@ -48,7 +51,7 @@ DIT = DiTParams(
 
 
 @pytest.fixture(scope="module")
-def frozen() -> rounds.Frozen:
+def frozen() -> scenes.Frozen:
     """Random networks: what they mean does not matter here, only that everything passes through them."""
     torch.manual_seed(0)
     tokenizer, text = small_language()
@@ -57,10 +60,10 @@ def frozen() -> rounds.Frozen:
     vae = build_vae(
         VAEParams(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
     )
-    return rounds.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
+    return scenes.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
 
 
-def config(run_dir: Path, frozen: rounds.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
+def config(run_dir: Path, frozen: scenes.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
     return pretrain.PretrainConfig(
         params=DIT,
         template=frozen.encoder.params.template,
@@ -82,7 +85,7 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("align", [0.0, 0.1])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: rounds.Frozen, align: float) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: scenes.Frozen, align: float) -> None:
     def plan(folder: Path) -> pretrain.PretrainConfig:
         return dataclasses.replace(config(folder, frozen), align=align, align_block=0)
 
@@ -91,10 +94,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: round
     folder = tmp_path / "cut"
     pretrain.run(plan(folder), frozen)
     # As after a crash between two checkpoints: the newest is gone, and the log is ahead of what is left.
-    newest = sharded.folders(folder)[-1]
+    newest = checkpoints.folders(folder)[-1]
     assert newest.name == "step-00000006"
     shutil.rmtree(newest)
-    assert [path.name for path in sharded.folders(folder)] == ["step-00000004"]
+    assert [path.name for path in checkpoints.folders(folder)] == ["step-00000004"]
     resumed = weights(pretrain.run(plan(folder), frozen))
 
     assert whole.keys() == resumed.keys()
@@ -106,11 +109,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: round
     assert rows[0] == rows[1] and len(rows[0]) == 6  # all numbers of every line but the times
 
 
-def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: rounds.Frozen) -> None:
+def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: scenes.Frozen) -> None:
     """A wrong sign of the target or a network that does not learn fails this."""
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=60), scenes_per_round=16, passes=4)
     more = dataclasses.replace(plan, scenes_per_round=8)
-    held = rounds.SceneSource(more, frozen, torch.device("cpu")).held(plan.stages[0])
+    held = scenes.SceneSource(more, frozen, torch.device("cpu")).held(plan.stages[0])
     model = pretrain.run(plan, frozen)
     fresh = Trained(plan, Ranks(torch.device("cpu")))
     first = pretrain.validate(plan, fresh, held)
@@ -121,7 +124,7 @@ def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: rounds.Froz
 
 
 def test_validation_looks_at_all_eight_times_whatever_the_shapes(
-    tmp_path: Path, frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixteen buckets of one held-out picture each: twice every time, not sixteen times the first."""
     trained, times = Trained(config(tmp_path, frozen), Ranks(torch.device("cpu"))), list[float]()
@@ -136,7 +139,7 @@ def test_validation_looks_at_all_eight_times_whatever_the_shapes(
     assert sorted(times) == sorted([(i + 0.5) / 8 for i in range(8)] * 2)
 
 
-def test_a_round_too_small_for_a_batch_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> None:
+def test_a_round_too_small_for_a_batch_is_refused(tmp_path: Path, frozen: scenes.Frozen) -> None:
     plan = dataclasses.replace(config(tmp_path / "run", frozen), scenes_per_round=2, encode_batch=2)
     with pytest.raises(UsageError, match="fills no batch of 3"):
         pretrain.run(dataclasses.replace(plan, stages=(dataclasses.replace(plan.stages[0], batch=3),)), frozen)
@@ -181,56 +184,56 @@ def test_a_dropped_caption_is_the_unconditional_call() -> None:
 def test_batches_hold_every_scene_once_a_pass() -> None:
     """Up to the rest that fills no batch; and no batch mixes shapes."""
     rng = random.Random(0)
-    sample = rounds.Sample
+    sample = scenes.Sample
     samples = {
         grid: [sample(torch.zeros(1), torch.zeros(rng.randrange(1, 30), 1, 1), torch.zeros(1, 2)) for _ in range(count)]
         for grid, count in (((4, 4), 11), ((2, 8), 6))
     }
-    rows = rounds.batches(samples, 3, rng, "a pass")
+    rows = scenes.batches(samples, 3, rng, "a pass")
     for grid, count in (((4, 4), 11), ((2, 8), 6)):
         seen = [i for g, index in rows if g == grid for i in index]
         assert len(seen) == len(set(seen)) == count // 3 * 3
 
 
-def samples_of(lengths: list[int]) -> rounds.Samples:
+def samples_of(lengths: list[int]) -> scenes.Samples:
     """One shape, captions of so many tokens."""
-    return {(4, 4): [rounds.Sample(torch.zeros(1), torch.zeros(n, 1, 1), torch.zeros(1, 2)) for n in lengths]}
+    return {(4, 4): [scenes.Sample(torch.zeros(1), torch.zeros(n, 1, 1), torch.zeros(1, 2)) for n in lengths]}
 
 
 def test_what_fills_no_batch_is_left_out_at_random() -> None:
     """Of eleven scenes two a pass; the longest caption by far is trained on like any other."""
     samples = samples_of([*range(1, 11), 500])
-    passes = [rounds.batches(samples, 3, random.Random(5), str(number)) for number in range(60)]
+    passes = [scenes.batches(samples, 3, random.Random(5), str(number)) for number in range(60)]
     seen = [{i for _, index in rows for i in index} for rows in passes]
     counts = [sum(i in one for one in seen) for i in range(11)]
     assert sum(counts) == 60 * 9 and min(counts) > 35  # of 49 expected, four deviations below
-    assert passes[7] == rounds.batches(samples, 3, random.Random(5), "7")
+    assert passes[7] == scenes.batches(samples, 3, random.Random(5), "7")
     assert all(500 in [len(samples[4, 4][i].text_LTF) for i in index] for _, index in passes[0] if 10 in index)
 
 
 def test_where_all_batches_are_full_the_order_is_what_it_was() -> None:
     """Of runs begun before anything was left out at random: written down from then."""
-    order = rounds.batches(samples_of([9, 3, 30, 4, 22, 7]), 2, random.Random(5), "a pass")
+    order = scenes.batches(samples_of([9, 3, 30, 4, 22, 7]), 2, random.Random(5), "a pass")
     assert order == [((4, 4), [4, 2]), ((4, 4), [0, 5]), ((4, 4), [1, 3])]
 
 
 @pytest.mark.parametrize(("encode_batch", "per_round", "count"), [(300, 600, 128), (48, 600, 128), (8, 20, 20)])
 def test_as_many_scenes_are_held_as_said(
     tmp_path: Path,
-    frozen: rounds.Frozen,
+    frozen: scenes.Frozen,
     monkeypatch: pytest.MonkeyPatch,
     encode_batch: int,
     per_round: int,
     count: int,
 ) -> None:
     """Also where more are encoded at once than are held; and they are the first of those that are drawn."""
-    monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
+    monkeypatch.setattr(scenes, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path, frozen), encode_batch=encode_batch, scenes_per_round=per_round)
-    held = rounds.SceneSource(plan, frozen, torch.device("cpu")).held(plan.stages[0])
+    held = scenes.SceneSource(plan, frozen, torch.device("cpu")).held(plan.stages[0])
     assert sum(len(loaded.x0_BNC) for _, loaded in held) == count
 
 
-def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_sees_a_held_out_scene(frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged on what is really drawn for each of the three networks; 1 in 40 scenes of several things is held out."""
     drawn: list[Scene] = []
 
@@ -249,13 +252,13 @@ def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch
         return fine
 
     monkeypatch.setattr(vae, "render", blank)
-    monkeypatch.setattr(rounds, "render", blank)
+    monkeypatch.setattr(scenes, "render", blank)
     monkeypatch.setattr(dialogues, "sample_scene", told)
     for step in range(10):
         vae.draw_crops(step, seed=0, batch=32, crop=16, per_scene=1)
     assert all_may_be_seen()
     template, tokenizer = frozen.encoder.params.template, frozen.tokenizer.to_str()
-    rounds.draw(
+    scenes.draw(
         0, seed=0, name="test", base=256, square_share=1.0, layouts=(0, 1, 1, 1, 1, 1, 0), flat_share=0.0, count=250,
         tokenizer_json=tokenizer, template=template, captions=Stage.captions, often=Stating(),
     )  # fmt: skip
@@ -266,7 +269,7 @@ def test_training_never_sees_a_held_out_scene(frozen: rounds.Frozen, monkeypatch
     assert all_may_be_seen()
 
 
-def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: rounds.Frozen) -> None:
+def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: scenes.Frozen) -> None:
     """Counted on the scenes drawn: `layouts` are weights, none leave the scenes' own shares."""
     drawn: list[str] = []
 
@@ -275,13 +278,13 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         return np.zeros((height, width, 3), np.uint8)
 
     # What they look like does not matter here, and drawing takes longer than all the rest.
-    monkeypatch.setattr(rounds, "render", blank)
+    monkeypatch.setattr(scenes, "render", blank)
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
     only, never = (2.0, *(0.0,) * 6), (0.0, *(1.0,) * 6)
     for layouts, low, high in ((only, 1.0, 1.0), (never, 0.0, 0.0), ((9.0, *(1.0,) * 6), 0.45, 0.75), ((), 0.12, 0.4)):
         drawn.clear()
         stage = dataclasses.replace(plan.stages[0], base=256, layouts=layouts, captions=(0.0, 0.0, 1.0))
-        rounds.encode_round(plan, stage, f"test {layouts}", frozen)
+        scenes.encode_round(plan, stage, f"test {layouts}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, layouts  # four deviations wide
 
 
@@ -292,18 +295,18 @@ def test_weights_of_layouts_are_as_many_as_layouts() -> None:
             Stage(base=128, steps=1, batch=1, learning_rate=1e-3, layouts=layouts)
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: rounds.Frozen) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: scenes.Frozen) -> None:
     plan = config(tmp_path / "run", frozen, steps=1)
-    with checkpoint.alone(plan.run_dir), pytest.raises(UsageError, match="another process is training"):
+    with parts.alone(plan.run_dir), pytest.raises(UsageError, match="another process is training"):
         pretrain.run(plan, frozen)
     assert [path.name for path in plan.run_dir.iterdir()] == [".lock"]  # nothing was begun
     pretrain.run(plan, frozen)
-    assert len(sharded.folders(plan.run_dir)) == 1
+    assert len(checkpoints.folders(plan.run_dir)) == 1
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)])
 def test_brief_captions_state_colours_and_places_as_often_as_asked(
-    tmp_path: Path, frozen: rounds.Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
+    tmp_path: Path, frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
 ) -> None:
     """Of 160; a plain background, for a caption may name the colours of skies and hills too. Two things whose places
     are not said are joined by "and"."""
@@ -319,15 +322,15 @@ def test_brief_captions_state_colours_and_places_as_often_as_asked(
         captions.append(caption_of(*arguments))
         return captions[-1]
 
-    monkeypatch.setattr(rounds, "sample_on_grid", lambda *_arguments, **_options: pair)
-    monkeypatch.setattr(rounds, "caption_of", recorded)
-    monkeypatch.setattr(rounds, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
+    monkeypatch.setattr(scenes, "sample_on_grid", lambda *_arguments, **_options: pair)
+    monkeypatch.setattr(scenes, "caption_of", recorded)
+    monkeypatch.setattr(scenes, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
     plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
     stage = plan.stages[0]
     # The usual shares stand in two files.
     assert Stating(stage.coloured_share, stage.placed_share, stage.orderly) == Stating()
     asked = dataclasses.replace(stage, captions=(0.0, 0.0, 1.0), coloured_share=share, placed_share=1 - share)
-    rounds.encode_round(plan, asked, "test", frozen)
+    scenes.encode_round(plan, asked, "test", frozen)
     assert low <= sum("purple" in caption for caption in captions) <= high  # three deviations wide
     assert low <= sum(" and " in caption for caption in captions) <= high
 

@@ -14,9 +14,9 @@ from torch._dynamo.testing import CompileCounter
 from tests.train import ranks
 from train import pretrain
 from train.config import PretrainConfig, locate
-from train.distributed import Ranks
-from train.sources import RandomSource, noised, share
-from train.trained import Trained
+from train.run.batch import RandomSource, noised, share
+from train.run.distributed import Ranks
+from train.run.step import Trained
 
 ALONE = Ranks(torch.device("cpu"))
 

@@ -18,7 +18,7 @@ from multiprocessing.sharedctypes import Synchronized
 import pyarrow as pa
 
 from backend.errors import LensError, UsageError, first_line
-from train.workers import end_with_parent
+from train.run.feed import end_with_parent
 
 ENGINES = ("local", "ray")
 _RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from train.data.buckets import BucketConfig, bucket_rows
-from train.data.pack import TEXTS, PackConfig, sample_of
 from train.data.scan import ScanSettings, scan_rows
 from train.data.score import score_rows
 from train.data.sources import Source, containers, list_container
+from train.data.tars.pack import TEXTS, PackConfig, sample_of
 from train.data.work import Work, open_picture, total
 
 SAMPLE = 64  # pictures that are tried, spread over all

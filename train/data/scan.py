@@ -24,7 +24,7 @@ from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, SUFFIXES, Unreadable, read_head
 from train.data.settings import section
 from train.data.sources import Container, ListSettings, Source, containers, list_container
-from train.data.texts import MAX_BYTES, unusable
+from train.data.text_rules import MAX_BYTES, unusable
 from train.data.work import Work, open_picture, stamp, total
 
 VERSION = 1

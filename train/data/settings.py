@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError
-from backend.files import make_folder, write_atomic
 
 Settings = TypeVar("Settings")
 _MEND = "mend it, or delete it and give the settings anew"

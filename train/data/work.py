@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from backend.disk import make_folder, replacing, write_atomic
 from backend.errors import FileError, LensError
-from backend.files import make_folder, replacing, write_atomic
 
 MAX_BYTES = 1_000_000_000  # of a picture's file: 100 million pixels of 8 bytes, and room
 ROWS_PER_GROUP = 4096  # of what is written here: the unit in which a reader fetches

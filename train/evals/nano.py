@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from backend.disk import make_folder, write_atomic, write_error
 from backend.errors import FileError, RefusedError, ReplyError, UsageError
-from backend.files import make_folder, write_atomic, write_error
 from train.evals.nano_prompts import PROMPT_KINDS, Prompt
-from train.evals.seeing import Found
 from train.evals.stats import Pairs, Tally, mean_difference
-from train.evals.verifier import verify
+from train.evals.verifier.find_things import Found
+from train.evals.verifier.verify import verify
 
 Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
 Answer = TypeVar("Answer")

@@ -25,10 +25,10 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from train.data import scene_text
-from train.data.scenes import COLOURS, WORDS, Background, Scene, sample_scene
-from train.data.things import KINDS
-from train.evals.verifier import Expectation, Wanted
+from train.evals.verifier.verify import Expectation, Wanted
+from train.world import scene_text
+from train.world.scenes import COLOURS, WORDS, Background, Scene, sample_scene
+from train.world.things import KINDS
 
 PROMPT_KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr", "text")
 PER_KIND = 50

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ReplyError
-from backend.reasoner import Decision, Refused
+from backend.reasoner.refine import Decision, Refused
 from prompts import Probe
 from train.evals.stats import Tally
 

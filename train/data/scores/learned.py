@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backend.device import choose_device
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
+from backend.memory.device import choose_device
 from train.data.work import file_sha256
 
 if TYPE_CHECKING:

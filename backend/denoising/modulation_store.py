@@ -1,0 +1,52 @@
+"""Folded schedules across processes: the modulation layers of a known schedule are never read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+
+from backend.cache import tensors
+from backend.cache.store import Store
+from backend.checkpoints.formats import TensorTable
+from backend.checkpoints.identity import files_sha256
+from backend.checkpoints.resolve import ModelFiles
+from backend.denoising.modulation import Folded, fold, table_width
+from backend.lora import apply
+from backend.types import LoraUse
+
+# Raised whenever `backend.denoising.modulation` computes other numbers than before from the same weights.
+CODE_VERSION = 1
+
+
+def folded(
+    files: ModelFiles,
+    table: TensorTable,
+    sigmas: Sequence[float],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    loras: Sequence[LoraUse] = (),
+    store: Store | None = None,
+) -> Folded:
+    """From `store` where it is kept there, else from `table`, which holds the LoRAs' part, and then kept."""
+    params = files.preset.params.dit
+    if store is None or not store.limit:
+        return fold(table, params, sigmas, dtype, device)
+    key = tensors.cache_key(
+        {
+            "code": CODE_VERSION,
+            "library": version("torch"),
+            "processor": tensors.processor(torch.device(device)),
+            "dtype": str(dtype),
+            "weights": files_sha256(files.transformer),
+            "loras": apply.fingerprint(loras),
+            "sigmas": list(sigmas),
+        }
+    )
+    rows = tensors.read_rows(store, key, (table_width(params),), dtype)
+    if rows is not None and len(rows) == len(sigmas):
+        return Folded(tuple(sigmas), rows.to(device), params.dim)
+    made = fold(table, params, sigmas, dtype, device)
+    tensors.write_rows(store, key, made.table_SW)
+    return made

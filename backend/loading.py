@@ -1,0 +1,331 @@
+"""Files -> networks, strictly: a missing, extra or misshapen tensor is an error that names it.
+
+A network is built without memory (meta device), compared tensor by tensor with what the files hold, and filled in its
+own order, one tensor at a time: the peak is the finished network plus the one tensor being decoded. Plain tensors
+that need no conversion stay views of the memory-mapped file, so loading them costs no copy at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from backend.checkpoints import formats
+from backend.checkpoints.formats import TensorTable
+from backend.checkpoints.packing_plan import QuantPlan
+from backend.checkpoints.resolve import ModelFiles
+from backend.checkpoints.tokenizer_files import load_tokenizer
+from backend.errors import CheckpointError
+from backend.lora import apply
+from backend.model.tensors import transformer_shapes
+from backend.types import LoraUse
+
+if TYPE_CHECKING:
+    from backend.cache.store import Store
+    from backend.denoising.modulation import Folded
+    from backend.model.autoencoder import AutoencoderKLFlux2
+    from backend.model.text_encoder import LensGptOssEncoder
+    from backend.model.transformer import LensTransformer2DModel
+
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from backend.checkpoints.formats import Entry
+from backend.checkpoints.packing_plan import BLOCK_LINEAR
+from backend.errors import NumericsError, UsageError
+from backend.kernels.pointwise import has_fp8_units
+from backend.kernels.pointwise_torch import FP8
+from backend.packing import ggml
+from backend.packing.linears import Fp8Linear, GgufLinear, Int8Linear, Nf4Linear, PackedLinear, ScaledFp8Linear
+from backend.types import Quant
+
+DTYPES = (torch.float32, torch.bfloat16)  # float16 overflows: activations reach 3e7
+Device = torch.device | str
+Network = TypeVar("Network", bound=nn.Module)
+SHOWN = 3  # names listed in one error
+
+__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]
+
+
+@overload
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+) -> LensTransformer2DModel: ...
+@overload
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+    *,
+    sigmas: Sequence[float],
+    schedules: Store | None = None,
+    fold_on: Device | None = None,
+) -> tuple[LensTransformer2DModel, Folded]: ...
+def load_transformer(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+    *,
+    sigmas: Sequence[float] | None = None,
+    schedules: Store | None = None,
+    fold_on: Device | None = None,
+) -> LensTransformer2DModel | tuple[LensTransformer2DModel, Folded]:
+    """The transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
+
+    `quant`: how the blocks' linears are held; None: decoded, in `dtype`. `sigmas`: of the steps to come, without the 0
+    at the end: the network is then without its modulation layers, which are read one block at a time into the
+    `Folded` beside it, or not at all where `schedules` has it. The files must hold them all the same. `fold_on`: where
+    the `Folded` is computed and lies; None: on `device`.
+    """
+    from backend.model.transformer import LensTransformer2DModel
+
+    params = files.preset.params.dit
+    table = formats.open_transformer(files.transformer)
+    if table.params is not None and table.params != params:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    with torch.device("meta"), Uninitialised():
+        network = LensTransformer2DModel(**asdict(params))
+    fused = apply.fuse(table, loras)
+    known, folded_in = None, ()
+    if sigmas is not None:
+        from backend.denoising.modulation import modulation_names
+        from backend.denoising.modulation_store import folded
+
+        compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
+        known = folded(files, fused, sigmas, dtype, fold_on or device, loras, schedules)
+        folded_in = modulation_names(params)
+        network.drop_modulation()
+    network = _fill(network, fused, dtype, device, tuple(folded_in), quant)
+    apply.attach(network, apply.live_updates(table, loras), dtype)
+    return network if known is None else (network, known)
+
+
+def load_text_encoder(
+    files: ModelFiles, dtype: torch.dtype, device: Device, *, with_head: bool = False
+) -> LensGptOssEncoder:
+    """The GPT-OSS network; `with_head` keeps the output head that the reasoner needs. Raises CheckpointError.
+
+    At the published size 42 GB in bfloat16 (39 GB of it experts, which are dequantised one layer at a time).
+    """
+    from backend.model.text_encoder import LensGptOssEncoder
+
+    params = files.preset.params.text
+    table = open_text_table(files)
+    if with_head and "lm_head.weight" not in table.entries:
+        raise CheckpointError(
+            f"{table.origin}: has no output head (lm_head), so it can encode a prompt but not write one",
+            hint="ComfyUI's NVFP4 file is one of these; for the reasoner use gpt-oss-20b as published, or a GGUF",
+        )
+    with torch.device("meta"), Uninitialised():
+        network = LensGptOssEncoder(params, head=with_head)
+    unused = () if with_head else ("lm_head.weight",)
+    return _fill(network, table, dtype, device, unused)
+
+
+def open_text_table(files: ModelFiles) -> TensorTable:
+    """The tensors of the text encoder, none of them read yet. Raises CheckpointError."""
+    table = formats.open_text_encoder(files.text_encoder)
+    if table.params is not None and table.params != files.preset.params.text:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    return table
+
+
+def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> AutoencoderKLFlux2:
+    """The autoencoder, in evaluation mode, without gradients. Raises CheckpointError."""
+    from backend.model.autoencoder import build_vae
+
+    params = files.preset.params.vae
+    table = formats.open_vae(files.vae, len(params.block_out_channels))
+    with torch.device("meta"), Uninitialised():
+        network = build_vae(params)
+    network = _fill(network, table, dtype, device)
+    if torch.device(device).type == "cuda":  # a processor gains nothing, and mapped weights would be copied
+        cast(Any, network).to(memory_format=torch.channels_last)
+    return network
+
+
+class Uninitialised(TorchFunctionMode):
+    """Turns torch.nn.init into nothing while a network is built that will be filled from files.
+
+    On the meta device a random initialisation does no work but imports torch._dynamo: 1.2 s of every start.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _fill(
+    network: Network,
+    table: TensorTable,
+    dtype: torch.dtype,
+    device: Device,
+    unused: tuple[str, ...] = (),
+    quant: QuantPlan | None = None,
+) -> Network:
+    """Compare, then read every tensor and give it to `network`, which was built on the meta device."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype} is not one of {DTYPES}: float16 overflows in these networks")
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    compare(expected, {n: e.shape for n, e in table.entries.items() if n not in unused}, table.origin)
+    packed = set[str]() if quant is None else pack_while_loading(network, table, quant, dtype, device)
+    state = {name: table.tensor(name, dtype).to(device) for name in expected if name not in packed}
+    network.load_state_dict(state, strict=not packed, assign=True)
+    hollow = [n for n, tensor in chain(network.named_parameters(), network.named_buffers()) if tensor.is_meta]
+    assert not hollow, f"tensors without memory: {hollow}"  # a table made in __init__ must not depend on the device
+    return network.eval().requires_grad_(False)
+
+
+def compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], origin: str) -> None:
+    """Raises CheckpointError naming the first missing, unexpected or misshapen tensors."""
+    problems: list[str] = []
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    if missing:
+        problems.append(f"{_counted(missing, 'missing')}")
+    if extra:
+        problems.append(f"{_counted(extra, 'unexpected')}")
+    misshapen = [name for name in expected if name in found and found[name] != expected[name]]
+    if misshapen:
+        shown = "; ".join(f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in misshapen[:SHOWN])
+        problems.append(f"{len(misshapen)} of another shape: {shown}{_more(misshapen)}")
+    if problems:
+        raise CheckpointError(f"{origin}: {'; '.join(problems)}")
+
+
+def _counted(names: list[str], what: str) -> str:
+    plural = "tensor" if len(names) == 1 else "tensors"
+    return f"{len(names)} {plural} {what}: {', '.join(names[:SHOWN])}{_more(names)}"
+
+
+def _more(names: list[str]) -> str:
+    return ", …" if len(names) > SHOWN else ""
+
+
+Q8_0 = 8  # ggml's number of the type
+
+
+def block_linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """(name, linear) of everything in the blocks that may be packed and is not, in the network's order."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and BLOCK_LINEAR.fullmatch(f"{name}.weight"):
+            yield name, module
+
+
+def quantised(weight_OI: Tensor, quant: Quant) -> PackedLinear:
+    """A weight, packed, without a bias, on the weight's device. Raises NumericsError where it is not finite."""
+    if not bool(torch.isfinite(weight_OI).all()):
+        raise NumericsError("a weight that is not finite cannot be quantised", hint="check it: lens models verify")
+    return _PACKERS[quant](weight_OI)
+
+
+def quantise_network(network: nn.Module, quant: Quant) -> None:
+    """Pack every block linear of a network with weights, in place: for measuring, and for weights that are no file's.
+
+    none leaves it as it is.
+    """
+    if quant is Quant.none:
+        return
+    for name, linear in list(block_linears(network)):
+        packed = quantised(linear.weight.detach(), quant)
+        _replace(network, name, packed, linear.bias)
+
+
+def pack_while_loading(
+    network: nn.Module, table: TensorTable, plan: QuantPlan, dtype: torch.dtype, device: torch.device | str
+) -> set[str]:
+    """Give a network on the meta device its packed linears; returns the tensors' names that need no loading any more.
+
+    With `plan.keep`, tensors that their file (or a LoRA fused into them) has plain stay plain. Raises what reading
+    raises, UsageError for a packing the device cannot hold.
+    """
+    done: set[str] = set()
+    if not plan.packed:
+        return done
+    check_device(plan.quant, torch.device(device))
+    for name, linear in list(block_linears(network)):
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        entry = table.entries[weight]
+        codes = _fp8_codes(entry) if plan.quant is Quant.fp8 else None
+        if codes is not None:
+            packed = codes.to(device)
+        elif not plan.keep:
+            # From float32, so that the codes are the same in every dtype; on the device, where it takes milliseconds.
+            packed = quantised(entry.read(torch.float32).to(device), plan.quant)
+        elif entry.packed is not None:
+            packed = entry.packed().to(device)
+        else:
+            continue
+        values = table.tensor(bias, dtype).to(device) if linear.bias is not None else None
+        _replace(network, name, packed, values)
+        done |= {weight} if values is None else {weight, bias}
+    return done
+
+
+def _fp8_codes(entry: Entry) -> Fp8Linear | None:
+    """What `Fp8Linear` needs, taken from a file as it is; None: the file holds something else."""
+    source = None if entry.packed is None else entry.packed()
+    if not isinstance(source, ScaledFp8Linear) or source.packed.dtype is not FP8:
+        return None
+    return Fp8Linear(source.packed, source.scales.expand(source.out_features, 1)[:, 0].contiguous())
+
+
+def check_device(quant: Quant, device: torch.device) -> None:
+    """Raises UsageError for a packing that torch cannot hold there."""
+    if quant is Quant.fp8 and device.type == "mps":
+        raise UsageError("--quant fp8 is not available on mps", hint="use int8, nf4 or a GGUF there")
+
+
+def device_note(plan: QuantPlan, device: torch.device) -> str | None:
+    """What a person should know about this packing on this device, in one line; None: nothing."""
+    if plan.quant is Quant.fp8 and not plan.keep and not has_fp8_units(device):
+        return f"{device.type} has no fp8 units: fp8 is rounded the same way, computed in float32, and slower than none"
+    if plan.packed and device.type == "cpu":
+        return f"a CPU decodes {plan.scheme} weights at every step, which takes longer than --quant none"
+    return None
+
+
+def _replace(network: nn.Module, name: str, packed: PackedLinear, bias: Tensor | None) -> None:
+    packed.bias = None if bias is None else bias.detach()
+    network.set_submodule(name, packed.eval())
+
+
+def _pack_q8_0(weight_OI: Tensor) -> PackedLinear:
+    """ggml's Q8_0 in torch: the same bytes as the gguf package's, on any device."""
+    if weight_OI.shape[1] % 32:
+        raise UsageError(
+            f"a linear of {weight_OI.shape[1]} inputs has no Q8_0 form (32 values a block)", hint="use --quant int8"
+        )
+    return GgufLinear(ggml.quantise_q8_0(weight_OI), Q8_0, weight_OI.shape[1])
+
+
+_PACKERS: dict[Quant, Callable[[Tensor], PackedLinear]] = {
+    Quant.fp8: Fp8Linear.of,
+    Quant.int8: Int8Linear.of,
+    Quant.nf4: Nf4Linear.of,
+    Quant.gguf: _pack_q8_0,
+}

@@ -1,0 +1,368 @@
+"""What is written beside the pixels, and back: the versioned record, the A1111 text, the XMP packet. No image library.
+
+The *record* is the JSON object that holds everything needed to make a picture again (`"v": 1`). Base names and hashes
+only: a picture that is passed on tells nothing about the folders of the machine that made it.
+
+The A1111 text is the line grammar that other tools read:
+
+    <prompt, may span lines>
+    Negative prompt: <text>
+    Steps: 20, Sampler: FlowMatchEuler, CFG scale: 5.0, Seed: 42, Size: 1024x1024, Model hash: 0123456789, …
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import Any, cast
+
+from backend.errors import FileError
+from backend.events import Generation
+from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
+
+VERSION = 1
+SAMPLER = "FlowMatchEuler"
+NOISE = "cpu float32"  # torch.Generator("cpu"): the same start on every device
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP_NAMESPACE = "urn:lens:record:1"
+
+
+def software() -> str:
+    """`lens 0.1.0`."""
+    from importlib.metadata import version  # 15 ms, only when a picture is saved
+
+    return f"lens {version('lens')}"
+
+
+def pixel_sha256(size: tuple[int, int], rgb: bytes) -> str:
+    """Identity of decoded pixels: SHA-256 over "WxH:" and the RGB bytes, row by row."""
+    digest = hashlib.sha256(f"{size[0]}x{size[1]}:".encode())
+    digest.update(rgb)
+    return digest.hexdigest()
+
+
+def make_record(generation: Generation, *, pixels: str, parent_id: str | None = None) -> dict[str, Any]:
+    """The record of one finished picture. `pixels` is its `pixel_sha256`; `parent_id` the picture it was rerun from."""
+    request = generation.request
+    return {
+        "v": VERSION,
+        "id": uuid.uuid4().hex,
+        "parent_id": parent_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": software(),
+        "prompt": request.prompt,
+        "original_prompt": request.original_prompt,
+        "negative_prompt": request.negative_prompt,
+        "template": None,
+        "expander": asdict(request.expander) if request.expander is not None else None,
+        "seed": generation.seed,
+        "wildcard_seed": None,
+        "width": request.width,
+        "height": request.height,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "sampler": SAMPLER,
+        "sigmas": list(generation.sigmas),
+        "noise": NOISE,
+        "model": {
+            "name": generation.model.name,
+            "revision": generation.model.revision,
+            "sha256": dict(generation.model.sha256),
+        },
+        "loras": [
+            {"name": PurePath(use.path).name, "sha256": use.sha256, "scale": use.scale, "mode": str(use.mode)}
+            for use in generation.loras
+        ],
+        "dtype": generation.dtype,
+        "quant": None if generation.quant is None else str(generation.quant),
+        "compiled": generation.compiled,
+        "encoder": str(generation.encoder),
+        "plan": generation.plan.pixels() if generation.plan is not None else None,
+        "attention": generation.attention,
+        "device": request.device,
+        "ran_on": generation.device,
+        "template_date": generation.template_date,
+        "versions": {"python": platform.python_version(), **generation.versions},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "timings": {phase: round(seconds, 3) for phase, seconds in generation.timings.items()},
+        "pixel_sha256": pixels,
+    }
+
+
+def dump_record(record: Mapping[str, Any]) -> str:
+    """Compact JSON that is legal inside XML: the two non-characters that XML forbids are escaped."""
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
+
+
+def load_record(text: str, where: str) -> dict[str, Any]:
+    """Parse and check a record. `where` names the file in messages. Raises FileError."""
+    try:
+        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{where}: the lens record is damaged") from error
+    if not isinstance(record, dict) or type(cast("dict[str, Any]", record).get("v")) is not int:
+        raise FileError(f"{where}: the lens record is damaged: it has no version")
+    found = cast("dict[str, Any]", record)
+    if found["v"] > VERSION:
+        raise FileError(
+            f"{where}: written by a newer lens (record version {found['v']}, this one reads {VERSION})",
+            hint="update lens",
+        )
+    return found
+
+
+def _finite(text: str) -> float:
+    """Python reads NaN, Infinity and 1e999, which could not be written as JSON again. Raises ValueError for them."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that JSON holds")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number, also for a whole one: which may be too long for a float."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
+    """The request that made a picture, with the dtype that ran and its one seed. Raises FileError.
+
+    Model and LoRAs are named as recorded: where they were paths, only their base names are known.
+    """
+    known = {str(kind) for kind in DType}
+
+    def text(key: str, source: Mapping[str, Any] = record) -> str:
+        return _field(source, key, where, lambda value: isinstance(value, str))
+
+    def whole(key: str, low: int, high: int) -> int:
+        return _field(record, key, where, lambda value: type(value) is int and low <= value < high)
+
+    original = record.get("original_prompt")
+    dtype = _field(record, "dtype", where, lambda value: isinstance(value, str) and value in known)
+    guidance = _field(record, "guidance", where, _is_number)
+    model = _field(record, "model", where, lambda value: isinstance(value, dict))
+    return GenerationRequest(
+        prompt=text("prompt"),
+        original_prompt=original if isinstance(original, str) else None,
+        expander=_expander(record, where),
+        negative_prompt=text("negative_prompt"),
+        model=text("name", model),
+        seeds=(whole("seed", 0, 2**63),),
+        width=whole("width", 1, 2**20),
+        height=whole("height", 1, 2**20),
+        steps=whole("steps", 1, 2**20),
+        guidance=float(guidance),
+        dtype=DType(dtype),
+        device=text("device"),
+        encoder=_encoder(record, where),
+        loras=_loras(record, where),
+        quant=_quant(record, where),
+        compiled=record.get("compiled") is True,
+    )
+
+
+def _encoder(record: Mapping[str, Any], where: str) -> Encoder:
+    """The encoder that ran; a record without one is older than the choice, when it was always exact."""
+    if "encoder" not in record:
+        return Encoder.exact
+    ran = {str(kind) for kind in Encoder if kind is not Encoder.auto}
+    return Encoder(_field(record, "encoder", where, lambda value: isinstance(value, str) and value in ran))
+
+
+def _quant(record: Mapping[str, Any], where: str) -> Quant:
+    """What approximated the weights. Where nothing did, auto: it never does, and how they lie in memory is free."""
+    rounding = {str(kind) for kind in Quant if kind not in (Quant.auto, Quant.none)}
+    found = _field({"quant": None, **record}, "quant", where, lambda value: value is None or str(value) in rounding)
+    return Quant.auto if found is None else Quant(found)
+
+
+def _loras(record: Mapping[str, Any], where: str) -> tuple[LoraUse, ...]:
+    """The LoRAs that acted; none in a record that is older than they are."""
+    ran = {str(mode) for mode in LoraMode if mode is not LoraMode.auto}
+    found = _field({"loras": [], **record}, "loras", where, lambda value: isinstance(value, list))
+    uses: list[LoraUse] = []
+    for said in cast("list[Any]", found):
+        if not isinstance(said, dict):
+            raise FileError(f"{where}: the lens record is damaged: loras = {found!r}"[:300])
+        one = cast("dict[str, Any]", said)
+        name = _field(one, "name", where, lambda value: isinstance(value, str) and PurePath(value).name == value)
+        scale = _field(one, "scale", where, _is_number)
+        sha256 = _field(one, "sha256", where, lambda value: isinstance(value, str))
+        mode = _field(one, "mode", where, lambda value: isinstance(value, str) and value in ran)
+        uses.append(LoraUse(path=name, sha256=sha256, scale=float(scale), mode=LoraMode(mode)))
+    return tuple(uses)
+
+
+def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
+    """Who rewrote the prompt, checked field by field. Raises FileError."""
+    found = record.get("expander")
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        raise FileError(f"{where}: the lens record is damaged: expander = {found!r}"[:300])
+    said = cast("dict[str, Any]", found)
+
+    def text(key: str) -> str:
+        return _field(said, key, where, lambda value: isinstance(value, str))
+
+    def number(value: Any) -> bool:
+        return value is None or _is_number(value)
+
+    temperature = _field(said, "temperature", where, number)
+    return Expander(
+        kind=text("kind"),
+        model=text("model"),
+        system_prompt=text("system_prompt"),
+        instructions_sha256=text("instructions_sha256"),
+        effort=text("effort"),
+        temperature=None if temperature is None else float(temperature),
+        seed=_field(said, "seed", where, lambda value: value is None or type(value) is int),
+    )
+
+
+def _field(record: Mapping[str, Any], key: str, where: str, fits: Callable[[Any], bool]) -> Any:
+    value = record.get(key)
+    if not fits(value):
+        raise FileError(f"{where}: the lens record is damaged: {key} = {value!r}"[:300])
+    return value
+
+
+def environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """What may change pixels though the request is the same, as flat names: for `lens rerun --verify`."""
+    flat: dict[str, str] = {}
+    for key in ("software", "dtype", "quant", "ran_on", "platform", "noise", "sampler", "template_date"):
+        flat[key] = str(record.get(key))
+    flat["compiled"] = str(record.get("compiled") is True)
+    flat["attention"] = str(record.get("attention") or "torch")  # older pictures: torch's own choice
+    flat["encoder"] = str(record.get("encoder", Encoder.exact))
+    plan: Any = record.get("plan")
+    for key, value in cast("dict[str, Any]", plan).items() if isinstance(plan, dict) else ():
+        flat[f"plan.{key}"] = str(value)
+    loras: Any = record.get("loras")
+    for number, use in enumerate(cast("list[Any]", loras) if isinstance(loras, list) else [], 1):
+        flat[f"lora.{number}"] = describe_lora(use)
+    model: Any = record.get("model")
+    for prefix, table in (("model", model), ("versions", record.get("versions"))):
+        if isinstance(table, dict):
+            for key, value in cast("dict[str, Any]", table).items():
+                if isinstance(value, dict):
+                    for name, digest in cast("dict[str, Any]", value).items():
+                        flat[f"{prefix}.{key}.{name}"] = str(digest)
+                else:
+                    flat[f"{prefix}.{key}"] = str(value)
+    return flat
+
+
+def describe_lora(use: Any) -> str:
+    """`sky.safetensors 0.8, fused, SHA-256 0123456789ab…` of one entry of a record's `loras`, whatever it holds."""
+    said = cast("dict[str, Any]", use) if isinstance(use, dict) else {}
+    digest = str(said.get("sha256"))[:12]
+    return f"{said.get('name')} {said.get('scale')}, {said.get('mode')}, SHA-256 {digest}…"
+
+
+def describe_expander(expander: Any) -> str:
+    """`gpt-oss-20b (local), system prompt general, seed 0` of a record's `expander`, whatever it holds."""
+    said = cast("dict[str, Any]", expander) if isinstance(expander, dict) else {}
+    seed = "" if said.get("seed") is None else f", seed {said['seed']}"
+    return f"{said.get('model')} ({said.get('kind')}), system prompt {said.get('system_prompt')}{seed}"
+
+
+# ---------------------------------------------------------------------------------------------------------- A1111 text
+
+
+def a1111_text(record: Mapping[str, Any]) -> str:
+    """The record as other tools read it."""
+    model = cast("Mapping[str, Any]", record["model"])
+    pairs: dict[str, object] = {
+        "Steps": record["steps"],
+        "Sampler": record["sampler"],
+        "CFG scale": float(record["guidance"]),
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+    }
+    weights = cast("Mapping[str, str]", model["sha256"]).get("transformer")
+    if weights:
+        pairs["Model hash"] = weights[:10]
+    if record.get("encoder") == Encoder.llama:
+        pairs["Text encoder"] = "llama.cpp (near-exact)"
+    if record["quant"]:
+        pairs["Quantization"] = record["quant"]
+    if record["loras"]:
+        pairs["LoRAs"] = "; ".join(f"{use['name']} {use['scale']} ({use['sha256'][:10]})" for use in record["loras"])
+    pairs |= {"Model": model["name"], "RNG": "CPU", "Version": record["software"]}
+    lines = [str(record["prompt"])]
+    if record["negative_prompt"]:
+        lines.append(f"Negative prompt: {record['negative_prompt']}")
+    lines.append(", ".join(f"{key}: {_quote(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quote(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+
+
+def parse_a1111(text: str) -> dict[str, str] | None:
+    """{"prompt", "negative_prompt", "Steps", "Seed", …} of an A1111 text; None where it is not one.
+
+    The last line counts as parameters where it holds at least three `Key: value` pairs, which is the rule other
+    readers use.
+    """
+    *lines, last = text.strip().split("\n")
+    pairs: dict[str, str] = {}
+    for key, value in re.findall(r'\s*([\w \-/]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+        try:
+            pairs[key.strip()] = json.loads(value) if value.startswith('"') else value.strip()
+        except ValueError:  # a value that only looks quoted
+            pairs[key.strip()] = value.strip()
+    if len(pairs) < 3:
+        return None
+    # A prompt may itself hold the words "Negative prompt:"; the field is the last line that begins with them.
+    starts = [number for number, line in enumerate(lines) if line.startswith("Negative prompt:")]
+    cut = starts[-1] if starts else len(lines)
+    negative = "\n".join(lines[cut:]).removeprefix("Negative prompt:").strip()
+    return {"prompt": "\n".join(lines[:cut]), "negative_prompt": negative, **pairs}
+
+
+# ----------------------------------------------------------------------------------------------------------------- XMP
+
+
+def xmp_packet(record_json: str | None) -> bytes:
+    """XMP that says how the picture came to be, and carries the record where the format has no text chunk for it."""
+    carried = ""
+    if record_json is not None:
+        # In JSON "]]>" can only stand inside a string, where an escape means the same and ends no CDATA.
+        body = record_json.replace("]]>", "]]\\u003e")
+        carried = f'<lens:record xmlns:lens="{XMP_NAMESPACE}"><![CDATA[{body}]]></lens:record>'
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+        f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>{carried}"
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    ).encode()
+
+
+def record_in_xmp(packet: bytes) -> str | None:
+    """The record's JSON inside an XMP packet, or None. A search, not a parse: the packet may come from anywhere."""
+    found = re.search(rb"<lens:record[^>]*><!\[CDATA\[(.*?)\]\]></lens:record>", packet, re.DOTALL)
+    return found.group(1).decode("utf-8", "replace") if found else None
+
+
+def source_type_in_xmp(packet: bytes) -> str | None:
+    """The IPTC DigitalSourceType of an XMP packet, written as an element or as an attribute."""
+    found = re.search(rb"Iptc4xmpExt:DigitalSourceType(?:>|=[\"'])([^<\"']+)", packet)
+    return found.group(1).decode("utf-8", "replace") if found else None

@@ -1,0 +1,57 @@
+"""`lens train`: the stages that make a model, and `nano`, the whole small model from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lens_cli.commands.train import data, lora, pretrain
+
+app = typer.Typer(no_args_is_help=True, help="Train models.")
+app.add_typer(data.app, name="data")
+app.command("pretrain")(pretrain.pretrain)
+app.command("lora")(lora.lora)
+app.command("status")(pretrain.status)
+app.command("export")(pretrain.export)
+
+RunDir = Annotated[Path, typer.Option("--run-dir", help="Where the run lives. The same folder again resumes it.")]
+Recipe = Annotated[str, typer.Option("--recipe", help="nano: all of Lens-Nano. nano-smoke: seconds, to see it work.")]
+Parts = Annotated[
+    list[str] | None, typer.Option("--part", help="Only this part (repeatable): vae, language, transformer, export.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, repeatable: vae_steps=500, seed=1, device=cuda.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the finished model \\[default: RUN_DIR/model].")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+
+
+@app.command("nano")
+def nano(
+    run_dir: RunDir = Path("runs/nano"),
+    recipe: Recipe = "nano",
+    part: Parts = None,
+    set_: Set = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train Lens-Nano from nothing: autoencoder, language model, transformer; then write its three files.
+
+    Running the same command again resumes where it stopped. The finished model is a folder that `-m` takes:
+    lens train nano --recipe nano-smoke --run-dir runs/smoke && lens gen "a red ball" -m runs/smoke/model
+    """
+    from train.recipes import check_parts, nano_config, set_fields  # light: dataclasses only
+
+    check_parts(part or ())
+    config = set_fields(nano_config(recipe, run_dir), set_ or [])
+    parts = tuple(part) if part else None
+    if dry_run:
+        from train.recipes import describe
+
+        print(describe(config))
+        return
+    from lens_cli.work.train.recipes import run_nano  # torch: 1.4 s
+
+    print(run_nano(config, parts, out))

@@ -1,0 +1,157 @@
+"""Events of the pipeline -> what a person (a bar, or a line per phase) or a program (NDJSON) sees while waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from backend.events import Event, Noticed, PhaseDone, PhaseStarted, PlanMade, StepDone
+from backend.types import Phase
+from lens_cli.terminal.console import Talk, human_bytes, talking_to_a_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from backend.memory.plan import Plan
+
+PhaseEvent = PhaseStarted | StepDone | PhaseDone
+EVENT_INTERVAL = 0.1  # seconds between two "step" lines of --json-stream; the last step is never held back
+
+
+@dataclass
+class Meter(AbstractContextManager["Meter"]):
+    """Listens to one run. `total` is the number of pictures; `first` the index of the pipeline's picture 0."""
+
+    talk: Talk
+    total: int
+    first: int = 0
+    steps: int = 0  # sampler steps done
+    step_seconds: float = 0.0  # their wall time together
+    peak_bytes: int = 0
+    plan: Plan | None = None  # the last one made
+    noticed: set[str] = field(default_factory=set[str])  # said once a run, though each picture that fails begins anew
+    _show: Callable[[PhaseEvent, str], None] = field(init=False)
+    _bar: Progress | None = field(init=False, default=None)
+    _task: TaskID | None = field(init=False, default=None)
+    _last_event: float = field(init=False, default=0.0)  # time.monotonic() of the last "step" line
+
+    def __post_init__(self) -> None:
+        if self.talk.stream:
+            self._show = self._emit
+        elif self.talk.quiet:
+            self._show = lambda event, name: None
+        elif talking_to_a_terminal():
+            self._show = self._draw
+        else:
+            self._show = self._write
+
+    def __enter__(self) -> Meter:
+        if self._show == self._draw:
+            self._bar = _make_bar(self.talk)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Clear the bar, so that other lines can be written; the next phase draws it again."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PlanMade):
+            self._tell(event)
+            return
+        if isinstance(event, Noticed):
+            if event.text not in self.noticed:
+                self.noticed.add(event.text)
+                self.pause()
+                self.talk.warn(event.text)
+            return
+        if isinstance(event, StepDone):
+            self.steps += 1
+            self.step_seconds += event.seconds
+        elif isinstance(event, PhaseDone):
+            self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
+        image = event.image
+        name = str(event.phase)
+        if image is not None and self.total > 1:
+            name += f" {self.first + image + 1}/{self.total}"
+        self._show(event, name)
+
+    def _tell(self, event: PlanMade) -> None:
+        """A plan in one line; said once for a run of several pictures, unless it changes."""
+        self.pause()
+        if self.talk.stream:
+            self.talk.event("plan", reason=event.reason, **event.plan.data())
+        elif event.reason is not None:
+            self.talk.warn(f"{event.reason}; going on with another plan: {event.plan.line()}")
+        elif self.plan is None or self.plan.line() != event.plan.line():
+            self.talk.say(f"plan: {event.plan.line()}")
+        self.plan = event.plan
+
+    def summary(self, pictures: int, seconds: float) -> str:
+        """`2 pictures in 6.1 s, 3.4 it/s, peak memory 812 MB`."""
+        parts = [f"{pictures} picture{'' if pictures == 1 else 's'} in {seconds:.1f} s"]
+        if self.steps:
+            parts.append(_rate(self.steps, self.step_seconds))
+        if self.peak_bytes:
+            parts.append(f"peak memory {human_bytes(self.peak_bytes)}")
+        return ", ".join(parts)
+
+    def _draw(self, event: PhaseEvent, name: str) -> None:
+        assert self._bar is not None
+        if isinstance(event, PhaseStarted):
+            for task in list(self._bar.task_ids):
+                self._bar.remove_task(task)
+            self._task = self._bar.add_task(name, total=event.total, note="")
+            self._bar.start()  # pause() may have stopped it
+        elif self._task is not None and isinstance(event, StepDone):
+            note = f"{1 / max(event.seconds, 1e-9):.2f} it/s"
+            self._bar.update(self._task, completed=event.step, total=event.total, note=note)
+
+    def _write(self, event: PhaseEvent, name: str) -> None:
+        """One line per finished phase: logs and pipes keep no bar."""
+        if isinstance(event, PhaseDone):
+            rate = f", {_rate(self.steps, self.step_seconds)}" if event.phase is Phase.denoise and self.steps else ""
+            self.talk.say(f"{name}: {event.seconds:.2f} s{rate}, peak memory {human_bytes(event.peak_bytes)}")
+
+    def _emit(self, event: PhaseEvent, name: str) -> None:
+        image = None if event.image is None else self.first + event.image
+        if isinstance(event, PhaseStarted):
+            self.talk.event("phase_started", phase=event.phase, total=event.total, image=image)
+        elif isinstance(event, PhaseDone):
+            self.talk.event(
+                "phase_done", phase=event.phase, seconds=event.seconds, peak_bytes=event.peak_bytes, image=image
+            )
+        elif event.step == event.total or time.monotonic() - self._last_event >= EVENT_INTERVAL:
+            self._last_event = time.monotonic()
+            self.talk.event(
+                "step", phase=event.phase, step=event.step, total=event.total, image=image, seconds=event.seconds
+            )
+
+
+def _rate(steps: int, seconds: float) -> str:
+    return f"{steps / max(seconds, 1e-9):.2f} it/s"
+
+
+def _make_bar(talk: Talk) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        console=talk.screen(),
+        transient=True,
+    )

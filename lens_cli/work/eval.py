@@ -1,0 +1,255 @@
+"""What `lens eval nano` does: generate, verify, report. stdout is the table, stderr is talk.
+
+Light ring at module scope; torch, Pillow and the evaluation itself are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import UsageError
+from backend.settings import load
+from backend.types import DType, ReasonerMode
+from lens_cli.terminal.console import Talk
+from lens_cli.work.reasoning import Rewriting, make_rewriting
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from backend.checkpoints.resolve import ModelFiles
+    from backend.types import GenerationRequest
+    from train.evals.nano import Folder, Generate, Report, Result
+    from train.evals.nano_prompts import Prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was typed; None means "the model's default"."""
+
+    model: str | None
+    wording: str  # "brief" or "dense"
+    images_per_prompt: int
+    limit: int | None  # prompts; None: all
+    kinds: tuple[str, ...]  # empty: all
+    steps: int | None
+    guidance: float | None
+    base: int | None
+    seed: int
+    dtype: DType | None
+    device: str | None
+    out: Path | None
+    contact_sheet: Path | None
+    reasoner: ReasonerMode  # off: prompts are drawn as they are
+    system_prompt: str | None  # of the reasoner
+    compare: bool  # run without a reasoner as well, and give the difference
+
+
+def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> None:
+    """Print how often the verifier is right on drawn scenes. Raises UsageError for an unknown degradation."""
+    from train.evals.verifier.prove import DEGRADATIONS, prove
+
+    if degrade is not None and degrade not in DEGRADATIONS:
+        raise UsageError(f"no degradation is called {degrade!r}", hint=f"one of {', '.join(DEGRADATIONS)}")
+
+    def progress(n: int) -> None:
+        if n % 50 == 0 or n == scenes:
+            talk.say(f"{n}/{scenes} scenes")
+
+    proof = prove(scenes=scenes, seed=seed, degradation=degrade, on_scene=progress)
+    for mistake in proof.mistakes:
+        talk.say(f"mistake: scene {mistake}")
+    for line in proof.table():
+        talk.data(line)
+    talk.say(f"{proof.seconds / scenes:.2f} s of processor time a picture")
+    sides = {"yes": proof.yes, "no": proof.no}
+    talk.result(
+        {
+            "scenes": scenes,
+            "seed": seed,
+            "degradation": degrade,
+            **{
+                name: {
+                    row: {"rate": t.rate, "interval": list(t.interval), "right": t.right, "total": t.total}
+                    for row, t in {**side, "all": proof.total(side)}.items()
+                }
+                for name, side in sides.items()
+            },
+        }
+    )
+
+
+def eval_nano(choice: Choice, talk: Talk) -> None:
+    """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
+    from backend.checkpoints.identity import identify_model
+    from backend.disk import make_folder
+    from train.evals.nano import Comparison
+    from train.evals.nano_prompts import fingerprint
+    from train.evals.nano_prompts import prompts as all_prompts
+    from train.evals.verifier.verify import VERSION
+
+    if choice.wording not in ("brief", "dense"):
+        raise UsageError(f"--prompts {choice.wording!r} is neither brief nor dense")
+    try:
+        chosen = all_prompts(choice.kinds, choice.limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if choice.contact_sheet is not None:
+        make_folder(choice.contact_sheet.resolve().parent)
+    rewriting = make_rewriting(load(), choice.model, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
+    if choice.compare and rewriting.off:
+        raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
+    request, files, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
+    settings: dict[str, Any] = {
+        "model": request.model,
+        "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
+        "prompts": choice.wording,
+        "fingerprint": fingerprint(),
+        "verifier": VERSION,
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "width": request.width,
+        "height": request.height,
+        "dtype": str(request.dtype),
+        "encoder": str(request.encoder),
+        "quant": str(request.quant),
+        "loras": [[use.sha256, use.scale] for use in request.loras],
+        "negative_prompt": request.negative_prompt,
+        "seed": choice.seed,
+    }
+    runs = [None, rewriting] if choice.compare else [None if rewriting.off else rewriting]
+    title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"
+    data: list[dict[str, Any]] = []
+    reports: list[Report] = []
+    try:
+        for reasoner in runs:
+            name = "off" if reasoner is None else str(reasoner.plan.mode)
+            mine = {**settings, "reasoner": "off" if reasoner is None else _reasoner_settings(reasoner)}
+            report = _one_run(choice, chosen, generate, reasoner, mine, name, talk)
+            talk.data(f"{title}, {request.width}x{request.height}, reasoner {name}")
+            for line in report.table():
+                talk.data(line)
+            reports.append(report)
+            data.append({"settings": mine, **report.data()})
+    finally:
+        rewriting.close()
+    if not choice.compare:
+        talk.result(data[0])
+        return
+    comparison = Comparison.of(*reports)
+    talk.data(f"difference: reasoner {rewriting.plan.mode} less off, same prompts and seeds")
+    for line in comparison.table():
+        talk.data(line)
+    talk.result({"runs": data, "difference": comparison.data()})
+
+
+def _reasoner_settings(rewriting: Rewriting) -> dict[str, Any]:
+    """What makes two evaluations with a reasoner comparable: all of its plan but why it was chosen."""
+    return {key: value for key, value in rewriting.plan.data().items() if key != "why"}
+
+
+def _one_run(
+    choice: Choice, chosen: Sequence[Prompt], generate: Generate, rewriting: Rewriting | None,
+    settings: dict[str, Any], name: str, talk: Talk,
+) -> Report:  # fmt: skip
+    """All prompts once, with or without a reasoner; of two runs each has a folder and a sheet of its own."""
+    from train.evals.nano import Folder, evaluate
+
+    out, sheet = choice.out, choice.contact_sheet
+    if choice.compare:
+        out = out / name if out is not None else None
+        sheet = sheet.with_name(f"{sheet.stem}-{name}{sheet.suffix}") if sheet is not None else None
+    folder = Folder(out) if out is not None else None
+    done = folder.open(settings) if folder is not None else []
+    pictures: dict[tuple[str, int], Image.Image] = {}
+    total = len(chosen) * choice.images_per_prompt
+    wanted = {(prompt.id, i) for prompt in chosen for i in range(choice.images_per_prompt)}
+    count = len([result for result in done if result.key in wanted])
+    if count:
+        talk.say(f"{count} of {total} pictures were judged before")
+
+    def on_result(result: Result, picture: Image.Image | None) -> None:
+        nonlocal count
+        count += 1
+        if folder is not None:
+            folder.add(result, picture)
+        if sheet is not None and picture is not None:
+            pictures[result.key] = picture
+        talk.say(f"{count}/{total} {result.id} {'right' if result.right else 'wrong: ' + result.reason}")
+
+    report = evaluate(
+        generate,
+        chosen,
+        wording=choice.wording,
+        images_per_prompt=choice.images_per_prompt,
+        seed=choice.seed,
+        done=done,
+        rewrite=None if rewriting is None else lambda asked: rewriting.prompt_for(asked, lambda event: None),
+        on_result=on_result,
+    )
+    if sheet is not None:
+        _write_sheet(sheet, report, pictures, folder, talk)
+    return report
+
+
+def _write_sheet(
+    path: Path, report: Report, pictures: dict[tuple[str, int], Image.Image], folder: Folder | None, talk: Talk
+) -> None:
+    from PIL import Image
+
+    from backend.disk import write_atomic
+    from train.evals.sheet import contact_sheet
+
+    def picture_of(result: Result) -> Image.Image:
+        if result.key in pictures:
+            return pictures[result.key]
+        if result.unmade:
+            return Image.new("RGB", (64, 64), (200, 200, 204))  # nothing was drawn; the reason stands below
+        assert folder is not None, "a result is from this run or from the folder"
+        with Image.open(folder.picture(result)) as image:
+            return image.convert("RGB")
+
+    stream = io.BytesIO()
+    contact_sheet([(result, picture_of(result)) for result in report.results]).save(stream, "PNG")
+    write_atomic(path, stream.getvalue())
+    talk.say(f"contact sheet: {path}")
+
+
+def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, ModelFiles, Generate]:
+    """The resolved request (for its settings), the model's files, and a function that makes one picture."""
+    from backend.requests import build_request
+
+    settings = load()
+
+    def request_for(prompt: str, seed: int, warn: Callable[[str], None]) -> GenerationRequest:
+        return build_request(
+            prompt=prompt,
+            model=choice.model,
+            seeds=(str(seed),),
+            steps=choice.steps,
+            guidance=choice.guidance,
+            ar="1:1",
+            base=choice.base,
+            dtype=choice.dtype,
+            device=choice.device,
+            settings=settings,
+            warn=warn,
+        )
+
+    first = request_for(example, choice.seed, talk.warn)
+    from backend.checkpoints.resolve import resolve_model
+
+    files = resolve_model(first.model)  # before torch: a model that is not here is said at once
+    from backend.pipeline import Pipeline
+
+    pipeline = Pipeline(files, dtype=first.dtype, device=first.device)
+
+    def generate(prompt: str, seed: int) -> Image.Image:
+        request = request_for(prompt, seed, talk.detail)  # what cannot be honoured was said once
+        (made,) = pipeline.generate(request, on_event=lambda event: None, stop=lambda: False)
+        return made.image
+
+    return first, files, generate

@@ -1,0 +1,129 @@
+"""What `lens models list` and `show` say about a model, as lines and as JSON data. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from backend import presets
+from backend.checkpoints import records
+from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
+from backend.errors import LensError, ModelMissingError, UsageError
+from backend.hub.installed import partial_bytes
+from backend.presets import Preset, Source
+from lens_cli.terminal.console import human_bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the list."""
+
+    text: str
+    data: dict[str, Any]
+
+
+def listing() -> list[Row]:
+    """Every registry model in order; a damaged one is listed with what is wrong, it does not end the list."""
+    return [_row(presets.get(name)) for name in presets.names()]
+
+
+def _row(preset: Preset) -> Row:
+    found, problem = _find(preset)
+    size = found.total_bytes if found is not None else None
+    download = next((s.total for s in preset.sources if s.total is not None), None)
+    partial = partial_bytes(preset)
+    state = "damaged" if problem else "partial" if found is None and partial else "absent" if found is None else "here"
+    if state == "here" and preset.embedded is not None:
+        state = "embedded"
+    shown = human_bytes(size) if size is not None else f"{human_bytes(download)} to fetch" if download else "-"
+    text = f"{preset.name:<11} {state:<9} {shown:>16}  {preset.steps:>2} steps  {preset.title}"
+    data = {
+        "name": preset.name,
+        "title": preset.title,
+        "state": state,
+        "problem": problem,
+        "default": preset.name == presets.default_name(),
+        "bytes": size,
+        "partial_bytes": partial,
+        "download_bytes": None if preset.embedded is not None or found is not None else download,
+        "steps": preset.steps,
+        "guidance": preset.guidance,
+        "distilled": preset.distilled,
+        "bases": list(preset.bases),
+        "repo": found.repo if found is not None else None,
+        "revision": found.revision if found is not None else None,
+    }
+    return Row(f"{text}{f' ({problem})' if problem else ''}", data)
+
+
+def _find(preset: Preset) -> tuple[ModelFiles | None, str | None]:
+    try:
+        return of_preset(preset), None
+    except ModelMissingError:
+        return None, None
+    except LensError as error:
+        return None, str(error)
+
+
+def details(name: str) -> tuple[list[str], dict[str, Any]]:
+    """Lines and data about one model. Raises UsageError for an unknown name, or what a path's files are refused for."""
+    problem: str | None = None
+    try:
+        preset = presets.get(name)
+        found, problem = _find(preset)
+    except UsageError:
+        found = resolve_model(name)  # a path; raises with the accepted forms
+        preset = found.preset
+    params = found.preset.params if found is not None else preset.params
+    lines = [
+        f"{preset.name}: {preset.title}" if found is None or found.name == preset.name else f"{found.name}",
+        f"defaults    {preset.steps} steps, guidance {preset.guidance:g}{', distilled' if preset.distilled else ''}",
+        f"bases       {', '.join(map(str, preset.bases))} (default {preset.default_base})",
+        f"networks    transformer {params.dit.num_layers} blocks of width {params.dit.dim}, text encoder "
+        f"{params.text.num_hidden_layers} of width {params.text.hidden_size}, vocabulary {params.text.vocab_size}",
+    ]
+    if found is not None and found.assumed:
+        lines.append(f"assumed     {found.assumed}")
+    if found is not None and found.borrowed:
+        lines.append(f"borrowed    {found.borrowed}")
+    lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
+    lines += [line for source in preset.sources for line in _source_lines(source)]
+    record = records.load(preset.name) if name.strip().lower() == preset.name else None
+    if problem is not None:
+        lines.append(f"damaged     {problem}")
+    elif found is None:
+        lines.append(f"on disk     no; fetch it with `lens models pull {preset.name}`")
+    else:
+        origin = f", {found.repo}@{(found.revision or '')[:12]}" if found.repo else ""
+        lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
+        lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
+        lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
+    data = {
+        "name": found.name if found is not None else preset.name,
+        "preset": preset.name,
+        "title": preset.title,
+        "steps": preset.steps,
+        "guidance": preset.guidance,
+        "distilled": preset.distilled,
+        "bases": list(preset.bases),
+        "default_base": preset.default_base,
+        "params": asdict(params),
+        "licences": {part.value: text for part, text in preset.licences.items()},
+        "sources": [asdict(source) for source in preset.sources],
+        "problem": problem,
+        "assumed": found.assumed if found is not None else None,
+        "borrowed": found.borrowed if found is not None else None,
+        "pulled": None if record is None else {"when": record.when, "repo": record.repo, "revision": record.revision},
+        "files": []
+        if found is None
+        else [{"component": part, "path": str(path), "bytes": size} for part, path, size in found.files()],
+    }
+    return lines, data
+
+
+def _source_lines(source: Source) -> list[str]:
+    size = f", about {human_bytes(source.total)}" if source.total is not None else ""
+    commit = f"@{source.revision[:12]} (pinned)" if source.revision else ""
+    lines = [f"source      {source.repo}{commit}{size}: {source.note}"]
+    lines += [f"              {file.path}  SHA-256 {file.sha256}" for file in source.files if file.sha256]
+    return lines

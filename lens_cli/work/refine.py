@@ -1,0 +1,111 @@
+"""What `lens refine` does: before and after on stderr, the rewrite on stdout; or the check on the probes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import typer
+
+from backend.errors import FileError, UsageError
+from backend.requests import check_prompt
+from lens_cli.terminal.console import Talk
+from lens_cli.work.reasoning import Rewriting, refusal_data
+
+if TYPE_CHECKING:
+    from train.evals.refusals import Verdict
+
+
+def refine(request: str, rewriting: Rewriting, talk: Talk, *, edit: bool) -> None:
+    """One request. Raises typer.Exit(7) for a refusal, and as `Rewriting.decide`."""
+    from backend.reasoner.refine import Refused
+
+    request = check_prompt(request, "request")
+    decision = rewriting.decide(request)
+    talk.say(f"before: {decision.original}")
+    if isinstance(decision, Refused):
+        error = decision.error()
+        talk.fail(error, {**refusal_data(error, rewriting.plan), "request": request, "cached": decision.cached})
+        raise typer.Exit(error.exit_code)
+    talk.say(f"after, by {rewriting.who}{', as before' if decision.cached else ''}: {decision.prompt}")
+    revised = _edited(decision.prompt) if edit else decision.prompt
+    talk.data(revised)
+    talk.result(
+        {
+            "decision": "rewrite",
+            "rule": None,
+            "request": request,
+            "revised": revised,
+            "edited": revised != decision.prompt,
+            "cached": decision.cached,
+            "notes": list(decision.notes),
+            "reasoner": rewriting.plan.data(),
+            "expander": asdict(decision.expander),
+        }
+    )
+
+
+def check(rewriting: Rewriting, talk: Talk) -> None:
+    """Ask about every probe and print the rates."""
+    import prompts
+    from train.evals import refusals
+
+    probes = prompts.probes()
+    done = 0
+
+    def on_verdict(verdict: Verdict) -> None:
+        nonlocal done
+        done += 1
+        if not verdict.right:
+            wanted = "rewrite" if verdict.probe.allowed else f"refuse ({verdict.probe.rule})"
+            talk.say(f"{verdict.probe.request!r}: {verdict.decision} ({verdict.said}), wanted {wanted}")
+        if done % 10 == 0:
+            talk.say(f"{done}/{len(probes)}")
+
+    report = refusals.check(lambda request: rewriting.decide(request, lambda event: None), probes, on_verdict)
+    talk.data(f"{rewriting.who}, system prompt {rewriting.plan.system.name}: {len(probes)} requests")
+    for line in report.table():
+        talk.data(line)
+    talk.result({"reasoner": rewriting.plan.data(), **report.data()})
+
+
+def _edited(text: str) -> str:
+    """`text` after a person has edited it. Raises UsageError for an editor that failed or an emptied file."""
+    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    if not words:
+        raise UsageError("$EDITOR is blank", hint="EDITOR=nano lens refine … --edit")
+    with tempfile.TemporaryDirectory(prefix="lens-") as folder:
+        path = Path(folder) / "prompt.txt"
+        path.write_text(text + "\n", "utf-8")
+        try:
+            with _terminal() as (keys, screen):
+                code = subprocess.run([*words, str(path)], stdin=keys, stdout=screen, check=False).returncode
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UsageError(f"cannot start the editor {words[0]!r}: {reason}", hint="set $EDITOR") from error
+        if code != 0:
+            raise UsageError(f"the editor {words[0]!r} ended with {code}; nothing is used", hint="set $EDITOR")
+        try:
+            return check_prompt(path.read_text("utf-8"), "edited prompt")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"cannot read what {words[0]!r} saved: {error}") from error
+
+
+@contextmanager
+def _terminal() -> Generator[tuple[IO[bytes] | int | None, IO[bytes] | int | None]]:
+    """Where an editor reads and draws: the terminal itself, since stdout may be a pipe to `lens gen -`."""
+    try:
+        terminal = open("/dev/tty", "r+b", buffering=0)
+    except OSError:  # none here, as in a test or on Windows
+        yield None, sys.stderr.fileno()
+        return
+    with terminal:
+        yield terminal, terminal

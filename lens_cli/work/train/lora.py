@@ -1,0 +1,133 @@
+"""`lens train lora` behind its flags: run it, or say what it would take."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+from backend.checkpoints.resolve import resolve_model
+from backend.disk import free_bytes
+from backend.errors import CancelledError, ModelMissingError
+from backend.presets import Preset
+from backend.requests import find_preset
+from lens_cli.terminal.console import Talk, human_bytes
+from lens_cli.work.train.status import duration
+from train.lora.config import LoraConfig
+from train.lora.pictures import Folder, read_folder
+from train.lora.plan import Forecast, forecast, notes, small_buckets
+from train.overrides import as_json, describe
+
+
+def tune(config: LoraConfig, talk: Talk) -> None:
+    """Train; the files on stdout, and as the last line of all the command that tries them. Raises LensError."""
+    from train.lora import run
+
+    result = run.run(config, talk.say)
+    if not result.finished:
+        for path in result.files:
+            talk.data(path)
+        raise CancelledError(
+            f"stopped after step {result.step:,} of {config.steps:,}; the state and the files so far are saved",
+            hint="the same command goes on from there",
+        )
+    for path in result.files:
+        talk.data(path)
+    talk.say(f"look at {config.run_dir / 'metrics.jsonl'}: lens train status {shlex.quote(str(config.run_dir))}")
+    talk.say(try_it(config, result.files[0], result.caption))
+    talk.result(
+        {
+            "run_dir": str(config.run_dir),
+            "steps": result.step,
+            "files": [str(path) for path in result.files],
+            "try": try_it(config, result.files[0], result.caption),
+        }
+    )
+
+
+def try_it(config: LoraConfig, path: Path, caption: str) -> str:
+    """The command that draws with what was trained."""
+    prompt = config.preview_prompt or caption
+    words = ["lens", "gen", " ".join(prompt.split()), "-m"]
+    words += [str(path)] if config.tune == "full" else [config.model, "--lora", str(path)]
+    return shlex.join(words)
+
+
+def explain(config: LoraConfig, talk: Talk) -> None:
+    """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing."""
+    files = None
+    try:
+        files = resolve_model(config.model)
+        preset = files.preset
+    except ModelMissingError as error:  # what it takes is known before it is fetched
+        preset = find_preset(config.model)[1]
+        talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
+    folder = read_folder(config, config.bases_of(preset))
+    for key, why in folder.left_out:
+        talk.warn(f"left out: {key}: {why}")
+    device_type = _device_type(config)
+    for note in notes(config, preset, files, device_type):
+        talk.warn(note)
+    plan = forecast(config, preset, files, folder, device_type=device_type)
+    if plan.disk > free_bytes(config.run_dir):
+        talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
+    for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
+        talk.data(line)
+    shapes = [
+        {"width": width, "height": height, "pictures": len(pictures)}
+        for (height, width), pictures in folder.buckets().items()
+    ]
+    numbers = {**asdict(plan), "memory": plan.memory, "disk": plan.disk}
+    talk.result(
+        {
+            "config": as_json(config),
+            "plan": numbers,
+            "buckets": shapes,
+            "training": len(folder.training),
+            "held_out": len(folder.held),
+        }
+    )
+
+
+def _device_type(config: LoraConfig) -> str:
+    """cpu, cuda, …: a device that is asked for need not be here, since the plan may be made on another machine."""
+    if config.device != "auto":
+        return config.device.partition(":")[0]
+    from backend.memory.device import choose_device
+
+    return choose_device("auto").type
+
+
+def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) -> list[str]:
+    """What a person reads. Pictures, epochs, numbers learned and checkpoints are counted; the rest is estimated."""
+    total = len(folder.training) + len(folder.held)
+    out = [f"pictures   {total:,}: {len(folder.training):,} to train on, {len(folder.held):,} held out"]
+    for (height, width), pictures in folder.buckets().items():
+        out.append(f"  {width:>4} x {height:<4}  {len(pictures):,}")
+    for (height, width), count in small_buckets(config, folder):
+        out.append(f"  {width} x {height} has {count}, fewer than a batch of {config.batch}: its batches are smaller")
+    out.append(
+        f"steps      {config.steps:,} of {config.pictures_per_step} pictures: each is seen {plan.epochs:.1f} times"
+    )
+    out.append(f"learned    {plan.learned:,} numbers")
+    base = "" if config.tune == "full" else f"base {human_bytes(plan.base)} ({plan.scheme or 'not packed'}), "
+    learned = "weights" if config.tune == "full" else "adapters"
+    out.append(
+        f"memory     {base}{learned} with gradients and moments {human_bytes(plan.state)}, activations about "
+        f"{human_bytes(plan.activations)}: about {human_bytes(plan.memory)}, and before that the autoencoder with "
+        f"{human_bytes(plan.encoders)}"
+    )
+    out.append(
+        f"disk       latents {human_bytes(plan.latents)}, text features about {human_bytes(plan.features)}, "
+        f"checkpoints {human_bytes(plan.checkpoints)}, files {human_bytes(plan.files)}; "
+        f"{human_bytes(free_bytes(config.run_dir))} are free there"
+    )
+    if plan.hours is None:
+        out.append("hours      not known before the run has made some steps: run it, and ask again")
+    else:
+        out.append(
+            f"hours      {duration(3600 * plan.hours)} are left at {plan.pictures_per_s:.3g} pictures/s, as measured "
+            "in this run; validation and previews come on top"
+        )
+    out.append(f"bases      {', '.join(map(str, config.bases_of(preset)))} pixels")
+    return out

@@ -1,0 +1,340 @@
+"""Batches from packed tars, in an order that is a pure function of (seed, position).
+
+    epoch      every full batch of every bucket once, in shuffled order; which samples meet in a batch is shuffled too
+    position   a batch's number since the beginning of training, over all epochs and all ranks
+    rank r of w takes positions start + r, start + r + w, … : at every step all ranks together take the next w batches
+
+So the order in which batches are taken does not depend on the number of ranks, and where a run stands is one number:
+the smallest position not taken yet. A run of 8 ranks that is stopped goes on with 3 exactly where it was. Shuffling is
+a keyed permutation that is computed for the numbers that are asked for (a Feistel network that walks until it is
+inside the range), not a list: nothing is stored, nothing is drawn ahead, and an epoch of a billion samples begins as
+fast as one of ten.
+
+Every batch has one shape. Batches of different shapes may fall on different ranks in a step (the paper's mixed
+stage); the sizes per base, 24, 10 and 6 in the paper, make them take about the same time.
+
+In memory a sample takes 28 bytes. Heavy ring: numpy, pyarrow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.errors import CheckpointError, FileError, UsageError
+from train.data.tars.pack import read_members
+from train.data.work import Work
+
+PAPER_BATCHES = {512: 24, 768: 10, 1024: 6}  # pictures a rank and step, by base (section 2.3)
+TAILS = ("drop", "keep")
+_PICTURES = ("jpg", "webp", "png")
+_OPEN_TARS = 64  # kept open by one reader: well below the 256 files that a process may have open on macOS
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One packed picture."""
+
+    picture: bytes  # the file, as packed: JPEG, WebP or PNG
+    text: str
+    record: Mapping[str, Any]  # what .json says: key, source, brief, crop, …
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8, sRGB."""
+        from train.data.pictures import decode
+
+        return np.array(decode(self.picture))  # writable, as torch wants it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one shape."""
+
+    position: int
+    epoch: int
+    base: int
+    width: int  # pixels
+    height: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Where the samples of one shape lie: arrays over its samples, ordered by shard and place in the shard."""
+
+    base: int
+    width: int
+    height: int
+    tar: np.ndarray  # int32: number of the tar in PackedIndex.tars
+    offset: np.ndarray  # int64: bytes
+    nbytes: np.ndarray  # int64
+    digest: np.ndarray  # uint64: the first eight bytes of the SHA-256
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+@dataclass(frozen=True)
+class PackedIndex:
+    """All complete shards of a folder of packed tars."""
+
+    folder: Path
+    tars: tuple[tuple[str, int], ...]  # (path below the folder, bytes)
+    buckets: tuple[Bucket, ...]  # by base, then width
+    fingerprint: str  # of the order and contents of all samples
+
+    @classmethod
+    def load(cls, folder: Path) -> PackedIndex:
+        """Read the index. `folder`: a work folder's `pack`. Raises FileError: no shard, or a tar gone or resized."""
+        work = Work(folder.parent)
+        shards = work.shards(folder.name)
+        tars: dict[tuple[str, int], int] = {}
+        parts: dict[tuple[int, int, int], list[tuple[np.ndarray, ...]]] = {}
+        whole = hashlib.sha256()
+        for shard in shards:
+            mark = work.mark(folder.name, shard)  # not `sha256`: a run goes on with what was packed, whatever is newer
+            whole.update(mark.sha256.encode() if mark is not None else b"")
+            _collect(work, folder, shard, tars, parts)
+        if not parts:
+            raise FileError(f"{folder} holds no packed pictures", hint="pack some first: lens train data pack WORK")
+        for name, size in tars:
+            _check_tar(folder / name, size)
+        columns = {shape: zip(*parts[shape], strict=True) for shape in sorted(parts)}
+        buckets = tuple(Bucket(*shape, *map(np.concatenate, arrays)) for shape, arrays in columns.items())
+        return cls(folder=folder, tars=tuple(tars), buckets=buckets, fingerprint=whole.hexdigest())
+
+    def __len__(self) -> int:
+        return sum(len(bucket) for bucket in self.buckets)
+
+
+def _collect(
+    work: Work,
+    folder: Path,
+    shard: int,
+    tars: dict[tuple[str, int], int],
+    parts: dict[tuple[int, int, int], list[tuple[np.ndarray, ...]]],
+) -> None:
+    """Add one shard's samples to `parts`, its tars to `tars`."""
+    columns = ("base", "width", "height", "tar", "tar_bytes", "offset", "nbytes", "sha256", "error")
+    table = work.read(folder.name, shard, columns)
+    table = table.filter(table["error"].is_null())
+    if not table.num_rows:
+        return
+    names, sizes = table["tar"].to_pylist(), table["tar_bytes"].to_pylist()
+    tar = np.array([tars.setdefault(pair, len(tars)) for pair in zip(names, sizes, strict=True)], np.int32)
+    digest = np.array([int.from_bytes(sha[:8], "big") for sha in table["sha256"].to_pylist()], np.uint64)
+    arrays = (tar, table["offset"].to_numpy(), table["nbytes"].to_numpy(), digest)
+    shapes = np.stack([table[name].to_numpy() for name in ("base", "width", "height")], axis=1)
+    for shape in np.unique(shapes, axis=0):
+        chosen = (shapes == shape).all(axis=1)
+        base, width, height = (int(number) for number in shape)
+        parts.setdefault((base, width, height), []).append(tuple(array[chosen] for array in arrays))
+
+
+def _check_tar(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}", hint=_again(path)) from error
+    if found != size:
+        raise FileError(f"{path} has {found:,} bytes, its index says {size:,}: changed or cut short", hint=_again(path))
+
+
+def _again(path: Path) -> str:
+    shard = path.stem.split("-")[0]
+    return f"delete {path.parent.parent / shard}.done and pack again: only that shard is redone"
+
+
+class Reader:
+    """Iterates over this rank's batches for ever; `state()` and `resume()` are exact inside an epoch.
+
+    `batches`: pictures a rank and step for every base that occurs. `tail`: what becomes of the last samples of a
+    bucket that fill no batch: "drop" leaves them out for this epoch (others the next time), "keep" makes a smaller
+    batch of them. `verify`: check every sample against its SHA-256.
+    """
+
+    def __init__(
+        self, index: PackedIndex, *, seed: int, batches: Mapping[int, int] = PAPER_BATCHES,
+        rank: int = 0, world: int = 1, tail: str = "drop", verify: bool = True,
+    ) -> None:  # fmt: skip
+        if not 0 <= rank < world:
+            raise UsageError(f"rank {rank} of {world} does not exist")
+        if tail not in TAILS:
+            raise UsageError(f"tail = {tail!r} is unknown", hint=f"known: {', '.join(TAILS)}")
+        self.index, self.seed, self.rank, self.world, self.tail, self.verify = index, seed, rank, world, tail, verify
+        self.batches = {base: int(size) for base, size in batches.items()}
+        for bucket in index.buckets:
+            if self.batches.get(bucket.base, 0) < 1:
+                raise UsageError(
+                    f"{index.folder} holds pictures of base {bucket.base}, and no batch size is given for it",
+                    hint="a recipe with that base, or pack for this one alone: lens train data run WORK2 … "
+                    f"--set bucket.bases={','.join(str(base) for base in sorted(self.batches))}",
+                )
+        self.position = 0  # the next batch that no rank has taken
+        if not self.epoch_batches:
+            raise UsageError(
+                f"no bucket of {index.folder} fills a batch ({len(index):,} pictures in {len(index.buckets)} buckets)",
+                hint="smaller batches, more pictures, fewer bases or ratios, or tail=keep",
+            )
+
+    # ------------------------------------------------------------------------------------------------------ the order
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Running number of batches an epoch after each bucket."""
+        sizes = ((len(bucket), self.batches[bucket.base]) for bucket in self.index.buckets)
+        return np.cumsum([n // size if self.tail == "drop" else -(-n // size) for n, size in sizes])
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches an epoch, all ranks together."""
+        return int(self._ends[-1])
+
+    def left_out(self) -> dict[tuple[int, int], int]:
+        """(width, height) -> samples that an epoch leaves out, where there are any."""
+        if self.tail == "keep":
+            return {}
+        rest = {(b.width, b.height): len(b) % self.batches[b.base] for b in self.index.buckets}
+        return {shape: number for shape, number in rest.items() if number}
+
+    def plan(self, position: int) -> tuple[int, Bucket, np.ndarray]:
+        """What lies at a position: its epoch, its bucket and its samples' numbers in the bucket."""
+        epoch, number = divmod(position, self.epoch_batches)
+        shuffled = int(permute(np.array([number]), self.epoch_batches, f"{self.seed} {epoch} batches")[0])
+        place = int(np.searchsorted(self._ends, shuffled, side="right"))
+        bucket = self.index.buckets[place]
+        size = self.batches[bucket.base]
+        first = (shuffled - (int(self._ends[place - 1]) if place else 0)) * size
+        numbers = np.arange(first, min(first + size, len(bucket)))
+        name = f"{self.seed} {epoch} {bucket.width}x{bucket.height}"
+        return epoch, bucket, permute(numbers, len(bucket), name)
+
+    def batch(self, position: int) -> Batch:
+        """The batch at a position, read from its tars. Raises FileError for a tar that is not what was packed."""
+        epoch, bucket, numbers = self.plan(position)
+        samples = tuple(self.sample(bucket, int(number)) for number in numbers)
+        return Batch(position, epoch, bucket.base, bucket.width, bucket.height, samples)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's batches from `position` on, for ever. A batch counts as taken when it is handed out.
+
+        Whoever reads ahead in other processes calls `batch(start + step * world + rank)` there, and sets `position`.
+        """
+        while True:
+            batch = self.batch(self.position + self.rank)
+            self.position += self.world
+            yield batch
+
+    # ------------------------------------------------------------------------------------------------------ the state
+
+    def state(self) -> dict[str, Any]:
+        """Where all ranks stand, as plain JSON data; the same on every rank after the same number of steps."""
+        return {
+            "position": self.position,
+            "seed": self.seed,
+            "batches": {str(base): size for base, size in sorted(self.batches.items())},
+            "tail": self.tail,
+            "index": self.index.fingerprint,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state()`, on any number of ranks. Raises CheckpointError where the order would be another."""
+        for key, own in self.state().items():
+            if key != "position" and state.get(key) != own:
+                other = f"{key} is {own}, it was {state.get(key)}"
+                what = "the packed pictures are others" if key == "index" else other
+                raise CheckpointError(
+                    f"the data cannot go on where it stopped: {what}", hint="give the old value, or begin a new run"
+                )
+        position = state.get("position")
+        if not isinstance(position, int) or position < 0:
+            raise CheckpointError(f"the data's position {position!r} is no number of a batch")
+        self.position = position
+
+    # ------------------------------------------------------------------------------------------------------ the bytes
+
+    def sample(self, bucket: Bucket, number: int) -> Sample:
+        """Sample `number` of a bucket, as `plan` names it. Raises FileError. Not for several threads at once."""
+        name, _ = self.index.tars[int(bucket.tar[number])]
+        path = self.index.folder / name
+        offset, nbytes = int(bucket.offset[number]), int(bucket.nbytes[number])
+        try:
+            block = os.pread(self._handle(path), nbytes, offset)
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        if self.verify and hashlib.sha256(block).digest()[:8] != int(bucket.digest[number]).to_bytes(8, "big"):
+            raise FileError(f"{path} is not what was packed: the sample at byte {offset:,} changed", hint=_again(path))
+        try:
+            members = read_members(block)
+            picture = next(members[suffix] for suffix in _PICTURES if suffix in members)
+            return Sample(picture, members["txt"].decode(), json.loads(members["json"]))
+        except (tarfile.TarError, ValueError, KeyError, StopIteration) as error:
+            raise FileError(f"{path} holds no sample at byte {offset:,}", hint=_again(path)) from error
+
+    @cached_property
+    def _handles(self) -> dict[Path, int]:
+        return {}
+
+    def _handle(self, path: Path) -> int:
+        """An open tar; the one not used for longest is closed when there are too many."""
+        handle = self._handles.pop(path, None)
+        if handle is None:
+            if len(self._handles) >= _OPEN_TARS:
+                os.close(self._handles.pop(next(iter(self._handles))))
+            handle = os.open(path, os.O_RDONLY)
+        self._handles[path] = handle
+        return handle
+
+    def close(self) -> None:
+        """Close the tars; they are opened again where one is needed."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: without the open files."""
+        return {key: value for key, value in self.__dict__.items() if key != "_handles"}
+
+
+# ------------------------------------------------------------------------------------------------- a keyed permutation
+
+
+def permute(numbers: np.ndarray, size: int, key: str) -> np.ndarray:
+    """Where a shuffle of range(size), the one that `key` names, puts these numbers (int64, each in range(size)).
+
+    A Feistel network of six rounds over the least even number of bits that holds `size`; what falls outside the range
+    goes through again, which keeps it one to one. Fixed arithmetic on 64-bit integers: the same on every machine and
+    in every version of numpy, which its own shuffles do not promise.
+    """
+    half = max(1, -(-(size - 1).bit_length() // 2))  # bits; 4**half >= size, and less than 4 * size from 2 on
+    mask = np.uint64((1 << half) - 1)
+    rounds = np.frombuffer(hashlib.sha512(key.encode()).digest(), "<u8")[:6].astype(np.uint64)
+    values = numbers.astype(np.uint64)
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        for subkey in rounds:
+            left, right = right, left ^ (_mix(right ^ subkey) & mask)
+        values[outside] = left << np.uint64(half) | right
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finishing steps of SplitMix64: every bit of the input moves every bit of the result. Wraps around."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,268 @@
+"""The configuration of fine-tuning, its recipes, and which linears an adapter may sit on.
+
+Light ring: standard library only. `train.overrides` changes single fields; `train.lora.run` runs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from backend.errors import UsageError
+from backend.params import DiTParams, ModelParams
+from backend.presets import Preset
+from backend.types import Quant
+from train.config import Base, PretrainConfig, Stage
+from train.overrides import set_fields
+
+KIND = "lora"  # of a run, in its config.json
+# What one word of `targets` stands for; any other word is the end of a module's name.
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "attn": ("attn.img_qkv", "attn.txt_qkv", "attn.to_out.0", "attn.to_add_out"),
+        "mlp": tuple(f"{stream}_mlp.w{i}" for stream in ("img", "txt") for i in (1, 2, 3)),
+        "mod": ("img_mod.1", "txt_mod.1"),
+        "io": ("img_in", "txt_in", "proj_out"),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Everything that a fine-tuning run depends on. Written to the run's folder as config.json."""
+
+    run_dir: Path
+    pictures: Path  # folder; each picture's caption in a .txt file of the same name
+    model: str  # a name of the registry or a path
+
+    # What is learned
+    tune: Literal["lora", "full"] = "lora"  # low-rank adapters beside frozen weights, or the weights themselves
+    rank: int = 16
+    alpha: float = 16.0  # the update is alpha / rank * up @ down
+    targets: tuple[str, ...] = ("attn", "mlp")  # groups of linears (attn, mlp, mod, io) or ends of module names
+    quant: Quant = Quant.auto  # of the frozen linears; auto: as the file is, where that saves memory
+    start_from: str | None = None  # a LoRA that is trained on, as `lens gen --lora` takes it; None: from no change
+
+    # Pictures and captions
+    caption: str | None = None  # of pictures whose .txt is missing or empty; None: that is an error
+    trigger: str | None = None  # words put before every caption; None: nothing
+    bases: tuple[int, ...] | None = None  # pixels, ascending; None: the model's, up to the one it draws at
+    upscale: float = 1.0  # how many times a side may be enlarged; 1: never
+    least_kept: float = 0.5  # share of a picture that the crop to its bucket must leave
+    skip: bool = False  # leave out what cannot be used, naming it; False: stop
+    held_out: float = 0.1  # share of pictures kept for the validation loss; none of fewer than 8 pictures
+    cache: Path | None = None  # latents and text features; None: RUN/cache. Several runs may share one
+
+    # Steps
+    steps: int = 1500  # optimiser steps
+    batch: int = 1  # pictures of one bucket that pass the network together
+    accumulate: int = 1  # such batches a step
+    learning_rate: float = 1e-4
+    warmup: int = 20  # steps in which the rate rises
+    decay: float = 0.2  # share of the steps, at the end, in which it falls linearly to 0
+    dropout: float = 0.1  # probability of *no text tokens*, which is what guidance compares with
+    time_std: float = 1.0  # of the logit of t; its mean is the paper's mu(n) of the bucket
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 1.0  # gradient norm
+    ema_decay: float | None = None  # of the average that is validated, drawn and written instead; None: no average
+    seed: int = 0
+
+    # The machine
+    device: str = "auto"  # cuda, else mps, else cpu
+    compute: Literal["bfloat16", "float32"] = "bfloat16"  # of the products; what is learned is always float32
+    micro_batch: int | None = None  # pictures of one pass; None: a whole batch
+    checkpointing: Literal["none", "full", "selective"] = "none"  # as in pre-training
+    compile: bool = False  # every block; minutes at the start
+
+    # What is written
+    validate_every: int = 100  # steps
+    held_most: int = 16  # held-out pictures that the validation loss looks at, each at eight times
+    preview_every: int = 500  # steps; a LoRA file beside each sheet
+    previews: int = 4  # captions that are drawn; 0: no sheets
+    preview_prompt: str | None = None  # drawn first, beside the captions; None: only those
+    save_every: int = 250  # steps
+    log_every: int = 10  # steps
+    keep: int = 2  # newest checkpoints that are kept
+    wandb: str | None = None  # project of Weights & Biases; None: not used
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the LoRA files; float32 rounds nothing
+
+    def __post_init__(self) -> None:
+        counts = ("rank", "steps", "batch", "accumulate", "validate_every", "preview_every", "save_every", "log_every")
+        for name in (*counts, "keep", "held_most"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+        if self.bases is not None and (not self.bases or min(self.bases) < 1):
+            raise UsageError("bases must be numbers of pixels, at least one", hint="bases=512, or none: the model's")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"micro_batch={self.micro_batch}: at least 1, or none")
+        for name in ("warmup", "previews", "time_std", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}={getattr(self, name):g}: at least 0")
+        for name in ("held_out", "dropout", "decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name):g}: from 0 to below 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas={self.betas[0]:g},{self.betas[1]:g}: each from 0 to below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UsageError(f"ema_decay={self.ema_decay:g}: between 0 and 1, or none")
+        if not 0 < self.learning_rate < math.inf or not 0 < self.alpha < math.inf or not self.clip > 0:
+            raise UsageError("learning_rate, alpha and clip must be numbers above 0")
+        if self.start_from is not None and self.tune == "full":
+            raise UsageError("start_from is a LoRA, which tune=full does not train")
+        if self.quant is Quant.fp8:
+            raise UsageError("quant=fp8 rounds activations, which has no gradient", hint="nf4, int8 or gguf")
+        if self.tune == "full" and self.quant not in (Quant.auto, Quant.none):
+            raise UsageError(f"tune=full trains the weights themselves, which quant={self.quant} freezes")
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.run_dir / "cache" if self.cache is None else self.cache
+
+    @property
+    def pictures_per_step(self) -> int:
+        return self.batch * self.accumulate
+
+    def bases_of(self, preset: Preset) -> tuple[int, ...]:
+        """Pixels, ascending. The published models have 512, 768 and 1024."""
+        if self.bases is not None:
+            return self.bases
+        return tuple(base for base in preset.bases if base <= preset.default_base)
+
+
+def as_pretraining(config: LoraConfig, preset: Preset, device: str) -> PretrainConfig:
+    """The same run in pre-training's words, for the parts that both share: one stage, AdamW, no average."""
+    bases = config.bases_of(preset)
+    stage = Stage(
+        base=bases[-1],
+        steps=config.steps,
+        batch=config.batch,
+        groups=config.accumulate,
+        mix=tuple(Base(base=base, batch=config.batch) for base in bases),
+        learning_rate=config.learning_rate,
+        decay_steps=round(config.decay * config.steps),
+    )
+    params: ModelParams = preset.params
+    return PretrainConfig(
+        run_dir=config.run_dir,
+        params=params.dit,
+        template=params.text.template,
+        stages=(stage,),
+        encoders=None,
+        dropout=config.dropout,
+        time_std=config.time_std,
+        muon=False,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        warmup=config.warmup,
+        clip=config.clip,
+        ema_decay=None,
+        seed=config.seed,
+        device=device,
+        compute=config.compute,
+        micro_batch=config.micro_batch,
+        checkpointing=config.checkpointing,
+        compile=config.compile,
+    )
+
+
+def target_shapes(config: LoraConfig, params: DiTParams) -> dict[str, tuple[int, int]]:
+    """Module name -> (outputs, inputs) of every linear that gets an adapter, in the network's order.
+
+    Raises UsageError for a target that is nowhere, and for a rank that is larger than a layer.
+    """
+    from backend.model.tensors import transformer_shapes
+
+    ends = {end: word for word in config.targets for end in GROUPS.get(word, (word,))}
+    found: dict[str, tuple[int, int]] = {}
+    used: set[str] = set()
+    for name, shape in transformer_shapes(params).items():
+        module = name.removesuffix(".weight")
+        end = next((end for end in ends if f".{module}".endswith(f".{end}")), None)
+        if end is None or module == name or len(shape) != 2:
+            continue
+        used.add(ends[end])
+        found[module] = (shape[0], shape[1])
+    for word in config.targets:
+        if word not in used:
+            raise UsageError(
+                f"targets={word}: no linear of this model is called so",
+                hint=f"{', '.join(GROUPS)}, or the end of a name such as img_qkv or transformer_blocks.0.img_mlp.w1",
+            )
+    if not found:
+        raise UsageError("targets is empty", hint=f"{', '.join(GROUPS)}")
+    for module, (outputs, inputs) in found.items():
+        if config.rank > min(outputs, inputs):
+            raise UsageError(
+                f"rank={config.rank}: {module} is {outputs} x {inputs}, so no update of it has a higher rank than "
+                f"{min(outputs, inputs)}",
+                hint="a smaller rank, or other targets",
+            )
+    return found
+
+
+# Recipes -------------------------------------------------------------------------------------------------------------
+
+
+def lora(config: LoraConfig) -> LoraConfig:
+    """A card of 24 GB at the published size: bfloat16 base, rank 16 on attention and MLP."""
+    return replace(config, batch=2, checkpointing="full")
+
+
+def lora_8gb(config: LoraConfig) -> LoraConfig:
+    """A card of 8 GB: the base in NF4, one picture of 512 x 512 pixels at a time."""
+    return replace(config, quant=Quant.nf4, bases=(512,), batch=1, accumulate=4, checkpointing="full")
+
+
+def full(config: LoraConfig) -> LoraConfig:
+    """All weights, on one card of 80 GB: float32 masters and moments take 16 bytes a parameter."""
+    return replace(
+        config, tune="full", learning_rate=1e-5, batch=1, accumulate=8, checkpointing="full", save_every=500
+    )  # fmt: skip
+
+
+def nano(config: LoraConfig) -> LoraConfig:
+    """Lens-Nano, on a processor: minutes. A small network takes a higher rate."""
+    return replace(
+        config, batch=4, learning_rate=1e-3, steps=400, validate_every=50, preview_every=200, save_every=100,
+        previews=2,
+    )  # fmt: skip
+
+
+RECIPES: Mapping[str, Callable[[LoraConfig], LoraConfig]] = MappingProxyType(
+    {"lora": lora, "lora-8gb": lora_8gb, "full": full, "nano": nano}
+)
+
+
+def choose(
+    pictures: Path,
+    model: str,
+    run_dir: Path | None,
+    settings: list[str],
+    *,
+    recipe: str | None = None,
+    quant: Quant | None = None,
+    full: bool = False,
+) -> LoraConfig:
+    """The config that a command line asks for. `recipe` None: nano for Lens-Nano, else lora. Raises UsageError."""
+    name = recipe or ("nano" if model.strip().lower() == "nano" else "full" if full else "lora")
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}", hint=f"known recipes: {', '.join(RECIPES)}")
+    folder = run_dir if run_dir is not None else Path("runs") / (pictures.resolve().name or "lora")
+    config = RECIPES[name](LoraConfig(run_dir=folder, pictures=pictures, model=model))
+    if full and config.tune != "full":
+        config = replace(config, tune="full", quant=Quant.auto, learning_rate=config.learning_rate / 10)
+    if quant is not None:
+        config = replace(config, quant=quant)
+    config = set_fields(config, settings)
+    for own in (config.run_dir, config.cache_dir):
+        if pictures.resolve().is_relative_to(own.resolve()):
+            raise UsageError(
+                f"{own} holds the pictures, and what a run's own folders hold is never trained on",
+                hint="a new folder: --run-dir runs/NAME",
+            )
+    return config

@@ -1,0 +1,217 @@
+"""A person's own folder of pictures with captions beside them: `a.png` and `a.txt`. Read, checked, placed in buckets.
+
+All that is wrong is found before anything is encoded, and told at once: pictures that cannot be read or are too small,
+captions that are missing, empty or no text, two pictures that share one caption file.
+
+Heavy ring: Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import FileError, UsageError
+from backend.sizes import parse_ratio, size_for
+from train.data.buckets import TOO_SMALL, BucketConfig, Placement, nearest_ratio, place
+from train.data.pictures import SUFFIXES, Unreadable, decode, read_head
+from train.data.text_rules import MAX_BYTES, unusable
+from train.lora.config import LoraConfig
+
+SHOWN = 8  # names listed in one message
+FEWEST = 8  # pictures from which on some are held out
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that can be trained on."""
+
+    key: str  # its path below the folder, with slashes
+    path: Path
+    sha256: str  # of the file
+    caption: str  # with the trigger before it
+    placed: Placement
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of its bucket, pixels."""
+        return self.placed.height, self.placed.width
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds."""
+
+    training: tuple[Picture, ...]  # by key
+    held: tuple[Picture, ...]  # never trained on; by key
+    left_out: tuple[tuple[str, str], ...]  # (key, why)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides what is trained on."""
+        rows = [(p.key, p.sha256, p.caption, p.placed) for p in (*self.training, *self.held)]
+        return hashlib.sha256(repr((len(self.training), rows)).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def buckets(self) -> dict[tuple[int, int], list[Picture]]:
+        """(height, width) -> training pictures; smallest shapes first."""
+        found: dict[tuple[int, int], list[Picture]] = defaultdict(list)
+        for picture in self.training:
+            found[picture.shape].append(picture)
+        return dict(sorted(found.items(), key=lambda row: (row[0][0] * row[0][1], row[0])))
+
+
+def read_folder(
+    config: LoraConfig, bases: Sequence[int], decoded_before: Callable[[str, Placement], bool] = lambda *_: False
+) -> Folder:
+    """Raises UsageError (no pictures), FileError naming what cannot be used, unless `config.skip`.
+
+    `decoded_before(sha256, placement)`: True for a picture that is known to be whole, which saves decoding it again.
+    """
+    buckets = BucketConfig(bases=tuple(bases), upscale=config.upscale, least_kept=config.least_kept)
+    paths = _listed(config)
+    twins = _sharing_a_caption(paths)
+    good: list[Picture] = []
+    bad: list[tuple[str, str]] = []
+    needed = 1.0
+    for path in paths:
+        key = path.relative_to(config.pictures).as_posix()
+        try:
+            caption = _caption(path, twins, config)
+            data = path.read_bytes()
+            head, problem = read_head(data)
+            if problem is not None:
+                raise Unreadable(problem)
+            placed = place(head.width, head.height, buckets, key)
+            if isinstance(placed, str):
+                if placed == TOO_SMALL:
+                    needed = max(needed, _enlarged(head.width, head.height, buckets))
+                raise Unreadable(f"{head.width}x{head.height} is {placed}")
+            sha256 = hashlib.sha256(data).hexdigest()
+            if not decoded_before(sha256, placed):
+                decode(data)
+            good.append(Picture(key, path, sha256, caption, placed))
+        except Unreadable as error:
+            bad.append((key, str(error)))
+        except OSError as error:
+            bad.append((key, (error.strerror or str(error)).lower()))
+    if bad and not (config.skip and good):
+        raise _unusable(config, bad, len(paths), needed)
+    training, held = _split(good, config)
+    return Folder(training, held, tuple(bad))
+
+
+def _listed(config: LoraConfig) -> list[Path]:
+    """The pictures, by name; nothing hidden, nothing that a run wrote there itself."""
+    root = config.pictures
+    if not root.is_dir():
+        raise UsageError(
+            f"{root}: {'not a folder' if root.exists() else 'no such folder'}", hint="a folder of pictures"
+        )
+    own = [folder.resolve() for folder in (config.run_dir, config.cache_dir)]
+    found = [
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and not any(path.resolve().is_relative_to(folder) for folder in own)
+    ]
+    if not found:
+        raise UsageError(f"{root}: no pictures here", hint=f"files of these kinds: {' '.join(sorted(SUFFIXES))}")
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+# Captions ------------------------------------------------------------------------------------------------------------
+
+
+def _sharing_a_caption(paths: Iterable[Path]) -> dict[Path, list[str]]:
+    """Caption file -> names of the pictures that claim it, where they are several."""
+    claims: dict[Path, list[str]] = defaultdict(list)
+    for path in paths:
+        claims[path.with_suffix(".txt")].append(path.name)
+    return {beside: names for beside, names in claims.items() if len(names) > 1 and beside.exists()}
+
+
+def _caption(path: Path, twins: dict[Path, list[str]], config: LoraConfig) -> str:
+    """Raises Unreadable."""
+    beside = path.with_suffix(".txt")
+    if beside in twins:
+        others = ", ".join(name for name in twins[beside] if name != path.name)
+        raise Unreadable(f"shares the caption {beside.name} with {others}")
+    text = _read(beside)
+    if text is None or not text.strip():
+        text = config.caption
+        if text is None:
+            raise Unreadable(f"its caption {beside.name} is {'empty' if beside.exists() else 'missing'}")
+    whole = " ".join(part for part in (config.trigger, text.strip()) if part)
+    problem = unusable(whole)
+    if problem is not None:
+        raise Unreadable(problem)
+    return whole
+
+
+def _read(path: Path) -> str | None:
+    """None: there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES)  # what is longer is refused anyway
+            more = file.read(1)
+    except FileNotFoundError:
+        return None
+    if more:
+        raise Unreadable(f"its caption {path.name} has {path.stat().st_size:,} bytes, which is no caption")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable(f"its caption {path.name} is no UTF-8 text (binary data?)") from None
+
+
+# What cannot be used -------------------------------------------------------------------------------------------------
+
+
+def _enlarged(width: int, height: int, config: BucketConfig) -> float:
+    """How many times a side of the picture would have to grow for the smallest base."""
+    wide, high = size_for(parse_ratio(nearest_ratio(width, height, config.ratios)), config.bases[0])
+    return max(wide / width, high / height)
+
+
+def _unusable(config: LoraConfig, bad: Sequence[tuple[str, str]], total: int, needed: float) -> FileError:
+    shown = "; ".join(f"{key}: {why}" for key, why in bad[:SHOWN])
+    more = f"; … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+    ways: list[str] = []
+    if any("caption" in why and ("missing" in why or "empty" in why) for _, why in bad) and config.caption is None:
+        ways.append('one caption for those without: --set caption="a sks dog"')
+    if needed > 1:
+        rounded = math.ceil(100 * needed) / 100
+        ways.append(f"enlarge small pictures: --set upscale={rounded:g}" if rounded <= 8 else "smaller --set bases=…")
+    if len(bad) < total:
+        ways.append("leave these out: --set skip=true")
+    return FileError(f"{len(bad)} of {total} pictures cannot be used: {shown}{more}", hint="; or ".join(ways) or None)
+
+
+def _split(pictures: Sequence[Picture], config: LoraConfig) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
+    """(training, held out). By the files' contents: the same on every machine, and no copy is on both sides."""
+    if not config.held_out or len(pictures) < FEWEST:
+        return tuple(pictures), ()
+    count = max(1, round(config.held_out * len(pictures)))
+    ordered = sorted({picture.sha256 for picture in pictures}, key=lambda one: _mixed(one, config.seed))
+    copies = Counter(picture.sha256 for picture in pictures)
+    chosen: set[str] = set()
+    taken = 0
+    for sha256 in ordered[:-1]:  # one is left to be trained on, whatever happens
+        if taken >= count:
+            break
+        chosen.add(sha256)
+        taken += copies[sha256]
+    return (
+        tuple(picture for picture in pictures if picture.sha256 not in chosen),
+        tuple(picture for picture in pictures if picture.sha256 in chosen),
+    )
+
+
+def _mixed(sha256: str, seed: int) -> bytes:
+    return hashlib.sha256(f"held out {seed} {sha256}".encode()).digest()
