@@ -21,12 +21,19 @@ from torch import Tensor
 
 from backend.cache import tensors
 from backend.cache.store import Store, remove_abandoned
-from backend.disk import make_folder
+from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError
 from train.batches.encoders import Encoders
 from train.config import PretrainConfig
 from train.data.tars.reader import Sample
-from train.lora.source import RunCache
+
+
+class RunCache(Store):
+    """Files of a run: none is ever forgotten, and one that cannot be written ends the run."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Raises FileError."""
+        write_atomic(self.path(key), data)
 
 
 class Encoded:

@@ -21,15 +21,14 @@ from torch import Tensor
 
 from backend import latents
 from backend.cache import tensors
-from backend.cache.store import Store
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
-from backend.disk import make_folder, write_atomic
+from backend.disk import make_folder
 from backend.errors import CheckpointError, FileError
 from backend.loading import load_vae
 from backend.text.features import FeatureSource
 from backend.types import Encoder
-from train.batches.packed import padded
+from train.batches.kept import RunCache
 from train.batches.scenes import encode_images
 from train.config import At, Stage
 from train.data import buckets
@@ -37,20 +36,12 @@ from train.data.buckets import Placement
 from train.data.pictures import Unreadable, decode
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, Picture
-from train.run.batch import Grid, Group, Loaded
+from train.run.batch import Grid, Group, Loaded, padded
 
 VERSION = 1  # raised when the same picture gives other numbers
 AT_ONCE = 64  # captions that share one pass over the text encoder's layers
 
 Say = Callable[[str], None]
-
-
-class RunCache(Store):
-    """Files of a run: none is ever forgotten, and one that cannot be written ends the run."""
-
-    def write(self, key: str, data: bytes) -> None:
-        """Raises FileError."""
-        write_atomic(self.path(key), data)
 
 
 class Cache:

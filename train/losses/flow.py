@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backend.params import DiTParams
-from train.run.distributed import like
-
 
 def training_mu(tokens: int) -> float:
     """Mean of the logit of t for pictures of `tokens` tokens: 1.0 at 256 up to 1.3 at 4096, linear beyond."""
@@ -28,20 +25,3 @@ def interpolate(x0: Tensor, eps: Tensor, t_B: Tensor) -> Tensor:
 def velocity_target(x0: Tensor, eps: Tensor) -> Tensor:
     """v = eps - x0."""
     return eps - x0
-
-
-def init_weights(model: torch.nn.Module, params: DiTParams, generator: torch.Generator) -> None:
-    """Xavier-uniform matrices, zero biases; zero modulation and output, so that every block starts as the identity.
-
-    The paper does not state its initialisation; this is DiT's (arXiv 2212.09748, adaLN-Zero). A sharded matrix is drawn
-    whole, so that the weights do not depend on the number of ranks.
-    """
-    for name, p in model.named_parameters():
-        if "norm" in name and p.dim() == 1 and not name.startswith("norm_out"):
-            p.data.fill_(1.0)
-        elif p.dim() < 2 or "_mod." in name or name.startswith(("norm_out", "proj_out")):
-            p.data.zero_()
-        else:
-            bound = (6.0 / (p.shape[0] + p.shape[1])) ** 0.5
-            whole = torch.empty(p.shape, device="cpu").uniform_(-bound, bound, generator=generator)
-            p.data.copy_(like(whole, p.data))

@@ -190,7 +190,7 @@ class Trained:
     def _begin(self, initial: Mapping[str, Tensor] | None) -> LensTransformer2DModel:
         model = placed(self.config, self.ranks).train()
         if initial is None:
-            flow.init_weights(model, self.config.params, torch.Generator().manual_seed(self.config.seed))
+            init_weights(model, self.config.params, torch.Generator().manual_seed(self.config.seed))
         else:
             _adopt(model, initial)
         return model
@@ -321,3 +321,20 @@ def _adopt(model: LensTransformer2DModel, weights: Mapping[str, Tensor]) -> None
             raise CheckpointError(f"the weights to start from have no {name!r} of shape {list(parameter.shape)}")
         source = weights[name]
         parameter.copy_(source if type(source.data) is type(parameter.data) else like(source, parameter))
+
+
+def init_weights(model: torch.nn.Module, params: DiTParams, generator: torch.Generator) -> None:
+    """Xavier-uniform matrices, zero biases; zero modulation and output, so that every block starts as the identity.
+
+    The paper does not state its initialisation; this is DiT's (arXiv 2212.09748, adaLN-Zero). A sharded matrix is drawn
+    whole, so that the weights do not depend on the number of ranks.
+    """
+    for name, p in model.named_parameters():
+        if "norm" in name and p.dim() == 1 and not name.startswith("norm_out"):
+            p.data.fill_(1.0)
+        elif p.dim() < 2 or "_mod." in name or name.startswith(("norm_out", "proj_out")):
+            p.data.zero_()
+        else:
+            bound = (6.0 / (p.shape[0] + p.shape[1])) ** 0.5
+            whole = torch.empty(p.shape, device="cpu").uniform_(-bound, bound, generator=generator)
+            p.data.copy_(like(whole, p.data))

@@ -10,7 +10,7 @@ import typer
 from lens_cli import options
 
 if TYPE_CHECKING:
-    from lens_cli.work.train.data_stages import Call
+    from lens_cli.work.train.data_call import Call
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,7 +49,7 @@ def call_of(
     quiet: bool,
 ) -> Call:
     """What every stage is given."""
-    from lens_cli.work.train.data_stages import Call
+    from lens_cli.work.train.data_call import Call
 
     talk = options.talk_for(f"train data {stage}", json=json, quiet=quiet)
     return Call(work.expanduser().resolve(), tuple(set_ or ()), engine, workers, dry_run, talk)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from backend.disk import free_bytes
 from lens_cli.terminal.console import human_bytes
-from lens_cli.work.train.data_stages import Call, span
+from lens_cli.work.train.data_call import Call, span
 from train.data import estimate
 from train.data.buckets import BucketConfig
 from train.data.scan import ScanSettings

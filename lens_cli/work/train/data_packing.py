@@ -14,7 +14,7 @@ from pathlib import Path
 
 from backend.errors import UsageError
 from lens_cli.terminal.console import human_bytes
-from lens_cli.work.train.data_stages import Call, run_stage, span
+from lens_cli.work.train.data_call import Call, run_stage, span
 from train.data.buckets import TOO_SMALL, BucketConfig
 from train.data.captions import ask as captions
 from train.data.captions.batch import read_answers, write_requests
@@ -26,6 +26,7 @@ from train.data.scan import planned
 from train.data.settings import read_section, section, write_section
 from train.data.tars.pack import PackConfig
 from train.data.text_images import stage as textimages
+from train.data.text_images.texts import TextImageSettings
 
 
 def find_duplicates(call: Call) -> None:
@@ -253,7 +254,7 @@ def _explain_pack(call: Call, stage: Pack, todo: Sequence[int]) -> None:
 
 def text_images(call: Call) -> None:
     """`call.folder` is the folder of the tars, with a config.json of its own beside them."""
-    settings, remembered = section(textimages.TextImageSettings, "text-images", call.folder, call.given)
+    settings, remembered = section(TextImageSettings, "text-images", call.folder, call.given)
     stage = textimages.TextImages(call.folder, settings)
     todo = [shard for shard in stage.shards if not stage.done(shard)]
     if call.dry_run:

@@ -24,7 +24,8 @@ from backend.reasoner.answers import quoted
 from tests.train.packed import picture
 from train.data.text_images import draw as textdraw
 from train.data.text_images.draw import Materials, contrast, draw_picture, has_letters, materials
-from train.data.text_images.stage import TextImages, TextImageSettings, draw, made_up
+from train.data.text_images.stage import TextImages, draw
+from train.data.text_images.texts import TextImageSettings, made_up
 
 SMALL = TextImageSettings(bases=(192,))
 

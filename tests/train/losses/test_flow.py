@@ -16,6 +16,7 @@ from backend.model.diffusers_transformer import LensTransformer2DModel
 from backend.params import DiTParams
 from backend.sampling import denoise, schedule
 from train.losses import flow
+from train.run.step import init_weights
 
 # Height x width: mean of the logit of t.
 MU = {
@@ -90,7 +91,7 @@ def test_first_weights() -> None:
         num_layers=2, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6), in_channels=8,
         out_channels=2, enc_hidden_dim=12, selected_layer_index=(0, 1), mlp_hidden_dim=40,
     )  # fmt: skip
-    flow.init_weights(model, params, torch.Generator().manual_seed(0))
+    init_weights(model, params, torch.Generator().manual_seed(0))
     for name, p in model.named_parameters():
         if "norm" in name and not name.startswith("norm_out"):
             assert bool((p == 1).all()), name
@@ -110,5 +111,5 @@ def test_first_weights() -> None:
                 torch.equal(a, b) for a, b in zip(block(image, words, temb, rope, None), (image, words), strict=True)
             )
     again: Any = LensTransformer2DModel.from_config(model.config)
-    flow.init_weights(again, params, torch.Generator().manual_seed(0))
+    init_weights(again, params, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
 from backend.errors import FileError, UsageError
 from train.data.pictures import SUFFIXES, Unreadable, decode
-from train.data.text_images.stage import TextImageSettings, made_up, texts_of
+from train.data.text_images.texts import TextImageSettings, made_up, texts_of
 
 if TYPE_CHECKING:
     RGB = tuple[int, int, int]

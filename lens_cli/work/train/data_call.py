@@ -1,0 +1,73 @@
+"""One `lens train data` command as it was typed, and its stage run on the engine with progress on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lens_cli.terminal.console import Talk
+from train.data.engine import run_shards
+from train.data.work import Work
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command as it was typed."""
+
+    folder: Path  # WORK, absolute
+    given: tuple[str, ...]  # --set
+    engine: str
+    workers: int | None  # None: one a core
+    dry_run: bool
+    talk: Talk
+
+    @property
+    def work(self) -> Work:
+        return Work(self.folder)
+
+
+class Stage(Protocol):
+    """A function of a shard that can tell whether it has run."""
+
+    def stamp(self, shard: int) -> str: ...
+    def __call__(self, shard: int) -> None: ...
+
+
+def run_stage(
+    call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], workers: int | None, gpus: float = 0.0
+) -> None:
+    """Run `todo` on the engine, with a line on stderr every few seconds. `gpus`: of a Ray task, where there are any."""
+    if not todo:
+        call.talk.detail(f"{name}: nothing to do")
+        return
+    progress = Progress(call.talk, name, len(todo))
+    run_shards(stage, todo, call.engine, workers, gpus=gpus, on_done=progress.step)
+
+
+class Progress:
+    """Tells how far a stage is, at most every `EVERY` seconds."""
+
+    EVERY = 5.0  # seconds
+
+    def __init__(self, talk: Talk, name: str, total: int) -> None:
+        self.talk, self.name, self.total, self.ended = talk, name, total, 0
+        self.began = self.told = time.monotonic()
+
+    def step(self, _shard: int) -> None:
+        self.ended += 1
+        now = time.monotonic()
+        if now - self.told >= self.EVERY and self.ended < self.total:
+            left = (now - self.began) / self.ended * (self.total - self.ended)
+            self.talk.say(f"{self.name}: {self.ended} of {self.total} shards, about {span(left)} left")
+            self.told = now
+
+
+def span(seconds: float) -> str:
+    """90 -> "1.5 min"."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if size == 1 else f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86_400:.1f} days"
