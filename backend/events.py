@@ -15,7 +15,7 @@ from backend.types import Encoder, GenerationRequest, LoraUse, ModelIdentity, Ph
 if TYPE_CHECKING:
     from PIL import Image
 
-    from backend.memory.plan import Plan
+    from backend.memory.plan import MemoryPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class PhaseDone:
 class PlanMade:
     """Where everything will lie, before the first phase; again where memory ran out and a leaner plan takes over."""
 
-    plan: Plan
+    plan: MemoryPlan
     reason: str | None = None  # why it replaces the one before; None: it is the first
 
 
@@ -81,7 +81,7 @@ class Generation:
     encoder: Encoder = Encoder.exact  # the one that ran, or whose kept features were used: never auto
     loras: tuple[LoraUse, ...] = ()  # with the mode that ran
     quant: Quant | None = None  # what approximated the weights beyond what their file holds; None: nothing did
-    plan: Plan | None = None  # where everything lay; None: not planned
+    plan: MemoryPlan | None = None  # where everything lay; None: not planned
     compiled: bool = False  # whether torch.compile fused the blocks
     attention: str | None = None  # kernel of the transformer's attention, measured to be the fastest; None: not known
     template_date: str  # the frozen date in the conversation template

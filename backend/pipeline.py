@@ -32,7 +32,7 @@ from backend.lora.names import settle
 from backend.memory.device import choose_device, describe_device
 from backend.memory.exhausted import give_back, host_ran_out, peak_bytes, ran_out, too_little
 from backend.memory.machine import Planned, capped, choose_arithmetic, look_at, plan_run
-from backend.memory.plan import Place, Plan, Reader, step_down
+from backend.memory.plan import EncoderPlace, MemoryPlan, Place, step_down
 from backend.model.autoencoder import AutoencoderKLFlux2, latent_statistics
 from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
@@ -130,7 +130,7 @@ class Pipeline:
                 plan, stepped_down = leaner, True
                 give_back(self.device)
 
-    def _draw(self, run: _Run, plan: Plan, texts: Texts, first: int) -> Iterator[Generation]:
+    def _draw(self, run: _Run, plan: MemoryPlan, texts: Texts, first: int) -> Iterator[Generation]:
         """Steps 2 to 5 for the seeds from `first` on. Raises torch's errors where memory runs out."""
         request = run.request
         # 2. The transformer, with all that depends on the prompt and the schedule alone, and the autoencoder.
@@ -166,16 +166,16 @@ class Pipeline:
             if index + 1 < len(request.seeds) and run.stop():
                 raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
 
-    def _encode(self, run: _Run, plan: Plan) -> Texts:
+    def _encode(self, run: _Run, plan: MemoryPlan) -> Texts:
         """Features of the prompt, and of the unconditional branch where guidance is not 1."""
-        device = self.device if plan.reader is Reader.gpu else torch.device("cpu")
+        device = self.device if plan.reader is EncoderPlace.gpu else torch.device("cpu")
         source = FeatureSource(
             files=self.files, encoder=run.encoder, dtype=self.dtype, device=device, store=self.stores.embeddings,
             prefixes=self.stores.prefixes, llama=self.llama, say=lambda text: run.watch(Noticed(text=text)),
         )  # fmt: skip
         return source.branches(run.request, lambda name: phase(name, run.timings, run.watch, self.device))
 
-    def _load(self, run: _Run, plan: Plan, texts: Texts) -> _Loaded:
+    def _load(self, run: _Run, plan: MemoryPlan, texts: Texts) -> _Loaded:
         request = run.request
         h, w = request.height // latents.CELL, request.width // latents.CELL
         sigmas = sampling.schedule(h * w, request.steps)
@@ -230,7 +230,7 @@ class Pipeline:
         return x
 
     def _decode(
-        self, run: _Run, loaded: _Loaded, plan: Plan, x: Tensor, index: int, timings: dict[str, float]
+        self, run: _Run, loaded: _Loaded, plan: MemoryPlan, x: Tensor, index: int, timings: dict[str, float]
     ) -> Image.Image:
         with (
             phase(Phase.decode, timings, run.watch, self.device, image=index),

@@ -50,7 +50,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class HubSource:
     """A repository that holds a model, in the order of preference within `Preset.sources`."""
 
     repo: str  # owner/name on the hub
@@ -96,7 +96,7 @@ class Preset:
     reasoner_prompt: str = "general"  # system prompt of the model's own language model
     reasoner_temperature: float = 0.7  # of the model's own language model; 0.7 as published
     embedded: Embedded | None = None  # None: must be pulled or given as a path
-    sources: tuple[Source, ...] = ()  # in order of preference
+    sources: tuple[HubSource, ...] = ()  # in order of preference
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
@@ -159,9 +159,9 @@ _TOKENIZER = SourceFile(  # gpt-oss's own; the same in every mirror
 )
 
 
-def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> Source:
+def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> HubSource:
     """A repository in the published diffusers layout."""
-    return Source(
+    return HubSource(
         repo=repo,
         layout=Layout.diffusers,
         revision=revision,
@@ -172,9 +172,9 @@ def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> Sou
     )
 
 
-def _comfy(transformer: str, sha256: str | None) -> Source:
+def _comfy(transformer: str, sha256: str | None) -> HubSource:
     """Comfy-Org/Lens: one transformer, the shared encoder with its tokenizer inside, the shared autoencoder."""
-    return Source(
+    return HubSource(
         repo="Comfy-Org/Lens",
         layout=Layout.single_files,
         files=(

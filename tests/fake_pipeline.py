@@ -2,9 +2,9 @@
 
 It keeps the interface's promises: pictures in order, events, a poll of `stop` after every step, pixels that depend on
 prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real pipeline, which has tests of
-its own; `tests/lens_cli/test_nano/py` drives the two together.
+its own; `tests/lens_cli/test_nano.py` drives the two together.
 
-As a program (`python tests/fake_pipeline/py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
+As a program (`python tests/fake_pipeline.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
 "nan" fails the picture whose seed is odd, "oom" fails everything, "slow" sleeps 50 ms a step, "hang" ignores stop,
 "broken" raises what nobody expects.
 """

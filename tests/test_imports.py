@@ -16,22 +16,25 @@ HEAVY = (
     "torch numpy PIL textual textual_image rich diffusers transformers llama_cpp huggingface_hub bitsandbytes gguf "
     "tokenizers safetensors sd_parsers einops openai"
 ).split()
+
+
+def modules(folder: str) -> list[str]:
+    """The dotted names of a folder's modules, those of its folders too."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.stem[0] != "_"]
+
+
 LIGHT = [
-    *(f"backend.{name}" for name in "errors types params presets sizes requests settings paths files outputs".split()),
+    *(f"backend.{name}" for name in "disk errors events params paths presets requests settings sizes types".split()),
     "backend.picture.metadata",
+    "backend.picture.outputs",
     "lens_cli.app",
-    "lens_cli.terminal.console",
     "lens_cli.options",
+    "lens_cli.terminal.console",
     "lens_cli.terminal.wording",
-    *sorted(
-        f"lens_cli.commands.{path.stem}" for path in (ROOT / "lens_cli/commands").glob("*.py") if path.stem[0] != "_"
-    ),
-    *(
-        f"train.{name}"
-        for name in ("config", "recipes", "overrides", "lora_config")
-        if (ROOT / f"train/{name}.py").exists()
-    ),
-    *(["prompts"] if (ROOT / "prompts/__init__.py").exists() else []),
+    *modules("lens_cli/commands"),
+    *(f"train.{name}" for name in ("config", "recipes", "overrides", "lora.config")),
+    "prompts",
 ]
 
 

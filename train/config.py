@@ -100,7 +100,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class Hardware:
     """What a plan (`--dry-run`) is made for. Nothing here changes what is trained."""
 
     gpus: int = 1
@@ -185,7 +185,7 @@ class PretrainConfig:
     async_save: bool = False  # write checkpoints while the training goes on (a copy lies in memory meanwhile)
     wandb: str | None = None  # project of Weights & Biases; None: not used
 
-    machine: Machine = Machine()
+    machine: Hardware = Hardware()
 
     def __post_init__(self) -> None:
         every = ("validate_every", "preview_every", "save_every", "log_every", "keep")

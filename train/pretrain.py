@@ -27,7 +27,7 @@ from train.batches.scenes import Frozen, SceneSource
 from train.config import At, PretrainConfig, Stage, learning_rate, locate
 from train.run import batch as sources
 from train.run import checkpoints, folder
-from train.run.batch import Batch, Grid, Group, Loaded, Source
+from train.run.batch import Batch, BatchSource, Grid, Group, Loaded
 from train.run.distributed import Ranks, joined
 from train.run.metrics import Metrics, on_stderr
 from train.run.pace import Pace
@@ -126,7 +126,7 @@ def _loop(
     config: PretrainConfig,
     ranks: Ranks,
     trained: Trained,
-    source: Source,
+    source: BatchSource,
     start: int,
     preview: Preview | None,
     say: Say,
@@ -182,7 +182,7 @@ class _Watch:
 
     config: PretrainConfig
     trained: Trained
-    source: Source
+    source: BatchSource
     preview: Preview | None
     metrics: Metrics | None  # of the first rank
     held: tuple[Stage, list[tuple[Grid, Loaded]]] | None = None  # encoded when first asked for, of one stage
@@ -214,7 +214,7 @@ def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[st
 
 def _source(
     config: PretrainConfig, frozen: Frozen | None, preview: Preview | None, ranks: Ranks, say: Say
-) -> tuple[Source, Preview | None]:
+) -> tuple[BatchSource, Preview | None]:
     """The config's data, with the frozen networks they need."""
     if config.source == "random":
         return sources.RandomSource(config, ranks.device), preview
@@ -252,7 +252,7 @@ def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
     return lambda model, base: sheet(model, frozen, params, side=base, guidance=used.guidance)
 
 
-def _batches(config: PretrainConfig, ranks: Ranks, source: Source, start: int) -> Iterator[tuple[At, list[Batch]]]:
+def _batches(config: PretrainConfig, ranks: Ranks, source: BatchSource, start: int) -> Iterator[tuple[At, list[Batch]]]:
     """This rank's passes of every step from `start` on, made ahead of their use where the config says so."""
     cuda = ranks.device.type == "cuda"
     side = torch.cuda.Stream(ranks.device) if cuda and config.prefetch else None
@@ -293,7 +293,7 @@ def _batches(config: PretrainConfig, ranks: Ranks, source: Source, start: int) -
                 future.cancel()
 
 
-def _ready(config: PretrainConfig, at: At, group: Group, source: Source) -> Batch:
+def _ready(config: PretrainConfig, at: At, group: Group, source: BatchSource) -> Batch:
     return sources.noised(config, at, group, source.load(at, group))
 
 

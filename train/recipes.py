@@ -13,7 +13,7 @@ from types import MappingProxyType
 from backend.errors import UsageError
 from backend.params import DiTParams, ModelParams
 from backend.presets import NANO
-from train.config import Base, Machine, PretrainConfig, Stage, within
+from train.config import Base, Hardware, PretrainConfig, Stage, within
 from train.overrides import describe, set_fields
 
 __all__ = [
@@ -174,7 +174,7 @@ TOY = DiTParams(
 # Half a billion parameters: with Qwen3-0.6B and its moments it fits a card of 24 GB.
 SMALL = replace(TOY, num_layers=24, num_attention_heads=12)
 QWEN = "Qwen/Qwen3-0.6B"
-_PAPER_MACHINE = Machine(gpus=128, kind="a100")
+_PAPER_MACHINE = Hardware(gpus=128, kind="a100")
 
 
 def paper_512(run_dir: Path) -> PretrainConfig:

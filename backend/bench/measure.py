@@ -34,7 +34,7 @@ from backend.checkpoints.resolve import ModelFiles
 from backend.errors import LensError, UsageError
 from backend.memory.device import describe_device
 from backend.memory.machine import capped
-from backend.memory.plan import Plan, Reader
+from backend.memory.plan import EncoderPlace, MemoryPlan
 from backend.types import Phase
 
 Result = TypeVar("Result")
@@ -92,7 +92,7 @@ class Measurement:
     text_tokens: int
     packed: str | None  # how the transformer's linears lie in memory; None: in `dtype`
     parameters: int  # of the transformer
-    plan: Plan  # of memory, with the peak that it predicts
+    plan: MemoryPlan  # of memory, with the peak that it predicts
     phases: tuple[PhaseTimes, ...]
     comparison: Comparison | None
 
@@ -107,7 +107,7 @@ class Front:
     phases: tuple[PhaseTimes, ...]
     text: Text
     dtype: torch.dtype
-    reader: Reader
+    reader: EncoderPlace
 
     def fits(self, subject: Subject) -> bool:
         """Whether `subject` would read the same features in the same way, as long as model and prompts are the same."""

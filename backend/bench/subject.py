@@ -25,7 +25,7 @@ from backend.loading import check_device
 from backend.memory.device import choose_device
 from backend.memory.footprint import Job
 from backend.memory.machine import ITEMSIZE, look_at, plan_request
-from backend.memory.plan import Machine, Model, Plan, Reader, make_plan
+from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, ModelBytes, make_plan
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, ModelParams
 from backend.pipeline import TORCH_DTYPES
@@ -60,7 +60,7 @@ class Subject:
     grid: tuple[int, int]  # latent height and width
     sigmas: tuple[float, ...]
     quant: QuantPlan
-    plan: Plan  # of memory: as `lens gen` makes it for this device
+    plan: MemoryPlan  # of memory: as `lens gen` makes it for this device
 
     @property
     def home(self) -> torch.device:
@@ -74,7 +74,7 @@ class Subject:
             features = random_weights.text_features(self.params.dit, self.case.text_tokens, self.dtype, self.device)
             return Text(features, None if request.guidance == 1.0 else features[:, :0])
         encoder = choose_encoder(request.encoder, self.files)
-        reader = self.device if self.plan.reader is Reader.gpu else torch.device("cpu")
+        reader = self.device if self.plan.reader is EncoderPlace.gpu else torch.device("cpu")
         source = FeatureSource(files=self.files, encoder=encoder, dtype=self.dtype, device=reader)
         return Text(*source.branches(request, hook))
 
@@ -136,7 +136,7 @@ def _random_quant(wanted: Quant, params: DiTParams) -> QuantPlan:
     return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=BITS.get(quant), values=values, notes=())
 
 
-def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType, quant: QuantPlan) -> Plan:
+def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType, quant: QuantPlan) -> MemoryPlan:
     request = case.request
     job = Job(
         params=params,
@@ -149,5 +149,5 @@ def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType
         block_bits=quant.bits,
         bitsandbytes=quant.bitsandbytes,
     )
-    model = Model(job=job, held=quant.scheme or str(dtype), mapped=False)
+    model = ModelBytes(job=job, held=quant.scheme or str(dtype), mapped=False)
     return make_plan(model, machine, profile=request.profile, vram=request.vram)

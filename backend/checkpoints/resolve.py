@@ -16,7 +16,7 @@ from backend.checkpoints import layouts, parameters, records
 from backend.checkpoints.layouts import Parts
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
 from backend.paths import hub_cache, nano_dir
-from backend.presets import PRESETS, Component, Layout, Preset, Source, default_name, get, names
+from backend.presets import PRESETS, Component, HubSource, Layout, Preset, default_name, get, names
 
 ACCEPTED = (
     f"a model is a name ({', '.join(names())}); a folder with model_index.json (the published layout); a folder with "
@@ -205,7 +205,7 @@ def _from_record(preset: Preset, record: records.Record, asked: _Asked) -> Model
     return _finish(preset.name, preset, record.layout, parts.replaced_by(given), record.revision, record.repo)
 
 
-def cached_snapshots(source: Source) -> list[tuple[str, Path]]:
+def cached_snapshots(source: HubSource) -> list[tuple[str, Path]]:
     """(commit, folder) of a source's snapshots in the hub cache: the pinned one, else all, main's first."""
     root = hub_cache() / f"models--{source.repo.replace('/', '--')}"
     if source.revision is not None:
@@ -218,7 +218,7 @@ def cached_snapshots(source: Source) -> list[tuple[str, Path]]:
     return [(c, root / "snapshots" / c) for c in commits if (root / "snapshots" / c).is_dir()]
 
 
-def _source_parts(source: Source, folder: Path) -> Parts | None:
+def _source_parts(source: HubSource, folder: Path) -> Parts | None:
     if source.layout is Layout.diffusers:
         return layouts.diffusers(folder) if (folder / "model_index.json").is_file() else None
     # Comfy-Org moved its files once; the older place is accepted for all of them together.

@@ -19,7 +19,7 @@ from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_preset
 from backend.disk import write_error
 from backend.errors import FileError, ModelMissingError, NetworkError
-from backend.hub.pull_plan import Plan, PlannedFile, Say, partial_of, repo_folder, short
+from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, repo_folder, short
 from backend.paths import hub_cache
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ MARGIN = 256 * 2**20  # bytes of disk that stay free
 CHUNK = 8 * 2**20  # bytes hashed at a time
 
 
-def check_disk(plan: Plan) -> None:
+def check_disk(plan: PullPlan) -> None:
     """Raises FileError where the rest of the download would not fit."""
     if plan.remaining + (MARGIN if plan.remaining else 0) > plan.free:
         raise FileError(
@@ -42,7 +42,7 @@ def check_disk(plan: Plan) -> None:
         )
 
 
-def pull(plan: Plan, *, say: Say, bars: bool = True) -> Record:
+def pull(plan: PullPlan, *, say: Say, bars: bool = True) -> Record:
     """Fetch what `plan` lists, check it, and record it. `bars`: draw huggingface_hub's progress bars on stderr.
 
     Raises FileError (disk), NetworkError (after several attempts; the same command resumes) or ModelMissingError
@@ -74,7 +74,7 @@ def pull(plan: Plan, *, say: Say, bars: bool = True) -> Record:
     return record
 
 
-def _fetch_checked(plan: Plan, file: PlannedFile, say: Say) -> FileRecord:
+def _fetch_checked(plan: PullPlan, file: PlannedFile, say: Say) -> FileRecord:
     path = _fetch(plan, file, say)
     size, sha256 = path.stat().st_size, hash_file(path)
     if size != file.size or (file.sha256 is not None and sha256 != file.sha256):
@@ -88,7 +88,7 @@ def _fetch_checked(plan: Plan, file: PlannedFile, say: Say) -> FileRecord:
     return FileRecord(size=size, sha256=sha256)
 
 
-def _fetch(plan: Plan, file: PlannedFile, say: Say) -> Path:
+def _fetch(plan: PullPlan, file: PlannedFile, say: Say) -> Path:
     """One file, with several attempts, each going on where the last one stopped."""
     from httpx2 import HTTPError
     from huggingface_hub import hf_hub_download, hf_hub_url

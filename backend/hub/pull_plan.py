@@ -18,7 +18,7 @@ from backend import presets
 from backend.disk import free_bytes
 from backend.errors import ModelMissingError, NetworkError, UsageError
 from backend.paths import hub_cache
-from backend.presets import Layout, Preset, Source
+from backend.presets import HubSource, Layout, Preset
 
 Say = Callable[[str], None]
 
@@ -36,7 +36,7 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PullPlan:
     """Everything a pull will do, known before the first byte."""
 
     preset: Preset
@@ -72,7 +72,7 @@ class Plan:
 # The plan ------------------------------------------------------------------------------------------------------------
 
 
-def plan_pull(name: str, *, origin: str | None = None, offline: bool = False, say: Say) -> Plan:
+def plan_pull(name: str, *, origin: str | None = None, offline: bool = False, say: Say) -> PullPlan:
     """Ask the hub what a pull of registry model `name` would fetch: the first of its sources that answers.
 
     `origin`: another repository, `owner/name` or `owner/name@revision`. Raises UsageError, ModelMissingError (offline,
@@ -109,7 +109,7 @@ def is_repo(origin: str) -> bool:
     return _REPO.match(origin) is not None and not Path(origin).expanduser().exists()
 
 
-def _sources(preset: Preset, origin: str | None) -> Iterable[Source]:
+def _sources(preset: Preset, origin: str | None) -> Iterable[HubSource]:
     if origin is None:
         return preset.sources
     if _REPO.match(origin) is None:
@@ -120,10 +120,10 @@ def _sources(preset: Preset, origin: str | None) -> Iterable[Source]:
         return (replace(known, revision=revision or known.revision),)
     # The layout of an unknown repository shows in its file list: `_select` decides.
     note = "named with --from; the registry knows nothing about it"
-    return (Source(repo=repo, layout=Layout.diffusers, revision=revision or None, note=note),)
+    return (HubSource(repo=repo, layout=Layout.diffusers, revision=revision or None, note=note),)
 
 
-def _plan(preset: Preset, source: Source) -> Plan:
+def _plan(preset: Preset, source: HubSource) -> PullPlan:
     """Raises ModelMissingError where this source does not have the model, NetworkError where nobody answers."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
@@ -166,7 +166,7 @@ def _plan(preset: Preset, source: Source) -> Plan:
         sha256 = sha256 or expected
         have = _have(source.repo, info.sha, path, sha256, size)
         files.append(PlannedFile(path=path, size=size, sha256=sha256, have=have))
-    return Plan(
+    return PullPlan(
         preset=preset,
         repo=source.repo,
         revision=info.sha,
@@ -178,7 +178,7 @@ def _plan(preset: Preset, source: Source) -> Plan:
     )
 
 
-def _select(preset: Preset, source: Source, listed: Iterable[str]) -> tuple[Layout, list[str]]:
+def _select(preset: Preset, source: HubSource, listed: Iterable[str]) -> tuple[Layout, list[str]]:
     """Which of the listed files belong to the model."""
     names = sorted(listed)
     if source.patterns:

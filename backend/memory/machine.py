@@ -16,7 +16,7 @@ from backend.checkpoints.packing_plan import QuantPlan, plan_quant
 from backend.errors import OutOfMemoryError
 from backend.lora.names import block_bits
 from backend.memory.footprint import CUDA_CONTEXT, Job
-from backend.memory.plan import Machine, Model, Plan, make_plan
+from backend.memory.plan import Machine, MemoryPlan, ModelBytes, make_plan
 from backend.types import DType, Encoder, GenerationRequest
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ _STORED = {DType.float32: ("F32", "0"), DType.bfloat16: ("BF16", "30")}  # safet
 class Planned:
     """A plan and what it was made from, for the step after it."""
 
-    plan: Plan
-    model: Model
+    plan: MemoryPlan
+    model: ModelBytes
     machine: Machine
     dtype: DType  # the arithmetic, never auto
     quant: QuantPlan
@@ -73,7 +73,7 @@ def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine
     return Planned(plan=plan, model=model, machine=machine, dtype=dtype, quant=quant)
 
 
-def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant: QuantPlan) -> Model:
+def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant: QuantPlan) -> ModelBytes:
     """From the request and the headers of its files. Raises CheckpointError for a damaged one."""
     params = files.preset.params
     template = params.text.template
@@ -92,7 +92,7 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
     # A fused LoRA makes tensors of its own, and so does packing at load.
     mapped = not request.loras and not quant.packed and _mostly_stored_as(files, _STORED[dtype])
     held = (quant.scheme or str(quant.quant)) if packed else _NAMES[dtype]
-    return Model(job=job, held=held, mapped=mapped, llama=request.encoder is Encoder.llama)
+    return ModelBytes(job=job, held=held, mapped=mapped, llama=request.encoder is Encoder.llama)
 
 
 def choose_arithmetic(wanted: DType, device: str, files: ModelFiles) -> DType:
@@ -163,7 +163,7 @@ def has_gpu() -> bool:
 
 
 @contextmanager
-def capped(plan: Plan, device: torch.device) -> Iterator[None]:
+def capped(plan: MemoryPlan, device: torch.device) -> Iterator[None]:
     """Within it torch's allocator refuses what would pass the plan's cap, as a card of that size would."""
     if plan.cap is None or device.type != "cuda":
         yield

@@ -33,7 +33,7 @@ class Place(StrEnum):
     mapped = "mapped"  # in their file, streamed likewise: where the host has no memory to lock
 
 
-class Reader(StrEnum):
+class EncoderPlace(StrEnum):
     """What reads the prompt, and where."""
 
     gpu = "gpu"  # exact, one layer on the GPU at a time
@@ -80,7 +80,7 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peak:
+class PeakBytes:
     """Predicted bytes at the fullest moment of each phase: on a GPU of its memory, the context included; on a CPU of
     the process's resident set."""
 
@@ -94,19 +94,19 @@ class Peak:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """Where everything lies in one run."""
 
     profile: str  # the class of the card, or "cpu"
     device: str  # "cuda", "mps" or "cpu"
     place: Place
-    reader: Reader
+    reader: EncoderPlace
     decode: DecodePlan  # how the VAE runs
     strips: int  # in how many of them its largest stage does
     graphs: int  # CUDA graphs kept; 0: none are made
     held: str  # format of the blocks' weights, such as "bf16"
     blocks: int  # their bytes
-    peak: Peak
+    peak: PeakBytes
     host: int  # bytes of host memory that cannot be read again from a file
     host_free: int  # bytes of host memory there are
     budget: int  # bytes of the GPU that the plan may fill; 0 without one
@@ -132,9 +132,9 @@ class Plan:
                 f"{self.held} {_gb(self.blocks)} {'in its mapped file' if self.place is Place.mapped else 'in memory'}"
             )
         reader = {
-            Reader.gpu: "encoder a layer at a time on the GPU",
-            Reader.cpu: "encoder a layer at a time on the CPU",
-            Reader.llama: "encoder llama.cpp on the CPU",
+            EncoderPlace.gpu: "encoder a layer at a time on the GPU",
+            EncoderPlace.cpu: "encoder a layer at a time on the CPU",
+            EncoderPlace.llama: "encoder llama.cpp on the CPU",
         }[self.reader]
         parts = [self.profile, f"transformer {where}", reader]
         again = f" at {self.decode.work:.2f} times the work" if self.decode.recomputes else ""
@@ -149,20 +149,22 @@ class Plan:
 
     def pixels(self) -> dict[str, str | int]:
         """The part that may change a picture's last bits: for its record. Streaming never does."""
-        return {"encoder_on": "gpu" if self.reader is Reader.gpu else "cpu", "vae_strips": self.strips}
+        return {"encoder_on": "gpu" if self.reader is EncoderPlace.gpu else "cpu", "vae_strips": self.strips}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelBytes:
     """What is known about the weights of a run before they are read."""
 
     job: Job
-    held: str  # see `Plan.held`
+    held: str  # see `MemoryPlan.held`
     mapped: bool  # the blocks' weights are used as they lie in their file: no memory of their own
     llama: bool = False  # the request asks for llama.cpp's features
 
 
-def make_plan(model: Model, machine: Machine, *, profile: str | None = None, vram: int | None = None) -> Plan:
+def make_plan(
+    model: ModelBytes, machine: Machine, *, profile: str | None = None, vram: int | None = None
+) -> MemoryPlan:
     """The fastest placement that fits what is free; or a card of the class `profile`, or `vram` bytes of this one.
 
     A profile is a person's word: its leanest placement is taken even if it does not fit. Raises OutOfMemoryError with
@@ -179,7 +181,9 @@ def make_plan(model: Model, machine: Machine, *, profile: str | None = None, vra
     raise too_small(model.job, leanest)
 
 
-def step_down(model: Model, machine: Machine, plan: Plan, phase: str, *, on_host: bool = False) -> Plan | None:
+def step_down(
+    model: ModelBytes, machine: Machine, plan: MemoryPlan, phase: str, *, on_host: bool = False
+) -> MemoryPlan | None:
     """The next leaner placement after memory ran out in `phase` ("encode", "denoise" or "decode"); None: there is none.
 
     Leaner by a step worth a second try, where it failed: LEANER bytes or an eighth. `on_host`: it was the host that
@@ -189,7 +193,7 @@ def step_down(model: Model, machine: Machine, plan: Plan, phase: str, *, on_host
     rungs = list(_rungs(model, machine, row, plan.budget, cap=plan.cap))
     after = next(index for index, rung in enumerate(rungs) if rung == plan) + 1
 
-    def taken(rung: Plan) -> int:
+    def taken(rung: MemoryPlan) -> int:
         return rung.host if on_host and rung.device != "cpu" else getattr(rung.peak, phase)
 
     most = max(taken(plan) - LEANER, taken(plan) * 7 // 8)
@@ -197,7 +201,7 @@ def step_down(model: Model, machine: Machine, plan: Plan, phase: str, *, on_host
     return next((rung for rung in rungs[after:] if taken(rung) <= most and rung.host <= room), None)
 
 
-def too_small(job: Job, leanest: Plan) -> OutOfMemoryError:
+def too_small(job: Job, leanest: MemoryPlan) -> OutOfMemoryError:
     """The error with its numbers: what the leanest placement needs, what there is, and what would help."""
     on_gpu = leanest.device != "cpu" and leanest.peak.most > leanest.budget
     needs, free = (leanest.peak.most, leanest.budget) if on_gpu else (leanest.host, leanest.host_free)
@@ -243,15 +247,15 @@ def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Pr
     return row, round(machine.card_free * 0.95)
 
 
-def _rungs(model: Model, machine: Machine, row: Profile, budget: int, *, cap: int | None) -> Iterator[Plan]:
+def _rungs(model: ModelBytes, machine: Machine, row: Profile, budget: int, *, cap: int | None) -> Iterator[MemoryPlan]:
     """The ladder, fastest first."""
     job, held = model.job, model.held
     w = footprint.weights(job)
 
     decodings = footprint.decodings(job, machine.device)
 
-    def plan(place: Place, decode: DecodePlan, *, reader: Reader, graphs: int = 0) -> Plan:
-        return Plan(
+    def plan(place: Place, decode: DecodePlan, *, reader: EncoderPlace, graphs: int = 0) -> MemoryPlan:
+        return MemoryPlan(
             profile=row.name,
             device=machine.device,
             place=place,
@@ -268,12 +272,12 @@ def _rungs(model: Model, machine: Machine, row: Profile, budget: int, *, cap: in
             cap=cap,
         )
 
-    on_host = Reader.llama if model.llama else Reader.cpu
+    on_host = EncoderPlace.llama if model.llama else EncoderPlace.cpu
     if machine.device == "cpu":
         place = Place.mapped if model.mapped else Place.resident
         yield from (plan(place, decode, reader=on_host) for decode in decodings)
         return
-    reader = Reader.llama if model.llama else Reader.gpu
+    reader = EncoderPlace.llama if model.llama else EncoderPlace.gpu
     if row.graphs and machine.device == "cuda":
         yield plan(Place.resident, decodings[0], reader=reader, graphs=row.graphs)
     yield from (plan(Place.resident, decode, reader=reader) for decode in decodings)
@@ -285,34 +289,34 @@ def _rungs(model: Model, machine: Machine, row: Profile, budget: int, *, cap: in
     yield plan(streamed[-1], decodings[-1], reader=on_host)
 
 
-def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: Reader, graphs: int) -> Peak:
-    """Of the device; see `Peak`."""
+def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: EncoderPlace, graphs: int) -> PeakBytes:
+    """Of the device; see `PeakBytes`."""
     w = footprint.weights(job)
     encoding = footprint.encoding(job.params.text, job.params.text.template.max_tokens, job.itemsize)
     denoising, decoding = footprint.denoising(job, machine.device), decode.peak_bytes
     if machine.device == "cpu":
         held = w.transformer + w.vae
-        return Peak(
+        return PeakBytes(
             encode=job.process + encoding,
             denoise=job.process + held + denoising,
             decode=job.process + held + decoding,
         )
     base = (footprint.CUDA_CONTEXT + footprint.CUDA_LIBRARIES) if machine.device == "cuda" else 0
-    encode = base + (encoding if reader is Reader.gpu else 0)
+    encode = base + (encoding if reader is EncoderPlace.gpu else 0)
     if place is Place.resident:
         # A graph's tensors live in a pool of their own, beside those of the first pass that ran without it.
         fixed, pool = base + w.transformer + w.vae, denoising if graphs else 0
-        return Peak(encode=encode, denoise=fixed + pool + denoising, decode=fixed + pool + decoding)
+        return PeakBytes(encode=encode, denoise=fixed + pool + denoising, decode=fixed + pool + decoding)
     lying = base + w.outer + w.folded
-    return Peak(encode=encode, denoise=lying + SLOTS * w.block + denoising, decode=lying + w.vae + decoding)
+    return PeakBytes(encode=encode, denoise=lying + SLOTS * w.block + denoising, decode=lying + w.vae + decoding)
 
 
-def _host(model: Model, machine: Machine, place: Place, decode: DecodePlan, reader: Reader) -> int:
+def _host(model: ModelBytes, machine: Machine, place: Place, decode: DecodePlan, reader: EncoderPlace) -> int:
     """Bytes of host memory that no file backs. Pages of mapped files come and go, so they are not counted."""
     job = model.job
     w = footprint.weights(job)
     encoding = footprint.encoding(job.params.text, job.params.text.template.max_tokens, job.itemsize)
-    encoding = encoding if reader is not Reader.gpu else 0
+    encoding = encoding if reader is not EncoderPlace.gpu else 0
     if machine.device == "cpu":
         own = w.folded + (0 if model.mapped else w.outer + w.blocks) + w.vae
         return job.process + max(encoding, own + max(footprint.denoising(job, machine.device), decode.peak_bytes))

@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         widths, groups = params.block_out_channels, params.norm_num_groups
         self.conv_in = nn.Conv2d(COLOURS, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Stage(narrow, wide, params.layers_per_block, groups, down=i + 1 < len(widths))
+            UpStage(narrow, wide, params.layers_per_block, groups, down=i + 1 < len(widths))
             for i, (narrow, wide) in enumerate(pairwise((widths[0], *widths)))
         )
         self.mid_block = Middle(widths[-1], groups, params.mid_block_add_attention)
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()  # named before the middle, made after it
         self.mid_block = Middle(widths[0], groups, params.mid_block_add_attention)
         self.up_blocks.extend(
-            Stage(wide, narrow, params.layers_per_block + 1, groups, up=i + 1 < len(widths))
+            UpStage(wide, narrow, params.layers_per_block + 1, groups, up=i + 1 < len(widths))
             for i, (wide, narrow) in enumerate(pairwise((widths[0], *widths)))
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
@@ -92,14 +92,14 @@ class Decoder(nn.Module):
             x = stage(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def stages(self) -> Iterator[Stage]:
+    def stages(self) -> Iterator[UpStage]:
         """The up-blocks in order."""
         for stage in self.up_blocks:
-            assert isinstance(stage, Stage)
+            assert isinstance(stage, UpStage)
             yield stage
 
 
-class Stage(nn.Module):
+class UpStage(nn.Module):
     """Residual blocks at one resolution, then half or twice that resolution."""
 
     def __init__(

@@ -104,7 +104,7 @@ _LEARNED: dict[tuple[str, str], _Learned] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reply:
+class ChatReply:
     """A plain answer to `EndpointSpeaker.complete`."""
 
     text: str  # without thoughts; empty where there was nothing else
@@ -205,7 +205,7 @@ class EndpointSpeaker:
 
     def complete(
         self, messages: list[dict[str, Any]], *, seed: int | None = None, temperature: float | None = None
-    ) -> Reply:
+    ) -> ChatReply:
         """One answer to `messages` as it comes. None: the endpoint's own. Safe to call from several threads.
 
         Raises NetworkError, TimeoutExpiredError, UsageError; ReplyError where what comes is no chat completion.
@@ -216,7 +216,7 @@ class EndpointSpeaker:
         message = cast("Mapping[str, Any]", choice.get("message") or {})
         text, finish = message.get("content"), choice.get("finish_reason")
         usage = cast("Any", answer).model_dump().get("usage") or {}
-        return Reply(
+        return ChatReply(
             text=answers.final_text(text) if isinstance(text, str) else "",
             cut=finish == "length",
             refused=bool(message.get("refusal")) or finish == "content_filter",

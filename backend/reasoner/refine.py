@@ -43,7 +43,7 @@ LOCAL_CONTEXT = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RewritePlan:
     """Everything about a rewrite but the request. `mode` is never auto."""
 
     mode: ReasonerMode
@@ -88,7 +88,7 @@ class Task:
     """One question to a speaker."""
 
     request: str
-    plan: Plan
+    plan: RewritePlan
     reminder: str = ""  # a sentence after the instructions, where a first answer fell short
 
     def instructions(self, form: str) -> str:
@@ -174,7 +174,7 @@ def make_plan(
     mode: ReasonerMode | None = None,
     system_prompt: str | None = None,
     insist: bool = False,
-) -> Plan:
+) -> RewritePlan:
     """Who is asked and with what. Opens nothing.
 
     `mode` and `system_prompt` are what was typed, before the settings. With `insist` (a command that does nothing but
@@ -201,7 +201,7 @@ def make_plan(
     if chosen is not ReasonerMode.off:
         _check_settings(settings, local)
     temperature = settings.temperature
-    return Plan(
+    return RewritePlan(
         mode=chosen,
         why=why,
         model=(settings.model or "") if chosen is ReasonerMode.api else model,
@@ -236,7 +236,7 @@ def _check_settings(settings: ReasonerSettings, local: bool) -> None:
 
 def refine(
     request: str,
-    plan: Plan,
+    plan: RewritePlan,
     speaker: Speaker,
     *,
     cache: Store | None = None,
@@ -267,7 +267,7 @@ def refine(
     return Rewritten(prompt=draft.prompt, **common)
 
 
-def _ask(request: str, plan: Plan, speaker: Speaker) -> Draft:
+def _ask(request: str, plan: RewritePlan, speaker: Speaker) -> Draft:
     task = Task(request=request, plan=plan)
     draft = speaker.ask(task)
     if draft.decision == "refuse" or not (missing := answers.missing_quotes(request, draft.prompt)):
@@ -286,7 +286,7 @@ def _ask(request: str, plan: Plan, speaker: Speaker) -> Draft:
     )
 
 
-def cache_key(request: str, plan: Plan, identity: str) -> str:
+def cache_key(request: str, plan: RewritePlan, identity: str) -> str:
     """SHA-256 of everything that determines the answer."""
     parts = {
         "version": CACHE_VERSION,

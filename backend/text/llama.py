@@ -23,7 +23,7 @@ from backend.errors import CheckpointError
 from backend.packing.ggml_library import default_threads
 from backend.text import harmony
 from backend.text.llama_answer import Answerer
-from backend.text.llama_library import Model
+from backend.text.llama_library import OpenGguf
 from backend.text.llama_states import StateReader
 from backend.text.prefixes import PrefixCache
 
@@ -63,7 +63,7 @@ class LlamaModel:
             error.hint = error.hint or _HINT
             raise
         self._special = [i for i, kind in enumerate(header.metadata["tokenizer.ggml.token_type"]) if kind != _PLAIN]
-        self._model: Model | None = Model(gguf, repack=repack, gpu_layers=gpu_layers)
+        self._model: OpenGguf | None = OpenGguf(gguf, repack=repack, gpu_layers=gpu_layers)
         self.repacked = self._model.repacked  # what became of `repack`
         self._threads, self._limit = threads or default_threads(), context
         self._prefixes = None
@@ -129,7 +129,7 @@ class LlamaModel:
     ) -> None:
         self.close()
 
-    def _opened(self) -> Model:
+    def _opened(self) -> OpenGguf:
         if self._model is None:
             raise ValueError("this language model was closed")
         return self._model

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from backend.errors import CancelledError, UsageError
 from backend.text import harmony
 from backend.text.grammar import gbnf
-from backend.text.llama_library import Context, Model, Stop
+from backend.text.llama_library import Context, OpenGguf, Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ LIKELY = 64  # tokens shown to the grammar at first; only where it rejects them 
 class Grammar:
     """llama.cpp's grammar: how far a text has come, and which tokens may follow."""
 
-    def __init__(self, model: Model, rules: str) -> None:
+    def __init__(self, model: OpenGguf, rules: str) -> None:
         self._model, self._api = model, model.lib.api
         self._pointer = self._api.llama_sampler_init_grammar(model.vocab, rules.encode(), b"root")
         if not self._pointer:
@@ -61,7 +61,7 @@ class Answerer:
     """Answers conversations one after another; the part before the first user's text is computed once."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, special: Sequence[int], *, threads: int, limit: int,
+        self, model: OpenGguf, tokenizer: Tokenizer, special: Sequence[int], *, threads: int, limit: int,
         prefixes: PrefixCache | None = None,
     ) -> None:  # fmt: skip
         """`special`: every token id that is not plain text. `limit`: tokens of a conversation and its reply.

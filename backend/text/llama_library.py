@@ -94,7 +94,7 @@ def complaint() -> str:
     return f": {said}" if said else ""
 
 
-class Model:
+class OpenGguf:
     """The weights of one GGUF, memory-mapped."""
 
     def __init__(self, path: Path, *, repack: bool, gpu_layers: int) -> None:
@@ -133,7 +133,7 @@ class Context:
     """A key/value cache of one conversation on a model; tokens are appended at the end or taken from it."""
 
     def __init__(
-        self, model: Model, size: int, *, threads: int, exact: bool = False, observer: Observer | None = None
+        self, model: OpenGguf, size: int, *, threads: int, exact: bool = False, observer: Observer | None = None
     ) -> None:
         """`size` tokens at most, rounded up to STEP.
 

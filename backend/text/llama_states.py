@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from backend.errors import LensError
-from backend.text.llama_library import Context, Model
+from backend.text.llama_library import Context, OpenGguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ class StateReader:
     is 100 kB a token at the published size, 50 MB for a prompt of 512.
     """
 
-    def __init__(self, model: Model, *, threads: int, limit: int, prefixes: PrefixCache | None = None) -> None:
+    def __init__(self, model: OpenGguf, *, threads: int, limit: int, prefixes: PrefixCache | None = None) -> None:
         """`limit`: tokens of a prompt. `prefixes`: shared prefixes that earlier processes computed; None: none."""
         self._model, self._threads, self._limit, self._kept = model, threads, limit, prefixes
         self._context: Context | None = None

@@ -16,7 +16,7 @@ from lens_cli.terminal.console import Talk, human_bytes, talking_to_a_terminal
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from backend.memory.plan import Plan
+    from backend.memory.plan import MemoryPlan
 
 PhaseEvent = PhaseStarted | StepDone | PhaseDone
 EVENT_INTERVAL = 0.1  # seconds between two "step" lines of --json-stream; the last step is never held back
@@ -32,7 +32,7 @@ class Meter(AbstractContextManager["Meter"]):
     steps: int = 0  # sampler steps done
     step_seconds: float = 0.0  # their wall time together
     peak_bytes: int = 0
-    plan: Plan | None = None  # the last one made
+    plan: MemoryPlan | None = None  # the last one made
     noticed: set[str] = field(default_factory=set[str])  # said once a run, though each picture that fails begins anew
     _show: Callable[[PhaseEvent, str], None] = field(init=False)
     _bar: Progress | None = field(init=False, default=None)

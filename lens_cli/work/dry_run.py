@@ -17,12 +17,12 @@ from lens_cli.terminal.console import Talk, human_bytes
 from lens_cli.terminal.wording import arithmetic, command_line, describe
 
 if TYPE_CHECKING:
-    from backend.reasoner.refine import Plan
+    from backend.reasoner.refine import RewritePlan
 
 
 def explain(
     request: GenerationRequest, plan: OutputPlan, settings: GenerateSettings, talk: Talk, *, output: str | None,
-    reasoner: Plan | None = None, flags: Sequence[str] = (),
+    reasoner: RewritePlan | None = None, flags: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Output names on stdout, one per line; everything else on stderr, or all of it as JSON.
 

@@ -17,7 +17,7 @@ from lens_cli.work.runner import Interrupt
 
 if TYPE_CHECKING:
     from backend.reasoner.answers import Draft
-    from backend.reasoner.refine import Decision, LocalSpeaker, Plan, Rewritten, Speaker, Task
+    from backend.reasoner.refine import Decision, LocalSpeaker, RewritePlan, Rewritten, Speaker, Task
     from backend.text.shared_llama import SharedLlama
 
 
@@ -46,7 +46,7 @@ class Interruptible:
 class Rewriting:
     """One command's reasoner. Nothing is opened before the first question, and a known one opens nothing."""
 
-    plan: Plan
+    plan: RewritePlan
     settings: Settings
     model: str  # registry name or path, whose language model answers where the plan is local
     talk: Talk
@@ -156,7 +156,7 @@ def make_rewriting(
     return Rewriting(plan=plan, settings=settings, model=name, talk=talk, flags=flags)
 
 
-def describe_plan(plan: Plan) -> str:
+def describe_plan(plan: RewritePlan) -> str:
     """One line for --dry-run."""
     if plan.mode is ReasonerMode.off:
         return f"reasoner: off ({plan.why})"
@@ -167,6 +167,6 @@ def describe_plan(plan: Plan) -> str:
     )
 
 
-def refusal_data(error: RefusedError, plan: Plan) -> dict[str, Any]:
+def refusal_data(error: RefusedError, plan: RewritePlan) -> dict[str, Any]:
     """What --json says about a refusal."""
     return {"decision": "refuse", "rule": error.rule, "reasoner": plan.data()}

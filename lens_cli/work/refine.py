@@ -21,7 +21,7 @@ from lens_cli.terminal.console import Talk
 from lens_cli.work.reasoning import Rewriting, refusal_data
 
 if TYPE_CHECKING:
-    from train.evals.refusals import Verdict
+    from train.evals.refusals import RefusalVerdict
 
 
 def refine(request: str, rewriting: Rewriting, talk: Talk, *, edit: bool) -> None:
@@ -61,7 +61,7 @@ def check(rewriting: Rewriting, talk: Talk) -> None:
     probes = prompts.probes()
     done = 0
 
-    def on_verdict(verdict: Verdict) -> None:
+    def on_verdict(verdict: RefusalVerdict) -> None:
         nonlocal done
         done += 1
         if not verdict.right:

@@ -30,7 +30,7 @@ from lens_cli.terminal.show import show
 if TYPE_CHECKING:
     from backend.cache.store import Stores
     from backend.checkpoints.resolve import ModelFiles
-    from backend.memory.plan import Plan
+    from backend.memory.plan import MemoryPlan
     from backend.text.shared_llama import SharedLlama
 
 
@@ -83,7 +83,7 @@ class Outcome:
     pictures: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     failures: list[Failure] = field(default_factory=list[Failure])
     stopped: LensError | None = None  # what ended the run before its last picture
-    plan: Plan | None = None  # of memory, the last one made; None: none was
+    plan: MemoryPlan | None = None  # of memory, the last one made; None: none was
 
     def error(self) -> LensError | None:
         """The one error that decides the exit code; None: all pictures are there."""

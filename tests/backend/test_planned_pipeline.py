@@ -21,7 +21,7 @@ from backend.errors import OutOfMemoryError
 from backend.events import Event, Generation, PlanMade
 from backend.memory.exhausted import host_ran_out, ran_out
 from backend.memory.machine import Planned
-from backend.memory.plan import Machine, Place, Plan, Reader
+from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, Place
 from backend.pipeline import Pipeline
 from backend.types import Phase
 from tests.backend.test_pipeline import REQUEST, make, model, same
@@ -38,8 +38,8 @@ def wanted(model: Path) -> list[Generation]:
     return make(model, SEEDS)
 
 
-def leaner(plan: Plan, place: Place = Place.pinned) -> Plan:
-    return replace(plan, device="cuda", place=place, reader=Reader.cpu)
+def leaner(plan: MemoryPlan, place: Place = Place.pinned) -> MemoryPlan:
+    return replace(plan, device="cuda", place=place, reader=EncoderPlace.cpu)
 
 
 @pytest.mark.parametrize("place", [Place.pinned, Place.mapped])
@@ -90,8 +90,8 @@ def drawn(model: Path, events: list[Event]) -> Iterator[Generation]:
 
 
 FAILURES = [
-    ("checkpoint.open_text_table", (0,), 0, "load encoder"),
-    ("checkpoint.load_transformer", (0,), 0, "load transformer"),
+    ("loading.open_text_table", (0,), 0, "load encoder"),
+    ("loading.load_transformer", (0,), 0, "load transformer"),
     ("sampling.denoise", (1,), 1, "denoise"),
     ("decode", (2,), 2, "decode"),
 ]
@@ -112,7 +112,7 @@ def test_steps_down_once_and_goes_on(
 ) -> None:  # fmt: skip
     stages: list[str] = []
 
-    def step_down(model: Any, machine: Any, plan: Plan, stage: str, *, on_host: bool) -> Plan:
+    def step_down(model: Any, machine: Any, plan: MemoryPlan, stage: str, *, on_host: bool) -> MemoryPlan:
         assert not on_host
         stages.append(stage)
         return leaner(plan)
@@ -155,12 +155,12 @@ def test_memory_that_cannot_be_pinned_asks_for_a_plan_with_less_of_the_host(
 ) -> None:
     asked: list[tuple[str, bool]] = []
 
-    def step_down(model: Any, machine: Any, plan: Plan, stage: str, *, on_host: bool) -> Plan:
+    def step_down(model: Any, machine: Any, plan: MemoryPlan, stage: str, *, on_host: bool) -> MemoryPlan:
         asked.append((stage, on_host))
         return leaner(plan, Place.mapped)
 
     monkeypatch.setattr(product, "step_down", step_down)
-    fail(monkeypatch, "checkpoint.load_transformer", 0, error=MemoryError("the system refuses to pin 5 bytes"))
+    fail(monkeypatch, "loading.load_transformer", 0, error=MemoryError("the system refuses to pin 5 bytes"))
     made = list(drawn(model, []))
     assert asked == [("denoise", True)]
     assert all(same(a, b) for a, b in zip(made, wanted, strict=True))

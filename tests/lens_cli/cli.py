@@ -33,7 +33,7 @@ class Run:
 
 def command(*words: str, real: bool = False) -> list[str]:
     """argv of a child: the fake inside, or the real pipeline."""
-    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline/py")]
+    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline.py")]
     return [sys.executable, *program, *words]
 
 

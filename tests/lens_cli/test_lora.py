@@ -1,7 +1,7 @@
 """`--lora` from the outside: flags, settings, records, `rerun`, and one real picture with Lens-Nano.
 
 The files are made here with literal keys; most tests run with the fake pipeline, whose pixels depend on the LoRAs'
-hashes and scales. `tests/backend/test_lora/py` judges what a LoRA does to the weights.
+hashes and scales. `tests/backend/lora/test_lora.py` judges what a LoRA does to the weights.
 """
 
 from __future__ import annotations

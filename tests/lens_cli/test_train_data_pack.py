@@ -21,7 +21,7 @@ from tests.lens_cli.cli import Run, lens_inside
 from tests.train.data.test_captions import FOX, answered, write
 from tests.train.data.test_dedup import scene
 from tests.train.data_files import write_tar
-from train.data.tars.reader import PackedIndex, Reader
+from train.data.tars.reader import PackedIndex, TarReader
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def work(data, made: list[Ready], tmp_path_factory: pytest.TempPathFactory, tmp_
 
 
 def texts(work: Path) -> list[str]:
-    reader = Reader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
+    reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
     return sorted(reader.batch(position).samples[0].text for position in range(reader.epoch_batches))
 
 
@@ -98,7 +98,7 @@ def test_the_report_shows_duplicates_beside_what_stays(data, work: Path) -> None
 
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:
     """The picture of a bucket's own size is neither scaled nor cropped: in PNG not a bit changed."""
-    reader = Reader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
+    reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
     samples = [reader.batch(position).samples[0] for position in range(reader.epoch_batches)]
     (found,) = [sample for sample in samples if sample.text == "alt text 0"]
     assert (found.pixels() == np.asarray(Image.open(made[0].photos / "0.png"))).all()

@@ -8,19 +8,19 @@ from pathlib import Path
 import pyarrow as pa
 
 from train.data.scan import Scan, ScanSettings, make_plan
-from train.data.sources import Source
+from train.data.sources import PictureSource
 from train.data.work import Work
 
 
 def scanned(folder: Path, sources: Mapping[str, Mapping[str, bytes]], *, shard_size: int = 4096) -> Work:
     """A work folder below `folder` over sources (name -> file name -> bytes); all that is readable is selected."""
-    given: list[Source] = []
+    given: list[PictureSource] = []
     for name, files in sources.items():
         for file, data in files.items():
             path = folder / name / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        given.append(Source(name, str(folder / name)))
+        given.append(PictureSource(name, str(folder / name)))
     work = Work(folder / "work")
     settings = ScanSettings(shard_size=shard_size)
     shards, _ = make_plan(work, given, settings, "local", 0)

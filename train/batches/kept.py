@@ -25,7 +25,7 @@ from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError
 from train.batches.encoders import Encoders
 from train.config import PretrainConfig
-from train.data.tars.reader import Sample
+from train.data.tars.reader import TarSample
 
 
 class RunCache(Store):
@@ -54,7 +54,7 @@ class Encoded:
         self._width = (len(config.params.selected_layer_index), config.params.enc_hidden_dim)
         self._latents, self._texts = (_store(config.cache / name, say) for name in ("latents", "texts"))
 
-    def latents(self, samples: Sequence[Sample]) -> Tensor:
+    def latents(self, samples: Sequence[TarSample]) -> Tensor:
         """(B, N, C) float32 on the device, of pictures of one shape."""
         keys = [self._key(self._about_images, hashlib.sha256(sample.picture).hexdigest()) for sample in samples]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from backend.errors import UsageError
 from train.config import PretrainConfig
-from train.data.tars.reader import PackedIndex, Reader
+from train.data.tars.reader import PackedIndex, TarReader
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Opened:
     """All that the config names, found to be there and to fit the stages."""
 
     index: PackedIndex
-    readers: Mapping[int, Reader]  # by the stage's place, of those that have steps
-    held: Reader | None  # of the held-out pictures
+    readers: Mapping[int, TarReader]  # by the stage's place, of those that have steps
+    held: TarReader | None  # of the held-out pictures
 
 
 def open_packed(config: PretrainConfig) -> Opened:
@@ -30,7 +30,7 @@ def open_packed(config: PretrainConfig) -> Opened:
         raise UsageError("no data are named", hint="--data WORK, a folder that `lens train data` has packed")
     index = PackedIndex.load(config.data / "pack")
     readers = {
-        place: Reader(index, seed=config.seed + place, batches={base.base: base.batch for base in stage.bases})
+        place: TarReader(index, seed=config.seed + place, batches={base.base: base.batch for base in stage.bases})
         for place, stage in enumerate(config.stages)
         if stage.steps
     }
@@ -38,7 +38,7 @@ def open_packed(config: PretrainConfig) -> Opened:
     if config.held_out is not None:
         pictures = PackedIndex.load(config.held_out / "pack")
         _apart(index, pictures)
-        held = Reader(pictures, seed=0, batches={bucket.base: 1 for bucket in pictures.buckets})
+        held = TarReader(pictures, seed=0, batches={bucket.base: 1 for bucket in pictures.buckets})
     return Opened(index, readers, held)
 
 

@@ -15,7 +15,7 @@ from backend import latents
 from train.batches.encoders import Encoders
 from train.batches.open_packs import Opened
 from train.config import At, PretrainConfig, Stage
-from train.data.tars.reader import Bucket, Sample
+from train.data.tars.reader import TarBucket, TarSample
 from train.run.batch import Grid, Group, Loaded, padded
 from train.run.metrics import on_stderr
 
@@ -87,10 +87,10 @@ class PackedSource:
         reader.close()  # not needed again for a thousand steps
         return out
 
-    def _encode(self, samples: list[Sample], when: str) -> Loaded:
+    def _encode(self, samples: list[TarSample], when: str) -> Loaded:
         captions = [self._caption(sample, when) for sample in samples]
         if self._kept is None:
-            pictures = np.stack(list(self._threads.map(Sample.pixels, samples)))
+            pictures = np.stack(list(self._threads.map(TarSample.pixels, samples)))
             x0_BNC, texts = self.encoders.images(pictures), self.encoders.texts(captions)
         else:
             with self._alone:
@@ -99,7 +99,7 @@ class PackedSource:
         names = tuple(str(sample.record.get("key", "?")) for sample in samples)
         return Loaded(x0_BNC, text, mask, names)
 
-    def _caption(self, sample: Sample, when: str) -> str:
+    def _caption(self, sample: TarSample, when: str) -> str:
         """The dense caption, or the brief one where the config asks for it and the picture has one."""
         brief = sample.record.get("brief")
         if not brief or not self.config.brief_share:
@@ -107,9 +107,9 @@ class PackedSource:
         rng = random.Random(f"caption {self.config.seed} {when} {sample.record.get('key')}")
         return str(brief) if rng.random() < self.config.brief_share else sample.text
 
-    def _place(self, bucket: Bucket) -> int:
+    def _place(self, bucket: TarBucket) -> int:
         return next(i for i, one in enumerate(self.index.buckets) if one is bucket)
 
 
-def _grid(bucket: Bucket) -> Grid:
+def _grid(bucket: TarBucket) -> Grid:
     return bucket.height // latents.CELL, bucket.width // latents.CELL

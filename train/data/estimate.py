@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from train.data.buckets import BucketConfig, bucket_rows
 from train.data.scan import ScanSettings, scan_rows
 from train.data.score import score_rows
-from train.data.sources import Source, containers, list_container
+from train.data.sources import PictureSource, containers, list_container
 from train.data.tars.pack import TEXTS, PackConfig, sample_of
 from train.data.work import Work, open_picture, total
 
@@ -52,7 +52,7 @@ class Tried:
     packed_bytes: float  # of tars a picture, those without a bucket among them
 
 
-def list_sources(sources: Sequence[Source], settings: ScanSettings, without: Path) -> Listed:
+def list_sources(sources: Sequence[PictureSource], settings: ScanSettings, without: Path) -> Listed:
     """List all containers, one after the other."""
     shards = nbytes = unknown = captions = 0
     notes: list[str] = []

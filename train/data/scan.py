@@ -23,7 +23,7 @@ from backend.errors import FileError, LensError, UsageError
 from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, SUFFIXES, Unreadable, read_head
 from train.data.settings import section
-from train.data.sources import Container, ListSettings, Source, containers, list_container
+from train.data.sources import Container, ListSettings, PictureSource, containers, list_container
 from train.data.text_rules import MAX_BYTES, unusable
 from train.data.work import Work, open_picture, stamp, total
 
@@ -102,7 +102,7 @@ class ListContainer:
 
 
 def make_plan(
-    work: Work, sources: Sequence[Source], settings: ScanSettings, engine: str, workers: int | None
+    work: Work, sources: Sequence[PictureSource], settings: ScanSettings, engine: str, workers: int | None
 ) -> tuple[list[int], list[str]]:
     """List what changed, deal all pictures into shards of one container each; returns the shards and what to warn of.
 

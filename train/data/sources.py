@@ -49,7 +49,7 @@ CAPTION_COLUMNS = ("caption", "text", "TEXT", "prompt", "alt")
 
 
 @dataclass(frozen=True)
-class Source:
+class PictureSource:
     name: str  # the first part of its pictures' keys, and what thresholds can be set for
     path: str  # absolute
 
@@ -74,7 +74,7 @@ class ListSettings:
     caption_column: str | None = None  # None: the first known name with text in it, maybe none
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> PictureSource:
     """`NAME=PATH` or `PATH` (named like its last part). Raises UsageError for a path that is not there."""
     name, separator, path = text.partition("=")
     if not separator or "/" in name or os.path.exists(text):
@@ -82,7 +82,7 @@ def parse_source(text: str) -> Source:
     return find_source(path, name)
 
 
-def find_source(path: str, name: str = "") -> Source:
+def find_source(path: str, name: str = "") -> PictureSource:
     """`name` empty: named like the path's last part. Raises UsageError for a path that is not there, or no source."""
     found = Path(path).expanduser().resolve()
     if not found.exists():
@@ -94,10 +94,10 @@ def find_source(path: str, name: str = "") -> Source:
             if found.suffix.lower() in (".gz", ".tgz", ".zst", ".xz", ".bz2")
             else "give the folder it is in",
         )
-    return Source(name or found.stem or found.name, str(found))
+    return PictureSource(name or found.stem or found.name, str(found))
 
 
-def containers(source: Source, without: Path) -> list[Container]:
+def containers(source: PictureSource, without: Path) -> list[Container]:
     """In a fixed order. `without`: a folder that is passed over, the work folder itself.
 
     Hidden files and folders are passed over too; links to folders are not followed.

@@ -18,7 +18,7 @@ from train.evals.stats import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class RefusalVerdict:
     """What became of one probe."""
 
     probe: Probe
@@ -37,9 +37,9 @@ class Verdict:
 
 @dataclass
 class RefusalReport:
-    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    verdicts: list[RefusalVerdict] = field(default_factory=list[RefusalVerdict])
 
-    def _share(self, wanted: Callable[[Verdict], bool], of: Callable[[Verdict], bool]) -> Tally:
+    def _share(self, wanted: Callable[[RefusalVerdict], bool], of: Callable[[RefusalVerdict], bool]) -> Tally:
         chosen = [verdict for verdict in self.verdicts if of(verdict)]
         return Tally(sum(map(wanted, chosen)), len(chosen))
 
@@ -98,7 +98,7 @@ class RefusalReport:
 def check(
     decide: Callable[[str], Decision],
     probes: Iterable[Probe],
-    on_verdict: Callable[[Verdict], None] = lambda verdict: None,
+    on_verdict: Callable[[RefusalVerdict], None] = lambda verdict: None,
 ) -> RefusalReport:
     """Ask about every probe. An answer that cannot be used is counted; every other error is passed on."""
     report = RefusalReport()
@@ -106,12 +106,12 @@ def check(
         try:
             decision = decide(probe.request)
         except ReplyError as error:
-            verdict = Verdict(probe=probe, decision="error", said=str(error))
+            verdict = RefusalVerdict(probe=probe, decision="error", said=str(error))
         else:
             if isinstance(decision, Refused):
-                verdict = Verdict(probe=probe, decision="refuse", said=decision.rule)
+                verdict = RefusalVerdict(probe=probe, decision="refuse", said=decision.rule)
             else:
-                verdict = Verdict(probe=probe, decision="rewrite", said=decision.prompt)
+                verdict = RefusalVerdict(probe=probe, decision="rewrite", said=decision.prompt)
         report.verdicts.append(verdict)
         on_verdict(verdict)
     return report

@@ -144,7 +144,8 @@ def grid_of(picture: Picture) -> Grid:
 
 
 class FolderSource:
-    """Batches of a folder (`train.run.batch.Source`). An epoch has every picture once; each batch is of one bucket.
+    """Batches of a folder (`train.run.batch.BatchSource`). An epoch has every picture once; each batch is of one
+    bucket.
 
     A bucket's last batch of an epoch may be smaller than the others: nothing is left out and nothing is repeated.
     """

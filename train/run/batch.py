@@ -68,7 +68,7 @@ class Batch:
     labels_BN2: Tensor | None
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """A stream of training data. Both methods are functions of their arguments, in any order of calls."""
 
     def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:

@@ -16,7 +16,7 @@ from backend.errors import CheckpointError, FileError, LensError, UsageError
 from train import overrides
 from train.config import PretrainConfig
 from train.run import checkpoints, parts
-from train.run.batch import Source
+from train.run.batch import BatchSource
 from train.run.distributed import Ranks
 from train.run.step import Trained
 
@@ -78,7 +78,7 @@ def problem(run_dir: Path) -> LensError | None:
     return None
 
 
-def state(config: PretrainConfig, trained: Trained, source: Source) -> dict[str, Any]:
+def state(config: PretrainConfig, trained: Trained, source: BatchSource) -> dict[str, Any]:
     """What a checkpoint says beside its tensors."""
     return {
         "ema_updates": trained.ema.updates if trained.ema else 0,
@@ -153,7 +153,7 @@ _SAME = (
 )
 
 
-def same_source(found: checkpoints.Found, source: Source) -> None:
+def same_source(found: checkpoints.Found, source: BatchSource) -> None:
     """Raises CheckpointError where the run began with other data, or with other frozen networks: its transformer would
     go on with latents and features that mean something else."""
     for noted, attribute, other, keep in _SAME:

@@ -20,7 +20,7 @@ Points = NDArray[np.float32]  # (P, 2), x then y
 
 
 @dataclass(frozen=True)
-class Shape:
+class Outline:
     """One filled polygon, or one stroke of `width` (box units) where `width` > 0."""
 
     role: str
@@ -35,27 +35,27 @@ class Kind:
     name: str
     plural: str
     detail: str  # a true phrase about its look, for dense captions: "with ..."
-    shapes: tuple[Shape, ...]
+    shapes: tuple[Outline, ...]
     flies: bool = False  # belongs in the air rather than on the ground
     faces: bool = False  # looks different mirrored, so it may be mirrored
 
 
-def _ellipse(role: str, x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> Shape:
+def _ellipse(role: str, x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> Outline:
     n = max(8, int(abs(end - start) / 12))
     angle = np.radians(np.linspace(start, end, n, endpoint=end - start < 360))
-    return Shape(role, np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1).astype(np.float32))
+    return Outline(role, np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1).astype(np.float32))
 
 
-def _poly(role: str, *xy: float) -> Shape:
-    return Shape(role, np.asarray(xy, np.float32).reshape(-1, 2))
+def _poly(role: str, *xy: float) -> Outline:
+    return Outline(role, np.asarray(xy, np.float32).reshape(-1, 2))
 
 
-def _rect(role: str, x0: float, y0: float, x1: float, y1: float) -> Shape:
+def _rect(role: str, x0: float, y0: float, x1: float, y1: float) -> Outline:
     return _poly(role, x0, y0, x1, y0, x1, y1, x0, y1)
 
 
-def _line(role: str, width: float, *xy: float) -> Shape:
-    return Shape(role, np.asarray(xy, np.float32).reshape(-1, 2), width)
+def _line(role: str, width: float, *xy: float) -> Outline:
+    return Outline(role, np.asarray(xy, np.float32).reshape(-1, 2), width)
 
 
 def _curve(points: Points, closed: bool) -> Points:
@@ -74,15 +74,15 @@ def _curve(points: Points, closed: bool) -> Points:
     return np.concatenate(out).astype(np.float32)
 
 
-def _blob(role: str, *xy: float) -> Shape:
-    return Shape(role, _curve(np.asarray(xy, np.float32).reshape(-1, 2), closed=True))
+def _blob(role: str, *xy: float) -> Outline:
+    return Outline(role, _curve(np.asarray(xy, np.float32).reshape(-1, 2), closed=True))
 
 
-def _wire(role: str, width: float, *xy: float) -> Shape:
-    return Shape(role, _curve(np.asarray(xy, np.float32).reshape(-1, 2), closed=False), width)
+def _wire(role: str, width: float, *xy: float) -> Outline:
+    return Outline(role, _curve(np.asarray(xy, np.float32).reshape(-1, 2), closed=False), width)
 
 
-def _star(role: str, points: int, outer: float, inner: float, x: float = 0, y: float = 0) -> Shape:
+def _star(role: str, points: int, outer: float, inner: float, x: float = 0, y: float = 0) -> Outline:
     xy: list[float] = []
     for i in range(2 * points):
         radius, angle = (outer if i % 2 == 0 else inner), math.pi * i / points - math.pi / 2
@@ -90,11 +90,11 @@ def _star(role: str, points: int, outer: float, inner: float, x: float = 0, y: f
     return _poly(role, *xy)
 
 
-def _eyes(x: float, y: float, gap: float, r: float) -> list[Shape]:
+def _eyes(x: float, y: float, gap: float, r: float) -> list[Outline]:
     return [_ellipse("k", x - gap, y, r, r), _ellipse("k", x + gap, y, r, r)]
 
 
-def _petals(role: str, count: int, ring: float, r: float, y: float) -> list[Shape]:
+def _petals(role: str, count: int, ring: float, r: float, y: float) -> list[Outline]:
     step = 2 * math.pi / count
     return [_ellipse(role, ring * math.sin(i * step), y - ring * math.cos(i * step), r, r) for i in range(count)]
 
@@ -103,9 +103,9 @@ _E, _P, _R, _L, _B, _W = _ellipse, _poly, _rect, _line, _blob, _wire
 
 
 def _kind(
-    name: str, detail: str, *shapes: Shape | list[Shape], plural: str = "", flies: bool = False, faces: bool = False
+    name: str, detail: str, *shapes: Outline | list[Outline], plural: str = "", flies: bool = False, faces: bool = False
 ) -> Kind:
-    flat: list[Shape] = []
+    flat: list[Outline] = []
     for shape in shapes:
         flat += shape if isinstance(shape, list) else [shape]
     return Kind(name, plural or name + "s", detail, tuple(flat), flies, faces)
@@ -122,7 +122,7 @@ _ALL: Sequence[Kind] = (
           _P("d", .35, -.2, 1, -.2, 0, .95)),
     _kind("cube", "with three visible faces", _P("m", -.85, -.35, .1, -.1, .1, .95, -.85, .65), _P("l", -.85, -.35, 0, -.75, .9, -.5, .1, -.1),
           _P("d", .1, -.1, .9, -.5, .9, .5, .1, .95)),
-    _kind("ring", "with a hole in the middle", Shape("m", np.concatenate([_E("m", 0, 0, .92, .92).points, _E("m", 0, 0, .92, .92).points[:1],
+    _kind("ring", "with a hole in the middle", Outline("m", np.concatenate([_E("m", 0, 0, .92, .92).points, _E("m", 0, 0, .92, .92).points[:1],
           _E("m", 0, 0, .5, .5).points[:1], _E("m", 0, 0, .5, .5).points[::-1]]))),
     _kind("arrow", "pointing to one side", _P("m", -.95, -.28, .1, -.28, .1, -.75, .98, 0, .1, .75, .1, .28, -.95, .28), faces=True),
     # ---- sky
@@ -173,7 +173,7 @@ _ALL: Sequence[Kind] = (
     _kind("lamp", "with a wide shade on a thin stand", _L("b", .12, 0, -.2, 0, .85), _P("b", -.42, .98, .42, .98, .3, .8, -.3, .8), _P("m", -.4, -.95, .4, -.95, .8, .05, -.8, .05), _P("l", -.2, -.95, .05, -.95, .1, .05, -.35, .05)),
     _kind("candle", "with a small yellow flame", _B("y", 0, -1, .16, -.7, .08, -.5, -.08, -.5, -.16, -.7), _L("k", .06, 0, -.55, 0, -.35), _R("m", -.28, -.38, .28, .85), _P("b", -.6, .98, .6, .98, .45, .78, -.45, .78)),
     _kind("book", "lying open with white pages", _P("m", -.98, -.5, 0, -.3, .98, -.5, .98, .6, 0, .8, -.98, .6), _P("w", -.82, -.52, -.03, -.34, -.03, .56, -.82, .42), _P("w", .82, -.52, .03, -.34, .03, .56, .82, .42)),
-    _kind("key", "with two teeth at the end", Shape("m", np.concatenate([_E("m", -.55, 0, .42, .42).points, _E("m", -.55, 0, .42, .42).points[:1], _E("m", -.55, 0, .18, .18).points[:1], _E("m", -.55, 0, .18, .18).points[::-1]])),
+    _kind("key", "with two teeth at the end", Outline("m", np.concatenate([_E("m", -.55, 0, .42, .42).points, _E("m", -.55, 0, .42, .42).points[:1], _E("m", -.55, 0, .18, .18).points[:1], _E("m", -.55, 0, .18, .18).points[::-1]])),
           _P("m", -.15, -.12, .98, -.12, .98, .45, .78, .45, .78, .12, .58, .12, .58, .38, .38, .38, .38, .12, -.15, .12), faces=True),
     _kind("bell", "with a small clapper below", _E("k", 0, .78, .18, .18), _B("m", 0, -.92, .35, -.75, .48, -.2, .58, .3, .9, .65, 0, .75, -.9, .65, -.58, .3, -.48, -.2, -.35, -.75), _L("l", .1, -.62, .45, .62, .45)),
     _kind("hat", "with a wide brim and a dark ribbon", _B("m", -.5, .3, -.48, -.55, -.2, -.75, .2, -.75, .48, -.55, .5, .3), _P("k", -.52, .05, .52, .05, .54, .3, -.54, .3), _E("m", 0, .42, .98, .22)),

@@ -10,7 +10,7 @@ from backend.checkpoints import records
 from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
 from backend.errors import LensError, ModelMissingError, UsageError
 from backend.hub.installed import partial_bytes
-from backend.presets import Preset, Source
+from backend.presets import HubSource, Preset
 from lens_cli.terminal.console import human_bytes
 
 
@@ -121,7 +121,7 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
     return lines, data
 
 
-def _source_lines(source: Source) -> list[str]:
+def _source_lines(source: HubSource) -> list[str]:
     size = f", about {human_bytes(source.total)}" if source.total is not None else ""
     commit = f"@{source.revision[:12]} (pinned)" if source.revision else ""
     lines = [f"source      {source.repo}{commit}{size}: {source.note}"]

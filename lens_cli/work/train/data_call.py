@@ -29,7 +29,7 @@ class Call:
         return Work(self.folder)
 
 
-class Stage(Protocol):
+class ShardStage(Protocol):
     """A function of a shard that can tell whether it has run."""
 
     def stamp(self, shard: int) -> str: ...

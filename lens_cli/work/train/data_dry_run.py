@@ -14,11 +14,11 @@ from train.data.scan import ScanSettings
 from train.data.score import CLASSIC, LEARNED, ScoreSettings
 from train.data.select import Select
 from train.data.settings import section
-from train.data.sources import Source
+from train.data.sources import PictureSource
 from train.data.tars.pack import PackConfig
 
 
-def explain_sources(call: Call, sources: Sequence[Source], settings: ScanSettings) -> None:
+def explain_sources(call: Call, sources: Sequence[PictureSource], settings: ScanSettings) -> None:
     """Pictures, bytes, disk and hours of `scan`, of the filters that need no model, and of `pack`."""
     listed = estimate.list_sources(sources, settings, call.folder)
     for note in listed.notes:

@@ -17,7 +17,7 @@ from train.data import scan as scanning
 from train.data import score as scoring
 from train.data import select as selecting
 from train.data.settings import read_section, section, write_section
-from train.data.sources import Source, find_source, parse_source
+from train.data.sources import PictureSource, find_source, parse_source
 
 # --------------------------------------------------------------------------------------------------------------- stages
 
@@ -47,7 +47,7 @@ def scan(call: Call, given: Sequence[str]) -> None:
     call.talk.result(totals)
 
 
-def _sources(call: Call, given: Sequence[str]) -> list[Source]:
+def _sources(call: Call, given: Sequence[str]) -> list[PictureSource]:
     """Those of the command line, else those of last time."""
     if given:
         return [parse_source(text) for text in given]

@@ -18,7 +18,7 @@ from backend.errors import FileError, ModelMissingError, NetworkError, UsageErro
 from backend.hub import downloads, installed, pull_plan
 from backend.loading import load_transformer
 from backend.paths import hub_cache
-from backend.presets import Component, Layout, Preset, Source, SourceFile
+from backend.presets import Component, HubSource, Layout, Preset, SourceFile
 from tests.backend import tiny_weights as tiny
 from tests.backend.fake_hub import COMMIT, Hub, serve
 
@@ -214,7 +214,7 @@ def test_comfy_files_are_shared_and_survive_the_removal_of_one_model(
             SourceFile(path="text_encoders/gpt.gguf", component=Component.text_encoder),
             SourceFile(path="vae/flux2-vae.safetensors", component=Component.vae),
         )
-        comfy = Source(repo="Comfy-Org/Lens", layout=Layout.single_files, files=files)
+        comfy = HubSource(repo="Comfy-Org/Lens", layout=Layout.single_files, files=files)
         use(monkeypatch, name.replace("_", "-"), sources=(comfy,))
     pull(said, "lens")
     pull(said, "lens-turbo")
@@ -290,8 +290,8 @@ def test_what_cannot_be_pulled_or_removed(said: list[str]) -> None:
         installed.plan_removal("nano")
 
 
-def source(revision: str | None = None, files: tuple[SourceFile, ...] = ()) -> Source:
-    return Source(
+def source(revision: str | None = None, files: tuple[SourceFile, ...] = ()) -> HubSource:
+    return HubSource(
         repo="Jinstudio/Lens",
         layout=Layout.diffusers,
         revision=revision,

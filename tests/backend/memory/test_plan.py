@@ -16,11 +16,11 @@ from backend.memory import footprint
 from backend.memory.footprint import GB, Job, weights
 from backend.memory.plan import (
     PROFILES,
+    EncoderPlace,
     Machine,
-    Model,
+    MemoryPlan,
+    ModelBytes,
     Place,
-    Plan,
-    Reader,
     find_profile,
     make_plan,
     parse_bytes,
@@ -29,21 +29,21 @@ from backend.memory.plan import (
 from backend.presets import LENS, NANO
 
 JOB = Job(params=LENS, width=1024, height=1024, steps=20, guided=True, text_tokens=415, itemsize=2)
-MODEL = Model(job=JOB, held="bf16", mapped=True)
+MODEL = ModelBytes(job=JOB, held="bf16", mapped=True)
 H200 = Machine(device="cuda", card=141 * GB, card_free=140 * GB, host_free=128 * GB)
 NO_GPU = Machine(device="cpu", host_free=32 * GB)
 
 
-def nano(width: int = 256) -> Model:
+def nano(width: int = 256) -> ModelBytes:
     job = Job(params=NANO, width=width, height=width, steps=20, guided=True, text_tokens=64, itemsize=4)
-    return Model(job=job, held="float32", mapped=False)
+    return ModelBytes(job=job, held="float32", mapped=False)
 
 
-def sized(model: Model, width: int, height: int) -> Model:
+def sized(model: ModelBytes, width: int, height: int) -> ModelBytes:
     return replace(model, job=replace(model.job, width=width, height=height))
 
 
-def packed(bits: float) -> Model:
+def packed(bits: float) -> ModelBytes:
     return replace(MODEL, job=replace(JOB, block_bits=bits), held=f"{bits} bits")
 
 
@@ -74,14 +74,14 @@ def test_block_and_autoencoder() -> None:
 # At 1024 x 1024 in bfloat16, and the most that the card may take (GB), by hand: 5.5 of weights,
 # 0.5 of context and 0.3 of activations leave no room on 6 GB, room for a few strips on 8, and for all on 12.
 EXPECTED = {
-    "4GB": (Place.pinned, Reader.gpu, 3.5),
-    "6GB": (Place.pinned, Reader.gpu, 4.5),
-    "8GB": (Place.resident, Reader.gpu, 7.0),
-    "12GB": (Place.resident, Reader.gpu, 8.0),
-    "16GB": (Place.resident, Reader.gpu, 11.0),
-    "24GB": (Place.resident, Reader.gpu, 11.0),
-    "80GB": (Place.resident, Reader.gpu, 18.0),
-    "141GB": (Place.resident, Reader.gpu, 18.0),
+    "4GB": (Place.pinned, EncoderPlace.gpu, 3.5),
+    "6GB": (Place.pinned, EncoderPlace.gpu, 4.5),
+    "8GB": (Place.resident, EncoderPlace.gpu, 7.0),
+    "12GB": (Place.resident, EncoderPlace.gpu, 8.0),
+    "16GB": (Place.resident, EncoderPlace.gpu, 11.0),
+    "24GB": (Place.resident, EncoderPlace.gpu, 11.0),
+    "80GB": (Place.resident, EncoderPlace.gpu, 18.0),
+    "141GB": (Place.resident, EncoderPlace.gpu, 18.0),
 }
 
 
@@ -120,7 +120,7 @@ def test_small_models_are_resident_everywhere() -> None:
 
 def test_no_gpu() -> None:
     plan = make_plan(MODEL, NO_GPU)
-    assert (plan.profile, plan.place, plan.reader) == ("cpu", Place.mapped, Reader.cpu)
+    assert (plan.profile, plan.place, plan.reader) == ("cpu", Place.mapped, EncoderPlace.cpu)
     assert plan.host < 3 * GB < plan.peak.most  # the mapped file counts as resident but is nobody's
     small = make_plan(MODEL, replace(NO_GPU, host_free=plan.host - 1))
     assert small.decode.work > plan.decode.work and small.host < plan.host
@@ -130,9 +130,9 @@ def test_no_gpu() -> None:
 
 def test_llama_is_only_taken_when_asked() -> None:
     readers = {make_plan(MODEL, H200, vram=row.card).reader for row in PROFILES[1:]}
-    assert readers == {Reader.gpu}
-    assert make_plan(replace(MODEL, llama=True), H200, vram=8 * GB).reader is Reader.llama
-    assert make_plan(replace(MODEL, llama=True), NO_GPU).reader is Reader.llama
+    assert readers == {EncoderPlace.gpu}
+    assert make_plan(replace(MODEL, llama=True), H200, vram=8 * GB).reader is EncoderPlace.llama
+    assert make_plan(replace(MODEL, llama=True), NO_GPU).reader is EncoderPlace.llama
 
 
 def test_short_of_host_memory() -> None:
@@ -149,13 +149,13 @@ def test_short_of_host_memory() -> None:
 SPEED = (Place.mapped, Place.pinned, Place.resident)
 
 
-def rank(plan: Plan) -> tuple[bool, int, float, int]:
+def rank(plan: MemoryPlan) -> tuple[bool, int, float, int]:
     """Larger is faster."""
     return plan.device != "cpu", SPEED.index(plan.place), -plan.decode.work, plan.graphs
 
 
 @pytest.mark.parametrize("model", [MODEL, packed(4.5), nano(), sized(MODEL, 1440, 1440), sized(MODEL, 512, 512)])
-def test_more_memory_is_never_slower(model: Model) -> None:
+def test_more_memory_is_never_slower(model: ModelBytes) -> None:
     last = None
     for tenths in range(8, 300):
         try:
@@ -207,7 +207,7 @@ def test_step_down() -> None:
     denoise = step_down(MODEL, H200, decode, "denoise")
     assert denoise is not None and denoise.place is Place.pinned
     encode = step_down(MODEL, H200, plan, "encode")
-    assert encode is not None and encode.reader is Reader.cpu
+    assert encode is not None and encode.reader is EncoderPlace.cpu
     assert (denoise.cap, denoise.profile) == (plan.cap, plan.profile)
 
 

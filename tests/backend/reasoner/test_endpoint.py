@@ -23,7 +23,7 @@ from backend.paths import nano_dir
 from backend.reasoner import endpoint as endpoint_module
 from backend.reasoner.answers import MODEL_REFUSAL, Draft, read_json
 from backend.reasoner.endpoint import EndpointSpeaker, check_address
-from backend.reasoner.refine import Plan, Task, make_plan
+from backend.reasoner.refine import RewritePlan, Task, make_plan
 from backend.settings import ReasonerSettings
 from backend.types import ReasonerMode
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion, decision, failure
@@ -45,7 +45,7 @@ def settings(url: str, **changes: Any) -> ReasonerSettings:
     return replace(ReasonerSettings(base_url=url, model="m", timeout=5.0), **changes)
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> RewritePlan:
     chosen = settings("http://127.0.0.1:1/v1", **changes)
     return make_plan(chosen, presets.get("lens"), "lens", mode=ReasonerMode.api)
 

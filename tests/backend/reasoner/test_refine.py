@@ -23,8 +23,8 @@ from backend.reasoner.answers import MODEL_REFUSAL, Draft
 from backend.reasoner.refine import (
     LOCAL_CONTEXT,
     LocalSpeaker,
-    Plan,
     Refused,
+    RewritePlan,
     Rewritten,
     Task,
     cache_key,
@@ -43,7 +43,7 @@ SETTINGS = ReasonerSettings()
 ENDPOINT = ReasonerSettings(base_url="http://127.0.0.1:1/v1", model="m")
 
 
-def nano_plan(**changes: Any) -> Plan:
+def nano_plan(**changes: Any) -> RewritePlan:
     return dataclasses.replace(make_plan(SETTINGS, NANO, "nano", mode=ReasonerMode.local), **changes)
 
 

@@ -17,7 +17,7 @@ from backend.loading import load_tokenizer
 from backend.text.grammar import gbnf
 from backend.text.harmony import plain_ids
 from backend.text.llama_answer import Grammar
-from backend.text.llama_library import Model
+from backend.text.llama_library import OpenGguf
 
 FILES = resolve_model("nano")
 DECISION = {
@@ -33,8 +33,8 @@ DECISION = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    opened = Model(FILES.text_encoder[0], repack=False, gpu_layers=0)
+def model() -> Iterator[OpenGguf]:
+    opened = OpenGguf(FILES.text_encoder[0], repack=False, gpu_layers=0)
     yield opened
     opened.close()
 
@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(FILES)
 
 
-def accepts(model: Model, tokenizer: Tokenizer, schema: dict[str, Any], text: str) -> bool:
+def accepts(model: OpenGguf, tokenizer: Tokenizer, schema: dict[str, Any], text: str) -> bool:
     """Whether the whole text, and then the end, may be written."""
     grammar = Grammar(model, gbnf(schema))
     try:
@@ -64,7 +64,7 @@ def written(decision: str, prompt: str, rule: str | None) -> str:
 @pytest.mark.parametrize(
     "prompt", ["", "a cat", 'a sign that says "OPEN"', "back\\slash", "two\nlines\tand a tab", "家 🎈 ñ", "a/b {c} [d]"]
 )
-def test_what_json_writes_is_accepted(model: Model, tokenizer: Tokenizer, prompt: str) -> None:
+def test_what_json_writes_is_accepted(model: OpenGguf, tokenizer: Tokenizer, prompt: str) -> None:
     for decision, rule in (("rewrite", None), ("refuse", "self-harm")):
         assert accepts(model, tokenizer, DECISION, written(decision, prompt, rule))
 
@@ -91,7 +91,7 @@ def test_what_json_writes_is_accepted(model: Model, tokenizer: Tokenizer, prompt
         "null",
     ],
 )
-def test_everything_else_is_not(model: Model, tokenizer: Tokenizer, text: str) -> None:
+def test_everything_else_is_not(model: OpenGguf, tokenizer: Tokenizer, text: str) -> None:
     assert not accepts(model, tokenizer, DECISION, text)
 
 
@@ -113,7 +113,7 @@ def test_everything_else_is_not(model: Model, tokenizer: Tokenizer, text: str) -
         ),
     ],
 )
-def test_kinds(model: Model, tokenizer: Tokenizer, schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
+def test_kinds(model: OpenGguf, tokenizer: Tokenizer, schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     for value in good:
         assert accepts(model, tokenizer, schema, json.dumps(value, ensure_ascii=False)), value
     for value in bad:

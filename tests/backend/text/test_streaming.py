@@ -250,7 +250,7 @@ def test_wrong_tensors_are_named_before_anything_runs(tmp_path: Path) -> None:
 
 _CHILD = """
 import sys, torch
-from backend.model import formats
+from backend.checkpoints import formats
 from backend.params import TextEncoderParams
 from backend.text.streaming import StreamingEncoder
 from tests.backend.text.test_streaming import DEEP

@@ -18,7 +18,7 @@ import pytest
 
 from backend.errors import CheckpointError, FileError, UsageError
 from tests.train.packed import pack
-from train.data.tars.reader import Batch, PackedIndex, Reader, permute
+from train.data.tars.reader import PackedIndex, ReaderBatch, TarReader, permute
 
 SIZES = ((70, 66), (40, 90), (130, 50), (33, 40))  # 64x64, 32x64 and so on: four buckets
 BATCHES = {32: 4, 64: 3}
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(tmp_path_factory.mktemp("packed"), [range(50), range(50, 90), range(90, 100)], SIZES)
 
 
-def numbers(batch: Batch) -> list[int]:
+def numbers(batch: ReaderBatch) -> list[int]:
     """Which pictures a batch holds, read from their pixels."""
     found: list[int] = []
     for sample in batch.samples:
@@ -41,11 +41,11 @@ def numbers(batch: Batch) -> list[int]:
     return found
 
 
-def reader(folder: Path, **options: object) -> Reader:
-    return Reader(PackedIndex.load(folder), seed=3, batches=BATCHES, **options)  # type: ignore[arg-type]
+def reader(folder: Path, **options: object) -> TarReader:
+    return TarReader(PackedIndex.load(folder), seed=3, batches=BATCHES, **options)  # type: ignore[arg-type]
 
 
-def taken(source: Reader, steps: int) -> list[list[int]]:
+def taken(source: TarReader, steps: int) -> list[list[int]]:
     return [numbers(batch) for batch in itertools.islice(source, steps)]
 
 
@@ -177,10 +177,10 @@ def test_what_cannot_be_read(folder: Path, tmp_path: Path) -> None:
         PackedIndex.load(tmp_path / "pack")
     index = PackedIndex.load(folder)
     with pytest.raises(UsageError, match="base 64"):
-        Reader(index, seed=0, batches={32: 4})
+        TarReader(index, seed=0, batches={32: 4})
     with pytest.raises(UsageError, match="rank 2 of 2"):
-        Reader(index, seed=0, batches=BATCHES, rank=2, world=2)
+        TarReader(index, seed=0, batches=BATCHES, rank=2, world=2)
     with pytest.raises(UsageError, match=r"no bucket of .* fills a batch"):
-        Reader(index, seed=0, batches={32: 1000, 64: 1000})
+        TarReader(index, seed=0, batches={32: 1000, 64: 1000})
     with pytest.raises(UsageError, match="tail"):
-        Reader(index, seed=0, batches=BATCHES, tail="repeat")
+        TarReader(index, seed=0, batches=BATCHES, tail="repeat")

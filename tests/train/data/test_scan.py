@@ -15,11 +15,11 @@ import pytest
 from backend.errors import FileError, LensError, UsageError
 from tests.train.data_files import bomb, encoded, noise, write_tar
 from train.data.scan import SCAN, Scan, ScanSettings, make_plan, planned, totals
-from train.data.sources import Source, parse_source, walk
+from train.data.sources import PictureSource, parse_source, walk
 from train.data.work import Work, open_picture, stamp
 
 
-def _scan(work: Work, *sources: Source, **settings: object) -> tuple[list[dict[str, object]], list[str]]:
+def _scan(work: Work, *sources: PictureSource, **settings: object) -> tuple[list[dict[str, object]], list[str]]:
     """All rows of `scan`, in the order of the shards, and the warnings."""
     chosen = ScanSettings(**settings)  # pyright: ignore[reportArgumentType]
     shards, notes = make_plan(work, sources, chosen, "local", 0)
@@ -60,7 +60,7 @@ def test_a_folder_with_captions_and_odd_files(tmp_path: Path, work: Work) -> Non
     (top / "bomb.png").write_bytes(bomb(60_000, 60_000))
     (top / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
 
-    rows, notes = _scan(work, Source("p", str(top)))
+    rows, notes = _scan(work, PictureSource("p", str(top)))
     found = {str(row["key"]): row for row in rows}
     assert notes == [f"{top}: 1 .heic passed over, pictures of a kind that is not read (make them .jpg or .png)"]
     assert set(found) == {
@@ -130,14 +130,14 @@ def test_a_tar_with_two_members_of_one_name(tmp_path: Path, work: Work) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(noise(30, 30)))
     with tarfile.open(tmp_path / "both.tar", "a") as tar:
         tar.add(tmp_path / "a.jpg", "a.jpg")
-    rows, _ = _scan(work, Source("s", str(tmp_path / "both.tar")))
+    rows, _ = _scan(work, PictureSource("s", str(tmp_path / "both.tar")))
     assert [(row["key"], row["width"]) for row in rows] == [("s/a.jpg", 20), ("s/a.jpg#2", 30)]
 
 
 def test_no_tar_at_all_and_a_compressed_one(tmp_path: Path, work: Work) -> None:
     (tmp_path / "x.tar").write_bytes(b"\x1f\x8b not a tar" * 100)
     with pytest.raises(FileError, match=r"cannot read .*x\.tar") as caught:
-        _scan(work, Source("x", str(tmp_path / "x.tar")))
+        _scan(work, PictureSource("x", str(tmp_path / "x.tar")))
     assert "uncompressed" in (caught.value.hint or "")
     (tmp_path / "x.tar.gz").write_bytes(b"x")
     with pytest.raises(UsageError) as refused:
@@ -153,7 +153,9 @@ def test_parquet_of_bytes_and_parquet_of_paths(tmp_path: Path, work: Work) -> No
     listed = pa.table({"path": ["b.png", str(tmp_path / "b.png"), "gone.png", None], "caption": ["x", "y", "z", None]})
     pq.write_table(listed, tmp_path / "listed.parquet")
 
-    rows, _ = _scan(work, parse_source(str(tmp_path / "inside.parquet")), Source("l", str(tmp_path / "listed.parquet")))
+    rows, _ = _scan(
+        work, parse_source(str(tmp_path / "inside.parquet")), PictureSource("l", str(tmp_path / "listed.parquet"))
+    )
     first, second = rows[:5], rows[5:]
     assert [open_picture(row) for row in first] == data
     assert [open_picture(row) for row in reversed(first)] == data[::-1]
@@ -177,7 +179,7 @@ def test_shards_are_full_and_only_changed_ones_are_scanned_again(tmp_path: Path)
         (top / f"{i}.jpg").write_bytes(encoded(noise(20, 20, i)))
     write_tar(top / "more.tar", {"x.jpg": encoded(noise(20, 20)), "y.jpg": encoded(noise(20, 20, 1))})
     work = Work(top / "work")  # inside the source: it must not find itself
-    source = Source("p", str(top))
+    source = PictureSource("p", str(top))
     rows, _ = _scan(work, source, shard_size=3)
     assert [work.read("scan", s).num_rows for s in planned(work)] == [3, 3, 1, 2]
     assert [row["key"] for row in rows][-2:] == ["p/more.tar/x.jpg", "p/more.tar/y.jpg"]
@@ -203,11 +205,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, work: Work, monkeypatch: py
     (tmp_path / "phone").mkdir()
     (tmp_path / "phone" / "a.heic").write_bytes(b"not read")
     with pytest.raises(UsageError, match="no pictures in") as caught:
-        _scan(work, Source("p", str(tmp_path / "phone")))
+        _scan(work, PictureSource("p", str(tmp_path / "phone")))
     assert "1 .heic passed over" in (caught.value.hint or "")
     (tmp_path / "phone" / "b.png").write_bytes(encoded(noise(20, 20), "PNG"))
     monkeypatch.setattr("train.data.work.MAX_BYTES", 100)  # of a file, so that it need not be made
-    (row,), _ = _scan(work, Source("p", str(tmp_path / "phone")))
+    (row,), _ = _scan(work, PictureSource("p", str(tmp_path / "phone")))
     assert "bytes are more than 100: not read" in str(row["error"]) and row["sha256"] is None
 
 
@@ -216,7 +218,7 @@ def test_what_comes_before_shifts_no_shard(tmp_path: Path, work: Work) -> None:
     top.mkdir()
     for name in ("b", "c", "d"):
         write_tar(top / f"{name}.tar", {f"{name}.jpg": encoded(noise(20, 20, ord(name)))})
-    source = Source("p", str(top))
+    source = PictureSource("p", str(top))
     _scan(work, source)
     before = {shard: work.path("scan", shard).stat().st_mtime_ns for shard in planned(work)}
     write_tar(top / "a.tar", {"a.jpg": encoded(noise(20, 20))})
@@ -232,7 +234,7 @@ def test_what_comes_before_shifts_no_shard(tmp_path: Path, work: Work) -> None:
 def test_an_interrupted_scan_is_no_ground_for_other_stages(tmp_path: Path, work: Work) -> None:
     for i in range(4):
         (tmp_path / f"{i}.jpg").write_bytes(encoded(noise(20, 20, i)))
-    make_plan(work, [Source("p", str(tmp_path))], ScanSettings(shard_size=2), "local", 0)
+    make_plan(work, [PictureSource("p", str(tmp_path))], ScanSettings(shard_size=2), "local", 0)
     Scan(work, ScanSettings().max_pixels)(0)
     with pytest.raises(LensError, match="1 of 2 shards are not scanned yet"):
         planned(work)
@@ -240,16 +242,16 @@ def test_an_interrupted_scan_is_no_ground_for_other_stages(tmp_path: Path, work:
 
 def test_names_of_sources(tmp_path: Path, work: Work) -> None:
     (tmp_path / "a b").mkdir()
-    assert parse_source(f"x={tmp_path / 'a b'}") == Source("x", str(tmp_path / "a b"))
+    assert parse_source(f"x={tmp_path / 'a b'}") == PictureSource("x", str(tmp_path / "a b"))
     assert parse_source(str(tmp_path / "a b")).name == "a b"
     (tmp_path / "k=v").mkdir()
     assert parse_source(str(tmp_path / "k=v")).name == "k=v"
     with pytest.raises(UsageError, match="no such source"):
         parse_source("/no/such/place")
     with pytest.raises(UsageError, match="two sources are named 'x'"):
-        _scan(work, Source("x", str(tmp_path)), Source("x", str(tmp_path / "a b")))
+        _scan(work, PictureSource("x", str(tmp_path)), PictureSource("x", str(tmp_path / "a b")))
     with pytest.raises(UsageError, match="no pictures in"):
-        _scan(work, Source("x", str(tmp_path / "a b")))
+        _scan(work, PictureSource("x", str(tmp_path / "a b")))
     with pytest.raises(LensError, match="nothing was scanned yet"):
         planned(Work(tmp_path / "elsewhere"))
 

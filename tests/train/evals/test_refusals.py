@@ -37,7 +37,7 @@ def test_a_perfect_reasoner() -> None:
 
 
 def test_each_kind_of_mistake_is_counted_apart() -> None:
-    seen: list[refusals.Verdict] = []
+    seen: list[refusals.RefusalVerdict] = []
     count = {True: 0, False: 0}
 
     def decide(request: str) -> Decision:

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 import prompts
 from backend.errors import FileError, LensError, UsageError
-from backend.reasoner.endpoint import Reply
+from backend.reasoner.endpoint import ChatReply
 from train.data.captions.checks import Band, count_words, flaw, language_of, tidy
 from train.data.captions.journals import Answer, Journal, journal_path
 from train.data.remaining import kept_rows, stages_read
@@ -98,7 +98,7 @@ class Asker(Protocol):
 
     def complete(
         self, messages: list[dict[str, Any]], *, seed: int | None = None, temperature: float | None = None
-    ) -> Reply: ...
+    ) -> ChatReply: ...
 
 
 # -------------------------------------------------------------------------------------------------------- the questions

@@ -42,7 +42,7 @@ _OPEN_TARS = 64  # kept open by one reader: well below the 256 files that a proc
 
 
 @dataclass(frozen=True)
-class Sample:
+class TarSample:
     """One packed picture."""
 
     picture: bytes  # the file, as packed: JPEG, WebP or PNG
@@ -57,7 +57,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ReaderBatch:
     """Samples of one shape."""
 
     position: int
@@ -65,11 +65,11 @@ class Batch:
     base: int
     width: int  # pixels
     height: int
-    samples: tuple[Sample, ...]
+    samples: tuple[TarSample, ...]
 
 
 @dataclass(frozen=True)
-class Bucket:
+class TarBucket:
     """Where the samples of one shape lie: arrays over its samples, ordered by shard and place in the shard."""
 
     base: int
@@ -90,7 +90,7 @@ class PackedIndex:
 
     folder: Path
     tars: tuple[tuple[str, int], ...]  # (path below the folder, bytes)
-    buckets: tuple[Bucket, ...]  # by base, then width
+    buckets: tuple[TarBucket, ...]  # by base, then width
     fingerprint: str  # of the order and contents of all samples
 
     @classmethod
@@ -110,7 +110,7 @@ class PackedIndex:
         for name, size in tars:
             _check_tar(folder / name, size)
         columns = {shape: zip(*parts[shape], strict=True) for shape in sorted(parts)}
-        buckets = tuple(Bucket(*shape, *map(np.concatenate, arrays)) for shape, arrays in columns.items())
+        buckets = tuple(TarBucket(*shape, *map(np.concatenate, arrays)) for shape, arrays in columns.items())
         return cls(folder=folder, tars=tuple(tars), buckets=buckets, fingerprint=whole.hexdigest())
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ def _again(path: Path) -> str:
     return f"delete {path.parent.parent / shard}.done and pack again: only that shard is redone"
 
 
-class Reader:
+class TarReader:
     """Iterates over this rank's batches for ever; `state()` and `resume()` are exact inside an epoch.
 
     `batches`: pictures a rank and step for every base that occurs. `tail`: what becomes of the last samples of a
@@ -207,7 +207,7 @@ class Reader:
         rest = {(b.width, b.height): len(b) % self.batches[b.base] for b in self.index.buckets}
         return {shape: number for shape, number in rest.items() if number}
 
-    def plan(self, position: int) -> tuple[int, Bucket, np.ndarray]:
+    def plan(self, position: int) -> tuple[int, TarBucket, np.ndarray]:
         """What lies at a position: its epoch, its bucket and its samples' numbers in the bucket."""
         epoch, number = divmod(position, self.epoch_batches)
         shuffled = int(permute(np.array([number]), self.epoch_batches, f"{self.seed} {epoch} batches")[0])
@@ -219,13 +219,13 @@ class Reader:
         name = f"{self.seed} {epoch} {bucket.width}x{bucket.height}"
         return epoch, bucket, permute(numbers, len(bucket), name)
 
-    def batch(self, position: int) -> Batch:
+    def batch(self, position: int) -> ReaderBatch:
         """The batch at a position, read from its tars. Raises FileError for a tar that is not what was packed."""
         epoch, bucket, numbers = self.plan(position)
         samples = tuple(self.sample(bucket, int(number)) for number in numbers)
-        return Batch(position, epoch, bucket.base, bucket.width, bucket.height, samples)
+        return ReaderBatch(position, epoch, bucket.base, bucket.width, bucket.height, samples)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ReaderBatch]:
         """This rank's batches from `position` on, for ever. A batch counts as taken when it is handed out.
 
         Whoever reads ahead in other processes calls `batch(start + step * world + rank)` there, and sets `position`.
@@ -263,7 +263,7 @@ class Reader:
 
     # ------------------------------------------------------------------------------------------------------ the bytes
 
-    def sample(self, bucket: Bucket, number: int) -> Sample:
+    def sample(self, bucket: TarBucket, number: int) -> TarSample:
         """Sample `number` of a bucket, as `plan` names it. Raises FileError. Not for several threads at once."""
         name, _ = self.index.tars[int(bucket.tar[number])]
         path = self.index.folder / name
@@ -277,7 +277,7 @@ class Reader:
         try:
             members = read_members(block)
             picture = next(members[suffix] for suffix in _PICTURES if suffix in members)
-            return Sample(picture, members["txt"].decode(), json.loads(members["json"]))
+            return TarSample(picture, members["txt"].decode(), json.loads(members["json"]))
         except (tarfile.TarError, ValueError, KeyError, StopIteration) as error:
             raise FileError(f"{path} holds no sample at byte {offset:,}", hint=_again(path)) from error
 
