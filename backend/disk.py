@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 
 _HINTS = {
     errno.ENOSPC: "the disk is full: free some space, or save elsewhere with -o",
@@ -30,9 +31,15 @@ _HINTS = {
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the whole file, as hexadecimal text. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_error(path: Path, error: OSError) -> FileError:
     """The one-line form of an operating system's refusal to write `path`."""
-    reason = (error.strerror or str(error)).lower()
+    reason = os_reason(error)
     return FileError(f"cannot write {path}: {reason}", hint=_HINTS.get(error.errno or 0))
 
 

@@ -108,3 +108,8 @@ class CancelledError(LensError):
 def first_line(error: BaseException) -> str:
     """Of somebody else's error, to be told in a message; its class where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def os_reason(error: OSError) -> str:
+    """What the system says is wrong, in the words of a message: "no space left on device"."""
+    return (error.strerror or str(error)).lower()

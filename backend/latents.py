@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-CELL = 16  # pixels a token covers on each side
 PACKED = 128  # C
 
 

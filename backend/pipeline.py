@@ -37,6 +37,7 @@ from backend.model.autoencoder import AutoencoderKLFlux2, latent_statistics
 from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
 from backend.model.transformer import LensBlock
+from backend.sizes import GRID
 from backend.text.features import FeatureSource
 from backend.text.shared_llama import SharedLlama, choose_encoder
 from backend.types import DType, Encoder, GenerationRequest, LoraUse, Phase
@@ -177,7 +178,7 @@ class Pipeline:
 
     def _load(self, run: _Run, plan: MemoryPlan, texts: Texts) -> _Loaded:
         request = run.request
-        h, w = request.height // latents.CELL, request.width // latents.CELL
+        h, w = request.height // GRID, request.width // GRID
         sigmas = sampling.schedule(h * w, request.steps)
         home = torch.device("cpu") if plan.streamed else self.device
         with phase(Phase.load_transformer, run.timings, run.watch, self.device):

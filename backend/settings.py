@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
 
 from backend import paths
-from backend.errors import UsageError
+from backend.errors import UsageError, os_reason
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 
 DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
@@ -173,7 +173,7 @@ def _read(path: Path) -> dict[str, Any]:
             raise UsageError(f"the settings file {path} is missing", hint="LENS_CONFIG names it") from None
         return {}
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
 

@@ -45,6 +45,7 @@ from backend.packing.linears import (
     ScaledFp8Linear,
 )
 from backend.params import DiTParams
+from backend.sizes import GRID
 
 PROMPTS = (
     "a red fish in a blue sea",
@@ -245,7 +246,7 @@ def nano_runs(prompts: Sequence[str], steps: int) -> tuple[LensTransformer2DMode
     source = FeatureSource(
         files=files, encoder=Encoder.exact, dtype=torch.float32, device=cpu, store=None, llama=None
     )  # fmt: skip
-    side, guidance = files.preset.default_base // latents.CELL, files.preset.guidance
+    side, guidance = files.preset.default_base // GRID, files.preset.guidance
 
     def run(features: Tensor, seed: int) -> Run:
         def velocity(network: LensTransformer2DModel, x: Tensor, sigma: float) -> Tensor:

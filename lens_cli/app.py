@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError
+from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError, os_reason
 from lens_cli.lazy import Lazy, LazyGroup, build, load
 from lens_cli.terminal.console import Talk
 
@@ -154,7 +154,7 @@ def as_lens_error(error: BaseException) -> LensError:
         return OutOfMemoryError("the machine ran out of memory", hint="make a smaller picture, or use a smaller model")
     if isinstance(error, OSError):  # the machine refused something that no command expected
         where = f"{error.filename}: " if error.filename else ""
-        return FileError(f"{where}{(error.strerror or str(error)).lower()}")
+        return FileError(f"{where}{os_reason(error)}")
     return LensError(
         f"internal error: {type(error).__name__}: {error}", hint="this is a bug; LENS_DEBUG=1 shows where it happened"
     )

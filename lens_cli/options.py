@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 from lens_cli.terminal.console import Talk, looking_at_stdout
 
@@ -251,7 +251,7 @@ def read_prompt(words: list[str] | None, option: str | None, file: Path | None, 
             with file.open("rb") as source:
                 return _read_text(source, str(file))
         except OSError as error:
-            raise FileError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot read {file}: {os_reason(error)}") from error
     stdin = sys.stdin
     if stdin is None or (not words and file is None and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
         raise UsageError("no prompt", hint='lens gen "three red balloons over a green hill"')

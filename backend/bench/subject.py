@@ -29,6 +29,7 @@ from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, ModelBytes, m
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, ModelParams
 from backend.pipeline import TORCH_DTYPES
+from backend.sizes import GRID
 from backend.text.features import FeatureSource
 from backend.text.shared_llama import choose_encoder
 from backend.types import DType, Phase, Quant
@@ -106,7 +107,7 @@ def open_subject(case: Case) -> Subject:
         preset = files.preset
         planned = plan_request(request, files, machine)
         dtype, quant, plan = planned.dtype, planned.quant, planned.plan
-    h, w = request.height // latents.CELL, request.width // latents.CELL
+    h, w = request.height // GRID, request.width // GRID
     return Subject(
         case=case,
         params=preset.params,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from backend import paths
 from backend.disk import write_atomic, write_error
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from backend.settings import CacheSettings
 
 MB = 1_000_000
@@ -169,9 +169,9 @@ def entries(folder: Path, suffix: str) -> list[Entry]:
     except NotADirectoryError as error:
         if not os.path.lexists(folder):  # it would lie below a path that is a file
             return []
-        raise FileError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot read {folder}: {os_reason(error)}") from error
     except OSError as error:
-        raise FileError(f"cannot read {folder}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot read {folder}: {os_reason(error)}") from error
     return sorted(found, key=lambda entry: (entry.used, entry.path))
 
 
@@ -209,7 +209,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):  # what is in the folder's place, `write` says
             return None
         except OSError as error:
-            self.warn(f"the cache is not used: cannot read {path}: {(error.strerror or str(error)).lower()}")
+            self.warn(f"the cache is not used: cannot read {path}: {os_reason(error)}")
             return None
         with suppress(OSError):  # a read-only cache still serves; it only forgets in another order
             os.utime(path)
@@ -271,7 +271,7 @@ def _remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise FileError(f"cannot remove {path}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot remove {path}: {os_reason(error)}") from error
     return True
 
 

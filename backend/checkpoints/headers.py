@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.cache.notes import noted
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, os_reason
 from backend.packing.ggml_layout import GGML_BLOCKS
 
 SAFETENSORS_BITS = {  # bits of one element, by the dtype string of the header
@@ -82,7 +82,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise CheckpointError(f"{path}: {os_reason(error)}") from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -134,7 +134,7 @@ def detect_format(path: Path) -> FileFormat:
             head = file.read(512)
             size = path.stat().st_size
     except OSError as error:
-        raise CheckpointError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        raise CheckpointError(f"{path}: {os_reason(error)}") from error
     if not head:
         raise CheckpointError(f"{path}: empty file", hint="download it again: lens models pull")
     if head.startswith(LFS_MARK):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backend.cache.notes import noted
 from backend.checkpoints.resolve import ModelFiles
+from backend.disk import file_sha256
 from backend.types import ModelIdentity
 
 
@@ -29,15 +30,10 @@ def identify_model(files: ModelFiles) -> ModelIdentity:
 
 def files_sha256(paths: Sequence[Path]) -> str:
     """One SHA-256 of a component: of its file, or of its files' hashes in order."""
-    hashes = [file_sha256(path) for path in paths]
+    hashes = [known_sha256(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def known_sha256(path: Path) -> str:
     """SHA-256 of a file, from the cache where path, size and modification time are as they were."""
-
-    def digest() -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return str(noted("sha256", path, path.stat(), digest))
+    return str(noted("sha256", path, path.stat(), lambda: file_sha256(path)))

@@ -8,7 +8,6 @@ Light ring: huggingface_hub is imported inside the functions.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from backend.checkpoints import records as pulled
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_preset
-from backend.disk import write_error
+from backend.disk import file_sha256, write_error
 from backend.errors import FileError, ModelMissingError, NetworkError
 from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, repo_folder, short
 from backend.paths import hub_cache
@@ -76,7 +75,7 @@ def pull(plan: PullPlan, *, say: Say, bars: bool = True) -> Record:
 
 def _fetch_checked(plan: PullPlan, file: PlannedFile, say: Say) -> FileRecord:
     path = _fetch(plan, file, say)
-    size, sha256 = path.stat().st_size, hash_file(path)
+    size, sha256 = path.stat().st_size, file_sha256(path)
     if size != file.size or (file.sha256 is not None and sha256 != file.sha256):
         path.resolve().unlink(missing_ok=True)  # the blob; a snapshot link without one counts as absent
         path.unlink(missing_ok=True)
@@ -189,12 +188,3 @@ def _blob(repo: str, metadata: HfFileMetadata) -> Path:
     if metadata.etag is None:
         raise NetworkError(f"{repo}: the hub states no ETag", hint="check HF_ENDPOINT if it is set")
     return repo_folder(repo) / "blobs" / metadata.etag
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal text."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

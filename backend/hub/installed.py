@@ -18,9 +18,8 @@ from backend.checkpoints import records as pulled
 from backend.checkpoints.headers import read_header
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset, resolve_model
-from backend.disk import write_error
+from backend.disk import file_sha256, write_error
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
-from backend.hub.downloads import hash_file
 from backend.hub.pull_plan import Say, matches, repo_folder
 from backend.paths import hub_cache, nano_dir
 from backend.presets import Component, Preset
@@ -49,7 +48,7 @@ def adopt(name: str, path: Path, *, say: Say) -> tuple[Record, ModelFiles]:
     }
     records: dict[str, FileRecord] = {}
     for part, file, size in found.files():
-        sha256 = hash_file(file)
+        sha256 = file_sha256(file)
         origin = f"published by {known[sha256]}" if sha256 in known else "no published hash to compare with"
         say(f"{Component(part).value.replace('_', ' ')}: {file.name}, SHA-256 {sha256[:12]}…, {origin}")
         records[str(file)] = FileRecord(size=size, sha256=sha256)
@@ -128,7 +127,7 @@ def _check(path: Path, size: int | None, sha256: str | None, against: str, quick
             problem = str(error).removeprefix(f"{path}: ")
     if problem is None and size is not None and actual != size:
         problem = f"has {actual:,} bytes, expected {size:,}"
-    computed = None if quick else hash_file(path)
+    computed = None if quick else file_sha256(path)
     if problem is None and computed is not None and sha256 is not None and computed != sha256:
         problem = f"has the SHA-256 {computed[:12]}…, expected {sha256[:12]}…"
     return Check(path=path, size=actual, sha256=computed, against=against, problem=problem)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from backend.model.decode_plan import DecodePlan, plan_decode, plan_leanest
 from backend.model.tensors import transformer_shapes
 from backend.params import ModelParams, TextEncoderParams, VAEParams
+from backend.sizes import GRID
 
 MB, GB = 10**6, 10**9
-CELL = 16  # pixels of one image token's side
 CUDA_CONTEXT = 500 * MB  # driver, kernels, libraries, outside of torch's allocator; assumed, differs by card and driver
 CUDA_LIBRARIES = 64 * MB  # workspaces of cuBLAS and cuDNN, inside the allocator; assumed
 # Resident set before any weights: 264 MB with torch, the networks' modules and a CPU's kernels, and what encoding and
@@ -50,11 +50,11 @@ class Job:
     @property
     def rows(self) -> int:
         """Of image tokens."""
-        return math.ceil(self.height / CELL)
+        return math.ceil(self.height / GRID)
 
     @property
     def columns(self) -> int:
-        return math.ceil(self.width / CELL)
+        return math.ceil(self.width / GRID)
 
     @property
     def image_tokens(self) -> int:
@@ -186,7 +186,7 @@ def _kept(job: Job) -> int:
 @functools.lru_cache(maxsize=256)
 def decodings(job: Job, device: str) -> tuple[DecodePlan, ...]:
     """Ways to decode on a device of torch's type, from the least work to the least memory."""
-    params, height, width = job.params.vae, CELL * job.rows, CELL * job.columns
+    params, height, width = job.params.vae, GRID * job.rows, GRID * job.columns
     plain = plan_decode(params, height, width, job.itemsize, device=device)
     leanest = plan_leanest(params, height, width, job.itemsize, device=device)
     found = [plain]
@@ -201,4 +201,4 @@ def decodings(job: Job, device: str) -> tuple[DecodePlan, ...]:
 
 def strips(job: Job, plan: DecodePlan) -> int:
     """In how many strips the decoder's last and largest stage runs."""
-    return math.ceil(CELL * job.rows / plan.stages[-1].rows)
+    return math.ceil(GRID * job.rows / plan.stages[-1].rows)

@@ -24,12 +24,12 @@ from torch.nn import functional as F
 
 from backend.kernels.pointwise import Stream, add_gated, joint_qkv, norm_modulate, silu_mul
 from backend.model.positions import apply_rope, attention_mask, rope_table
+from backend.model.tensors import TIME_FREQUENCIES
 from backend.params import DiTParams
 
 QK_NORM_EPS = 1e-6
 TEXT_NORM_EPS = 1e-5
 NORM_EPS = 1e-6
-TIME_FREQUENCIES = 256
 
 
 class LensTransformer2DModel(nn.Module):

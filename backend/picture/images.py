@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import write_new
-from backend.errors import FileError
+from backend.errors import FileError, os_reason
 from backend.events import Generation
 from backend.picture import metadata
 from backend.types import GenerationRequest, ImageFormat
@@ -170,7 +170,7 @@ def loses_nothing(path: Path) -> bool:
     try:
         return b"VP8L" in _riff_chunks(path.read_bytes())
     except OSError as error:
-        raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
 
 
 def _riff_chunks(data: bytes) -> set[bytes]:

@@ -361,9 +361,9 @@ class LocalSpeaker:
     def identity(self) -> str:
         from importlib.metadata import version
 
-        from backend.checkpoints.identity import file_sha256
+        from backend.checkpoints.identity import known_sha256
 
-        return f"gguf {file_sha256(self.gguf)} template {self.template} llama-cpp-python {version('llama-cpp-python')}"
+        return f"gguf {known_sha256(self.gguf)} template {self.template} llama-cpp-python {version('llama-cpp-python')}"
 
     def ask(self, task: Task) -> Draft:
         from backend.text.harmony import conversation

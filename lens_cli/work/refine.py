@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 import typer
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from backend.requests import check_prompt
 from lens_cli.terminal.console import Talk
 from lens_cli.work.reasoning import Rewriting, refusal_data
@@ -89,7 +89,7 @@ def _edited(text: str) -> str:
             with _terminal() as (keys, screen):
                 code = subprocess.run([*words, str(path)], stdin=keys, stdout=screen, check=False).returncode
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = os_reason(error)
             raise UsageError(f"cannot start the editor {words[0]!r}: {reason}", hint="set $EDITOR") from error
         if code != 0:
             raise UsageError(f"the editor {words[0]!r} ended with {code}; nothing is used", hint="set $EDITOR")

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import check_folder, make_folder
-from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError
+from backend.errors import CancelledError, FileError, LensError, NumericsError, PartialBatchError, os_reason
 from backend.events import Event, Generation, PhaseStarted
 from backend.picture.outputs import OutputPlan
 from backend.types import GenerationRequest, Phase
@@ -234,7 +234,7 @@ def _save(
         except BrokenPipeError:
             raise  # the boundary knows what that means
         except OSError as error:
-            raise FileError(f"cannot write to stdout: {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot write to stdout: {os_reason(error)}") from error
         path = None
     else:
         wished = plan.path(made.request, made.index, now)

@@ -1,7 +1,7 @@
 """Fused kernels, attention kernels and CUDA graphs on a real GPU, each against what the CPU's tests hold the rest to.
 
-The yardsticks are those of tests/backend/kernels/test_pointwise.py (float64 statements), float32 attention, and the plain
-denoiser: a replayed graph launches the same kernels on the same numbers, so there equality is to the last bit.
+The yardsticks are those of tests/backend/kernels/test_pointwise.py (float64 statements), float32 attention, and the
+plain denoiser: a replayed graph launches the same kernels on the same numbers, so there equality is to the last bit.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from backend import latents
+from backend.sizes import GRID
 from train.batches.encoders import Encoders
 from train.batches.open_packs import Opened
 from train.config import At, PretrainConfig, Stage
@@ -112,4 +112,4 @@ class PackedSource:
 
 
 def _grid(bucket: TarBucket) -> Grid:
-    return bucket.height // latents.CELL, bucket.width // latents.CELL
+    return bucket.height // GRID, bucket.width // GRID

@@ -12,6 +12,7 @@ from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import ModelParams
 from backend.pipeline import decode
+from backend.sizes import GRID
 from backend.text.harmony import encode_prompt
 from train.batches.scenes import Frozen
 
@@ -62,7 +63,7 @@ def draw_encoded(
 ) -> Image.Image:  # fmt: skip
     """One picture of features."""
     device = text_1LTF.device
-    h, w = height // latents.CELL, width // latents.CELL
+    h, w = height // GRID, width // GRID
 
     def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
         t = torch.full((1,), sigma, device=device)

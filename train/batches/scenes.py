@@ -23,7 +23,7 @@ from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_st
 from backend.model.decode import decode_latent
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import TemplateParams
-from backend.sizes import buckets
+from backend.sizes import GRID, buckets
 from backend.text.harmony import encode_prompt
 from train.config import At, PretrainConfig, Stage
 from train.run.batch import Grid, Group, Loaded
@@ -78,7 +78,7 @@ def draw(
     tokenizer = _tokenizer(tokenizer_json)
     images, ids, labels, prefix = [], [], [], 0
     for _ in range(count):
-        cells = min(width, height) // latents.CELL
+        cells = min(width, height) // GRID
         scene = sample_on_grid(rng, cells, aspect=width / height, weights=layouts or None, flat_share=flat_share)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
@@ -146,7 +146,7 @@ def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen
         left -= size
         z = encode_images(frozen.vae, drawn.images, device).bfloat16().cpu()
         texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, config.params.selected_layer_index, device)
-        grid = (drawn.images.shape[1] // latents.CELL, drawn.images.shape[2] // latents.CELL)
+        grid = (drawn.images.shape[1] // GRID, drawn.images.shape[2] // GRID)
         out.setdefault(grid, []).extend(
             Sample(latent, text.bfloat16().cpu().clone(), labels)
             for latent, text, labels in zip(z, texts, torch.from_numpy(drawn.labels), strict=True)
@@ -216,9 +216,7 @@ class SceneSource:
         rows = [self._samples[group.grid][i] for i in group.refs if isinstance(i, int)]
         x0, text, mask = collate(rows, self.device)
         h, w = group.grid
-        names = tuple(
-            f"scene {i} of {w * latents.CELL}x{h * latents.CELL}, round from step {first}" for i in group.refs
-        )
+        names = tuple(f"scene {i} of {w * GRID}x{h * GRID}, round from step {first}" for i in group.refs)
         return Loaded(x0, text, mask, names, torch.stack([row.labels_N2 for row in rows]).to(self.device))
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backend.errors import FileError, LensError, UsageError
+from backend.errors import FileError, LensError, UsageError, os_reason
 from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, SUFFIXES, Unreadable, read_head
 from train.data.settings import section
@@ -259,7 +259,7 @@ def _caption(row: dict[str, Any]) -> tuple[str | None, str | None]:
             file.seek(row["caption_offset"])
             data = file.read(row["caption_nbytes"])
     except OSError as error:
-        return None, f"cannot be read: {(error.strerror or str(error)).lower()}"
+        return None, f"cannot be read: {os_reason(error)}"
     if len(data) < row["caption_nbytes"]:
         return None, "cut short"
     try:

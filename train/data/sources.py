@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from train.data.pictures import SUFFIXES
 
 LISTING = pa.schema(
@@ -119,7 +119,7 @@ def walk(top: Path, without: Path) -> Iterator[Path]:
     """Files below `top`, each folder's by name. Raises FileError for a folder that cannot be listed."""
 
     def refuse(error: OSError) -> None:
-        said = f"cannot list {error.filename}: {(error.strerror or str(error)).lower()}"
+        said = f"cannot list {error.filename}: {os_reason(error)}"
         raise FileError(said, hint="let it be read, or name the folders beside it as sources") from error
 
     for folder, inner, names in os.walk(top, onerror=refuse):

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from backend.disk import make_folder, replacing, write_atomic
+from backend.disk import file_sha256, make_folder, replacing, write_atomic
 from backend.errors import FileError, LensError
 
 MAX_BYTES = 1_000_000_000  # of a picture's file: 100 million pixels of 8 bytes, and room
@@ -155,11 +155,6 @@ def stamp(version: int, config: Mapping[str, Any], *inputs: str) -> str:
 def total(column: pa.ChunkedArray) -> int:
     """Sum of a column of integers; nulls count nothing."""
     return int(pc.call_function("sum", [column]).as_py() or 0)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- a picture's bytes

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from backend.sizes import parse_ratio, size_for
 from train.data.buckets import TOO_SMALL, BucketConfig, Placement, nearest_ratio, place
 from train.data.pictures import SUFFIXES, Unreadable, decode, read_head
@@ -97,7 +97,7 @@ def read_folder(
         except Unreadable as error:
             bad.append((key, str(error)))
         except OSError as error:
-            bad.append((key, (error.strerror or str(error)).lower()))
+            bad.append((key, os_reason(error)))
     if bad and not (config.skip and good):
         raise _unusable(config, bad, len(paths), needed)
     training, held = _split(good, config)

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from backend import latents
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.disk import write_atomic
-from backend.errors import CheckpointError, FileError, UsageError, first_line
+from backend.errors import CheckpointError, FileError, UsageError, first_line, os_reason
 from backend.lora.keys import listed
 from backend.memory.device import choose_device
 from backend.memory.exhausted import out_of_memory_in_training
+from backend.sizes import GRID
 from train import overrides
 from train.config import At, PretrainConfig, learning_rate, locate
 from train.lora import files as lora_files
@@ -240,7 +240,7 @@ def validate(plan: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid, 
     grids = sorted({grid for grid, _ in rows})
     if len(grids) > 1:
         for h, w in grids:
-            name = f"validation_{w * latents.CELL}x{h * latents.CELL}"
+            name = f"validation_{w * GRID}x{h * GRID}"
             out[name] = _mean([loss for grid, loss in rows if grid == (h, w)])
     return out
 
@@ -291,7 +291,7 @@ def _write_config(config: LoraConfig) -> None:
     try:
         config.run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"cannot make {config.run_dir}: {(error.strerror or str(error)).lower()}") from error
+        raise FileError(f"cannot make {config.run_dir}: {os_reason(error)}") from error
     text = json.dumps({"kind": KIND, **overrides.as_json(config)}, indent=1) + "\n"
     write_atomic(config.run_dir / "config.json", text.encode())
 

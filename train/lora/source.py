@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import latents
 from backend.cache import tensors
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder
 from backend.errors import CheckpointError, FileError
 from backend.loading import load_vae
+from backend.sizes import GRID
 from backend.text.features import FeatureSource
 from backend.types import Encoder
 from train.batches.kept import RunCache
@@ -140,7 +140,7 @@ def pixels(picture: Picture) -> np.ndarray:
 
 def grid_of(picture: Picture) -> Grid:
     height, width = picture.shape
-    return height // latents.CELL, width // latents.CELL
+    return height // GRID, width // GRID
 
 
 class FolderSource:

@@ -21,8 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from backend import latents
-from backend.sizes import buckets
+from backend.sizes import GRID, buckets
 from train.config import At, PretrainConfig, Stage
 from train.losses import flow
 
@@ -178,7 +177,7 @@ class RandomSource:
             base = rng.choices(at.stage.bases, [base.weight for base in at.stage.bases])[0]
             width, height = bucket(base.base, at.stage.square_share, rng)
             refs: list[Hashable] = [(number, i) for i in range(base.batch)]
-            out.append(((height // latents.CELL, width // latents.CELL), refs))
+            out.append(((height // GRID, width // GRID), refs))
         return out
 
     def load(self, at: At, group: Group) -> Loaded:

@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from backend.errors import CheckpointError, FileError, LensError, first_line
+from backend.disk import file_sha256
+from backend.errors import CheckpointError, FileError, LensError, first_line, os_reason
 from train.run import parts
 from train.run.distributed import Ranks, like
 
@@ -109,7 +110,7 @@ def _verify(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> None:
         size = (folder / name).stat().st_size
         if size != noted["bytes"]:
             raise CheckpointError(f"{folder / name}: {size:,} bytes, {noted['bytes']:,} were written")
-        if number % ranks.world == ranks.rank and _sha256(folder / name) != noted["sha256"]:
+        if number % ranks.world == ranks.rank and file_sha256(folder / name) != noted["sha256"]:
             raise CheckpointError(f"{folder / name}: its contents were changed after it was written")
 
 
@@ -258,7 +259,7 @@ class Writer:
             return
         try:
             paths = sorted(temporary.iterdir())
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+            files = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in paths}
             whole = {**state, "files": files}
             text = json.dumps({**whole, "sha256": _state_sha256(whole)}, indent=1)
             (temporary / STATE).write_text(text, encoding="utf-8")
@@ -281,7 +282,7 @@ class Writer:
 
 def _refused(folder: Path, error: OSError) -> FileError:
     return FileError(
-        f"cannot write a checkpoint to {folder}: {(error.strerror or str(error)).lower()}",
+        f"cannot write a checkpoint to {folder}: {os_reason(error)}",
         hint="the checkpoint before it is whole: free some space and run the same command again",
     )
 
@@ -314,11 +315,6 @@ def _os_error(error: BaseException | None) -> OSError | None:
         if isinstance(one, SafetensorError) and "No space left" in str(one):
             return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _alone_is_meant() -> None:

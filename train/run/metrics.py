@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import replacing, write_atomic
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from train.run import status
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Metrics:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise FileError(
-                f"cannot write {self.path}: {(error.strerror or str(error)).lower()}",
+                f"cannot write {self.path}: {os_reason(error)}",
                 hint="the checkpoints are whole: free some space and run the same command again",
             ) from error
         for name, value in values.items():

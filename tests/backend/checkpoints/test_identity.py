@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backend.checkpoints import identity
-from backend.checkpoints.identity import file_sha256
+from backend.checkpoints.identity import known_sha256
 from backend.paths import cache_dir
 
 
@@ -37,36 +37,36 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_hashed_once(tmp_path: Path, reads: list[str]) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"abc" * 1000)
-    assert file_sha256(path) == file_sha256(path) == sha(b"abc" * 1000)
+    assert known_sha256(path) == known_sha256(path) == sha(b"abc" * 1000)
     assert len(reads) == 1
 
 
 def test_a_changed_file_is_hashed_again(tmp_path: Path) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"first")
-    file_sha256(path)
+    known_sha256(path)
     path.write_bytes(b"longer")
-    assert file_sha256(path) == sha(b"longer")
+    assert known_sha256(path) == sha(b"longer")
     path.write_bytes(b"second")  # the same size, another time
     os.utime(path, ns=(1, 1))
-    assert file_sha256(path) == sha(b"second")
+    assert known_sha256(path) == sha(b"second")
 
 
 def test_two_files_do_not_share_a_note(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(name.encode())
         os.utime(tmp_path / name, ns=(5, 5))
-    assert [file_sha256(tmp_path / name) for name in "ab"] == [sha(b"a"), sha(b"b")]
+    assert [known_sha256(tmp_path / name) for name in "ab"] == [sha(b"a"), sha(b"b")]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"key": 1}', b"\xff\xfe"])
 def test_a_damaged_note_is_made_again(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"abc")
-    file_sha256(path)
+    known_sha256(path)
     (note,) = (cache_dir() / "sha256").iterdir()
     note.write_bytes(damage)
-    assert file_sha256(path) == sha(b"abc")
+    assert known_sha256(path) == sha(b"abc")
     assert json.loads(note.read_text())["sha256"] == sha(b"abc")
 
 
@@ -75,4 +75,4 @@ def test_no_cache_folder_only_costs_time(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     cache_dir().parent.mkdir(parents=True, exist_ok=True)
     cache_dir().write_text("a file where the folder should be")
-    assert file_sha256(path) == sha(b"abc")
+    assert known_sha256(path) == sha(b"abc")

@@ -31,7 +31,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path,
     assert lora.run(whole).finished
     cut = replace(whole, run_dir=tmp_path / "cut")
     code = (
-        "from pathlib import Path; from tests.train.fine_tuning import plan; from train import lora\n"
+        "from pathlib import Path; from tests.train.fine_tuning import plan; from train.lora import run as lora\n"
         f"lora.run(plan(Path({str(cut.run_dir)!r}), Path({str(pictures)!r}), Path({str(tiny)!r}), "
         f"Path({str(cache)!r}), steps=30))"
     )

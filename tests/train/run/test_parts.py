@@ -228,7 +228,7 @@ def test_a_run_folder_is_one_process_alone(tmp_path: Path) -> None:
     """Another process is refused while it lasts, and let in however it ended."""
     folder = tmp_path / "runs" / "new"
     code = (
-        "import sys, pathlib, time; from train import checkpoint\n"
+        "import sys, pathlib, time; from train.run import parts as checkpoint\n"
         "with checkpoint.alone(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE, text=True) as child:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.disk import make_folder, replacing
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UsageError, os_reason
 from backend.reasoner.answers import final_text
 from train.data.captions.ask import KINDS, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
 from train.data.captions.journals import Answer, Journal, pictures_of
@@ -127,7 +127,7 @@ def read_answers(stage: Caption, files: Iterable[Path]) -> Arrived:
                     if line.strip():
                         filing.arrive(line)
         except OSError as error:
-            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
     filing.search()
     return filing.arrived
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.disk import write_error
-from backend.errors import FileError
+from backend.errors import FileError, os_reason
 from train.data.work import Work
 
 
@@ -47,7 +47,7 @@ class Journal:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
         for line in lines:
             try:
                 self._remember(Answer(**json.loads(line)))

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.disk import file_sha256
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
 from backend.memory.device import choose_device
-from train.data.work import file_sha256
 
 if TYPE_CHECKING:
     from PIL import Image

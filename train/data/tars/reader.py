@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.errors import CheckpointError, FileError, UsageError
+from backend.errors import CheckpointError, FileError, UsageError, os_reason
 from train.data.tars.pack import read_members
 from train.data.work import Work
 
@@ -145,7 +145,7 @@ def _check_tar(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}", hint=_again(path)) from error
+        raise FileError(f"cannot read {path}: {os_reason(error)}", hint=_again(path)) from error
     if found != size:
         raise FileError(f"{path} has {found:,} bytes, its index says {size:,}: changed or cut short", hint=_again(path))
 
@@ -271,7 +271,7 @@ class TarReader:
         try:
             block = os.pread(self._handle(path), nbytes, offset)
         except OSError as error:
-            raise FileError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
         if self.verify and hashlib.sha256(block).digest()[:8] != int(bucket.digest[number]).to_bytes(8, "big"):
             raise FileError(f"{path} is not what was packed: the sample at byte {offset:,} changed", hint=_again(path))
         try:
