@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.latents import CELL
+from backend.sizes import GRID
 from train.world.lettering import CENTRE, HEIGHT, pitch, slots
 from train.world.scenes import COLOURS, CONTAINERS, Scene
 from train.world.things import KINDS
@@ -32,8 +32,8 @@ def token_labels(scene: Scene, width: int, height: int) -> NDArray[np.uint8]:
     letter of a sign covers its slot.
     """
     short = min(width, height)
-    x = (np.arange(width // CELL) + 0.5) * CELL / short
-    y = (np.arange(height // CELL) + 0.5) * CELL / short
+    x = (np.arange(width // GRID) + 0.5) * GRID / short
+    y = (np.arange(height // GRID) + 0.5) * GRID / short
     labels = np.zeros((len(y), len(x), 2), np.uint8)
     for thing in sorted(scene.things, key=lambda thing: -thing.r):
         inside = (x[None, :] - thing.x) ** 2 + (y[:, None] - thing.y) ** 2 < thing.r**2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from backend.latents import CELL
+from backend.sizes import GRID
 from train.world.align import THINGS, TINTS, Aligner, token_labels
 from train.world.drawing import render
 from train.world.grid import on_grid
@@ -35,9 +35,9 @@ def test_labels_stand_where_the_things_are_drawn() -> None:
         width=2.0,
     )
     width, height = 512, 256
-    labels = token_labels(two, width, height).reshape(height // CELL, width // CELL, 2)
+    labels = token_labels(two, width, height).reshape(height // GRID, width // GRID, 2)
     picture = np.asarray(render(two, width, height)).astype(int)
-    centres = picture[CELL // 2 :: CELL, CELL // 2 :: CELL]
+    centres = picture[GRID // 2 :: GRID, GRID // 2 :: GRID]
     assert set(np.unique(labels[..., 0])) == {0, THINGS["ball"]}
     for colour in ("red", "blue"):
         there = labels[..., 1] == TINTS[colour]
@@ -70,9 +70,9 @@ def test_letters_are_labelled_where_they_are_drawn(word: str) -> None:
     assert all(len(each) >= 2 for each in columns)
     letters = np.isin(labels, [THINGS[letter] for letter in word])
     assert letters.sum() == 4 * len(word)
-    pixels = letters.repeat(CELL, 0).repeat(CELL, 1)
+    pixels = letters.repeat(GRID, 0).repeat(GRID, 1)
     assert ink[~pixels].sum() <= 0.02 * ink.sum()  # a row of pixels, where a letter is rounded up
-    assert ink.reshape(16, CELL, 16, CELL).any((1, 3))[letters].mean() > 0.9
+    assert ink.reshape(16, GRID, 16, GRID).any((1, 3))[letters].mean() > 0.9
 
 
 class Block(nn.Module):
