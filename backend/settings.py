@@ -14,14 +14,12 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-import types
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_origin
 
-from backend import paths
+from backend import fields, paths
 from backend.errors import UsageError, os_reason
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 
@@ -125,15 +123,14 @@ def load() -> Settings:
 
 
 def keys(owner: type = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key and its type, in the order of the dataclasses."""
-    hints = get_type_hints(owner)
-    for item in fields(owner):
-        if item.name == "origins":
+    """Every dotted key and the type that a written value must have, in the order of the dataclasses."""
+    for name, kind in fields.types_of(owner).items():
+        if name == "origins":
             continue
-        if is_dataclass(hints[item.name]):
-            yield from keys(hints[item.name], f"{prefix}{item.name}.")
+        if is_dataclass(kind):
+            yield from keys(cast("type", kind), f"{prefix}{name}.")
         else:
-            yield prefix + item.name, hints[item.name]
+            yield prefix + name, fields.plain(kind)
 
 
 def env_name(key: str) -> str:
@@ -186,57 +183,31 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _plain(kind: Any) -> Any:
-    """`int | None` -> int: the type a written value must have."""
-    if get_origin(kind) is types.UnionType:
-        return next(part for part in get_args(kind) if part is not types.NoneType)
-    return kind
+def _fit(read: Callable[[], Any], value: object, kind: Any, where: str) -> Any:
+    """What `read` gives. Raises UsageError where `value` does not fit the field's type."""
+    try:
+        return read()
+    except fields.Misfit:
+        wanted = {tuple: 'a list of texts, such as ["sky=0.8"]', str: "text in quotes"}
+        words = wanted.get(get_origin(kind) or kind) or fields.words_for(kind)
+        raise UsageError(f"{where} = {value!r} does not fit", hint=f"it must be {words}") from None
 
 
 def _check(value: Any, kind: Any, where: str) -> Any:
     """A TOML value as the field's type. Raises UsageError."""
-    kind = _plain(kind)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list) or not all(isinstance(part, str) for part in cast("list[Any]", value)):
-            _refuse(cast("Any", value), kind, where)
-        return tuple(cast("list[str]", value))
-    if issubclass(kind, StrEnum):
-        return _check_text(value, kind, where) if isinstance(value, str) else _refuse(value, kind, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    return value if type(value) is kind else _refuse(value, kind, where)
+    return _fit(lambda: fields.from_data(value, kind), value, kind, where)
 
 
 def _check_text(text: str, kind: Any, where: str) -> Any:
     """An environment variable's text as the field's type. Raises UsageError."""
-    kind = _plain(kind)
-    if get_origin(kind) is tuple:
-        return tuple(part for part in text.split(os.pathsep) if part)
-    if kind is bool:
-        word = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-        return word[text.lower()] if text.lower() in word else _refuse(text, kind, where)
-    try:
-        return kind(text)
-    except ValueError:
-        return _refuse(text, kind, where)
-
-
-def _refuse(value: object, kind: Any, where: str) -> NoReturn:
-    if get_origin(kind) is tuple:
-        wanted = 'a list of texts, such as ["sky=0.8"]'
-    elif issubclass(kind, StrEnum):
-        wanted = "one of " + ", ".join(kind)
-    else:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}[kind]
-    raise UsageError(f"{where} = {value!r} does not fit", hint=f"it must be {wanted}")
+    return _fit(lambda: fields.from_text(text, kind, separator=os.pathsep), text, kind, where)
 
 
 def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
-    hints = get_type_hints(Settings)
     parts: dict[str, Any] = {key: value for key, value in values.items() if "." not in key}
-    for item in fields(Settings):
-        if is_dataclass(section := hints[item.name]):
-            prefix = item.name + "."
+    for name, section in fields.types_of(Settings).items():
+        if is_dataclass(section):
+            prefix = name + "."
             inside = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
-            parts[item.name] = cast("Any", section)(**inside)
+            parts[name] = cast("Any", section)(**inside)
     return Settings(**parts, origins=dict(origins))

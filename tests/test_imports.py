@@ -25,7 +25,10 @@ def modules(folder: str) -> list[str]:
 
 
 LIGHT = [
-    *(f"backend.{name}" for name in "disk errors events params paths presets requests settings sizes types".split()),
+    *(
+        f"backend.{name}"
+        for name in "disk errors events fields params paths presets requests settings sizes types".split()
+    ),
     "backend.picture.metadata",
     "backend.picture.outputs",
     "lens_cli.app",

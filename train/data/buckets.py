@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import UsageError
+from backend.fields import check_ranges, within
 from backend.sizes import TRAINED_RATIOS, parse_ratio, size_for
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ class BucketConfig:
     ratios: tuple[str, ...] = TRAINED_RATIOS  # ("1:1",) with bases (512,): the paper's first stage
     # How many times longer a side may become, for a picture that fills no base: it takes the smallest. 1: never. The
     # paper keeps pictures from 384x384 pixels on, though its smallest bucket has 512x512: to use those too, 1.34.
-    upscale: float = 1.0
+    upscale: float = within(1.0, 1, 8, hint="1: pictures are never enlarged")
     # Share of the picture that the crop must leave. A caption tells of the whole picture; half a panorama is no longer
     # what it says.
-    least_kept: float = 0.5
+    least_kept: float = within(0.5, 0, 1)
     # Relative chance of each base among those that a picture fills; None: always the largest. Drawn from the key.
     weights: tuple[float, ...] | None = None
 
@@ -50,10 +51,7 @@ class BucketConfig:
             raise UsageError(f"{unknown[0]!r} is none of the trained ratios", hint=known)
         if not self.ratios:
             raise UsageError("ratios is empty", hint=known)
-        if not 1 <= self.upscale <= 8:
-            raise UsageError(f"upscale = {self.upscale:g} is outside 1..8", hint="1: pictures are never enlarged")
-        if not 0 <= self.least_kept <= 1:
-            raise UsageError(f"least_kept = {self.least_kept:g} is outside 0..1")
+        check_ranges(self)
         if self.weights is not None:
             numbers = all(0 <= weight < math.inf for weight in self.weights) and any(self.weights)
             if len(self.weights) != len(self.bases) or not numbers:

@@ -7,15 +7,13 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from backend import fields
 from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError
 
@@ -62,76 +60,37 @@ def section(
     Returns them with what is to be remembered (for `write_section`): only what differs from the defaults.
     Raises UsageError for an unknown key or a value of the wrong type.
     """
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
-    remembered = read_section(folder, name)
+    hints = fields.types_of(kind)
+    known = ", ".join(hints)
+    config, remembered = folder / "config.json", read_section(folder, name)
     for setting in given:
         key, separator, text = setting.partition("=")
         key = key.strip()
         if not separator:
             raise UsageError(f"--set needs key=value, got {setting!r}")
-        if key not in fields:
-            raise UsageError(f"--set {key}: {name} has no such setting", hint=f"settings: {', '.join(fields)}")
+        if key not in hints:
+            raise UsageError(f"--set {key}: {name} has no such setting", hint=f"settings: {known}")
         if text.strip() == "default":
             remembered.pop(key, None)
         else:
             remembered[key] = parse(key, text.strip(), hints[key])
-    unknown = sorted(set(remembered) - set(fields))
+    unknown = sorted(set(remembered) - set(hints))
     if unknown:
-        raise UsageError(
-            f"{folder / 'config.json'}: {name} has no setting {unknown[0]!r}", hint=f"settings: {', '.join(fields)}"
-        )
-    config = folder / "config.json"
+        raise UsageError(f"{config}: {name} has no setting {unknown[0]!r}", hint=f"settings: {known}")
     return kind(**{key: checked(f"{config}: {name}", key, v, hints[key]) for key, v in remembered.items()}), remembered
 
 
 def checked(where: str, key: str, value: Any, kind: Any) -> Any:
     """A value of `config.json`, which anybody may have edited, as the annotation `kind` has it. Raises UsageError."""
-    one = _one(kind)
-    if value is None and one is not kind:
-        return None
-    if typing.get_origin(one) is tuple and isinstance(value, list):
-        inner = typing.get_args(one)[0]
-        return tuple(checked(where, key, part, inner) for part in typing.cast("list[Any]", value))
-    if one is Path and isinstance(value, str):
-        return Path(value)
-    # bool is an int to Python, and a whole number a float to people
-    if type(value) is one or (one is float and type(value) is int):
-        return value
-    raise UsageError(f"{where}: {key} = {value!r} is not {_called(one)}", hint=_MEND)
-
-
-def _called(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return f"a list of {_called(typing.get_args(kind)[0])}"
-    return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")
+    try:
+        return fields.from_data(value, kind)
+    except fields.Misfit:
+        raise UsageError(f"{where}: {key} = {value!r} is not {fields.words_for(kind)}", hint=_MEND) from None
 
 
 def parse(key: str, text: str, kind: Any) -> Any:
-    """`text` as JSON value of the annotation `kind`: bool, int, float, str, Path, tuple of str, or one of these | None.
-
-    Raises UsageError naming `key`.
-    """
-    if isinstance(kind, types.UnionType) and text.lower() == "none":
-        return None
-    kind = _one(kind)
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return [parse(key, part.strip(), inner) for part in text.split(",") if part.strip()]
+    """`text` of the annotation `kind` as JSON value. Raises UsageError naming `key`."""
     try:
-        if kind is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if kind is float:
-            if not math.isfinite(float(text)):
-                raise ValueError
-            return float(text)
-        return int(text.replace("_", "")) if kind is int else text
-    except (KeyError, ValueError):
-        raise UsageError(f"--set {key}: {text!r} is not {_called(kind)}") from None
-
-
-def _one(kind: Any) -> Any:
-    """The annotation without `| None`."""
-    if isinstance(kind, types.UnionType):
-        return next(part for part in typing.get_args(kind) if part is not type(None))
-    return kind
+        return fields.as_data(fields.from_text(text, kind))
+    except fields.Misfit:
+        raise UsageError(f"--set {key}: {text!r} is not {fields.words_for(kind)}") from None

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from backend.disk import make_folder, write_error
 from backend.errors import FileError, LensError, UsageError
+from backend.fields import check_ranges, within
 from train.data.duplicates import perceptual
 from train.data.duplicates.neighbours import first_alike
 from train.data.work import Work, open_picture, stamp
@@ -53,21 +54,16 @@ class DedupSettings:
     """What the stage `dedup` is told. The threshold of 0.985 is the paper's, the rest are ours."""
 
     kinds: tuple[str, ...] = KINDS
-    most_bits: int = 10  # of 256 that may differ; scaled and re-encoded copies: 0 to 8, others: 100 and more
+    most_bits: int = within(10, 0, 63)  # of 256 that may differ; scaled or encoded again: 0 to 8, others: 100 and more
     most_colour: float = 6.0  # of 255: the mean difference of 8 x 8 pixels
-    cosine: float = 0.985  # of CLIP embeddings; above it they are duplicates
-    probes: int = 4  # lists that are searched, beyond 2 million pictures
+    cosine: float = within(0.985, 0, 1, ends=False)  # of CLIP embeddings; above it they are duplicates
+    probes: int = within(4, 1)  # lists that are searched, beyond 2 million pictures
     device: str = "cpu"  # of the comparison of embeddings: cpu or cuda
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise UsageError(f"{unknown[0]!r} is no kind of duplicate", hint=f"known: {', '.join(KINDS)}")
-        if not 0 <= self.most_bits < 64:
-            raise UsageError(f"most_bits = {self.most_bits} is outside 0..63")
-        if not 0 < self.cosine < 1:
-            raise UsageError(f"cosine = {self.cosine:g} is outside 0..1")
-        if self.probes < 1:
-            raise UsageError(f"probes = {self.probes} is less than 1")
+        check_ranges(self)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UsageError(f"device = {self.device!r} is unknown", hint="cpu, cuda or cuda:N")
 

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from backend.disk import write_atomic
 from backend.errors import FileError
+from backend.fields import check_ranges, within
 from train.data import select
 from train.data.captions.checks import count_words
 from train.data.pictures import Unreadable, decode
@@ -38,8 +39,11 @@ _PLACE = ["key", "source", "path", "member", "offset", "nbytes"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings:
-    near: int = 12  # pictures shown on either side of each threshold, and pairs of each kind of duplicate
-    side: int = 160  # pixels: long side of a shown picture
+    near: int = within(12, 0, 1000)  # pictures on either side of each threshold, and pairs of each kind of duplicate
+    side: int = within(160, 16, 4096)  # pixels: long side of a shown picture
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

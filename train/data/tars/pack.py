@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from backend.disk import make_folder, replacing
 from backend.errors import FileError, UsageError
+from backend.fields import check_ranges, within
 from train.data.text_rules import MAX_CHARS, unusable
 
 VERSION = 1  # raised when results change
@@ -58,7 +59,7 @@ class PackConfig:
     # stage `caption` has run, else alt; the command says which.
     text: str | None = None
     format: str = "jpeg"  # jpeg (4:4:4), webp or png (lossless)
-    quality: int | None = None  # 1..100; None: 95 for jpeg, lossless for webp
+    quality: int | None = within(None, 1, 100)  # 1..100; None: 95 for jpeg, lossless for webp
     tar_bytes: int = 1_000_000_000  # a bucket of a shard goes on in a next tar beyond this
     max_chars: int = MAX_CHARS  # of a caption; a longer one is no caption
 
@@ -67,8 +68,7 @@ class PackConfig:
             raise UsageError(f"text = {self.text!r} is no kind of caption", hint=f"known: {', '.join(TEXTS)}")
         if self.format not in SUFFIXES:
             raise UsageError(f"format = {self.format!r} is unknown", hint=f"known: {', '.join(SUFFIXES)}")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UsageError(f"quality = {self.quality} is outside 1..100")
+        check_ranges(self)
         if self.tar_bytes < 10_240:
             raise UsageError(f"tar_bytes = {self.tar_bytes:,} is less than an empty tar", hint="such as 1000000000")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import FileError, UsageError, os_reason
+from backend.fields import check_ranges, within
 
 _LONGEST = 200  # characters of a text
 
@@ -16,26 +17,21 @@ _LONGEST = 200  # characters of a text
 class TextImageSettings:
     """What `text-images` is told. The paper gives the kinds of change, not their amounts."""
 
-    count: int = 1000  # pictures
+    count: int = within(1000, 1, 10**9)  # pictures
     seed: int = 0
     bases: tuple[int, ...] = (512, 768, 1024)  # one is drawn for each picture; the shape is one of the nine ratios
     fonts: Path | None = None  # folder of .ttf, .otf, .ttc files; None: Pillow's built-in Aileron
     texts: Path | None = None  # UTF-8 file with a text a line; None: made-up English signs and notices
     backgrounds: Path | None = None  # folder of pictures; None: plain grounds, gradients, stripes, squares, clouds
-    most_texts: int = 3  # in a picture
-    turned: float = 0.5  # share of texts that are turned …
-    most_degrees: float = 25.0  # … by at most this
-    blurred: float = 0.2  # share of texts that are blurred, by at most 5 % of their letters' height
-    outlined: float = 0.2  # share of texts with an outline
-    quality: int = 95  # JPEG
+    most_texts: int = within(3, 1, 6)  # in a picture
+    turned: float = within(0.5, 0, 1)  # share of texts that are turned …
+    most_degrees: float = within(25.0, 0, 45)  # … by at most this
+    blurred: float = within(0.2, 0, 1)  # share of texts that are blurred, by at most 5 % of their letters' height
+    outlined: float = within(0.2, 0, 1)  # share of texts with an outline
+    quality: int = within(95, 1, 100)  # JPEG
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("count", 1, 10**9), ("most_texts", 1, 6), ("turned", 0, 1), ("most_degrees", 0, 45), ("blurred", 0, 1),
-            ("outlined", 0, 1), ("quality", 1, 100),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"{name} = {getattr(self, name)} is outside {least}..{most}")
+        check_ranges(self)
         if not self.bases or not all(64 <= base <= 4096 for base in self.bases):
             raise UsageError(f"bases {self.bases} must be numbers in 64..4096")
 
