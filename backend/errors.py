@@ -91,6 +91,12 @@ class ReplyError(LensError):
     code = "bad_reply"
 
 
+class BudgetError(LensError):
+    """A limit of requests, tokens or money that a person set is reached; what was answered before is kept."""
+
+    code = "budget_spent"
+
+
 class PartialBatchError(LensError):
     """Some pictures of a batch were made, others were not."""
 

@@ -27,7 +27,7 @@ def modules(folder: str) -> list[str]:
 LIGHT = [
     *(
         f"backend.{name}"
-        for name in "disk errors events fields params paths presets requests settings sizes types".split()
+        for name in "chat.client disk errors events fields params paths presets requests settings sizes types".split()
     ),
     "backend.picture.metadata",
     "backend.picture.outputs",

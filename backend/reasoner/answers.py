@@ -15,6 +15,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from backend.chat.replies import final_text
 from backend.errors import ReplyError, UsageError
 from backend.requests import check_prompt
 from prompts import rule_names
@@ -54,27 +55,6 @@ def schema() -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-
-
-def final_text(text: str) -> str:
-    """The part of a reply that is meant for a person: thoughts and channel marks gone; "" where only thoughts came.
-
-    Servers differ in what they leave of gpt-oss's channels: control tokens, their bare words ("analysisThe user …
-    assistantfinal{…"), or think tags of other families.
-    """
-    finals = list(re.finditer(r"<\|channel\|>final[^<]*(?:<\|constrain\|>\w*)?<\|message\|>", text))
-    if finals:
-        text = re.split(r"<\|(?:end|return|start|call)\|>", text[finals[-1].end() :])[0]
-    elif "<|channel|>" in text:
-        return ""
-    text = re.sub(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", "", text, flags=re.DOTALL)
-    text = re.split(r"</think(?:ing)?>", text)[-1]
-    if re.match(r"\s*analysis", text) and "assistantfinal" in text:
-        text = text.rsplit("assistantfinal", 1)[1]
-    elif re.match(r"\s*analysis[A-Z\"'“(]", text):
-        return ""  # the channel's bare name runs into the thought's first word
-    text = re.sub(r"^\s*final(?=[A-Z{\"“])", "", text)
-    return re.sub(r"(?:<\|(?:end|return)\|>\s*)+$", "", text).strip()
 
 
 def read_json(text: str) -> Draft:

@@ -26,6 +26,7 @@ from backend.events import OnEvent, PhaseDone, PhaseStarted, Stop
 from backend.memory.exhausted import process_peak_bytes
 from backend.presets import Preset
 from backend.reasoner import answers
+from backend.reasoner.address import check_address
 from backend.reasoner.answers import Draft
 from backend.settings import ReasonerSettings
 from backend.text.shared_llama import is_one_gguf
@@ -185,8 +186,6 @@ def make_plan(
         chosen, why = ReasonerMode.local, "no endpoint is configured"
     local = chosen is ReasonerMode.local
     if chosen is ReasonerMode.api:
-        from backend.reasoner.endpoint import check_address
-
         check_address(settings)
     default = preset.reasoner_prompt if local else "general"
     try:

@@ -116,7 +116,8 @@ class Rewriting:
         from backend.reasoner.refine import LOCAL_CONTEXT, LocalSpeaker, local_gguf
 
         if self.plan.mode is ReasonerMode.api:
-            from backend.reasoner.endpoint import EndpointSpeaker, check_address
+            from backend.reasoner.address import check_address
+            from backend.reasoner.endpoint import EndpointSpeaker
 
             return EndpointSpeaker(check_address(self.settings.reasoner), say=self.talk.detail)
         from backend.cache.store import open_store

@@ -13,6 +13,7 @@ TABLE = {
     "file": 1,
     "bad_checkpoint": 1,
     "bad_reply": 1,
+    "budget_spent": 1,
     "non_finite": 1,
     "usage": 2,
     "network": 3,

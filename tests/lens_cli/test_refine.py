@@ -14,7 +14,6 @@ import pytest
 
 import prompts
 from backend.picture.images import read_metadata, read_request
-from backend.reasoner import endpoint as endpoint_module
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion
 from tests.lens_cli.cli import Run, environment, lens_inside
 
@@ -37,7 +36,6 @@ def scripted(body: dict[str, Any]) -> Answer:
 def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     """An endpoint that the environment configures; the working folder is empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(endpoint_module, "_LEARNED", {})
     with Endpoint(scripted) as server:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("LENS_REASONER__BASE_URL", server.url)

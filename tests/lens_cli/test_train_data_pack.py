@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.reasoner import endpoint as endpoint_module
 from tests.backend.scripted_endpoint import Endpoint, completion
 from tests.lens_cli.cli import Run, lens_inside
 from tests.train.data.test_captions import FOX, answered, write
@@ -26,7 +25,6 @@ from train.data.tars.reader import PackedIndex, TarReader
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(endpoint_module, "_LEARNED", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     def run(stage: str, *words: str) -> Run:

@@ -108,7 +108,9 @@ def _unreadable(skipped: int) -> str:
 
 
 def _captioner(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> captions.Caption:
-    from backend.reasoner.endpoint import EndpointSpeaker, check_address
+    from backend.chat.address import Label, make_address
+    from backend.chat.client import Client
+    from backend.reasoner.address import setting_label
     from backend.settings import load
 
     reasoner = load().reasoner
@@ -123,16 +125,16 @@ def _captioner(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> 
     if not base_url:
         hint = "--set base_url=http://127.0.0.1:8000/v1, or the setting reasoner.base_url; by files: --batch-out FOLDER"
         raise UsageError("no endpoint was named for captions", hint=hint)
-    address = check_address(
-        replace(
-            reasoner,
-            base_url=base_url,
-            model=model,
-            timeout=settings.timeout,
-            max_tokens=settings.max_tokens,
-        )
+    labels = {name: Label(name, f"--set {name}=…") for name in ("base_url", "model", "timeout", "max_tokens")}
+    address = make_address(
+        base_url,
+        model,
+        key=reasoner.api_key,
+        timeout=settings.timeout,
+        max_tokens=settings.max_tokens,
+        labels={**labels, "key": setting_label("api_key")},
     )
-    return captions.Caption(call.work, settings, model, EndpointSpeaker(address, say=call.talk.detail))
+    return captions.Caption(call.work, settings, model, Client(address, say=call.talk.detail))
 
 
 def _tell_captions(call: Call, shards: Sequence[int]) -> None:

@@ -12,7 +12,6 @@ from backend.reasoner.answers import (
     Draft,
     RewriteError,
     declines,
-    final_text,
     missing_quotes,
     quoted,
     read_json,
@@ -24,32 +23,6 @@ from backend.text.grammar import gbnf
 from prompts import rule_names
 
 A_CAT = '{"decision": "rewrite", "prompt": "a cat", "rule": null}'
-
-
-@pytest.mark.parametrize(
-    ("text", "final"),
-    [
-        ("a cat", "a cat"),
-        (
-            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>a cat<|return|>",
-            "a cat",
-        ),
-        ("Hm.<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}", "{}"),
-        ("<|channel|>analysis<|message|>I shall say a cat", ""),
-        ("analysisThe user wants a cat.assistantfinala cat", "a cat"),
-        ("analysisThe user wants a cat.", ""),
-        ("analysis of a painting", "analysis of a painting"),
-        ("finalA cat", "A cat"),
-        ("final exam in a hall", "final exam in a hall"),
-        ("<think>a dog?</think>\n a cat", "a cat"),
-        ("a dog?</think> a cat", "a cat"),
-        ("<think>a dog? it never ends", ""),
-        ("a cat<|return|>", "a cat"),
-        ('a sign that says "<|end|> of"', 'a sign that says "<|end|> of"'),
-    ],
-)
-def test_final_text(text: str, final: str) -> None:
-    assert final_text(text) == final
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ import pytest
 from backend import presets
 from backend.errors import LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError
 from backend.paths import nano_dir
-from backend.reasoner import endpoint as endpoint_module
+from backend.reasoner.address import check_address
 from backend.reasoner.answers import MODEL_REFUSAL, Draft, read_json
-from backend.reasoner.endpoint import EndpointSpeaker, check_address
+from backend.reasoner.endpoint import EndpointSpeaker
 from backend.reasoner.refine import RewritePlan, Task, make_plan
 from backend.settings import ReasonerSettings
 from backend.types import ReasonerMode
@@ -34,8 +34,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loopback stays loopback; nothing of the machine's OpenAI settings is read, nothing learnt at a port is kept."""
-    monkeypatch.setattr(endpoint_module, "_LEARNED", {})
+    """Loopback stays loopback; nothing of the machine's OpenAI settings is read."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -108,19 +107,18 @@ def test_a_server_without_schemas_is_asked_for_json_and_remembered() -> None:
         return decision("a red cat")
 
     with Endpoint(strict) as endpoint:
-        first, second = Ask(endpoint), Ask(endpoint)
-        assert first().prompt == second().prompt == "a red cat"
-        assert "does not do json_schema; trying json_object" in first.said[0] and second.said == []
+        ask = Ask(endpoint)
+        assert ask().prompt == ask("a dog").prompt == "a red cat"
+        assert ask.said == ["the endpoint does not do json_schema; trying json_object"]
         assert formats(endpoint) == ["json_schema", "json_object", "json_object"]
-        other = Ask(endpoint, model="other")  # another model there may do better
-        other()
+        Ask(endpoint, model="other")()  # another model there may do better
     assert formats(endpoint)[3:] == ["json_schema", "json_object"]
 
 
 def test_a_server_that_ignores_every_format_ends_in_plain_text() -> None:
     with Endpoint(completion("A red cat sits on a wall.")) as endpoint:
-        assert Ask(endpoint)().prompt == "A red cat sits on a wall."
-        assert Ask(endpoint)().prompt == "A red cat sits on a wall."
+        ask = Ask(endpoint)
+        assert ask().prompt == ask().prompt == "A red cat sits on a wall."
     assert formats(endpoint) == ["json_schema", "json_object", None, None]
     assert endpoint.asked[2]["messages"][0]["content"] == plan().instructions("plain")
 

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 import prompts
+from backend.chat.client import Client
 from backend.errors import LensError, NetworkError, UsageError
-from backend.reasoner import endpoint as endpoint_module
-from backend.reasoner.endpoint import EndpointSpeaker, check_address
+from backend.reasoner.address import check_address
 from backend.settings import ReasonerSettings
 from tests.backend.scripted_endpoint import Answer as Http
 from tests.backend.scripted_endpoint import Endpoint, completion, failure
@@ -45,7 +45,6 @@ DENSE = Band(40, 250)
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint_module, "_LEARNED", {})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -108,9 +107,9 @@ def test_words_of_scripts_without_blanks() -> None:
 # ------------------------------------------------------------------------------------------------------------- endpoint
 
 
-def speaker(endpoint: Endpoint) -> EndpointSpeaker:
+def speaker(endpoint: Endpoint) -> Client:
     settings = ReasonerSettings(base_url=endpoint.url, model="eye", timeout=5.0, max_tokens=700)
-    return EndpointSpeaker(check_address(settings), wait=lambda seconds: None)
+    return Client(check_address(settings), wait=lambda seconds: None)
 
 
 def folder_of(tmp_path: Path, count: int = 3) -> Work:

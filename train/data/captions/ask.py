@@ -14,7 +14,6 @@ Heavy ring: pyarrow, Pillow.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
@@ -26,10 +25,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 import prompts
+from backend.chat.replies import ChatReply, picture_part
 from backend.errors import FileError, LensError, UsageError
-from backend.reasoner.endpoint import ChatReply
+from backend.fields import Range, check_range, check_ranges, within
 from train.data.captions.checks import Band, count_words, flaw, language_of, tidy
-from train.data.captions.journals import Answer, Journal, journal_path
+from train.data.captions.journals import Answer, Journal, answer_of, journal_path
 from train.data.remaining import kept_rows, stages_read
 from train.data.text_rules import unusable
 from train.data.work import Work, open_picture, stamp
@@ -61,29 +61,26 @@ class CaptionSettings:
     brief: bool = False  # also a brief caption, by a question of its own (the paper's ablation)
     brief_prompt: str = "brief"
     own: tuple[str, ...] = ()  # sources whose own captions are taken as they are (text images, pictures with .txt)
-    side: int = 1024  # pixels: the longer side of what is sent, at most
-    quality: int = 90  # JPEG, of what is sent
-    max_tokens: int = 700  # of an answer: 250 words are about 340 tokens, and words of other scripts take more
-    attempts: int = 3  # questions a picture and kind, at most
+    side: int = within(1024, 64, 8192)  # pixels: the longer side of what is sent, at most
+    quality: int = within(90, 1, 100)  # JPEG, of what is sent
+    max_tokens: int = within(700, 16, 100_000)  # of an answer: 250 words are about 340 tokens, of other scripts more
+    attempts: int = within(3, 1, 100)  # questions a picture and kind, at most
     temperature: float | None = None  # None: the endpoint's own
-    at_once: int = 16  # questions under way
+    at_once: int = within(16, 1, 4096)  # questions under way
     timeout: float = 180.0  # seconds without an answer
-    least_words: int = 40  # the paper's mean is 109
+    least_words: int = within(40, 1, 10_000)  # the paper's mean is 109
     most_words: int = 250
-    least_brief: int = 2
+    least_brief: int = within(2, 1, 10_000)
     most_brief: int = 25
     language: str | None = "en"  # of what is not quoted, ISO 639-1; None: any
     price_in: float | None = None  # dollars a million tokens, for --dry-run; None: not told
     price_out: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("side", 64, 8192), ("quality", 1, 100), ("max_tokens", 16, 100_000), ("attempts", 1, 100),
-            ("at_once", 1, 4096), ("least_words", 1, 10_000), ("most_words", self.least_words, 10_000),
-            ("least_brief", 1, 10_000), ("most_brief", self.least_brief, 10_000),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) <= most:
-                raise UsageError(f"{name} = {getattr(self, name)} is outside {least}..{most}")
+        check_ranges(self)
+        for kind in ("words", "brief"):
+            least = getattr(self, f"least_{kind}")
+            check_range(f"most_{kind}", getattr(self, f"most_{kind}"), Range(least, 10_000))
 
     def band(self, kind: str) -> Band:
         return Band(self.least_words, self.most_words) if kind == "dense" else Band(self.least_brief, self.most_brief)
@@ -94,7 +91,7 @@ class CaptionSettings:
 
 
 class Asker(Protocol):
-    """`backend.reasoner.endpoint.EndpointSpeaker`, or a test's."""
+    """Who answers: `backend.chat.client.Client`."""
 
     def complete(
         self, messages: list[dict[str, Any]], *, seed: int | None = None, temperature: float | None = None
@@ -143,9 +140,7 @@ def messages(prompt: str, picture: bytes, settings: CaptionSettings) -> list[dic
     image.thumbnail((settings.side, settings.side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=settings.quality)
-    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    shown = {"type": "image_url", "image_url": {"url": url}}
-    return [{"role": "system", "content": prompt}, {"role": "user", "content": [shown]}]
+    return [{"role": "system", "content": prompt}, {"role": "user", "content": [picture_part(buffer.getvalue())]}]
 
 
 def caption_rows(
@@ -206,7 +201,7 @@ def _ask_all(
         while open_question(row["sha256"], kind, prompt, settings, journal, model):
             seed = len(journal.of(row["sha256"], kind, identity))  # another one each time, or the flaw would come again
             reply = asker.complete(question, seed=seed, temperature=settings.temperature)
-            journal.add(Answer(row["sha256"], kind, identity, **vars(reply)))
+            journal.add(answer_of(reply, row["sha256"], kind, identity))
 
     failures: dict[str, str] = {}
     in_a_row = 0

@@ -19,15 +19,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.chat.replies import ChatReply, read_completion
 from backend.disk import make_folder, replacing
 from backend.errors import FileError, UsageError, os_reason
-from backend.reasoner.answers import final_text
 from train.data.captions.ask import KINDS, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
-from train.data.captions.journals import Answer, Journal, pictures_of
+from train.data.captions.journals import Journal, answer_of, pictures_of
 from train.data.pictures import Unreadable
 from train.data.scan import planned
 from train.data.work import open_picture
@@ -141,22 +141,22 @@ class _Filing:
         self._planned = set(planned(stage.work))
         self._identities = {kind: identity_of(stage.model, prompt_of(stage.settings, kind)) for kind in KINDS}
         self._open: dict[int, tuple[Journal, dict[str, str]]] = {}  # shard -> journal, start of a hash -> the hash
-        self._missed: list[tuple[re.Match[str], Answer]] = []  # about pictures that are not in the shard of the name
+        self._missed: list[tuple[re.Match[str], ChatReply]] = []  # about pictures that are not in the shard of the name
 
     def arrive(self, line: bytes) -> None:
         try:
             told = json.loads(line)
             name = _ID.fullmatch(str(told["custom_id"]))
-            answer = _answer(told) if name is not None else None
+            reply = _reply(told) if name is not None else None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             self.arrived.broken += 1
             return
         if name is None or self._identities[name[3]] != name[5]:
             self.arrived.foreign += 1
-        elif answer is None:
+        elif reply is None:
             self.arrived.failed += 1
-        elif not self._file(int(name[1]), name, answer):
-            self._missed.append((name, answer))
+        elif not self._file(int(name[1]), name, reply):
+            self._missed.append((name, reply))
             if len(self._missed) >= _MISSED_HELD:
                 self.search()
 
@@ -166,12 +166,12 @@ class _Filing:
         home: dict[str, int] = {}
         for shard in sorted(self._planned) if starts else ():
             home |= {sha[:_START]: shard for sha in pictures_of(self._stage.work, shard) if sha[:_START] in starts}
-        for name, answer in sorted(self._missed, key=lambda one: home.get(one[0][2], -1)):
-            if name[2] not in home or not self._file(home[name[2]], name, answer):
+        for name, reply in sorted(self._missed, key=lambda one: home.get(one[0][2], -1)):
+            if name[2] not in home or not self._file(home[name[2]], name, reply):
                 self.arrived.foreign += 1
         self._missed.clear()
 
-    def _file(self, shard: int, name: re.Match[str], answer: Answer) -> bool:
+    def _file(self, shard: int, name: re.Match[str], reply: ChatReply) -> bool:
         """Whether the shard has the picture."""
         if shard not in self._planned:
             return False
@@ -186,27 +186,14 @@ class _Filing:
         if len(journal.of(picture, name[3], name[5])) > int(name[4]):  # the journal is in the order of attempts
             self.arrived.known += 1
         else:
-            journal.add(replace(answer, picture=picture, kind=name[3], identity=name[5]))
+            journal.add(answer_of(reply, picture, name[3], name[5]))
             self.arrived.taken += 1
         return True
 
 
-def _answer(told: Mapping[str, Any]) -> Answer | None:
-    """The answer of a line, its picture and identity still to be filled in; None where the line tells of an error."""
+def _reply(told: Mapping[str, Any]) -> ChatReply | None:
+    """The answer of a line; None where the line tells of an error."""
     response = told.get("response")
     if told.get("error") is not None or response is None or int(response.get("status_code") or 200) != 200:
         return None
-    body = response["body"]
-    choice = body["choices"][0]
-    message, finish, usage = choice["message"], choice.get("finish_reason"), body.get("usage") or {}
-    text = message.get("content")
-    return Answer(
-        picture="",
-        kind="",
-        identity="",
-        text=final_text(text) if isinstance(text, str) else "",
-        cut=finish == "length",
-        refused=bool(message.get("refusal")) or finish == "content_filter",
-        tokens_in=int(usage.get("prompt_tokens") or 0),
-        tokens_out=int(usage.get("completion_tokens") or 0),
-    )
+    return read_completion(response["body"])

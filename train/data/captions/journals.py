@@ -16,6 +16,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.chat.replies import ChatReply
 from backend.disk import write_error
 from backend.errors import FileError, os_reason
 from train.data.work import Work
@@ -33,6 +34,11 @@ class Answer:
     refused: bool = False
     tokens_in: int = 0
     tokens_out: int = 0
+
+
+def answer_of(reply: ChatReply, picture: str, kind: str, identity: str) -> Answer:
+    """The journal's line for what an endpoint or a batch file answered."""
+    return Answer(picture, kind, identity, reply.text, reply.cut, reply.refused, reply.tokens_in, reply.tokens_out)
 
 
 class Journal:
