@@ -21,9 +21,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from train.data.filters import CLASSIC
 from train.data.pictures import SUFFIXES, decode
 from train.data.scan import scan_rows
-from train.data.score import CLASSIC, score_rows
+from train.data.score import score_rows
 from train.data.scores import classic
 from train.data.sources import LISTING
 

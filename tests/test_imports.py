@@ -36,7 +36,7 @@ LIGHT = [
     "lens_cli.terminal.console",
     "lens_cli.terminal.wording",
     *modules("lens_cli/commands"),
-    *(f"train.{name}" for name in ("config", "recipes", "overrides", "lora.config")),
+    *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config")),
     "prompts",
 ]
 

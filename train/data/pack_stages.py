@@ -17,6 +17,7 @@ import pyarrow as pa
 from backend.errors import LensError
 from train.data import buckets
 from train.data.buckets import BucketConfig, bucket_rows
+from train.data.filters import NUMBERS
 from train.data.remaining import kept_rows, stages_read
 from train.data.tars import pack as packs
 from train.data.tars.pack import PackConfig, pack_rows
@@ -24,7 +25,6 @@ from train.data.work import Work, open_picture, stamp
 
 _SCAN = ("key", "source", "path", "member", "offset", "nbytes", "width", "height", "caption", "sha256")
 _CAPTIONS = ("caption", "brief", "language", "words", "model")
-_SCORES = ("clarity", "entropy", "luminance", "aesthetic")  # one number each, of interest to whoever trains
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Pack:
         return self.work.inputs(shard, stages + [f"score/{name}" for name in self._scored(shard)])
 
     def _scored(self, shard: int) -> list[str]:
-        return [name for name in _SCORES if self.work.changed(f"score/{name}", shard) is None]
+        return [name for name in NUMBERS if self.work.changed(f"score/{name}", shard) is None]
 
     def rows(self, shard: int) -> pa.Table:
         """What `pack_rows` is given: buckets, files, texts and what becomes the samples' .json, in `bucket`'s order."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from backend.errors import FileError, UsageError
+from train.data.filters import CLASSIC, FILTERS, LEARNED
 from train.data.pictures import MAX_PIXELS, Unreadable, decode
 from train.data.scores import classic
 from train.data.work import Work, open_picture, stamp
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from train.data.scores.learned import Model
 
-CLASSIC = ("broken", "clarity", "entropy", "luminance")
-LEARNED = ("nsfw", "aesthetic", "watermark", "clip")
 _BATCHES_HELD = 8  # of prepared pictures: bounds a shard's memory; 8 x 32 pictures of 448x448 are 620 MB
 _COLUMNS = ["key", "path", "member", "offset", "nbytes", "error"]  # of `scan`
 
@@ -120,13 +119,12 @@ def score_rows(
 ) -> dict[str, pa.Table]:
     """filter -> a row for every row of `scan`, in its order; null where the picture cannot be read.
 
-    broken: `error`, why it does not decode (null: it does). clarity, entropy, luminance, aesthetic: `score`.
-    nsfw, watermark: every class's probability under its name. clip: `embedding`, unit length, float16.
+    What a table holds says `Filter.holds`: `error`, why a picture does not decode (null: it does); `score`; every
+    class's probability under its name; `embedding`, unit length, float16.
     """
     columns: dict[str, dict[str, list[Any]]] = {name: {} for name in names}
     columns |= {model.filter: {} for model in models}
-    fields: dict[str, tuple[pa.Field, ...]] = {name: (pa.field("score", pa.float32()),) for name in names}
-    fields["broken"] = (pa.field("error", pa.string()),)
+    fields: dict[str, tuple[pa.Field, ...]] = {name: (_CLASSIC_FIELDS[FILTERS[name].holds],) for name in names}
     scorers: dict[str, Any] = {}
     if models:
         from train.data.scores import learned
@@ -166,14 +164,14 @@ def score_rows(
     }
 
 
+_CLASSIC_FIELDS = {"error": pa.field("error", pa.string()), "score": pa.field("score", pa.float32())}
+
+
 def _classic(names: tuple[str, ...], image: Image.Image | None, error: str | None) -> dict[str, Any]:
-    if image is None:
-        return {name: error if name == "broken" else None for name in names}
-    luma = classic.grey(image)
-    measures: dict[str, Callable[[], Any]] = {
-        "broken": lambda: None,
-        "clarity": lambda: classic.clarity(luma),
-        "entropy": lambda: classic.entropy(luma),
-        "luminance": lambda: classic.luminance(image),
-    }
-    return {name: measures[name]() for name in names}
+    found: dict[str, Any] = {name: error if FILTERS[name].holds == "error" else None for name in names}
+    if image is not None:
+        pixels = {"rgb": image, "grey": classic.grey(image)}
+        for name in names:
+            if FILTERS[name].holds == "score":
+                found[name] = getattr(classic, name)(pixels[FILTERS[name].pixels])
+    return found

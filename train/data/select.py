@@ -1,4 +1,4 @@
-"""Stage 3, `select`: which pictures are kept, from `scan` and `score` alone. Thresholds live here and nowhere else.
+"""Stage 3, `select`: which pictures are kept, from `scan` and `score` alone, by the limits of `train.data.filters`.
 
 Changing one recomputes no score. Every reason is recorded, not only the first, so that the report can show what each
 filter alone would take. Posters, slides and rendered text fail clarity, entropy and luminance by their nature: a
@@ -10,9 +10,8 @@ Heavy ring: pyarrow, numpy.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,34 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 from backend.errors import LensError, UsageError
+from backend.fields import types_of
+from train.data.filters import FILTERS, JUDGES, Thresholds
 from train.data.settings import checked, parse
 from train.data.work import Work, stamp
 
 VERSION = 1
-# In the paper's order, which is the order of the report's funnel.
-FILTERS = ("broken", "area", "aspect", "nsfw", "aesthetic", "watermark", "clarity", "entropy", "luminance")
 SELECT = pa.schema([("key", pa.string()), ("kept", pa.bool_()), ("reasons", pa.list_(pa.string()))])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What a picture must reach. None: this filter is not applied.
-
-    The paper gives area and aesthetic; the others are suggestions, to be calibrated on one's own pictures.
-    """
-
-    broken: bool = True  # drop what does not decode; False keeps only the head's word, for a quick look
-    area: int | None = 384 * 384  # pixels, at least (paper)
-    aspect: float | None = None  # long side over short side, at most; the paper's buckets end at 2
-    nsfw: float | None = 0.5  # probability of `nsfw_labels` together, below
-    aesthetic: float | None = 3.0  # on the predictor's scale of 1 to 10, at least (paper)
-    watermark: float | None = 0.5  # probability of `watermark_labels` together, below
-    clarity: float | None = 50.0  # variance of the Laplacian, at least
-    entropy: float | None = 3.0  # bits, at least
-    dark: float | None = 0.05  # luminance: mean V, at least
-    bright: float | None = 0.95  # luminance: mean V, at most
-    nsfw_labels: tuple[str, ...] = ("medium", "high", "nsfw", "porn", "hentai")  # classes that count; any case
-    watermark_labels: tuple[str, ...] = ("watermark",)
 
 
 @dataclass(frozen=True)
@@ -66,7 +44,7 @@ def read_settings(
 
     Returns them with what is to be remembered. Raises UsageError for an unknown threshold, source or value.
     """
-    hints = typing.get_type_hints(Thresholds)
+    hints = types_of(Thresholds)
     values = dict(remembered)
     for setting in given:
         full, separator, text = setting.partition("=")
@@ -129,7 +107,7 @@ class Select:
 def scored_filters(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
     """Filters scored for every shard, in the paper's order. Raises LensError for one that is scored for only some."""
     out: list[str] = []
-    for name in FILTERS:
+    for name in JUDGES:
         done = set(work.shards(f"score/{name}")) & set(shards)
         if done and len(done) < len(shards):
             missing = min(set(shards) - done)
@@ -143,14 +121,13 @@ def scored_filters(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
 
 def not_applied(settings: SelectSettings, scored: Sequence[str]) -> list[str]:
     """Filters with a threshold and without scores: to be told, never passed over in silence."""
-    named = {"dark": "luminance", "bright": "luminance"}
-    wanted = {
-        named.get(f.name, f.name)
-        for thresholds in (settings.every, *settings.sources.values())
-        for f in dataclasses.fields(thresholds)
-        if not f.name.endswith("_labels") and getattr(thresholds, f.name) not in (None, False)
-    }
-    return [name for name in FILTERS if name in wanted - {"area", "aspect"} and name not in scored]
+    everywhere = (settings.every, *settings.sources.values())
+
+    def wanted(name: str) -> bool:
+        fields = FILTERS[name].limits or (name,)
+        return any(getattr(thresholds, field) not in (None, False) for thresholds in everywhere for field in fields)
+
+    return [name for name in JUDGES if FILTERS[name].source != "scan" and name not in scored and wanted(name)]
 
 
 def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: SelectSettings) -> pa.Table:
@@ -163,7 +140,7 @@ def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: Select
             raise LensError(
                 f"the scores of {name} are not of these pictures", hint="score again: lens train data score"
             )
-    rejected = np.zeros((scan.num_rows, len(FILTERS)), dtype=bool)
+    rejected = np.zeros((scan.num_rows, len(JUDGES)), dtype=bool)
     sources = np.asarray(scan["source"].to_pylist(), dtype=object)
     for source in dict.fromkeys(sources.tolist()):
         index = np.flatnonzero(sources == source)
@@ -171,37 +148,42 @@ def select_rows(scan: pa.Table, scores: Mapping[str, pa.Table], settings: Select
         here = {name: table.take(index) for name, table in scores.items()}
         verdicts = rejections(scan.take(index), here, thresholds)
         for name, verdict in verdicts.items():
-            rejected[index, FILTERS.index(name)] = verdict
+            rejected[index, JUDGES.index(name)] = verdict
     rejected[rejected[:, 0], 1:] = False  # nothing else is known of what cannot be read
-    reasons = [[FILTERS[i] for i in np.flatnonzero(row)] for row in rejected]
+    reasons = [[JUDGES[i] for i in np.flatnonzero(row)] for row in rejected]
     return pa.table({"key": scan["key"], "kept": ~rejected.any(axis=1), "reasons": reasons}, schema=SELECT)
 
 
 def rejections(scan: pa.Table, scores: Mapping[str, pa.Table], least: Thresholds) -> dict[str, np.ndarray]:
     """filter -> bool (N,). Numbers that are missing (NaN) reject nothing: "broken" has those pictures."""
-    width, height = (floats(scan[name]) for name in ("width", "height"))
     out: dict[str, np.ndarray] = {"broken": np.asarray(scan["error"].is_valid())}
     if least.broken and "broken" in scores:
         out["broken"] = out["broken"] | np.asarray(scores["broken"]["error"].is_valid())
-    if least.area is not None:
-        out["area"] = width * height < least.area
-    if least.aspect is not None:
-        out["aspect"] = np.maximum(width, height) > least.aspect * np.minimum(width, height)
-    for name, limit, labels in (
-        ("nsfw", least.nsfw, least.nsfw_labels),
-        ("watermark", least.watermark, least.watermark_labels),
-    ):
-        if name in scores and limit is not None:
-            out[name] = probability(scores[name], name, labels) >= limit
-    for name in ("aesthetic", "clarity", "entropy"):
-        limit = getattr(least, name)
-        if name in scores and limit is not None:
-            out[name] = floats(scores[name]["score"]) < limit
-    if "luminance" in scores:
-        value = floats(scores["luminance"]["score"])
-        dark = value < least.dark if least.dark is not None else np.zeros(len(value), bool)
-        out["luminance"] = dark | (value > least.bright) if least.bright is not None else dark
+    for name in JUDGES:
+        limits = [(keeps, getattr(least, field)) for field, keeps in FILTERS[name].limits.items()]
+        limits = [(keeps, at) for keeps, at in limits if at is not None]
+        if limits and (FILTERS[name].source == "scan" or name in scores):
+            values = values_of(name, scan, scores, least)
+            out[name] = np.any([_OUTSIDE[keeps](values, at) for keeps, at in limits], axis=0)
     return out
+
+
+_OUTSIDE: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "at least": np.less,
+    "at most": np.greater,
+    "below": np.greater_equal,
+}
+
+
+def values_of(name: str, scan: pa.Table, scores: Mapping[str, pa.Table], least: Thresholds) -> np.ndarray:
+    """What a filter of JUDGES but "broken" measured: (N,) float64, NaN where unknown. Raises UsageError."""
+    row = FILTERS[name]
+    if row.source == "scan":
+        width, height = (floats(scan[side]) for side in ("width", "height"))
+        return width * height if name == "area" else np.maximum(width, height) / np.minimum(width, height)
+    if row.holds == "classes":
+        return probability(scores[name], name, getattr(least, f"{name}_labels"))
+    return floats(scores[name]["score"])
 
 
 def probability(table: pa.Table, name: str, labels: Sequence[str]) -> np.ndarray:
@@ -243,7 +225,7 @@ def count(tables: Iterable[pa.Table]) -> Funnel:
             kept += not reasons
             first.update(reasons[:1])
             alone.update(reasons if len(reasons) == 1 else ())
-    seen = [name for name in FILTERS if first[name] or alone[name]]
+    seen = [name for name in JUDGES if first[name] or alone[name]]
     return Funnel(pictures, kept, {name: first[name] for name in seen}, {name: alone[name] for name in seen})
 
 

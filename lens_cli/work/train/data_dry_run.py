@@ -10,8 +10,9 @@ from lens_cli.terminal.console import human_bytes
 from lens_cli.work.train.data_call import Call, span
 from train.data import estimate
 from train.data.buckets import BucketConfig
+from train.data.filters import CLASSIC, LEARNED
 from train.data.scan import ScanSettings
-from train.data.score import CLASSIC, LEARNED, ScoreSettings
+from train.data.score import ScoreSettings
 from train.data.select import Select
 from train.data.settings import section
 from train.data.sources import PictureSource

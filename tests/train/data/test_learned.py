@@ -32,7 +32,8 @@ from transformers import (
 
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
 from train.data.duplicates.dedup import DedupSettings
-from train.data.score import LEARNED, ScoreSettings, find_models, score_rows
+from train.data.filters import LEARNED
+from train.data.score import ScoreSettings, find_models, score_rows
 from train.data.scores import learned
 
 _VISION: dict[str, Any] = {

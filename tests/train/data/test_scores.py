@@ -4,6 +4,7 @@ and the direction in which a score must move when a picture is blurred, flattene
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -17,14 +18,13 @@ from torch.nn import functional as F
 
 from backend.errors import LensError, UsageError
 from tests.train.data_files import encoded, noise
+from train.data.filters import CLASSIC, FILTERS, JUDGES, LEARNED, NUMBERS, Thresholds
 from train.data.scan import Scan, ScanSettings, make_plan
-from train.data.score import CLASSIC, Score, score_rows
+from train.data.score import Score, ScoreSettings, score_rows
 from train.data.scores import classic
 from train.data.select import (
-    FILTERS,
     Select,
     SelectSettings,
-    Thresholds,
     count,
     not_applied,
     probability,
@@ -287,4 +287,16 @@ def test_scores_do_not_depend_on_how_pictures_are_read() -> None:
     forward = score_rows(rows, CLASSIC, read=lambda row: data[row["path"]])
     backward = score_rows(rows.take([3, 2, 1, 0]), CLASSIC, read=lambda row: data[row["path"]])
     assert all(backward[name].take([3, 2, 1, 0]).equals(forward[name]) for name in CLASSIC)
-    assert set(FILTERS) >= set(CLASSIC)
+
+
+def test_every_row_of_the_filters_can_be_carried_out() -> None:
+    """A classic row has its function, a learned one its setting, and each threshold is judged by just one row."""
+    for name in CLASSIC:
+        assert FILTERS[name].holds == "error" or callable(getattr(classic, name))
+    models = {field.name for field in dataclasses.fields(ScoreSettings)}
+    assert set(LEARNED) <= models
+    judged = [limit for row in FILTERS.values() for limit in row.limits]
+    thresholds = {field.name for field in dataclasses.fields(Thresholds)}
+    assert sorted(judged) == sorted(name for name in thresholds if name != "broken" and not name.endswith("_labels"))
+    assert JUDGES == ("broken", "area", "aspect", "nsfw", "aesthetic", "watermark", "clarity", "entropy", "luminance")
+    assert NUMBERS == ("clarity", "entropy", "luminance", "aesthetic")

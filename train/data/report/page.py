@@ -27,6 +27,7 @@ from backend.errors import FileError
 from backend.fields import check_ranges, within
 from train.data import select
 from train.data.captions.checks import count_words
+from train.data.filters import DRAWN, Bins, Filter, Thresholds
 from train.data.pictures import Unreadable, decode
 from train.data.report import charts
 from train.data.scan import planned, read_plan
@@ -46,39 +47,9 @@ class ReportSettings:
         check_ranges(self)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A filter's number, and how to draw it."""
-
-    filter: str
-    label: str
-    edges: np.ndarray  # of the bins; what lies outside counts in the first or the last
-    log: bool
-    limits: tuple[str, ...]  # fields of Thresholds
-    veil: bool = False  # blur its pictures until they are pointed at
-
-
-MEASURES = (
-    Measure("area", "area, pixels", np.geomspace(1e3, 1e8, 51), True, ("area",)),
-    Measure("aspect", "long side / short side", np.geomspace(1, 10, 41), True, ("aspect",)),
-    Measure("nsfw", "probability of the classes that count", np.linspace(0, 1, 41), False, ("nsfw",), veil=True),
-    Measure("aesthetic", "aesthetic score", np.linspace(1, 10, 46), False, ("aesthetic",)),
-    Measure("watermark", "probability of a watermark", np.linspace(0, 1, 41), False, ("watermark",)),
-    Measure("clarity", "clarity: variance of the Laplacian", np.geomspace(0.1, 1e5, 61), True, ("clarity",)),
-    Measure("entropy", "entropy, bits", np.linspace(0, 8, 41), False, ("entropy",)),
-    Measure("luminance", "luminance: mean V", np.linspace(0, 1, 41), False, ("dark", "bright")),
-)
-
-
-def values_of(measure: Measure, scan: pa.Table, scores: dict[str, pa.Table], least: select.Thresholds) -> np.ndarray:
-    """(N,) float64, NaN where unknown."""
-    name = measure.filter
-    if name in ("area", "aspect"):
-        width, height = (select.floats(scan[side]) for side in ("width", "height"))
-        return width * height if name == "area" else np.maximum(width, height) / np.minimum(width, height)
-    if name in ("nsfw", "watermark"):
-        return select.probability(scores[name], name, getattr(least, f"{name}_labels"))
-    return select.floats(scores[name]["score"])
+def edges_of(bins: Bins) -> np.ndarray:
+    """(count + 1,) float64, ascending."""
+    return (np.geomspace if bins.log else np.linspace)(bins.first, bins.last, bins.count + 1)
 
 
 @dataclass
@@ -87,7 +58,7 @@ class Gathered:
 
     settings: select.SelectSettings
     near: int
-    measures: tuple[Measure, ...]
+    filters: tuple[Filter, ...]  # that are drawn
     nbytes: int = 0
     by_source: Counter[str] = field(default_factory=Counter)
     kept_by_source: Counter[str] = field(default_factory=Counter)
@@ -114,20 +85,19 @@ class Gathered:
             here = {name: table.take(index) for name, table in scores.items()}
             self._add_source(scan.take(index), here, kept[index], self.settings.of(source))
 
-    def _add_source(
-        self, scan: pa.Table, scores: dict[str, pa.Table], kept: np.ndarray, least: select.Thresholds
-    ) -> None:
+    def _add_source(self, scan: pa.Table, scores: dict[str, pa.Table], kept: np.ndarray, least: Thresholds) -> None:
         rejected = select.rejections(scan, scores, least)
-        for measure in self.measures:
-            values = values_of(measure, scan, scores, least)
+        for row in self.filters:
+            assert row.bins is not None
+            values, edges = select.values_of(row.name, scan, scores, least), edges_of(row.bins)
             known = np.isfinite(values)
-            inside = np.clip(values, measure.edges[0], measure.edges[-1])
-            counts = [np.histogram(inside[known & side], measure.edges)[0] for side in (kept, ~kept)]
-            self.bins[measure.filter] = self.bins.get(measure.filter, 0) + np.stack(counts)
-            for limit in measure.limits:
+            inside = np.clip(values, edges[0], edges[-1])
+            counts = [np.histogram(inside[known & side], edges)[0] for side in (kept, ~kept)]
+            self.bins[row.name] = self.bins.get(row.name, 0) + np.stack(counts)
+            for limit in row.limits:
                 at = getattr(least, limit)
                 if at is not None:
-                    self._add_near(measure.filter, limit, at, values, known, scan, rejected[measure.filter])
+                    self._add_near(row.name, limit, at, values, known, scan, rejected[row.name])
 
     def _add_near(
         self,
@@ -172,7 +142,7 @@ def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
     sections = read_sections(work.folder)
     thresholds, _ = select.read_settings(read_section(work.folder, "select"), (), ())
     scored = select.scored_filters(work, shards)
-    used = tuple(m for m in MEASURES if m.filter in scored or m.filter in ("area", "aspect"))
+    used = tuple(row for row in DRAWN if row.source == "scan" or row.name in scored)
     gathered = Gathered(thresholds, settings.near, used)
     captioned = _state(work, "caption", shards) == "done"
     for shard in shards:
@@ -215,7 +185,7 @@ def _page(
         "funnel": rows,
         "funnel_chart": charts.bars([n for n, _ in steps], [v for _, v in steps], "pictures left"),
         "sources": sources,
-        "charts": [_chart(measure, gathered) for measure in gathered.measures],
+        "charts": [_chart(row, gathered) for row in gathered.filters],
         "near": list(_near(gathered, settings)),
         "captions": _captions(gathered, origin),
         "duplicates": duplicates,
@@ -238,9 +208,10 @@ def _funnel_rows(funnel: select.Funnel, dropped: int) -> Iterator[dict[str, Any]
         yield {"name": "duplicates", "taken": dropped, "alone": None, "left": left - dropped}
 
 
-def _chart(measure: Measure, gathered: Gathered) -> str:
+def _chart(row: Filter, gathered: Gathered) -> str:
+    assert row.bins is not None
     lines: dict[str, float] = {}
-    for limit in measure.limits:
+    for limit in row.limits:
         every = getattr(gathered.settings.every, limit)
         if every is not None:
             lines[f"{every:g}"] = every
@@ -248,15 +219,15 @@ def _chart(measure: Measure, gathered: Gathered) -> str:
             at = getattr(own, limit)
             if at is not None and at != every:
                 lines[f"{source}: {at:g}"] = at
-    kept, dropped = gathered.bins[measure.filter]
-    return charts.histogram(measure.edges, kept, dropped, measure.label, log=measure.log, lines=lines)
+    kept, dropped = gathered.bins[row.name]
+    return charts.histogram(edges_of(row.bins), kept, dropped, row.label, log=row.bins.log, lines=lines)
 
 
 def _near(gathered: Gathered, settings: ReportSettings) -> Iterator[dict[str, Any]]:
-    for measure in gathered.measures:
-        for limit in measure.limits:
+    for filtered in gathered.filters:
+        for limit in filtered.limits:
             found = [
-                entry for below in (True, False) for entry in gathered.nearest.get((measure.filter, limit, below), [])
+                entry for below in (True, False) for entry in gathered.nearest.get((filtered.name, limit, below), [])
             ]
             shown = []
             for _, _, value, dropped, row in sorted(found, key=lambda entry: (entry[2], entry[4]["key"])):
@@ -265,9 +236,9 @@ def _near(gathered: Gathered, settings: ReportSettings) -> Iterator[dict[str, An
                     shown.append({"jpeg": jpeg, "value": _figures(value), "dropped": dropped, "key": row["key"]})
             if shown:
                 at = getattr(gathered.settings.every, limit)
-                title = measure.label + (f" ({limit})" if len(measure.limits) > 1 else "")
+                title = filtered.label + (f" ({limit})" if len(filtered.limits) > 1 else "")
                 title += f", threshold {_figures(at)}" if at is not None else ""
-                yield {"title": title, "veil": measure.veil, "pictures": shown}
+                yield {"title": title, "veil": filtered.veil, "pictures": shown}
 
 
 def _figures(value: float) -> str:

@@ -1,5 +1,7 @@
 """The paper's filters that need no model: numbers of one decoded picture (section 2.1, items 6 to 8).
 
+Each is the function of its row's name in `train.data.filters`.
+
 The paper names the quantities and no constants; those here are ours and are part of `VERSION`.
 
 Heavy ring: Pillow, numpy.
