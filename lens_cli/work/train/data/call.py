@@ -1,8 +1,10 @@
-"""One `lens train data` command as it was typed, and its stage run on the engine with progress on stderr."""
+"""One `lens train data` command as it was typed, what its stage can do, and shards run with progress on stderr."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,23 +30,39 @@ class Call:
     def work(self) -> Work:
         return Work(self.folder)
 
-
-class ShardStage(Protocol):
-    """A function of a shard that can tell whether it has run."""
-
-    def stamp(self, shard: int) -> str: ...
-    def __call__(self, shard: int) -> None: ...
+    @property
+    def at_once(self) -> int:
+        """Processes that would work here."""
+        return max(1, self.workers if self.workers is not None else os.cpu_count() or 1)
 
 
-def run_stage(
-    call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], workers: int | None, gpus: float = 0.0
-) -> None:
+class DataStage(Protocol):
+    """One command: made from its Call, whose settings are checked then. Nothing is written before `run`."""
+
+    def explain(self) -> None:
+        """Say how much there is to do (`--dry-run`)."""
+        ...
+
+    def run(self) -> None:
+        """Remember the settings, do what is not done, say what came of it."""
+        ...
+
+
+def carry_out(stage: DataStage, call: Call) -> None:
+    """What the command line asked for."""
+    if call.dry_run:
+        stage.explain()
+    else:
+        stage.run()
+
+
+def run_todo(call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], *, gpus: float = 0.0) -> None:
     """Run `todo` on the engine, with a line on stderr every few seconds. `gpus`: of a Ray task, where there are any."""
     if not todo:
         call.talk.detail(f"{name}: nothing to do")
         return
     progress = Progress(call.talk, name, len(todo))
-    run_shards(stage, todo, call.engine, workers, gpus=gpus, on_done=progress.step)
+    run_shards(stage, todo, call.engine, call.workers, gpus=gpus, on_done=progress.step)
 
 
 class Progress:
@@ -71,3 +89,9 @@ def span(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}" if size == 1 else f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86_400:.1f} days"
+
+
+def tell_reasons(call: Call, counts: Counter[str], what: str = "") -> None:
+    """The most frequent reasons, a line each."""
+    for reason, count in counts.most_common(8):
+        call.talk.say(f"  {count:>10,} {what}{reason}")

@@ -1,0 +1,86 @@
+"""`lens train data bucket` and `pack`: a shape for every picture, then the tars that training reads."""
+
+from __future__ import annotations
+
+from lens_cli.terminal.console import human_bytes
+from lens_cli.work.train.data.call import Call, run_todo, span, tell_reasons
+from train.data import pack_stages
+from train.data.buckets import TOO_SMALL, BucketConfig
+from train.data.report import totals
+from train.data.scan import planned
+from train.data.settings import section, write_section
+from train.data.tars.pack import PackConfig
+
+_TEXTS = {"caption": "dense captions", "brief": "brief captions", "alt": "the texts that came with the pictures"}
+
+
+class Bucket:
+    """Gives each picture its shape."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        settings, self.remembered = section(BucketConfig, "bucket", call.folder, call.given)
+        self.shards = planned(call.work)
+        self.stage = stage = pack_stages.Bucket(call.work, settings)
+        self.todo = [s for s in self.shards if not call.work.done("bucket", s, stage.stamp(s))]
+
+    def run(self) -> None:
+        call = self.call
+        write_section(call.folder, "bucket", self.remembered)
+        run_todo(call, "bucket", self.stage, self.todo)
+        found = totals.buckets(call.work, self.shards)
+        call.talk.say(f"bucket: {found.shapes.total():,} pictures in {len(found.shapes)} shapes")
+        for shape, count in found.shapes.most_common():
+            call.talk.say(f"  {shape:>10} {count:>12,}")
+        tell_reasons(call, found.without, "in none: ")
+        if found.without[TOO_SMALL]:
+            call.talk.say("  to enlarge small ones a little: --set upscale=1.34")
+        call.talk.result({"shapes": found.shapes, "without": found.without})
+
+    def explain(self) -> None:
+        self.call.talk.say(f"bucket: {len(self.todo):,} of {len(self.shards):,} shards to do")
+        self.call.talk.result({"shards": len(self.todo)})
+
+
+class Pack:
+    """Writes the tars and their index."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        settings, self.remembered = section(PackConfig, "pack", call.folder, call.given)
+        self.shards = planned(call.work)
+        settings = pack_stages.choose_text(call.work, self.shards, settings)
+        call.talk.say(f"pack: {_TEXTS[settings.text or '']} become the texts")
+        self.stage = stage = pack_stages.Pack(call.work, settings)
+        self.todo = [s for s in self.shards if not call.work.done("pack", s, stage.stamp(s))]
+
+    def run(self) -> None:
+        call = self.call
+        write_section(call.folder, "pack", self.remembered)
+        pack_stages.forget_others(call.work, self.shards)
+        run_todo(call, "pack", self.stage, self.todo)
+        found = totals.packed(call.work, self.shards)
+        folder, size = call.folder / "pack", sum(found.tars.values())
+        call.talk.say(f"pack: {found.pictures:,} pictures in {len(found.tars):,} tars, {human_bytes(size)}")
+        tell_reasons(call, found.without, "not packed: ")
+        call.talk.data(folder)
+        told = {"pictures": found.pictures, "tars": len(found.tars), "bytes": size, "without": found.without}
+        call.talk.result({"path": str(folder), **told})
+
+    def explain(self) -> None:
+        """Pictures, time and disk, measured by packing a few into memory."""
+        talk, todo = self.call.talk, self.todo
+        if not todo:
+            talk.say("pack: nothing to do")
+            talk.result({"shards": 0})
+            return
+        pictures = totals.to_pack(self.stage, todo)
+        tried = self.stage.try_some(todo[0])
+        talk.say(f"pack: {pictures:,} pictures in {len(todo):,} shards")
+        if not tried.pictures:
+            talk.result({"pictures": pictures})
+            return
+        disk, seconds = pictures * tried.nbytes, pictures * tried.seconds
+        cost = f"{human_bytes(disk)} and {span(seconds)} of one core"
+        talk.say(f"  about {cost}, measured on {tried.pictures} of them here")
+        talk.result({"pictures": pictures, "bytes": round(disk), "core_seconds": seconds})

@@ -1,0 +1,62 @@
+"""`lens train data run`: all stages in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from backend.errors import UsageError
+from lens_cli.terminal.console import Talk
+from lens_cli.work.train.data.call import Call, DataStage
+from lens_cli.work.train.data.caption import caption_if_told
+from lens_cli.work.train.data.dedup import Dedup
+from lens_cli.work.train.data.pack import Bucket, Pack
+from lens_cli.work.train.data.report import Report
+from lens_cli.work.train.data.scan import Scan
+from lens_cli.work.train.data.score import Score
+from lens_cli.work.train.data.select import Select
+
+AFTER_SCAN: Mapping[str, Callable[[Call], DataStage | None]] = {  # None: this one has nothing to do
+    "score": Score,
+    "select": Select,
+    "dedup": Dedup,
+    "caption": caption_if_told,
+    "bucket": Bucket,
+    "pack": Pack,
+    "report": Report,
+}
+
+
+class _Among(Talk):
+    """The voice of a stage among others: of all answers in JSON only the last may go to stdout."""
+
+    def result(self, data: dict[str, Any]) -> None:
+        pass
+
+
+class RunAll:
+    """`--set stage.key=value` goes to its stage. With --dry-run: what `scan` can tell."""
+
+    def __init__(self, call: Call, sources: Sequence[str]) -> None:
+        settings: dict[str, list[str]] = {name: [] for name in ("scan", *AFTER_SCAN)}
+        for text in call.given:
+            stage, dot, rest = text.partition(".")
+            if not dot or stage not in settings:
+                raise UsageError(f"--set {text}: not stage.key=value", hint=f"stages: {', '.join(settings)}")
+            settings[stage].append(rest)
+        inner = replace(call, talk=_Among(**vars(call.talk)))
+        self.call = call
+        self.calls = {name: replace(inner, given=tuple(given)) for name, given in settings.items()}
+        self.scan = Scan(self.calls["scan"], sources)
+
+    def run(self) -> None:
+        self.scan.run()
+        for name, make in AFTER_SCAN.items():  # each is made when those before have run, and looks at what they did
+            if (stage := make(self.calls[name])) is not None:
+                stage.run()
+        self.call.talk.result({"work": str(self.call.folder)})
+
+    def explain(self) -> None:
+        self.scan.explain()
+        self.call.talk.result({"work": str(self.call.folder)})
