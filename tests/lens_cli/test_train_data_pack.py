@@ -83,15 +83,40 @@ def test_run_packs_what_came_with_the_pictures(work: Path, made: list[Ready]) ->
 
 def test_the_report_shows_duplicates_beside_what_stays(data, work: Path) -> None:
     page = (work / "report.html").read_text(encoding="utf-8")
-    assert "<strong>5 kept</strong> by the filters\n(100.0 %), <strong>4</strong> of them no duplicates" in page
+    duplicates = "<strong>5 kept</strong> by the filters\n(100.0 %), <strong>4</strong> of them no duplicates"
+    assert f"{duplicates}, <strong>4</strong> packed" in page
     pair = page.split("perceptual: what was dropped, and what stays instead")[1].split("<h2>")[0]
     assert re.findall(r"<figcaption>(.*?)</figcaption>", pair) == ["photos/copy.jpg", "photos/1.png"]
     assert "<h2>Buckets</h2>" in page and "not up to date" not in page
     assert data("select", str(work), "--workers", "0", "--set", "area=20000").code == 0
     assert data("report", str(work)).code == 0
     page = (work / "report.html").read_text(encoding="utf-8")
-    assert "Not shown, as not up to date with this selection: dedup, bucket" in page
+    assert "Not shown, as not up to date with this selection: dedup, bucket, pack" in page
     assert "<h2>Buckets</h2>" not in page and "<h2>Duplicates</h2>" not in page
+
+
+def test_the_funnel_ends_where_training_begins(data, tmp_path: Path) -> None:
+    """One duplicate, one too small for a bucket, two without a caption: every picture that is lost is in the table."""
+    photos, work = tmp_path / "photos", tmp_path / "work"
+    photos.mkdir()
+    for number in range(6):
+        scene(number, *((200, 150) if number else (50, 40))).save(photos / f"{number}.png")
+        if number < 4:
+            (photos / f"{number}.txt").write_text(f"alt text {number}")
+    scene(1, 200, 150).resize((120, 90), Image.Resampling.LANCZOS).save(photos / "copy.jpg")
+    run = data("run", str(work), str(photos), *RUN)
+    assert run.code == 0, run.err
+    page = (work / "report.html").read_text(encoding="utf-8")
+    table = page.split("<h2>Funnel</h2>")[1].split("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        ["duplicates", "1", "", "6"],
+        ["bucket: too small for every base", "1", "", "5"],
+        ["pack: no caption", "2", "", "3"],
+    ]
+    assert "<strong>6</strong> of them no duplicates, <strong>3</strong> packed" in page
+    assert len(texts(work)) == 3
+    assert "mathdefault" not in page
 
 
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:

@@ -6,6 +6,7 @@ Heavy ring: matplotlib, numpy.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,10 +48,33 @@ def histogram(
             )
         if log:
             axes.set_xscale("log")
+            ticks = _log_ticks(float(edges[0]), float(edges[-1]))
+            axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+            axes.set_xticks([], minor=True)
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel(label)
         axes.set_ylabel("pictures")
         return _svg(figure)
+
+
+def _log_ticks(first: float, last: float) -> list[float]:
+    """Powers of ten within the axis; where they are few, twice and five times them as well.
+
+    Set by hand: what the library labels a logarithmic axis with is a formula, and formulas are off.
+    """
+    tens = [10.0**power for power in range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)]
+    found = [tick for tick in tens if first <= tick <= last]
+    if len(found) < 4:
+        found = [tick for ten in tens for tick in (ten, 2 * ten, 5 * ten) if first <= tick <= last]
+    return found
+
+
+def _short(number: float) -> str:
+    """20000 -> "20k"."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{unit}"
+    return f"{number:g}"
 
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> str:

@@ -14,7 +14,7 @@ import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from train.data import select
 from train.data.captions.checks import count_words
 from train.data.filters import DRAWN, Bins, Filter, Thresholds
 from train.data.pictures import Unreadable, decode
-from train.data.report import charts
+from train.data.report import charts, totals
 from train.data.scan import planned, read_plan
 from train.data.settings import read_section, read_sections
 from train.data.work import Work, open_picture
@@ -136,7 +136,7 @@ def _errors(scan: pa.Table, scores: dict[str, pa.Table]) -> list[str | None]:
 def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
     """Gather, draw, write. Raises LensError where nothing was selected yet, or with other scores."""
     shards = planned(work)
-    behind = [stage for stage in ("dedup", "caption", "bucket") if _state(work, stage, shards) == "behind"]
+    behind = [stage for stage in ("dedup", "caption", "bucket", "pack") if _state(work, stage, shards) == "behind"]
     for shard in shards:
         work.sha256("select", shard)
     sections = read_sections(work.folder)
@@ -170,7 +170,8 @@ def _page(
     work: Work, shards: Sequence[int], gathered: Gathered, funnel: select.Funnel, settings: ReportSettings, origin: str
 ) -> dict[str, Any]:
     duplicates = _duplicates(work, shards, settings)
-    rows = list(_funnel_rows(funnel, sum(row["count"] for row in duplicates)))
+    dropped = sum(row["count"] for row in duplicates)
+    rows = list(_funnel_rows(funnel, {"duplicates": dropped} | _lost_later(work, shards)))
     steps = [("all", funnel.pictures), *((row["name"], row["left"]) for row in rows)]
     sources = [
         {"name": name, "pictures": count, "kept": gathered.kept_by_source[name]}
@@ -180,7 +181,8 @@ def _page(
         "title": f"{work.folder.name}: data report",
         "pictures": funnel.pictures,
         "kept": funnel.kept,
-        "left": rows[-1]["left"] if rows else funnel.pictures,
+        "left": funnel.kept - dropped,
+        "packed": totals.packed(work, shards).pictures if _state(work, "pack", shards) == "done" else None,
         "size": f"{gathered.nbytes / 1e9:,.2f} GB",
         "funnel": rows,
         "funnel_chart": charts.bars([n for n, _ in steps], [v for _, v in steps], "pictures left"),
@@ -198,14 +200,28 @@ def _page(
     }
 
 
-def _funnel_rows(funnel: select.Funnel, dropped: int) -> Iterator[dict[str, Any]]:
-    """`dropped`: as duplicates."""
+def _funnel_rows(funnel: select.Funnel, later: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """`later`: what the stages after `select` took, in their order."""
     left = funnel.pictures
     for name, taken in funnel.first.items():
         left -= taken
         yield {"name": name, "taken": taken, "alone": funnel.alone[name], "left": left}
-    if dropped:
-        yield {"name": "duplicates", "taken": dropped, "alone": None, "left": left - dropped}
+    for name, taken in later.items():
+        if taken:
+            left -= taken
+            yield {"name": name, "taken": taken, "alone": None, "left": left}
+
+
+def _lost_later(work: Work, shards: Sequence[int]) -> dict[str, int]:
+    """Why pictures that are no duplicates do not reach the tars -> how many, of the stages that are up to date."""
+    if _state(work, "bucket", shards) != "done":
+        return {}
+    without = totals.buckets(work, shards).without
+    lost = {f"bucket: {reason}": count for reason, count in without.most_common()}
+    if _state(work, "pack", shards) == "done":  # whose index lists the pictures without a bucket again
+        packed = totals.packed(work, shards).without - without
+        lost |= {f"pack: {reason}": count for reason, count in packed.most_common()}
+    return lost
 
 
 def _chart(row: Filter, gathered: Gathered) -> str:
