@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,35 @@ def test_the_funnel_ends_where_training_begins(data, tmp_path: Path) -> None:
     assert "<strong>6</strong> of them no duplicates, <strong>3</strong> packed" in page
     assert len(texts(work)) == 3
     assert "mathdefault" not in page
+
+
+def test_a_duplicate_does_not_cost_the_caption(data, tmp_path: Path) -> None:
+    """An enlarged copy without a caption stays only where captions are asked for, at whatever stage that is said."""
+    photos, work = tmp_path / "photos", tmp_path / "work"
+    photos.mkdir()
+    scene(1, 200, 150).save(photos / "told.png")
+    (photos / "told.txt").write_text("a hill")
+    scene(1, 200, 150).resize((400, 300), Image.Resampling.LANCZOS).save(photos / "large.png")
+    assert data("run", str(work), str(photos), *RUN).code == 0
+    assert texts(work) == ["a hill"]
+    with Endpoint(completion(FOX)) as endpoint:
+        words = ("--set", "caption.model=eye", "--set", f"caption.base_url={endpoint.url}")
+        asked = data("run", str(work), *words, "--workers", "0")
+    assert asked.code == 0, asked.err
+    assert texts(work) == [FOX] and len(endpoint.asked) == 1
+    reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
+    assert reader.batch(0).samples[0].record["key"] == "photos/large.png"
+    assert data("run", str(work), "--set", "pack.text=alt", "--workers", "0").code == 0
+    assert texts(work) == ["a hill"]
+
+
+def test_a_caption_that_times_out_names_its_own_setting(data, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.data.captions.ask._GIVE_UP", 1)
+    with Endpoint(replace(completion(FOX), delay=0.5)) as endpoint:
+        words = ("--set", "model=eye", "--set", f"base_url={endpoint.url}", "--set", "timeout=0.1")
+        late = data("caption", str(work), *words)
+    assert late.code == 4 and "within 0.1 s" in late.err and "raise --set timeout=…" in late.err
+    assert "LENS_REASONER" not in late.err
 
 
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:

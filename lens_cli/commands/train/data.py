@@ -126,8 +126,8 @@ def select(call: Call) -> DataStage:
 def dedup(call: Call) -> DataStage:
     """Of pictures that are the same or look it, keep the best: same file, same look, CLIP embeddings above 0.985.
 
-    The largest is the best, then the best liked. CLIP needs `score --set clip=MODEL`. Settings: kinds, most_bits,
-    most_colour, cosine, probes, device
+    The best has a caption, or will be given one; then the largest, then the best liked. CLIP needs `score --set
+    clip=MODEL`. Settings: kinds, most_bits, most_colour, cosine, probes, device
     """
     from lens_cli.work.train.data.dedup import Dedup
 

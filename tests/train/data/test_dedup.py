@@ -40,16 +40,32 @@ def file(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def deduplicated(work: Work, **settings: Any) -> tuple[Counter[str], dict[str, tuple[str | None, str | None]]]:
+def deduplicated(
+    work: Work, captioned: tuple[str, ...] = (), **settings: Any
+) -> tuple[Counter[str], dict[str, tuple[str | None, str | None]]]:
     """(how many of each kind, key -> (duplicate of, kind))."""
     shards = work.shards("scan")
     for shard in shards:
         Look(work)(shard)
-    counts = dedup(work, shards, DedupSettings(**settings))
+    counts = dedup(work, shards, DedupSettings(**settings), captioned)
     rows = [row for shard in shards for row in work.read("dedup", shard).to_pylist()]
     assert all(row["kept"] == (row["duplicate_of"] is None) for row in rows)
     assert {row["duplicate_of"] for row in rows} - {None} <= {row["key"] for row in rows if row["kept"]}
     return counts, {row["key"]: (row["duplicate_of"], row["kind"]) for row in rows}
+
+
+def test_one_with_a_caption_goes_before_a_larger_one_without(tmp_path: Path) -> None:
+    """Without a text a picture cannot be trained on; where all are captioned later, size alone decides."""
+    one = scene(1)
+    half = file(one.resize((240, 180), Image.Resampling.LANCZOS))
+    photos = {"large.png": file(one), "same.png": file(one), "told.png": half, "told.txt": b"a hill"}
+    work = scanned(tmp_path, {"a": photos, "b": {"blank.png": half, "blank.txt": b"  "}})
+    kept = {key for key, (of, _) in deduplicated(work)[1].items() if of is None}
+    assert kept == {"a/told.png"}  # a blank caption is none
+    kept = {key for key, (of, _) in deduplicated(work, captioned=("a", "b"))[1].items() if of is None}
+    assert kept == {"a/large.png"}
+    kept = {key for key, (of, _) in deduplicated(work, captioned=("b",))[1].items() if of is None}
+    assert kept == {"a/told.png"}  # of the same size as the other that has a text: the first by name
 
 
 def test_copies_go_and_the_largest_stays(tmp_path: Path) -> None:

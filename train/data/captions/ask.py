@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +31,8 @@ from backend.fields import Range, check_range, check_ranges, within
 from train.data.captions.checks import Band, count_words, flaw, language_of, tidy
 from train.data.captions.journals import Answer, Journal, answer_of, journal_path
 from train.data.remaining import kept_rows, stages_read
+from train.data.settings import read_section, section
+from train.data.tars.pack import PackConfig
 from train.data.text_rules import unusable
 from train.data.work import Work, open_picture, stamp
 
@@ -84,6 +86,11 @@ class CaptionSettings:
 
     def band(self, kind: str) -> Band:
         return Band(self.least_words, self.most_words) if kind == "dense" else Band(self.least_brief, self.most_brief)
+
+    @property
+    def names_somebody(self) -> bool:
+        """Whether a model or an address is named here, and not only in the reasoner's settings."""
+        return self.model is not None or self.base_url is not None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -263,6 +270,19 @@ def _told(key: str, text: str | None, brief: str | None, error: str | None, mode
 
 
 # ------------------------------------------------------------------------------------------------------------ the stage
+
+
+def captioned_sources(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
+    """Sources whose pictures are given captions by this stage, as the work folder's settings and tables have it.
+
+    None where nobody is named to be asked and no caption was written yet, or where `pack` takes the texts that came
+    with the pictures. Raises FileError, UsageError for a config.json that was edited by hand.
+    """
+    settings, _ = section(CaptionSettings, "caption", work.folder)
+    asked = settings.names_somebody or any(work.mark("caption", shard) is not None for shard in shards)
+    if not asked or section(PackConfig, "pack", work.folder)[0].text == "alt":
+        return ()
+    return tuple(name for name in read_section(work.folder, "sources") if name not in settings.own)
 
 
 @dataclass(frozen=True)

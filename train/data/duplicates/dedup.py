@@ -5,9 +5,10 @@
     clip          CLIP embeddings with a cosine above 0.985 (`train.data.duplicates.neighbours`), where `score` made
     some
 
-The three follow one another, each among what the one before left. "Best" is one order for all: most pixels, then the
-best aesthetic score, then the key; so the result does not depend on how pictures are dealt into shards. A picture is a
-duplicate only of one that stays, and within a kind it is like that very one: likeness makes no chains.
+The three follow one another, each among what the one before left. "Best" is one order for all: has a caption or will
+be given one, most pixels, then the best aesthetic score, then the key; so the result does not depend on how pictures
+are dealt into shards. A picture is a duplicate only of one that stays, and within a kind it is like that very one:
+likeness makes no chains.
 
 First every shard by itself (`dedup/look/00000.parquet`, each picture decoded once), then one pass over all of them,
 which holds under a kilobyte a picture in memory and the embeddings in a file.
@@ -22,7 +23,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -36,7 +37,7 @@ from train.data.duplicates import perceptual
 from train.data.duplicates.neighbours import first_alike
 from train.data.work import Work, open_picture, stamp
 
-VERSION = 1
+VERSION = 2
 KINDS = ("exact", "perceptual", "clip")
 LOOK = pa.schema([("key", pa.string()), ("bits", pa.binary(32)), ("colours", pa.binary(192))])  # null: unreadable
 SCHEMA = pa.schema(
@@ -112,15 +113,16 @@ def look_rows(rows: pa.Table, read: Callable[[Mapping[str, Any]], bytes]) -> pa.
 # ---------------------------------------------------------------------------------------------------- the pass over all
 
 
-def dedup(work: Work, shards: Sequence[int], settings: DedupSettings) -> Counter[str]:
+def dedup(work: Work, shards: Sequence[int], settings: DedupSettings, captioned: Collection[str] = ()) -> Counter[str]:
     """Write `dedup/<shard>` for all shards at once; returns how many of each kind were dropped. Idempotent.
 
+    `captioned`: the sources whose pictures are given captions later, so that none counts as without one.
     Raises FileError for a key that stands for two pictures, LensError where a stage before is missing, or where some
     shards have embeddings and others have none.
     """
-    known = whole_stamp(work, shards, settings)
+    known = whole_stamp(work, shards, settings, captioned)
     if not all(work.done("dedup", shard, known) for shard in shards):
-        everything = _gather(work, shards)
+        everything = _gather(work, shards, captioned)
         found, kinds = _decide(work, shards, everything, settings)
         stages = stages_read(work, shards, settings)
         reads = {shard: work.inputs(shard, stages) for shard in shards}
@@ -129,14 +131,14 @@ def dedup(work: Work, shards: Sequence[int], settings: DedupSettings) -> Counter
     return Counter(kind for table in tables for kind in table["kind"].to_pylist() if kind is not None)
 
 
-def whole_stamp(work: Work, shards: Sequence[int], settings: DedupSettings) -> str:
+def whole_stamp(work: Work, shards: Sequence[int], settings: DedupSettings, captioned: Collection[str]) -> str:
     """Of all that the pass reads: a change in one shard may change what stays in another."""
     read = hashlib.sha256()
     for stage in stages_read(work, shards, settings):
         for shard in shards:
             read.update(f"{stage} {shard} {work.sha256(stage, shard)}\n".encode())
     rules = {key: value for key, value in asdict(settings).items() if key != "device"}
-    return stamp(VERSION, rules, read.hexdigest())
+    return stamp(VERSION, {**rules, "captioned": sorted(captioned)}, read.hexdigest())
 
 
 def stages_read(work: Work, shards: Sequence[int], settings: DedupSettings) -> list[str]:
@@ -171,11 +173,12 @@ class _Everything:
     ratio: np.ndarray  # float64: width over height
 
 
-def _gather(work: Work, shards: Sequence[int]) -> _Everything:
+def _gather(work: Work, shards: Sequence[int], captioned: Collection[str]) -> _Everything:
     keys: list[pa.ChunkedArray] = []
-    parts: dict[str, list[np.ndarray]] = {"shard": [], "sha": [], "width": [], "height": [], "aesthetic": []}
+    names = ("shard", "sha", "width", "height", "aesthetic", "text")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for shard in shards:
-        rows = selected(work, shard, ["key", "sha256", "width", "height"])
+        rows = selected(work, shard, ["key", "source", "sha256", "width", "height", "caption"])
         keys.append(rows["key"])
         parts["shard"].append(np.full(rows.num_rows, shard, np.int32))
         files = zip(rows["key"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
@@ -184,6 +187,8 @@ def _gather(work: Work, shards: Sequence[int]) -> _Everything:
         for side in ("width", "height"):
             parts[side].append(np.maximum(rows[side].fill_null(1).to_numpy().astype(np.int64), 1))
         parts["aesthetic"].append(_aesthetic(work, shard, rows["key"]))
+        told = zip(rows["source"].to_pylist(), rows["caption"].is_valid().to_pylist(), strict=True)
+        parts["text"].append(np.array([own or source in captioned for source, own in told], bool))
     whole = {name: np.concatenate(arrays) if arrays else np.empty(0) for name, arrays in parts.items()}
     joined = pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.string())
     names = np.array(joined.to_pylist(), dtype=object)
@@ -194,7 +199,8 @@ def _gather(work: Work, shards: Sequence[int]) -> _Everything:
         raise FileError(f"the key {key!r} stands for two pictures", hint="give their sources two names and scan again")
     rank = np.empty(len(names), np.int64)
     rank[by_key] = np.arange(len(names))
-    order = np.lexsort((rank, -whole["aesthetic"], -(whole["width"] * whole["height"])))
+    # A picture without a text cannot be trained on: that it is larger helps nobody.
+    order = np.lexsort((rank, -whole["aesthetic"], -(whole["width"] * whole["height"]), whole["text"] == 0))
     return _Everything(joined, order, whole["shard"], whole["sha"], whole["width"] / whole["height"])
 
 

@@ -128,7 +128,7 @@ def caption_if_told(call: Call) -> DataStage | None:
     from backend.settings import load
 
     settings, _ = section(captions.CaptionSettings, "caption", call.folder, call.given)
-    told = settings.model is not None or settings.base_url is not None
+    told = settings.names_somebody
     begun = any(call.work.mark("caption", shard) is not None for shard in planned(call.work))
     if not (told or settings.own or begun):
         call.talk.say("caption: passed over; --set caption.model=NAME asks for captions")

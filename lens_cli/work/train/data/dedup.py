@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lens_cli.work.train.data.call import Call, run_todo
+from train.data.captions.ask import captioned_sources
 from train.data.duplicates.dedup import DedupSettings, Look, dedup, with_embeddings
 from train.data.scan import planned
 from train.data.settings import section, write_section
@@ -29,7 +30,7 @@ class Dedup:
         write_section(call.folder, "dedup", self.remembered)
         if self.looks:
             run_todo(call, "dedup (looks)", self.looks, self.todo)
-        counts = dedup(call.work, self.shards, self.settings)
+        counts = dedup(call.work, self.shards, self.settings, captioned_sources(call.work, self.shards))
         found = {kind: counts[kind] for kind in self.kinds}
         told = ", ".join(f"{number:,} {kind}" for kind, number in found.items())
         call.talk.say(f"dedup: {sum(found.values()):,} duplicates dropped ({told})")

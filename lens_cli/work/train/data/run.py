@@ -16,6 +16,9 @@ from lens_cli.work.train.data.report import Report
 from lens_cli.work.train.data.scan import Scan
 from lens_cli.work.train.data.score import Score
 from lens_cli.work.train.data.select import Select
+from train.data.captions.ask import CaptionSettings
+from train.data.settings import read_section, section, write_section
+from train.data.tars.pack import PackConfig
 
 AFTER_SCAN: Mapping[str, Callable[[Call], DataStage | None]] = {  # None: this one has nothing to do
     "score": Score,
@@ -52,6 +55,10 @@ class RunAll:
 
     def run(self) -> None:
         self.scan.run()
+        for name, kind in (("caption", CaptionSettings), ("pack", PackConfig)):  # `dedup` asks which texts will be used
+            _, remembered = section(kind, name, self.call.folder, self.calls[name].given)
+            if remembered != read_section(self.call.folder, name):
+                write_section(self.call.folder, name, remembered)
         for name, make in AFTER_SCAN.items():  # each is made when those before have run, and looks at what they did
             if (stage := make(self.calls[name])) is not None:
                 stage.run()
