@@ -20,7 +20,7 @@ from tests.lens_cli.cli import Run, lens_inside
 from tests.train.data.test_captions import FOX, answered, write
 from tests.train.data.test_dedup import scene
 from tests.train.data_files import write_tar
-from train.data.tars.reader import PackedIndex, TarReader
+from train.data.tars.reader import PackedIndex, TarReader, TarSample
 
 
 @pytest.fixture
@@ -69,9 +69,15 @@ def work(data, made: list[Ready], tmp_path_factory: pytest.TempPathFactory, tmp_
     return tmp_path / "work"
 
 
-def texts(work: Path) -> list[str]:
+def samples(work: Path) -> list[TarSample]:
+    """Every packed picture, as training reads it."""
     reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
-    return sorted(reader.batch(position).samples[0].text for position in range(reader.epoch_batches))
+    planned = (reader.plan(position) for position in range(reader.epoch_batches))
+    return [reader.sample(bucket, int(numbers[0])) for _, bucket, numbers in planned]
+
+
+def texts(work: Path) -> list[str]:
+    return sorted(sample.text for sample in samples(work))
 
 
 def test_run_packs_what_came_with_the_pictures(work: Path, made: list[Ready]) -> None:
@@ -133,8 +139,7 @@ def test_a_duplicate_does_not_cost_the_caption(data, tmp_path: Path) -> None:
         asked = data("run", str(work), *words, "--workers", "0")
     assert asked.code == 0, asked.err
     assert texts(work) == [FOX] and len(endpoint.asked) == 1
-    reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
-    assert reader.batch(0).samples[0].record["key"] == "photos/large.png"
+    assert samples(work)[0].record["key"] == "photos/large.png"
     assert data("run", str(work), "--set", "pack.text=alt", "--workers", "0").code == 0
     assert texts(work) == ["a hill"]
 
@@ -150,9 +155,7 @@ def test_a_caption_that_times_out_names_its_own_setting(data, work: Path, monkey
 
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:
     """The picture of a bucket's own size is neither scaled nor cropped: in PNG not a bit changed."""
-    reader = TarReader(PackedIndex.load(work / "pack"), seed=0, batches={64: 1, 128: 1})
-    samples = [reader.batch(position).samples[0] for position in range(reader.epoch_batches)]
-    (found,) = [sample for sample in samples if sample.text == "alt text 0"]
+    (found,) = [sample for sample in samples(work) if sample.text == "alt text 0"]
     assert (found.pixels() == np.asarray(Image.open(made[0].photos / "0.png"))).all()
 
 

@@ -1,14 +1,12 @@
-"""Batches from packed tars, in an order that is a pure function of (seed, position).
+"""Packed tars in an order that is a pure function of (seed, position).
 
     epoch      every full batch of every bucket once, in shuffled order; which samples meet in a batch is shuffled too
     position   a batch's number since the beginning of training, over all epochs and all ranks
-    rank r of w takes positions start + r, start + r + w, … : at every step all ranks together take the next w batches
 
 So the order in which batches are taken does not depend on the number of ranks, and where a run stands is one number:
-the smallest position not taken yet. A run of 8 ranks that is stopped goes on with 3 exactly where it was. Shuffling is
-a keyed permutation that is computed for the numbers that are asked for (a Feistel network that walks until it is
-inside the range), not a list: nothing is stored, nothing is drawn ahead, and an epoch of a billion samples begins as
-fast as one of ten.
+a run of 8 ranks that is stopped goes on with 3 exactly where it was. Shuffling is a keyed permutation that is computed
+for the numbers that are asked for (a Feistel network that walks until it is inside the range), not a list: nothing is
+stored, nothing is drawn ahead, and an epoch of a billion samples begins as fast as one of ten.
 
 Every batch has one shape. Batches of different shapes may fall on different ranks in a step (the paper's mixed
 stage); the sizes per base, 24, 10 and 6 in the paper, make them take about the same time.
@@ -23,7 +21,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,12 +29,10 @@ from typing import Any
 
 import numpy as np
 
-from backend.errors import CheckpointError, FileError, UsageError, os_reason
+from backend.errors import FileError, UsageError, os_reason
 from train.data.tars.pack import read_members
 from train.data.work import Work
 
-PAPER_BATCHES = {512: 24, 768: 10, 1024: 6}  # pictures a rank and step, by base (section 2.3)
-TAILS = ("drop", "keep")
 _PICTURES = ("jpg", "webp", "png")
 _OPEN_TARS = 64  # kept open by one reader: well below the 256 files that a process may have open on macOS
 
@@ -54,18 +50,6 @@ class TarSample:
         from train.data.pictures import decode
 
         return np.array(decode(self.picture))  # writable, as torch wants it
-
-
-@dataclass(frozen=True)
-class ReaderBatch:
-    """Samples of one shape."""
-
-    position: int
-    epoch: int
-    base: int
-    width: int  # pixels
-    height: int
-    samples: tuple[TarSample, ...]
 
 
 @dataclass(frozen=True)
@@ -156,22 +140,14 @@ def _again(path: Path) -> str:
 
 
 class TarReader:
-    """Iterates over this rank's batches for ever; `state()` and `resume()` are exact inside an epoch.
+    """Says which samples make the batch at a position, and reads them.
 
-    `batches`: pictures a rank and step for every base that occurs. `tail`: what becomes of the last samples of a
-    bucket that fill no batch: "drop" leaves them out for this epoch (others the next time), "keep" makes a smaller
-    batch of them. `verify`: check every sample against its SHA-256.
+    `batches`: pictures of a batch for every base that occurs. The last samples of a bucket that fill no batch are left
+    out for this epoch; the next leaves out others.
     """
 
-    def __init__(
-        self, index: PackedIndex, *, seed: int, batches: Mapping[int, int] = PAPER_BATCHES,
-        rank: int = 0, world: int = 1, tail: str = "drop", verify: bool = True,
-    ) -> None:  # fmt: skip
-        if not 0 <= rank < world:
-            raise UsageError(f"rank {rank} of {world} does not exist")
-        if tail not in TAILS:
-            raise UsageError(f"tail = {tail!r} is unknown", hint=f"known: {', '.join(TAILS)}")
-        self.index, self.seed, self.rank, self.world, self.tail, self.verify = index, seed, rank, world, tail, verify
+    def __init__(self, index: PackedIndex, *, seed: int, batches: Mapping[int, int]) -> None:
+        self.index, self.seed = index, seed
         self.batches = {base: int(size) for base, size in batches.items()}
         for bucket in index.buckets:
             if self.batches.get(bucket.base, 0) < 1:
@@ -180,11 +156,10 @@ class TarReader:
                     hint="a recipe with that base, or pack for this one alone: lens train data run WORK2 … "
                     f"--set bucket.bases={','.join(str(base) for base in sorted(self.batches))}",
                 )
-        self.position = 0  # the next batch that no rank has taken
         if not self.epoch_batches:
             raise UsageError(
                 f"no bucket of {index.folder} fills a batch ({len(index):,} pictures in {len(index.buckets)} buckets)",
-                hint="smaller batches, more pictures, fewer bases or ratios, or tail=keep",
+                hint="smaller batches, more pictures, fewer bases or ratios",
             )
 
     # ------------------------------------------------------------------------------------------------------ the order
@@ -192,8 +167,7 @@ class TarReader:
     @cached_property
     def _ends(self) -> np.ndarray:
         """Running number of batches an epoch after each bucket."""
-        sizes = ((len(bucket), self.batches[bucket.base]) for bucket in self.index.buckets)
-        return np.cumsum([n // size if self.tail == "drop" else -(-n // size) for n, size in sizes])
+        return np.cumsum([len(bucket) // self.batches[bucket.base] for bucket in self.index.buckets])
 
     @property
     def epoch_batches(self) -> int:
@@ -202,8 +176,6 @@ class TarReader:
 
     def left_out(self) -> dict[tuple[int, int], int]:
         """(width, height) -> samples that an epoch leaves out, where there are any."""
-        if self.tail == "keep":
-            return {}
         rest = {(b.width, b.height): len(b) % self.batches[b.base] for b in self.index.buckets}
         return {shape: number for shape, number in rest.items() if number}
 
@@ -215,51 +187,9 @@ class TarReader:
         bucket = self.index.buckets[place]
         size = self.batches[bucket.base]
         first = (shuffled - (int(self._ends[place - 1]) if place else 0)) * size
-        numbers = np.arange(first, min(first + size, len(bucket)))
+        numbers = np.arange(first, first + size)
         name = f"{self.seed} {epoch} {bucket.width}x{bucket.height}"
         return epoch, bucket, permute(numbers, len(bucket), name)
-
-    def batch(self, position: int) -> ReaderBatch:
-        """The batch at a position, read from its tars. Raises FileError for a tar that is not what was packed."""
-        epoch, bucket, numbers = self.plan(position)
-        samples = tuple(self.sample(bucket, int(number)) for number in numbers)
-        return ReaderBatch(position, epoch, bucket.base, bucket.width, bucket.height, samples)
-
-    def __iter__(self) -> Iterator[ReaderBatch]:
-        """This rank's batches from `position` on, for ever. A batch counts as taken when it is handed out.
-
-        Whoever reads ahead in other processes calls `batch(start + step * world + rank)` there, and sets `position`.
-        """
-        while True:
-            batch = self.batch(self.position + self.rank)
-            self.position += self.world
-            yield batch
-
-    # ------------------------------------------------------------------------------------------------------ the state
-
-    def state(self) -> dict[str, Any]:
-        """Where all ranks stand, as plain JSON data; the same on every rank after the same number of steps."""
-        return {
-            "position": self.position,
-            "seed": self.seed,
-            "batches": {str(base): size for base, size in sorted(self.batches.items())},
-            "tail": self.tail,
-            "index": self.index.fingerprint,
-        }
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state()`, on any number of ranks. Raises CheckpointError where the order would be another."""
-        for key, own in self.state().items():
-            if key != "position" and state.get(key) != own:
-                other = f"{key} is {own}, it was {state.get(key)}"
-                what = "the packed pictures are others" if key == "index" else other
-                raise CheckpointError(
-                    f"the data cannot go on where it stopped: {what}", hint="give the old value, or begin a new run"
-                )
-        position = state.get("position")
-        if not isinstance(position, int) or position < 0:
-            raise CheckpointError(f"the data's position {position!r} is no number of a batch")
-        self.position = position
 
     # ------------------------------------------------------------------------------------------------------ the bytes
 
@@ -272,7 +202,7 @@ class TarReader:
             block = os.pread(self._handle(path), nbytes, offset)
         except OSError as error:
             raise FileError(f"cannot read {path}: {os_reason(error)}") from error
-        if self.verify and hashlib.sha256(block).digest()[:8] != int(bucket.digest[number]).to_bytes(8, "big"):
+        if hashlib.sha256(block).digest()[:8] != int(bucket.digest[number]).to_bytes(8, "big"):
             raise FileError(f"{path} is not what was packed: the sample at byte {offset:,} changed", hint=_again(path))
         try:
             members = read_members(block)
