@@ -27,7 +27,7 @@ _PATIENCE = 20.0  # seconds after which no more are tried
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listing:
     """What the sources hold, without having read any of it."""
 
     pictures: int
@@ -41,7 +41,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """A sample that was scanned and scored in this process."""
 
     pictures: int
@@ -52,7 +52,7 @@ class Tried:
     packed_bytes: float  # of tars a picture, those without a bucket among them
 
 
-def list_sources(sources: Sequence[PictureSource], settings: ScanSettings, without: Path) -> Listed:
+def list_sources(sources: Sequence[PictureSource], settings: ScanSettings, without: Path) -> Listing:
     """List all containers, one after the other."""
     shards = nbytes = unknown = captions = 0
     notes: list[str] = []
@@ -73,7 +73,7 @@ def list_sources(sources: Sequence[PictureSource], settings: ScanSettings, witho
         if len(samples) > SAMPLE:  # thousands of tars: thin them out as they come
             samples = [_thin(samples)]
     sample = _thin(samples) if samples else pa.table({})
-    return Listed(sum(by_source.values()), shards, nbytes, unknown, captions, tuple(notes), sample, by_source)
+    return Listing(sum(by_source.values()), shards, nbytes, unknown, captions, tuple(notes), sample, by_source)
 
 
 def _thin(samples: list[pa.Table]) -> pa.Table:
@@ -88,8 +88,8 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def try_sample(
-    listed: Listed, filters: tuple[str, ...], max_pixels: int, buckets: BucketConfig, pack: PackConfig
-) -> Tried:
+    listed: Listing, filters: tuple[str, ...], max_pixels: int, buckets: BucketConfig, pack: PackConfig
+) -> Trial:
     """Scan, score and pack the sample until it ends or patience does."""
     listing = listed.sample
     spent = [0.0, 0.0, 0.0]  # scan, score, pack: seconds
@@ -120,11 +120,11 @@ def try_sample(
     tables = [scans, *scores.values()]
     size = sum(_parquet_bytes(pa.concat_tables(parts)) for parts in tables)
     n = len(scans)
-    return Tried(n, spent[0] / n, spent[1] / n, size / n, spent[2] / n, packed / n)
+    return Trial(n, spent[0] / n, spent[1] / n, size / n, spent[2] / n, packed / n)
 
 
 def _packed_bytes(scanned: pa.Table, buckets: BucketConfig, pack: PackConfig) -> int:
-    """Of the tar's part of one picture, its texts left out; 0 for one that gets no bucket."""
+    """Bytes that one picture would take in a tar, its texts left out; 0 for one that gets no bucket."""
     row = {**scanned.to_pylist()[0], **bucket_rows(scanned, buckets).to_pylist()[0]}
     if row["error"] is not None:
         return 0

@@ -39,7 +39,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Bins:
-    """Of a histogram; what lies outside counts in the first or the last."""
+    """A histogram's; what lies outside counts in the first or the last."""
 
     first: float
     last: float

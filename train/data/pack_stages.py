@@ -18,7 +18,7 @@ from backend.errors import LensError
 from train.data import buckets
 from train.data.buckets import BucketConfig, bucket_rows
 from train.data.filters import NUMBERS
-from train.data.remaining import kept_rows, stages_read
+from train.data.selection import kept_rows, stages_read
 from train.data.tars import pack as packs
 from train.data.tars.pack import PackConfig, pack_rows
 from train.data.work import Work, open_picture, stamp
@@ -48,7 +48,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Tried:
+class PackTrial:
     """A few pictures that were packed to see what it takes."""
 
     pictures: int
@@ -107,7 +107,7 @@ class Pack:
         index = pack_rows(self.rows(shard), open_picture, self.config, self.work.folder / "pack", shard)
         self.work.write("pack", shard, index, known, read)
 
-    def try_some(self, shard: int, count: int = 32) -> Tried:
+    def try_some(self, shard: int, count: int = 32) -> PackTrial:
         """Pack a few pictures of a shard into a folder that is then gone."""
         rows = self.rows(shard)
         count = min(count, rows.num_rows)
@@ -117,7 +117,7 @@ class Pack:
             index = pack_rows(rows, open_picture, self.config, Path(folder), 0)
             seconds = time.process_time() - start
         sizes: list[Any] = [size for size in index["nbytes"].to_pylist() if size is not None]
-        return Tried(len(sizes), sum(sizes) / len(sizes), seconds / len(sizes)) if sizes else Tried(0, 0.0, 0.0)
+        return PackTrial(len(sizes), sum(sizes) / len(sizes), seconds / len(sizes)) if sizes else PackTrial(0, 0.0, 0.0)
 
 
 def forget_others(work: Work, shards: Sequence[int]) -> None:

@@ -187,7 +187,7 @@ def _plan(folder: Path, _sha256: str) -> pa.Table:
 
 
 def _sha256(table: pa.Table) -> str:
-    """Of a table's contents, however they are cut into chunks."""
+    """Hash a table's contents, however they are cut into chunks."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as writer:
         # from_pylist copies: a slice's buffers would hold its neighbours, too

@@ -187,7 +187,7 @@ def values_of(name: str, scan: pa.Table, scores: Mapping[str, pa.Table], least: 
 
 
 def probability(table: pa.Table, name: str, labels: Sequence[str]) -> np.ndarray:
-    """Of the classes `labels` together, (N,); NaN where there is no picture. Raises UsageError where none is known."""
+    """Sum the classes `labels`, (N,); NaN where there is no picture. Raises UsageError where none is known."""
     wanted = {label.lower() for label in labels}
     columns = [column for column in table.column_names if column != "key" and column.lower() in wanted]
     if not columns:

@@ -174,7 +174,7 @@ def _passed_over(path: str, suffixes: Iterable[str]) -> str | None:
 
 
 def list_tar(path: str, settings: ListSettings) -> tuple[list[dict[str, Any]], str | None]:
-    """Of a tar that was cut, the members that begin before the cut; the one that was hit fails when it is read."""
+    """Name a tar's pictures; of one that was cut those that begin before the cut (the one that was hit fails later)."""
     size = os.path.getsize(path)
     pictures: list[tarfile.TarInfo] = []
     texts: dict[str, tarfile.TarInfo] = {}

@@ -91,7 +91,7 @@ class Work:
         return None
 
     def sha256(self, stage: str, shard: int) -> str:
-        """Of a complete shard's file, as an input of a next stage. Raises LensError where it is missing or outdated."""
+        """Give the hash of a complete shard's file, an input of a next stage. Raises LensError where it is outdated."""
         mark = self._complete(stage, shard)
         if (other := self.changed(stage, shard)) is not None:
             of_score = f"lens train data score {self.folder}; a score that is no longer wanted: delete its folder"

@@ -31,12 +31,12 @@ SMALL = TextImageSettings(bases=(192,))
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[textdraw.Drawn]:
+def drawn() -> list[textdraw.TextImage]:
     given = materials(SMALL)
     return [draw(number, SMALL, given) for number in range(40)]
 
 
-def test_captions_quote_what_is_drawn(drawn: list[textdraw.Drawn]) -> None:
+def test_captions_quote_what_is_drawn(drawn: list[textdraw.TextImage]) -> None:
     for made in drawn:
         assert sorted(quoted(made.caption)) == sorted(piece.text for piece in made.pieces)
         for piece in made.pieces:
@@ -45,7 +45,7 @@ def test_captions_quote_what_is_drawn(drawn: list[textdraw.Drawn]) -> None:
     assert Counter(len(made.pieces) for made in drawn).keys() >= {1, 2, 3}
 
 
-def test_texts_are_whole_apart_and_varied(drawn: list[textdraw.Drawn]) -> None:
+def test_texts_are_whole_apart_and_varied(drawn: list[textdraw.TextImage]) -> None:
     pieces = [piece for made in drawn for piece in made.pieces]
     for made in drawn:
         width, height = made.image.size
@@ -77,7 +77,7 @@ def test_all_ink_is_in_the_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert not ink.any()
 
 
-def test_contrast_is_wcags_and_is_kept(drawn: list[textdraw.Drawn]) -> None:
+def test_contrast_is_wcags_and_is_kept(drawn: list[textdraw.TextImage]) -> None:
     assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21.0)
     assert contrast((118, 118, 118), (255, 255, 255)) == pytest.approx(4.54, abs=0.005)  # the least grey that passes AA
     image = Image.new("RGB", (10, 10), (128, 128, 128))
@@ -85,7 +85,7 @@ def test_contrast_is_wcags_and_is_kept(drawn: list[textdraw.Drawn]) -> None:
     assert chosen == {"white", "black", "navy blue"}  # the three of the palette with 3:1 and more against this grey
 
 
-def test_a_number_gives_the_same_picture(drawn: list[textdraw.Drawn]) -> None:
+def test_a_number_gives_the_same_picture(drawn: list[textdraw.TextImage]) -> None:
     again = draw(7, SMALL, materials(SMALL))
     assert again.image.tobytes() == drawn[7].image.tobytes() and again.caption == drawn[7].caption
     other = draw(7, TextImageSettings(bases=(192,), seed=1), materials(SMALL))

@@ -30,7 +30,7 @@ from backend.errors import FileError, LensError, UsageError
 from backend.fields import Range, check_range, check_ranges, within
 from train.data.captions.checks import Band, count_words, flaw, language_of, tidy
 from train.data.captions.journals import Answer, Journal, answer_of, journal_path
-from train.data.remaining import kept_rows, stages_read
+from train.data.selection import kept_rows, stages_read
 from train.data.settings import read_section, section
 from train.data.tars.pack import PackConfig
 from train.data.text_rules import unusable
@@ -301,7 +301,7 @@ class Caption:
         return kept_rows(self.work, shard, _COLUMNS, deduplicated=False)
 
     def stamp(self, shard: int) -> str:
-        """Of what the table is computed from. The journal counts only by whether anything is still to be asked."""
+        """Hash what the table is computed from. The journal counts only by whether anything is still to be asked."""
         s = self.settings
         rules = [self.model, s.brief, s.own, s.language, s.attempts, s.band("dense"), s.band("brief")]
         rules += [prompt_of(s, kind).sha256 for kind in s.kinds]

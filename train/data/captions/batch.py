@@ -42,7 +42,7 @@ _ID = re.compile(r"(\d{5,})-([0-9a-f]{20})-(dense|brief)-(\d+)-([0-9a-f]{16})")
 
 
 @dataclass
-class Arrived:
+class Arrivals:
     """What became of the lines of answer files."""
 
     taken: int = 0  # new answers in the journals
@@ -117,7 +117,7 @@ def _body(model: str, asked: list[dict[str, Any]], settings: CaptionSettings, at
     return {"model": model, "messages": asked, "max_tokens": settings.max_tokens, "seed": attempt, **sampling}
 
 
-def read_answers(stage: Caption, files: Iterable[Path]) -> Arrived:
+def read_answers(stage: Caption, files: Iterable[Path]) -> Arrivals:
     """Put answers into the journals. The same file twice changes nothing. Raises FileError for a file that is none."""
     filing = _Filing(stage)
     for path in files:
@@ -136,7 +136,7 @@ class _Filing:
     """Puts lines of answer files where they belong."""
 
     def __init__(self, stage: Caption) -> None:
-        self.arrived = Arrived()
+        self.arrived = Arrivals()
         self._stage = stage
         self._planned = set(planned(stage.work))
         self._identities = {kind: identity_of(stage.model, prompt_of(stage.settings, kind)) for kind in KINDS}

@@ -35,6 +35,7 @@ from backend.errors import FileError, LensError, UsageError
 from backend.fields import check_ranges, within
 from train.data.duplicates import perceptual
 from train.data.duplicates.neighbours import first_alike
+from train.data.selection import selected_rows
 from train.data.work import Work, open_picture, stamp
 
 VERSION = 2
@@ -85,15 +86,8 @@ class Look:
         known, read = self.stamp(shard), self._inputs(shard)
         if not self.work.done("dedup/look", shard, known):
             columns = ["key", "path", "member", "offset", "nbytes"]
-            rows = selected(self.work, shard, columns)
+            rows = selected_rows(self.work, shard, columns)
             self.work.write("dedup/look", shard, look_rows(rows, open_picture), known, read)
-
-
-def selected(work: Work, shard: int, columns: Sequence[str]) -> pa.Table:
-    """Columns of `scan` for what `select` kept, in the order of `scan`."""
-    rows, chosen = work.read("scan", shard, columns=columns), work.read("select", shard)
-    keep = set(chosen.filter(chosen["kept"])["key"].to_pylist())
-    return rows.filter(pa.array([key in keep for key in rows["key"].to_pylist()], pa.bool_()))
 
 
 def look_rows(rows: pa.Table, read: Callable[[Mapping[str, Any]], bytes]) -> pa.Table:
@@ -132,7 +126,7 @@ def dedup(work: Work, shards: Sequence[int], settings: DedupSettings, captioned:
 
 
 def whole_stamp(work: Work, shards: Sequence[int], settings: DedupSettings, captioned: Collection[str]) -> str:
-    """Of all that the pass reads: a change in one shard may change what stays in another."""
+    """Hash all that the pass reads: a change in one shard may change what stays in another."""
     read = hashlib.sha256()
     for stage in stages_read(work, shards, settings):
         for shard in shards:
@@ -178,7 +172,7 @@ def _gather(work: Work, shards: Sequence[int], captioned: Collection[str]) -> _E
     names = ("shard", "sha", "width", "height", "aesthetic", "text")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for shard in shards:
-        rows = selected(work, shard, ["key", "source", "sha256", "width", "height", "caption"])
+        rows = selected_rows(work, shard, ["key", "source", "sha256", "width", "height", "caption"])
         keys.append(rows["key"])
         parts["shard"].append(np.full(rows.num_rows, shard, np.int32))
         files = zip(rows["key"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
@@ -310,7 +304,7 @@ def _embedded(work: Work, shard: int) -> tuple[np.ndarray, int]:
     table = work.read("score/clip", shard)
     row_in = {key: row for row, key in enumerate(table["key"].to_pylist())}
     valid = table["embedding"].is_valid().to_numpy()
-    rows = (row_in.get(key, -1) for key in selected(work, shard, ["key"])["key"].to_pylist())
+    rows = (row_in.get(key, -1) for key in selected_rows(work, shard, ["key"])["key"].to_pylist())
     return np.array([row if row >= 0 and valid[row] else -1 for row in rows], np.int64), table[
         "embedding"
     ].type.list_size

@@ -53,7 +53,7 @@ def edges_of(bins: Bins) -> np.ndarray:
 
 
 @dataclass
-class Gathered:
+class Findings:
     """What one pass over all shards adds up to."""
 
     settings: select.SelectSettings
@@ -143,7 +143,7 @@ def write_report(work: Work, path: Path, settings: ReportSettings) -> None:
     thresholds, _ = select.read_settings(read_section(work.folder, "select"), (), ())
     scored = select.scored_filters(work, shards)
     used = tuple(row for row in DRAWN if row.source == "scan" or row.name in scored)
-    gathered = Gathered(thresholds, settings.near, used)
+    gathered = Findings(thresholds, settings.near, used)
     captioned = _state(work, "caption", shards) == "done"
     for shard in shards:
         scan = work.read("scan", shard)
@@ -167,7 +167,7 @@ def _template() -> Any:
 
 
 def _page(
-    work: Work, shards: Sequence[int], gathered: Gathered, funnel: select.Funnel, settings: ReportSettings, origin: str
+    work: Work, shards: Sequence[int], gathered: Findings, funnel: select.Funnel, settings: ReportSettings, origin: str
 ) -> dict[str, Any]:
     duplicates = _duplicates(work, shards, settings)
     dropped = sum(row["count"] for row in duplicates)
@@ -224,7 +224,7 @@ def _lost_later(work: Work, shards: Sequence[int]) -> dict[str, int]:
     return lost
 
 
-def _chart(row: Filter, gathered: Gathered) -> str:
+def _chart(row: Filter, gathered: Findings) -> str:
     assert row.bins is not None
     lines: dict[str, float] = {}
     for limit in row.limits:
@@ -239,7 +239,7 @@ def _chart(row: Filter, gathered: Gathered) -> str:
     return charts.histogram(edges_of(row.bins), kept, dropped, row.label, log=row.bins.log, lines=lines)
 
 
-def _near(gathered: Gathered, settings: ReportSettings) -> Iterator[dict[str, Any]]:
+def _near(gathered: Findings, settings: ReportSettings) -> Iterator[dict[str, Any]]:
     for filtered in gathered.filters:
         for limit in filtered.limits:
             found = [
@@ -273,7 +273,7 @@ def _thumbnail(row: dict[str, Any], side: int) -> str | None:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def _captions(gathered: Gathered, origin: str) -> dict[str, Any]:
+def _captions(gathered: Findings, origin: str) -> dict[str, Any]:
     count = sum(gathered.words.values())
     if not count:
         return {"count": 0}
@@ -296,7 +296,7 @@ def _state(work: Work, stage: str, shards: Sequence[int]) -> str:
 
 
 def _duplicates(work: Work, shards: Sequence[int], settings: ReportSettings) -> list[dict[str, Any]]:
-    """Of each kind how many, and a few beside what they are copies of; nothing where `dedup` is not up to date."""
+    """Count each kind and show a few beside what they are copies of; nothing where `dedup` is not up to date."""
     if _state(work, "dedup", shards) != "done":
         return []
     kinds: Counter[str] = Counter()

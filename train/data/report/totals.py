@@ -16,20 +16,20 @@ from train.data.work import Work
 
 
 @dataclass
-class Captions:
+class CaptionTotals:
     captions: int = 0
     words: int = 0  # of all captions
     flaws: Counter[str] = field(default_factory=Counter[str])  # why pictures have none, without numbers
 
 
 @dataclass
-class Buckets:
+class BucketTotals:
     shapes: Counter[str] = field(default_factory=Counter[str])  # "1024x1024" -> pictures
     without: Counter[str] = field(default_factory=Counter[str])  # why -> pictures
 
 
 @dataclass
-class Packed:
+class PackTotals:
     pictures: int = 0
     tars: dict[str, int] = field(default_factory=dict[str, int])  # name -> bytes
     without: Counter[str] = field(default_factory=Counter[str])  # why -> pictures
@@ -45,8 +45,8 @@ class Questions:
     tokens_out: int = 0
 
 
-def captions(work: Work, shards: Sequence[int]) -> Captions:
-    found = Captions()
+def captions(work: Work, shards: Sequence[int]) -> CaptionTotals:
+    found = CaptionTotals()
     for shard in shards:
         table = work.read("caption", shard, columns=["words", "error"])
         words = [count for count in table["words"].to_pylist() if count is not None]
@@ -55,8 +55,8 @@ def captions(work: Work, shards: Sequence[int]) -> Captions:
     return found
 
 
-def buckets(work: Work, shards: Sequence[int]) -> Buckets:
-    found = Buckets()
+def buckets(work: Work, shards: Sequence[int]) -> BucketTotals:
+    found = BucketTotals()
     for shard in shards:
         for row in work.read("bucket", shard, columns=["width", "height", "error"]).to_pylist():
             if row["error"] is None:
@@ -66,8 +66,8 @@ def buckets(work: Work, shards: Sequence[int]) -> Buckets:
     return found
 
 
-def packed(work: Work, shards: Sequence[int]) -> Packed:
-    found = Packed()
+def packed(work: Work, shards: Sequence[int]) -> PackTotals:
+    found = PackTotals()
     for shard in shards:
         for row in work.read("pack", shard, columns=["tar", "tar_bytes", "error"]).to_pylist():
             if row["error"] is None:

@@ -67,7 +67,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class TextImage:
     image: Image.Image
     pieces: tuple[Piece, ...]
     caption: str
@@ -131,7 +131,9 @@ def _needs_shaping(text: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the picture
 
 
-def draw_picture(width: int, height: int, settings: TextImageSettings, given: Materials, rng: random.Random) -> Drawn:
+def draw_picture(
+    width: int, height: int, settings: TextImageSettings, given: Materials, rng: random.Random
+) -> TextImage:
     image, ground = _ground(width, height, given, rng)
     wanted = rng.randint(1, settings.most_texts)
     edges = _bands(height, wanted, rng)
@@ -144,7 +146,7 @@ def draw_picture(width: int, height: int, settings: TextImageSettings, given: Ma
         piece = _write(image, text, rng.choice(able), (top, bottom), settings, rng)
         if piece is not None:
             pieces.append(piece)
-    return Drawn(image, tuple(pieces), describe(pieces, ground, rng))
+    return TextImage(image, tuple(pieces), describe(pieces, ground, rng))
 
 
 def _bands(height: int, count: int, rng: random.Random) -> list[int]:

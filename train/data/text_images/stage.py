@@ -27,7 +27,7 @@ from backend.sizes import TRAINED_RATIOS, parse_ratio, size_for
 from train.data.text_images.texts import TextImageSettings
 
 if TYPE_CHECKING:
-    from train.data.text_images.draw import Drawn, Materials
+    from train.data.text_images.draw import Materials, TextImage
 
 VERSION = 1
 A_TAR = 1000  # pictures
@@ -82,7 +82,7 @@ class TextImages:
         return self.folder / f"{shard:05d}.done"
 
     def stamp(self, shard: int) -> str:
-        """Of all that a tar is made from; of folders their files' names and sizes."""
+        """Hash all that a tar is made from; of folders their files' names and sizes."""
         told: dict[str, Any] = {**asdict(self.settings), "version": VERSION}
         if (shard + 1) * A_TAR <= self.settings.count:
             told.pop("count")  # more pictures do not change full tars
@@ -98,7 +98,7 @@ def _sizes(path: Path | None) -> list[tuple[str, int]] | None:
     return [(str(file.relative_to(path)), file.stat().st_size) for file in files if file.is_file()]
 
 
-def draw(number: int, settings: TextImageSettings, given: Materials) -> Drawn:
+def draw(number: int, settings: TextImageSettings, given: Materials) -> TextImage:
     """Picture `number`, with its texts and its caption."""
     from train.data.text_images.draw import draw_picture
 
@@ -107,7 +107,7 @@ def draw(number: int, settings: TextImageSettings, given: Materials) -> Drawn:
     return draw_picture(width, height, settings, given, rng)
 
 
-def _members(drawn: Drawn, quality: int) -> dict[str, bytes]:
+def _members(drawn: TextImage, quality: int) -> dict[str, bytes]:
     from backend.picture.images import encode
     from backend.types import ImageFormat
 

@@ -76,7 +76,7 @@ class Scan:
         counts = {"pictures": listed.pictures, "shards": listed.shards, "bytes": listed.nbytes}
         talk.result({**counts, "disk": round(disk + tars), "hours": hours, "measured_on": tried.pictures})
 
-    def _try_sample(self, listed: estimate.Listed) -> estimate.Tried:
+    def _try_sample(self, listed: estimate.Listing) -> estimate.Trial:
         buckets, _ = section(BucketConfig, "bucket", self.call.folder)
         packing, _ = section(PackConfig, "pack", self.call.folder)
         return estimate.try_sample(listed, CLASSIC, self.settings.max_pixels, buckets, packing)
