@@ -22,7 +22,11 @@ _TRUTH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 class Misfit(ValueError):
-    """A value that its field cannot hold."""
+    """A value that its field cannot hold. Of a list: the part that does not fit, or all where there are too many."""
+
+    def __init__(self, value: object, kind: Any) -> None:
+        super().__init__(f"{value!r} is not {words_for(kind)}")
+        self.value, self.kind = value, kind
 
 
 # ---------------------------------------------------------------------------------------------------------------- types
@@ -41,27 +45,28 @@ def plain(kind: Any) -> Any:
     return kind
 
 
-def from_text(text: str, kind: Any, *, separator: str = ",") -> Any:
-    """`text` as the annotation `kind`: bool, int, float (finite), str, Path, an enum, Literal, a tuple, or one | None.
+def from_text(text: str, kind: Any, *, separator: str = ",", finite: bool = True) -> Any:
+    """`text` as the annotation `kind`: bool, int, float, str, Path, an enum, Literal, a tuple, or one of them | None.
 
-    "none" stands for None where that is allowed; the parts of a tuple are split at `separator`. Raises Misfit.
+    "none" stands for None where that is allowed; the parts of a tuple are split at `separator`. `finite` False: inf
+    and nan are numbers too, for a config that says itself why it does not want them. Raises Misfit.
     """
     if isinstance(kind, types.UnionType) and text.lower() == "none":
         return None
     kind = plain(kind)
     if get_origin(kind) is tuple:
         parts = [part.strip() for part in text.split(separator) if part.strip()]
-        return tuple(from_text(part, one) for part, one in _pairs(parts, kind))
+        return tuple(from_text(part, one, finite=finite) for part, one in _pairs(parts, kind))
     if get_origin(kind) is Literal:
-        return _member(text, get_args(kind))
+        return _member(text, kind)
     try:
         if kind is bool:
             return _TRUTH[text.lower()]
         value = kind(text.replace("_", "") if kind is int else text)
     except (KeyError, ValueError):
-        raise Misfit(text) from None
-    if kind is float and not math.isfinite(value):
-        raise Misfit(text)
+        raise Misfit(text, kind) from None
+    if kind is float and finite and not math.isfinite(value):
+        raise Misfit(text, kind)
     return value
 
 
@@ -75,13 +80,13 @@ def from_data(value: Any, kind: Any) -> Any:
     if isinstance(value, str) and (one is Path or (isinstance(one, type) and issubclass(one, StrEnum))):
         return from_text(value, one)
     if get_origin(one) is Literal:
-        return _member(value, get_args(one))
+        return _member(value, one)
     # bool is an int to Python, and a whole number a float to people
     if one is float and type(value) in (int, float) and math.isfinite(cast("float", value)):
         return float(cast("float", value))
     if one is not float and type(value) is one:
         return cast("Any", value)
-    raise Misfit(value)
+    raise Misfit(value, one)
 
 
 def _pairs(parts: list[Any], kind: Any) -> list[tuple[Any, Any]]:
@@ -90,13 +95,13 @@ def _pairs(parts: list[Any], kind: Any) -> list[tuple[Any, Any]]:
     if inner[-1] is Ellipsis:
         inner = (inner[0],) * len(parts)
     if len(inner) != len(parts):
-        raise Misfit(parts)
+        raise Misfit(parts, kind)
     return list(zip(parts, inner, strict=True))
 
 
-def _member(value: Any, known: tuple[Any, ...]) -> Any:
-    if value not in known:
-        raise Misfit(value)
+def _member(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise Misfit(value, kind)
     return value
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from backend import fields
 from backend.errors import UsageError
 
 Config = TypeVar("Config")
@@ -50,38 +51,21 @@ def _set(target: Any, full: str, path: list[str], value: str) -> Any:
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        if text.lower() == "none":
-            return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if typing.get_origin(kind) is typing.Literal:
-        if text in typing.get_args(kind):
-            return text
-        raise UsageError(f"--set {key}: {text!r} is none of {', '.join(typing.get_args(kind))}")
-    if typing.get_origin(kind) is tuple and all(part in (int, float) for part in typing.get_args(kind)):
-        parts = text.split(",")
-        if len(parts) != len(typing.get_args(kind)):
-            raise UsageError(f"--set {key}: needs {len(typing.get_args(kind))} numbers, like 1,2")
-        return tuple(_parse(key, part.strip(), one) for part, one in zip(parts, typing.get_args(kind), strict=True))
-    if typing.get_origin(kind) is tuple and typing.get_args(kind)[-1] is Ellipsis:
-        inner = typing.get_args(kind)[0]
-        if inner in (int, float, str):
-            return tuple(_parse(key, part.strip(), inner) for part in text.split(",") if part.strip())
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif isinstance(kind, type) and issubclass(kind, enum.StrEnum):
-        if text in list(kind):
-            return kind(text)
-        raise UsageError(f"--set {key}: {text!r} is none of {', '.join(kind)}")
-    elif kind in (int, float, str, Path):
-        try:
-            return kind(text.replace("_", "") if kind is int else text)
-        except ValueError:
-            pass
-    else:
+    if dataclasses.is_dataclass(fields.plain(kind)) or any(map(dataclasses.is_dataclass, typing.get_args(kind))):
         raise UsageError(f"--set {key}: this field holds several values; set one of them, for example {key}.0.steps")
-    raise UsageError(f"--set {key}: {text!r} is not {kind.__name__}")
+    try:
+        return fields.from_text(text, kind, finite=False)
+    except fields.Misfit as error:
+        raise UsageError(f"--set {key}: {_complaint(error)}") from None
+
+
+def _complaint(error: fields.Misfit) -> str:
+    kind = error.kind
+    if typing.get_origin(kind) is tuple:
+        return f"needs {len(typing.get_args(kind))} numbers, like 1,2"
+    if known := typing.get_args(kind) or (list(kind) if issubclass(kind, enum.StrEnum) else ()):
+        return f"{error.value!r} is none of {', '.join(known)}"
+    return f"{error.value!r} is not {kind.__name__}"
 
 
 def describe(config: Any) -> str:
