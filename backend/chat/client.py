@@ -101,15 +101,18 @@ class Client:
         messages: Callable[[str], Sequence[Message]],
         schema: Mapping[str, Any],
         read: Callable[[ChatReply, str], Read],
+        *,
+        name: str = "answer",
         **sampling: Any,
     ) -> Read:
         """What `read` makes of an answer in the first form that the server and the model keep to.
 
-        `messages` and `read` are told the form, one of LEVELS; `sampling`: what `complete` takes. `read` raises
-        NotUnderstood for what another form may mend; what else it raises is raised. Raises what `complete` does.
+        `messages` and `read` are told the form, one of LEVELS; `name`: the schema's, which some models see; `sampling`:
+        what `complete` takes. `read` raises NotUnderstood for what another form may mend; what else it raises is
+        raised. Raises what `complete` does.
         """
         formats: tuple[Mapping[str, Any] | None, ...] = (
-            {"type": "json_schema", "json_schema": {"name": "decision", "strict": True, "schema": schema}},
+            {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": schema}},
             {"type": "json_object"},
             None,
         )

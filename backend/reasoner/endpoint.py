@@ -45,6 +45,7 @@ class EndpointSpeaker:
             messages,
             answers.schema(),
             lambda reply, level: self._read(reply, plain=level == "plain" and plan.contract != "complete"),
+            name="decision",
             seed=plan.seed,
             effort=plan.effort,
             temperature=plan.temperature,

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 import prompts
-from backend.chat.replies import ChatReply, picture_part
+from backend.chat.replies import ChatReply, Message, picture_part
 from backend.errors import FileError, LensError, UsageError
 from backend.fields import Range, check_range, check_ranges, within
 from train.data.captions.checks import Band, count_words, flaw, language_of, tidy
@@ -101,7 +101,12 @@ class Asker(Protocol):
     """Who answers: `backend.chat.client.Client`."""
 
     def complete(
-        self, messages: list[dict[str, Any]], *, seed: int | None = None, temperature: float | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        seed: int | None = None,
+        temperature: float | None = None,
+        on_answer: Callable[[ChatReply], None],
     ) -> ChatReply: ...
 
 
@@ -137,7 +142,7 @@ def identity_of(model: str, prompt: prompts.SystemPrompt) -> str:
     return hashlib.sha256(f"{model}\n{prompt.sha256}".encode()).hexdigest()[:16]
 
 
-def messages(prompt: str, picture: bytes, settings: CaptionSettings) -> list[dict[str, Any]]:
+def messages(prompt: str, picture: bytes, settings: CaptionSettings) -> list[Message]:
     """The question about one picture, scaled down and sent within the request. Raises Unreadable."""
     from PIL import Image
 
@@ -201,14 +206,16 @@ def _ask_all(
     identity = identity_of(model, prompt)
 
     def ask(row: Mapping[str, Any]) -> None:
+        def note(reply: ChatReply) -> None:
+            journal.add(answer_of(reply, row["sha256"], kind, identity))
+
         try:
             question = messages(prompt.body, read(row), settings)
         except (Unreadable, FileError) as error:
             raise _NoPicture(str(error)) from error
         while open_question(row["sha256"], kind, prompt, settings, journal, model):
             seed = len(journal.of(row["sha256"], kind, identity))  # another one each time, or the flaw would come again
-            reply = asker.complete(question, seed=seed, temperature=settings.temperature)
-            journal.add(answer_of(reply, row["sha256"], kind, identity))
+            asker.complete(question, seed=seed, temperature=settings.temperature, on_answer=note)
 
     failures: dict[str, str] = {}
     in_a_row = 0
