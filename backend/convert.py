@@ -19,6 +19,7 @@ from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes, make_folder, write_atomic
 from backend.errors import FileError, LensError, ModelMissingError, UsageError
 from backend.model.tensors import transformer_shapes
+from backend.packing.schemes import Container, Scheme, written_as
 from backend.params import DiTParams
 from backend.presets import Component
 from backend.types import QuantTarget
@@ -27,15 +28,10 @@ if TYPE_CHECKING:
     import torch
 
     from backend.checkpoints.formats import TensorTable
-    from backend.checkpoints.write_safetensors import Item
+    from backend.packing.stored import Item
 
 MARGIN = 64 * 2**20  # bytes of disk that stay free
 _HEADER = 2**20  # a GGUF header is smaller
-_GGUF = {
-    QuantTarget.q8_0: ("Q8_0", "q8_0"), QuantTarget.q6_k: ("Q6_K", "q6_K"), QuantTarget.q5_k: ("Q5_K", "q5_K"),
-    QuantTarget.q4_k: ("Q4_K", "q4_K"),
-}  # fmt: skip  # type, and how files in circulation write it
-_DIFFUSERS = (QuantTarget.nf4, QuantTarget.int8)  # a folder with a config.json, as their own programs expect
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Conversion:
     """What will be written where."""
 
     source: Source
-    target: QuantTarget
+    scheme: Scheme
     file: Path  # the weights
     config: Path | None  # config.json beside it; None: the weights' header says it all
     result: Path  # what `lens gen -m` is given: the file, or its folder
@@ -81,10 +77,11 @@ def plan_conversion(
     Raises UsageError, FileError (something is there and `force` is not; too little disk), or what finding SRC raises.
     """
     found = find_source(source)
-    file, config = _places(found, target, output.expanduser())
+    scheme = written_as(target)
+    file, config = _places(found, scheme, output.expanduser())
     _check_way(found, file, output.expanduser(), force)
     packs = packed_names(found.params, modulation)
-    nbytes = _bytes(found.params, target, packs)
+    nbytes = _bytes(found.params, scheme, packs)
     free = free_bytes(file.parent)
     if nbytes + MARGIN > free:
         raise FileError(
@@ -102,7 +99,7 @@ def plan_conversion(
     if modulation:
         notes.append("the modulation is quantised as well, which is reported to break pictures at 4 bits")
     result = file if _names_a_file(output.expanduser()) else file.parent
-    return Conversion(found, target, file, config, result, modulation, nbytes, free, tuple(notes))
+    return Conversion(found, scheme, file, config, result, modulation, nbytes, free, tuple(notes))
 
 
 def convert(plan: Conversion, on_tensor: Callable[[int], None] = lambda nbytes: None) -> Written:
@@ -177,15 +174,14 @@ def _write(plan: Conversion, table: TensorTable, on_tensor: Callable[[int], None
     def read(name: str) -> torch.Tensor:
         return table.tensor(name, torch.float32)
 
-    if plan.target in _GGUF:
+    if plan.scheme.container is Container.gguf:
         from backend.checkpoints.write_gguf import stream_transformer_gguf
 
-        quant = _GGUF[plan.target][0]
         kinds = stream_transformer_gguf(
             plan.file,
             read,
             params,
-            quant=quant,
+            quant=plan.scheme.name.upper(),
             plain=lambda name: name not in packs,
             metadata=_facts(plan),
             on_tensor=on_tensor,
@@ -193,15 +189,15 @@ def _write(plan: Conversion, table: TensorTable, on_tensor: Callable[[int], None
         return dict(kinds)
     from backend.checkpoints.write_safetensors import stream_safetensors
 
-    stream_safetensors(plan.file, _items(params, plan.target, packs, read), _facts(plan), on_tensor)
+    stream_safetensors(plan.file, _items(params, plan.scheme, packs, read), _facts(plan), on_tensor)
     matrices = sum(len(shape) == 2 for shape in transformer_shapes(params).values())
-    return {str(plan.target): len(packs), "BF16": matrices - len(packs)}
+    return {str(plan.scheme.target): len(packs), "BF16": matrices - len(packs)}
 
 
 def _facts(plan: Conversion) -> dict[str, str]:
     """What the header says of itself."""
     facts = {} if plan.source.variant is None else {parameters.VARIANT_KEY: plan.source.variant}
-    if plan.target in _GGUF:
+    if plan.scheme.container is Container.gguf:
         facts["general.name"] = plan.source.name
         return facts if plan.source.licence is None else {**facts, "general.license": plan.source.licence}
     return {"format": "pt", **facts, TRANSFORMER_METADATA_KEY: json.dumps(_config(plan), sort_keys=True)}
@@ -210,24 +206,24 @@ def _facts(plan: Conversion) -> dict[str, str]:
 def _config(plan: Conversion) -> dict[str, object]:
     from backend.checkpoints.write_packed import diffusers_config
 
-    return diffusers_config(plan.source.params, plan.target, modulation=plan.modulation)
+    return diffusers_config(plan.source.params, plan.scheme, modulation=plan.modulation)
 
 
-def _places(source: Source, target: QuantTarget, output: Path) -> tuple[Path, Path | None]:
+def _places(source: Source, scheme: Scheme, output: Path) -> tuple[Path, Path | None]:
     """(weights file, config.json or None). Raises UsageError for a file name of the other format."""
-    suffix = ".gguf" if target in _GGUF else ".safetensors"
+    suffix = ".gguf" if scheme.container is Container.gguf else ".safetensors"
     if _names_a_file(output):
         if output.suffix != suffix:
             raise UsageError(
-                f"{target} is written as {suffix}, not as {output.name}", hint=f"-o NAME{suffix}, or a folder"
+                f"{scheme.target} is written as {suffix}, not as {output.name}", hint=f"-o NAME{suffix}, or a folder"
             )
         return output, None
     stem = source.name.replace("-", "_")
-    if target in _GGUF:
-        return output / f"{stem}-{_GGUF[target][1]}.gguf", None
-    if target in _DIFFUSERS:
+    if scheme.container is Container.gguf:
+        return output / f"{stem}-{scheme.spelt}.gguf", None
+    if scheme.container is Container.diffusers:
         return output / "diffusion_pytorch_model.safetensors", output / "config.json"
-    return output / f"{stem}_{'fp8_scaled' if target is QuantTarget.fp8 else target}.safetensors", None
+    return output / f"{stem}_{scheme.spelt}.safetensors", None
 
 
 def _names_a_file(output: Path) -> bool:
@@ -253,22 +249,20 @@ def _check_way(source: Source, file: Path, output: Path, force: bool) -> None:
             )
 
 
-def _bytes(params: DiTParams, target: QuantTarget, packs: frozenset[str]) -> int:
-    if target in _GGUF:
+def _bytes(params: DiTParams, scheme: Scheme, packs: frozenset[str]) -> int:
+    if scheme.container is Container.gguf:
         from backend.checkpoints.write_gguf import transformer_gguf_bytes
 
-        return transformer_gguf_bytes(params, _GGUF[target][0], lambda name: name not in packs) + _HEADER
+        return transformer_gguf_bytes(params, scheme.name.upper(), lambda name: name not in packs) + _HEADER
     from backend.checkpoints.write_safetensors import file_bytes
 
     def read(name: str) -> torch.Tensor:
         raise AssertionError(f"{name} is read while planning")
 
-    return file_bytes(_items(params, target, packs, read), {}) + _HEADER
+    return file_bytes(_items(params, scheme, packs, read), {}) + _HEADER
 
 
-def _items(
-    params: DiTParams, target: QuantTarget, packs: frozenset[str], read: Callable[[str], torch.Tensor]
-) -> list[Item]:
+def _items(params: DiTParams, scheme: Scheme, packs: frozenset[str], read: Callable[[str], torch.Tensor]) -> list[Item]:
     from backend.checkpoints.write_packed import items
 
-    return items(transformer_shapes(params), read, target, packs.__contains__)
+    return items(transformer_shapes(params), read, scheme, packs.__contains__)

@@ -7,24 +7,28 @@ that need no conversion stay views of the memory-mapped file, so loading them co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backend.checkpoints import formats
-from backend.checkpoints.formats import TensorTable
-from backend.checkpoints.packing_plan import QuantPlan
+from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan
 from backend.checkpoints.resolve import ModelFiles
 from backend.checkpoints.tokenizer_files import load_tokenizer
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, NumericsError, UsageError
+from backend.kernels.pointwise import has_fp8_units
 from backend.lora import apply
 from backend.model.tensors import transformer_shapes
-from backend.types import LoraUse
+from backend.packing import schemes
+from backend.packing.linears import PackedLinear
+from backend.packing.schemes import Scheme
+from backend.types import LoraUse, Quant
 
 if TYPE_CHECKING:
     from backend.cache.store import Store
@@ -32,20 +36,6 @@ if TYPE_CHECKING:
     from backend.model.autoencoder import AutoencoderKLFlux2
     from backend.model.text_encoder import LensGptOssEncoder
     from backend.model.transformer import LensTransformer2DModel
-
-
-from collections.abc import Iterator
-
-from torch import Tensor
-
-from backend.checkpoints.formats import Entry
-from backend.checkpoints.packing_plan import BLOCK_LINEAR
-from backend.errors import NumericsError, UsageError
-from backend.kernels.pointwise import has_fp8_units
-from backend.kernels.pointwise_torch import FP8
-from backend.packing import ggml
-from backend.packing.linears import Fp8Linear, GgufLinear, Int8Linear, Nf4Linear, PackedLinear, ScaledFp8Linear
-from backend.types import Quant
 
 DTYPES = (torch.float32, torch.bfloat16)  # float16 overflows: activations reach 3e7
 Device = torch.device | str
@@ -226,7 +216,7 @@ def _more(names: list[str]) -> str:
     return ", …" if len(names) > SHOWN else ""
 
 
-Q8_0 = 8  # ggml's number of the type
+# Packed linears -------------------------------------------------------------------------------------------------------
 
 
 def block_linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -237,22 +227,17 @@ def block_linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def quantised(weight_OI: Tensor, quant: Quant) -> PackedLinear:
-    """A weight, packed, without a bias, on the weight's device. Raises NumericsError where it is not finite."""
+    """A weight packed as `quant` says, without a bias, on the weight's device.
+
+    Raises NumericsError where it is not finite, UsageError for a shape that the packing does not allow, and for a
+    `quant` that packs nothing.
+    """
+    scheme = schemes.packed_at_load(quant)
+    if scheme is None:
+        raise UsageError(f"--quant {quant} packs nothing")
     if not bool(torch.isfinite(weight_OI).all()):
         raise NumericsError("a weight that is not finite cannot be quantised", hint="check it: lens models verify")
-    return _PACKERS[quant](weight_OI)
-
-
-def quantise_network(network: nn.Module, quant: Quant) -> None:
-    """Pack every block linear of a network with weights, in place: for measuring, and for weights that are no file's.
-
-    none leaves it as it is.
-    """
-    if quant is Quant.none:
-        return
-    for name, linear in list(block_linears(network)):
-        packed = quantised(linear.weight.detach(), quant)
-        _replace(network, name, packed, linear.bias)
+    return scheme.load().pack(weight_OI)
 
 
 def pack_while_loading(
@@ -267,12 +252,13 @@ def pack_while_loading(
     if not plan.packed:
         return done
     check_device(plan.quant, torch.device(device))
+    scheme = schemes.packed_at_load(plan.quant)
     for name, linear in list(block_linears(network)):
         weight, bias = f"{name}.weight", f"{name}.bias"
         entry = table.entries[weight]
-        codes = _fp8_codes(entry) if plan.quant is Quant.fp8 else None
-        if codes is not None:
-            packed = codes.to(device)
+        taken = None if scheme is None else _taken(entry, scheme)
+        if taken is not None:
+            packed = taken.to(device)
         elif not plan.keep:
             # From float32, so that the codes are the same in every dtype; on the device, where it takes milliseconds.
             packed = quantised(entry.read(torch.float32).to(device), plan.quant)
@@ -281,51 +267,32 @@ def pack_while_loading(
         else:
             continue
         values = table.tensor(bias, dtype).to(device) if linear.bias is not None else None
-        _replace(network, name, packed, values)
+        packed.bias = None if values is None else values.detach()
+        network.set_submodule(name, packed.eval())
         done |= {weight} if values is None else {weight, bias}
     return done
 
 
-def _fp8_codes(entry: Entry) -> Fp8Linear | None:
-    """What `Fp8Linear` needs, taken from a file as it is; None: the file holds something else."""
-    source = None if entry.packed is None else entry.packed()
-    if not isinstance(source, ScaledFp8Linear) or source.packed.dtype is not FP8:
+def _taken(entry: Entry, scheme: Scheme) -> PackedLinear | None:
+    """A linear over the codes of a file, where `scheme` takes them as they are; None: it does not."""
+    if entry.packed is None or scheme.takes is None:
         return None
-    return Fp8Linear(source.packed, source.scales.expand(source.out_features, 1)[:, 0].contiguous())
+    return scheme.load().take(entry.packed())
 
 
 def check_device(quant: Quant, device: torch.device) -> None:
     """Raises UsageError for a packing that torch cannot hold there."""
-    if quant is Quant.fp8 and device.type == "mps":
-        raise UsageError("--quant fp8 is not available on mps", hint="use int8, nf4 or a GGUF there")
+    scheme = schemes.packed_at_load(quant)
+    if scheme is not None and device.type in scheme.not_on:
+        others = schemes.listed(map(str, schemes.quants_on(device.type)))
+        raise UsageError(f"--quant {quant} is not available on {device.type}", hint=f"use {others} there")
 
 
 def device_note(plan: QuantPlan, device: torch.device) -> str | None:
     """What a person should know about this packing on this device, in one line; None: nothing."""
-    if plan.quant is Quant.fp8 and not plan.keep and not has_fp8_units(device):
+    scheme = schemes.named(plan.scheme)
+    if scheme is not None and scheme.rounds_activations and not has_fp8_units(device):
         return f"{device.type} has no fp8 units: fp8 is rounded the same way, computed in float32, and slower than none"
     if plan.packed and device.type == "cpu":
         return f"a CPU decodes {plan.scheme} weights at every step, which takes longer than --quant none"
     return None
-
-
-def _replace(network: nn.Module, name: str, packed: PackedLinear, bias: Tensor | None) -> None:
-    packed.bias = None if bias is None else bias.detach()
-    network.set_submodule(name, packed.eval())
-
-
-def _pack_q8_0(weight_OI: Tensor) -> PackedLinear:
-    """ggml's Q8_0 in torch: the same bytes as the gguf package's, on any device."""
-    if weight_OI.shape[1] % 32:
-        raise UsageError(
-            f"a linear of {weight_OI.shape[1]} inputs has no Q8_0 form (32 values a block)", hint="use --quant int8"
-        )
-    return GgufLinear(ggml.quantise_q8_0(weight_OI), Q8_0, weight_OI.shape[1])
-
-
-_PACKERS: dict[Quant, Callable[[Tensor], PackedLinear]] = {
-    Quant.fp8: Fp8Linear.of,
-    Quant.int8: Int8Linear.of,
-    Quant.nf4: Nf4Linear.of,
-    Quant.gguf: _pack_q8_0,
-}

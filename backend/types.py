@@ -29,26 +29,27 @@ class Encoder(StrEnum):
 
 class Quant(StrEnum):
     """How the big linears of the transformer's blocks lie in memory. auto, none and a GGUF's own packing give the same
-    numbers; fp8, int8 and nf4 are approximations, and so is gguf for a file that is none."""
+    numbers; the others are approximations, and so is gguf for a file that is none. `backend.packing.schemes` has a row
+    for each."""
 
     auto = "auto"  # as the file is, where that saves memory worth the decoding
     none = "none"  # in the network's dtype
-    fp8 = "fp8"  # E4M3 weights and activations, scaled by row; fast where the GPU has fp8 units
-    int8 = "int8"  # weights only, scaled by row
-    nf4 = "nf4"  # weights only, 4.5 bits a value
+    fp8 = "fp8"
+    int8 = "int8"
+    nf4 = "nf4"
     gguf = "gguf"  # a GGUF file's own types; any other file as Q8_0
 
 
 class QuantTarget(StrEnum):
-    """What `lens models quantize` writes."""
+    """What `lens models quantize` writes; `backend.packing.schemes` says into which kind of file."""
 
-    q8_0 = "q8_0"  # GGUF
+    q8_0 = "q8_0"
     q6_k = "q6_k"
     q5_k = "q5_k"
     q4_k = "q4_k"
-    nf4 = "nf4"  # safetensors as bitsandbytes and diffusers write them
+    nf4 = "nf4"
     int8 = "int8"
-    fp8 = "fp8"  # safetensors as ComfyUI reads them
+    fp8 = "fp8"
     mxfp8 = "mxfp8"
 
 

@@ -33,17 +33,12 @@ from backend import latents, sampling
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION
 from backend.kernels.pointwise_torch import FP8, FP8_MAX
 from backend.model.transformer import LensTransformer2DModel
-from backend.packing import block_scaled
+from backend.packing import block_scaled, fp8, int8, nf4
+from backend.packing.fp8 import Fp8Linear, ScaledFp8Linear
 from backend.packing.ggml_write import K_TYPES, pack
-from backend.packing.linears import (
-    Fp8Linear,
-    GgufLinear,
-    Int8Linear,
-    Mxfp8Linear,
-    Nf4Linear,
-    PackedLinear,
-    ScaledFp8Linear,
-)
+from backend.packing.gguf import GgufLinear
+from backend.packing.linears import PackedLinear
+from backend.packing.mxfp8 import Mxfp8Linear
 from backend.params import DiTParams
 from backend.sizes import GRID
 
@@ -103,7 +98,7 @@ class Llm8(nn.Module):
 
     def __init__(self, weight_OI: Tensor) -> None:
         super().__init__()
-        self.weight = Int8Linear.of(weight_OI)
+        self.weight = int8.pack(weight_OI)
         self.bias: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,18 +113,18 @@ class Llm8(nn.Module):
 SCHEMES = (
     Scheme("none", None),
     Scheme("q8_0", functools.partial(ggml, Type.Q8_0)),
-    Scheme("int8", Int8Linear.of),
+    Scheme("int8", int8.pack),
     Scheme("mxfp8", mxfp8),
     Scheme("fp8 weights, one scale", scaled_fp8),
-    Scheme("fp8", Fp8Linear.of),
+    Scheme("fp8", fp8.pack),
     Scheme("q6_k", functools.partial(ggml, Type.Q6_K)),
     Scheme("q5_k", functools.partial(ggml, Type.Q5_K)),
     Scheme("q4_k", functools.partial(ggml, Type.Q4_K)),
     Scheme("q4_0", functools.partial(ggml, Type.Q4_0)),
-    Scheme("nf4", Nf4Linear.of),
+    Scheme("nf4", nf4.pack),
     Scheme("q8_0, modulation too", functools.partial(ggml, Type.Q8_0), modulation=True),
     Scheme("q4_k, modulation too", functools.partial(ggml, Type.Q4_K), modulation=True),
-    Scheme("nf4, modulation too", Nf4Linear.of, modulation=True),
+    Scheme("nf4, modulation too", nf4.pack, modulation=True),
     Scheme("(int8 activations)", Llm8),
     Scheme("(fp8 cast, no scale)", CastFp8),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from backend.errors import FileError, UsageError, os_reason
+from backend.packing.schemes import quant_help
 from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
 from lens_cli.terminal.console import Talk, looking_at_stdout
 
@@ -117,7 +118,7 @@ Quantise = Annotated[
     typer.Option(
         "--quant",
         help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, "
-        "none unpacks it: the same picture. fp8, int8, nf4, and gguf (as Q8_0) for a file that is none, approximate.",
+        f"none unpacks it: the same picture. {quant_help()} approximate.",
         rich_help_panel=_PICTURE,
     ),
 ]

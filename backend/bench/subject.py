@@ -19,7 +19,7 @@ from backend.bench import random_weights
 from backend.bench.case import Case
 from backend.checkpoints import formats
 from backend.checkpoints.formats import TensorTable
-from backend.checkpoints.packing_plan import BITS, BLOCK_LINEAR, QuantPlan
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan, plan_plain
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.loading import check_device
 from backend.memory.device import choose_device
@@ -130,11 +130,8 @@ def _random_dtype(wanted: DType, device: torch.device, *, small: bool) -> DType:
 
 def _random_quant(wanted: Quant, params: DiTParams) -> QuantPlan:
     """Random weights are packed only where that is asked for."""
-    shapes = transformer_shapes(params)
-    values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name))
-    quant = Quant.none if wanted is Quant.auto else wanted
-    scheme = None if quant is Quant.none else "q8_0" if quant is Quant.gguf else str(quant)
-    return QuantPlan(quant=quant, keep=False, scheme=scheme, bits=BITS.get(quant), values=values, notes=())
+    shapes = [shape for name, shape in transformer_shapes(params).items() if BLOCK_LINEAR.fullmatch(name)]
+    return plan_plain(wanted, sum(map(math.prod, shapes)), sum(rows for rows, _ in shapes))
 
 
 def _random_plan(case: Case, params: ModelParams, machine: Machine, dtype: DType, quant: QuantPlan) -> MemoryPlan:

@@ -15,18 +15,23 @@ from pathlib import Path
 
 import torch
 
-from backend.checkpoints import detect, gguf_keys, packed_tensors, vae_keys
+from backend.checkpoints import detect, gguf_keys, vae_keys
 from backend.checkpoints.headers import FileFormat
 from backend.checkpoints.tensor_files import TensorFiles
 from backend.errors import CheckpointError
-from backend.packing import block_scaled
+from backend.packing import block_scaled, comfyui
 from backend.packing.linears import PackedLinear
+from backend.packing.schemes import SCHEMES
+from backend.packing.stored import PackedWeight
 from backend.params import DiTParams, TextEncoderParams
 
 Read = Callable[[torch.dtype], torch.Tensor]
 # Rows first to last (exclusive) of the first axis, on a device, with any strides: (dtype, device, first, last).
 ReadPart = Callable[[torch.dtype, torch.device | str, int, int], torch.Tensor]
 
+# What stands beside a packed weight: scales, markers, descriptions.
+_BESIDE = re.compile(rf"\.(?:{'|'.join(sorted({re.escape(end) for scheme in SCHEMES for end in scheme.beside}))})$")
+_PACKINGS = tuple({scheme.code: scheme for scheme in SCHEMES if scheme.in_files}.values())  # one a module
 # Parts of a full ComfyUI checkpoint that are not the one asked for; known, so not reported as unexpected.
 _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model.diffusion_model.")
 
@@ -79,7 +84,7 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
     entries: dict[str, Entry] = {}
     for stored in _wanted(files, prefix):
         name = stored.removeprefix(prefix)
-        if name == "scaled_fp8" or packed_tensors.owner(files, stored) is not None:
+        if name == "scaled_fp8" or _owner(files, stored) is not None:
             continue  # a marker of the whole file, or consumed with the weight it belongs to
         entries[name] = _transformer_entry(files, stored)
     params = gguf_keys.transformer_params(files.metadata, files.origin) if files.format is FileFormat.gguf else None
@@ -88,11 +93,26 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
 
 def _transformer_entry(files: TensorFiles, stored: str) -> Entry:
     """A weight in whichever packing it is stored; GGUF's are read by the same code as its plain ones."""
-    found = packed_tensors.linear(files, stored)
+    found = _packed_weight(files, stored)
     if found is None or files.format is FileFormat.gguf:
         return replace(_plain(files, stored), packed=found.make if found is not None else None)
     make = found.make
     return Entry(found.shape, lambda dtype: make().decoded(dtype), packed=make)
+
+
+def _owner(files: TensorFiles, stored: str) -> str | None:
+    """The weight that a tensor only describes; None: it describes none, and stands for itself."""
+    match = _BESIDE.search(stored)
+    weight = None if match is None else stored[: match.start()] + ".weight"
+    return weight if weight is not None and weight in files else None
+
+
+def _packed_weight(files: TensorFiles, stored: str) -> PackedWeight | None:
+    """What the first packing that knows a tensor says of it; None: it is plain, or only ever decoded whole.
+
+    Raises CheckpointError for a packing whose parts do not fit, or that lens does not know.
+    """
+    return next((found for scheme in _PACKINGS if (found := scheme.load().find(files, stored))), None)
 
 
 # text encoder --------------------------------------------------------------------------------------------------------
@@ -139,7 +159,7 @@ def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, E
             _mxfp4_part(files, stored, stem + "_scales"),
         )
     elif part == ".weight":  # NVFP4
-        packed_tensors.check_marker(files, stem, ("nvfp4",))
+        comfyui.check_marker(files, stem, ("nvfp4",))
         scale, outer = stem + ".weight_scale", stem + ".weight_scale_2"
         shape = _nvfp4_shape(files, stored, scale, outer)
         entries[public] = Entry(

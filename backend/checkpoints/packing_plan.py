@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.checkpoints.headers import FileFormat, TensorHeader, read_summary
+from backend.packing import schemes
 from backend.packing.ggml_layout import GGML_NAMES, ggml_name
 from backend.types import Quant
 
@@ -32,9 +33,6 @@ _STORED = re.compile(rf"(?:^|\.)(?P<stem>(?P<block>{_LINEAR})|{_MODULATION})\.(?
 
 FROM_BYTES = 256 * 2**20  # auto keeps a packing that saves at least so much; below, decoding once is worth more
 ON_CPU = 0.5  # a CPU decodes for longer than it multiplies: auto unpacks there what fits in this part of free memory
-FP8_FILE = "fp8 weights"  # E4M3 in a file; with --quant fp8 its codes are taken as they are
-BITS = {Quant.fp8: 8.0, Quant.int8: 8.0, Quant.nf4: 4.5, Quant.gguf: 8.5}  # of a weight, beside one scale a row
-_ROW_SCALE = {Quant.fp8, Quant.int8}
 _WEAK_BITS = 8.0  # modulation of fewer bits is warned of; 4 are reported to give grids and broken letters
 
 
@@ -42,7 +40,7 @@ _WEAK_BITS = 8.0  # modulation of fewer bits is warned of; 4 are reported to giv
 class Stored:
     """What the transformer's files hold."""
 
-    scheme: str | None  # packing of most block linears ("q4_k", "mxfp8", "nf4", ...); None: plain
+    scheme: str | None  # packing of most block linears (of `schemes.SCHEMES`, or another type of ggml); None: plain
     values: int  # weights of all block linears
     rows: int  # their outputs together
     nbytes: int  # their bytes in the files
@@ -53,9 +51,9 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantPlan:
-    """What will be done. `quant` is none, fp8, int8 or nf4; or gguf: packed as Q8_0 at load; unless `keep`."""
+    """How the blocks' linears will lie in memory."""
 
-    quant: Quant
+    quant: Quant  # what packs them while they are read, never auto; none: nothing does
     keep: bool  # the packing of the files stays: nothing is rounded that they had not rounded
     scheme: str | None  # for people: "q4_k", "nf4", ...; None: not packed
     bits: float | None  # of a weight of the blocks' linears in memory, scales included; None: the dtype's
@@ -69,10 +67,11 @@ class QuantPlan:
     @property
     def bitsandbytes(self) -> bool:
         """Whether bitsandbytes' operations decode the linears."""
-        return self.scheme == "nf4"
+        row = schemes.named(self.scheme)
+        return row is not None and row.library == "bitsandbytes"
 
     def linear_bytes(self, itemsize: int) -> int:
-        """Of the blocks' linears in memory; `itemsize` of the network's dtype."""
+        """Bytes of the blocks' linears in memory; `itemsize`: bytes of a number of the network's dtype."""
         return round(self.values * (8 * itemsize if self.bits is None else self.bits) / 8)
 
     @property
@@ -99,19 +98,30 @@ def plan_quant(
             return _plan(found, Quant.none, True, notes)
         notes.append(f"{found.scheme} is not kept packed: it is decoded while it is loaded")
         return _plan(found, Quant.none, False, notes)
-    if quant is not Quant.none and found.scheme is not None and not (quant is Quant.fp8 and found.scheme == FP8_FILE):
+    row = schemes.packed_at_load(quant)
+    if row is not None and found.scheme is not None and found.scheme != row.takes:
         notes.append(f"the file holds {found.scheme} already; --quant {quant} rounds a second time")
     return _plan(found, quant, False, notes)
 
 
 def _plan(found: Stored, quant: Quant, keep: bool, notes: list[str]) -> QuantPlan:
-    scheme: str | None = None if quant is Quant.none else "q8_0" if quant is Quant.gguf else str(quant)
-    bits = None if quant is Quant.none or not found.values else BITS[quant]
-    if bits is not None and quant in _ROW_SCALE:
-        bits += 32 * found.rows / found.values
-    if keep:
-        scheme, bits = found.scheme, 8 * found.nbytes / found.values
-    return QuantPlan(quant=quant, keep=keep, scheme=scheme, bits=bits, values=found.values, notes=tuple(notes))
+    if not keep:
+        return plan_plain(quant, found.values, found.rows, tuple(notes))
+    bits = 8 * found.nbytes / found.values
+    return QuantPlan(quant=quant, keep=True, scheme=found.scheme, bits=bits, values=found.values, notes=tuple(notes))
+
+
+def plan_plain(quant: Quant, values: int, rows: int, notes: tuple[str, ...] = ()) -> QuantPlan:
+    """The plan for `values` weights with `rows` outputs together that no file holds packed. auto packs nothing."""
+    row = schemes.packed_at_load(quant)
+    return QuantPlan(
+        quant=Quant.none if row is None else quant,
+        keep=False,
+        scheme=None if row is None else row.name,
+        bits=None if row is None or not values else row.total_bits(values, rows),
+        values=values,
+        notes=notes,
+    )
 
 
 def _worth_keeping(found: Stored, itemsize: int, on_cpu: bool, free_memory: int | None) -> bool:
@@ -142,7 +152,6 @@ def _modulation_note(found: Stored) -> list[str]:
 # What is in the files ------------------------------------------------------------------------------------------------
 
 _GGML_FLOATS = (0, 1, 30)
-_READABLE = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "mxfp8", FP8_FILE, "int8", "nf4")
 
 
 @dataclass
@@ -156,7 +165,7 @@ class _Linear:
 
 
 def stored(paths: tuple[Path, ...]) -> Stored:
-    """From the headers. A file of other names than Lens's has nothing to count. Raises CheckpointError."""
+    """What the headers say. A file of other names than Lens's has nothing to count. Raises CheckpointError."""
     linears: dict[str, _Linear] = {}
     blocks: set[str] = set()
     for path in paths:
@@ -173,8 +182,10 @@ def stored(paths: tuple[Path, ...]) -> Stored:
                 stem = name.removesuffix(".weight")
                 gguf = header.format is FileFormat.gguf
                 linear.scheme = _ggml(tensor.dtype) if gguf else _safetensors(tensor, stem, header.tensors)
-                linear.values = math.prod(tensor.shape) * (2 if linear.scheme == "nf4" else 1)
-                linear.rows = tensor.shape[0] if linear.scheme != "nf4" else 0
+                row = schemes.named(linear.scheme)
+                inside = 1 if row is None else row.values
+                linear.values = math.prod(tensor.shape) * inside
+                linear.rows = tensor.shape[0] if inside == 1 else 0
     inside = [linear for stem, linear in linears.items() if stem in blocks]
     outside = [linear for stem, linear in linears.items() if stem not in blocks]
     scheme = _most(inside)
@@ -183,7 +194,7 @@ def stored(paths: tuple[Path, ...]) -> Stored:
         values=sum(linear.values for linear in inside),
         rows=sum(linear.rows for linear in inside),
         nbytes=sum(linear.nbytes for linear in inside),
-        readable=scheme in _READABLE,
+        readable=(row := schemes.named(scheme)) is not None and row.in_files,
         modulation=_most(outside),
         modulation_bits=8 * _bytes_a_value(outside),
     )
@@ -207,9 +218,6 @@ def _ggml(dtype: str) -> str | None:
 
 
 def _safetensors(tensor: TensorHeader, stem: str, tensors: Mapping[str, TensorHeader]) -> str | None:
-    if tensor.dtype.startswith("F8"):
-        scale = tensors.get(f"{stem}.weight_scale") or tensors.get(f"{stem}.scale_weight")
-        return FP8_FILE if scale is not None and scale.dtype == "F32" else "mxfp8"
-    if tensor.dtype == "I8":
-        return "int8"
-    return "nf4" if tensor.dtype == "U8" else None
+    scale = tensors.get(f"{stem}.weight_scale") or tensors.get(f"{stem}.scale_weight")
+    row = schemes.stored_as(tensor.dtype, None if scale is None else scale.dtype)
+    return None if row is None else row.name

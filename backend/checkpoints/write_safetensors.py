@@ -9,46 +9,21 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
 from backend.checkpoints.config_files import VAE_METADATA_KEY, vae_config_text
-from backend.checkpoints.headers import SAFETENSORS_BITS
 from backend.disk import replacing, write_atomic
 from backend.errors import CheckpointError
+from backend.packing.stored import Item
 from backend.params import VAEParams
 
 _DTYPES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One tensor of the file, before its values are known."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        count = SAFETENSORS_BITS[_DTYPES[self.dtype]] // 8
-        for side in self.shape:
-            count *= side
-        return count
-
-
-@dataclass(frozen=True)
-class Item:
-    """Tensors that are made together; `make` gives them in the order of `specs`."""
-
-    specs: tuple[Spec, ...]
-    make: Callable[[], Sequence[torch.Tensor]]
 
 
 def stream_safetensors(
@@ -80,7 +55,7 @@ def file_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> int:
 def _layout(items: Sequence[Item], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The header with its length in front, and where each tensor starts behind it."""
     specs = [spec for item in items for spec in item.specs]
-    specs.sort(key=lambda spec: -SAFETENSORS_BITS[_DTYPES[spec.dtype]])
+    specs.sort(key=lambda spec: -spec.dtype.itemsize)
     table: dict[str, object] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
     at = 0

@@ -8,10 +8,17 @@ from typing import Annotated
 
 import typer
 
+from backend.packing.schemes import Container, targets_in
 from backend.types import QuantTarget
 from lens_cli import options
 
 app = typer.Typer(no_args_is_help=True, help="List, fetch, check, quantize and remove models.")
+
+
+TARGETS = (
+    f"GGUF: {', '.join(targets_in(Container.gguf))}. "
+    f"Safetensors: {', '.join(targets_in(Container.comfyui, Container.diffusers))}."
+)
 
 
 class Modulation(StrEnum):
@@ -142,7 +149,7 @@ def quantize(
             help="A name from `lens models list`, or a path.", metavar="SRC", autocompletion=options.complete_model
         ),
     ],
-    to: Annotated[QuantTarget, typer.Option("--to", help="GGUF: q8_0 to q4_k. Safetensors: the others.")],
+    to: Annotated[QuantTarget, typer.Option("--to", help=TARGETS)],
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="DIR|FILE", help="Where to; the name ends in the file format's.")
     ],

@@ -19,11 +19,14 @@ from backend.loading import (
     device_note,
     load_transformer,
     pack_while_loading,
-    quantise_network,
     quantised,
 )
 from backend.model.transformer import LensTransformer2DModel
-from backend.packing.linears import Fp8Linear, GgufLinear, Nf4Linear, PackedLinear, ScaledFp8Linear
+from backend.packing import schemes
+from backend.packing.fp8 import Fp8Linear, ScaledFp8Linear
+from backend.packing.gguf import GgufLinear
+from backend.packing.linears import PackedLinear
+from backend.packing.nf4 import Nf4Linear
 from backend.picture import metadata
 from backend.types import Quant
 from tests.backend import tiny_weights as tiny
@@ -51,6 +54,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     return resolve_model(str(tiny.write_embedded(tmp_path_factory.mktemp("packed") / "tiny", quant="Q4_0")))
 
 
+def quantise(network: nn.Module, quant: Quant) -> None:
+    """Pack every linear of the blocks of a network with weights, in place."""
+    for name, linear in list(block_linears(network)):
+        packed = quantised(linear.weight.detach(), quant)
+        packed.bias = None if linear.bias is None else linear.bias.detach()
+        network.set_submodule(name, packed.eval())
+
+
 def packed_names(network: nn.Module) -> list[str]:
     return [f"{name}.weight" for name, module in network.named_modules() if isinstance(module, PackedLinear)]
 
@@ -61,7 +72,7 @@ def test_quantised_while_loading_equals_quantised_afterwards(plain: ModelFiles, 
     loaded = load_transformer(plain, torch.float32, "cpu", quant=plan_quant(plain, quant))
     network = load_transformer(plain, torch.float32, "cpu")
     exact = velocity(network)
-    quantise_network(network, quant)
+    quantise(network, quant)
     names = packed_names(loaded)
     assert names == packed_names(network)
     assert len(names) == LINEARS_A_BLOCK * tiny.DIT.num_layers
@@ -141,9 +152,10 @@ def test_a_width_without_q8_0_is_named() -> None:
 
 
 def test_none_leaves_a_network_alone(plain: ModelFiles) -> None:
-    network = load_transformer(plain, torch.float32, "cpu")
-    quantise_network(network, Quant.none)
+    network = load_transformer(plain, torch.float32, "cpu", quant=plan_quant(plain, Quant.none))
     assert len(list(block_linears(network))) == LINEARS_A_BLOCK * tiny.DIT.num_layers
+    with pytest.raises(UsageError, match="packs nothing"):
+        quantised(torch.ones(4, 64), Quant.none)
 
 
 # the plan ------------------------------------------------------------------------------------------------------------
@@ -200,7 +212,7 @@ def test_notes_name_what_has_a_catch(packed: ModelFiles) -> None:
 
 
 def test_a_type_that_cannot_stay_packed_is_said(packed: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing_plan, "_READABLE", ("q8_0",))
+    monkeypatch.setattr(schemes, "SCHEMES", tuple(row for row in schemes.SCHEMES if row.name != "q4_0"))
     plan = plan_quant(packed, Quant.gguf)
     assert not plan.packed and any("decoded while it is loaded" in note for note in plan.notes)
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from backend.kernels.pointwise import has_fp8_units, quantise_fp8_rows
-from backend.packing import block_scaled, ggml
+from backend.packing import block_scaled, fp8, ggml, int8, nf4
 from backend.packing.ggml_write import Type, pack
-from backend.packing.linears import Fp8Linear, GgufLinear, Int8Linear, Mxfp8Linear, Nf4Linear, PackedLinear
+from backend.packing.gguf import GgufLinear
+from backend.packing.linears import PackedLinear
+from backend.packing.mxfp8 import Mxfp8Linear
 from backend.types import Quant
 
 
@@ -32,8 +34,8 @@ def test_ggml_types_decode_to_the_same_bits(kind: Type) -> None:
 @pytest.mark.parametrize("name", ["int8", "nf4", "mxfp8", "q8_0"])
 def test_linears_agree_with_the_cpu(name: str) -> None:
     make = {
-        "int8": lambda: Int8Linear.of(weight()),
-        "nf4": lambda: Nf4Linear.of(weight()),
+        "int8": lambda: int8.pack(weight()),
+        "nf4": lambda: nf4.pack(weight()),
         "mxfp8": mxfp8,
         "q8_0": lambda: GgufLinear(ggml.quantise_q8_0(weight()), 8, 512),
     }[name]
@@ -75,7 +77,7 @@ def test_scaled_mm_multiplies_what_the_emulation_does() -> None:
     device = torch.device("cuda")
     if not has_fp8_units(device):
         pytest.skip("needs fp8 units: compute capability 8.9")
-    linear = Fp8Linear.of(weight().cuda())
+    linear = fp8.pack(weight().cuda())
     linear.bias = torch.randn(192, device=device, dtype=torch.bfloat16)
     x = torch.randn(2, 300, 512, device=device)
     x[0, 0] *= 3e7  # the published residual

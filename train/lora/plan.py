@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from backend.checkpoints.packing_plan import BITS, BLOCK_LINEAR, QuantPlan, plan_quant
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan, plan_plain, plan_quant
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import UsageError
 from backend.memory.footprint import vae_parameters
@@ -18,7 +18,6 @@ from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams
 from backend.presets import Preset
 from backend.sizes import GRID
-from backend.types import Quant
 from train.lora.config import LoraConfig, as_pretraining, target_shapes
 from train.lora.pictures import Folder
 from train.run import costs, status
@@ -117,10 +116,9 @@ def _base(
     if files is not None:
         quant = base_plan(config, files, device_type)
         return quant.linear_bytes(itemsize) + (count - quant.values) * itemsize, quant.scheme
-    packed = config.quant not in (Quant.auto, Quant.none)
-    values = sum(math.prod(shape) for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name)) if packed else 0
-    held = values * BITS[config.quant] / 8 if packed else 0.0
-    return held + (count - values) * itemsize, str(config.quant) if packed else None
+    linears = [shape for name, shape in shapes.items() if BLOCK_LINEAR.fullmatch(name)]
+    quant = plan_plain(config.quant, sum(map(math.prod, linears)), sum(rows for rows, _ in linears))
+    return quant.linear_bytes(itemsize) + (count - quant.values) * itemsize, quant.scheme
 
 
 def small_buckets(config: LoraConfig, folder: Folder) -> list[tuple[tuple[int, int], int]]:

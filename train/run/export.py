@@ -16,7 +16,6 @@ from backend.checkpoints.write_packed import diffusers_config
 from backend.disk import make_folder, replacing, write_atomic, write_error
 from backend.errors import CheckpointError, FileError, UsageError
 from backend.params import DiTParams
-from backend.types import QuantTarget
 from train import overrides
 from train.run import checkpoints
 from train.run.distributed import Ranks
@@ -52,7 +51,7 @@ def export(run_dir: Path, out: Path, *, weights: str | None = None, dtype: str =
     broken = next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
     if broken is not None:
         raise CheckpointError(f"not written: {broken!r} is not finite in {dtype}")
-    config = diffusers_config(params, QuantTarget.fp8, modulation=False)  # of plain weights: nothing is packed
+    config = diffusers_config(params)
     folder, single = out / "transformer", out / f"{run_dir.resolve().name}.safetensors"
     make_folder(folder)
     _save(state, folder / DIFFUSERS_FILE, config)

@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 
 from backend.kernels.pointwise_torch import quantise_fp8_rows
-from backend.packing import bitsandbytes, block_scaled
+from backend.packing import bitsandbytes, block_scaled, fp8, int8, nf4
+from backend.packing.fp8 import ScaledFp8Linear
 from backend.packing.ggml import quantise_q8_0
-from backend.packing.linears import (
-    Fp8Linear,
-    GgufLinear,
-    Int8Linear,
-    Mxfp8Linear,
-    Nf4Linear,
-    PackedLinear,
-    ScaledFp8Linear,
-)
+from backend.packing.gguf import GgufLinear
+from backend.packing.linears import PackedLinear
+from backend.packing.mxfp8 import Mxfp8Linear
+from backend.packing.nf4 import Nf4Linear
 
 OUTPUTS, INPUTS = 48, 128
 
@@ -45,11 +41,11 @@ def q8_0(weight: Tensor) -> PackedLinear:
 # maker -> largest relative error of a product with normal weights: about the format's step over sqrt(12)
 MAKERS: dict[str, tuple[Callable[[Tensor], PackedLinear], float]] = {
     "q8_0": (q8_0, 0.007),
-    "int8": (Int8Linear.of, 0.01),
+    "int8": (int8.pack, 0.01),
     "mxfp8": (mxfp8, 0.035),
     "fp8 weights": (scaled, 0.035),
-    "fp8": (Fp8Linear.of, 0.05),
-    "nf4": (Nf4Linear.of, 0.11),
+    "fp8": (fp8.pack, 0.05),
+    "nf4": (nf4.pack, 0.11),
 }
 
 
@@ -124,7 +120,7 @@ def e4m3(value: float) -> float:
 def test_fp8_multiplies_what_the_definition_says() -> None:
     generator = torch.Generator().manual_seed(3)
     weight, x = torch.randn(3, 16, generator=generator), torch.randn(2, 16, generator=generator) * 1e4
-    y = Fp8Linear.of(weight)(x)
+    y = fp8.pack(weight)(x)
     for t in range(2):
         sx = x[t].abs().max().item() / 448
         for o in range(3):
@@ -148,7 +144,7 @@ def test_fp8_survives_the_published_activations() -> None:
 def test_scaled_mm_agrees_with_the_emulation() -> None:
     """torch runs `scaled_mm` on a CPU too, from the same factors; only the output's rounding differs."""
     weight, x = weight_and_input()
-    linear = Fp8Linear.of(weight)
+    linear = fp8.pack(weight)
     linear.bias = torch.ones(OUTPUTS, dtype=torch.bfloat16)
     factors = quantise_fp8_rows(x.reshape(-1, INPUTS).to(torch.bfloat16))
     fast, plain = (f(*factors, torch.bfloat16) for f in (linear._multiply, linear._emulate))
@@ -185,7 +181,7 @@ def test_mxfp8_uses_the_smallest_power_of_two_that_fits() -> None:
 def test_int8_is_bitsandbytes_own() -> None:
     functional = bitsandbytes.library()
     weight, _ = weight_and_input()
-    linear = Int8Linear.of(weight)
+    linear = int8.pack(weight)
     codes, absmax, _ = functional.int8_vectorwise_quant(weight)
     assert torch.equal(linear.packed, codes) and torch.equal(linear.scales, absmax)
     assert torch.equal(linear.decoded(torch.float32), functional.int8_vectorwise_dequant(codes, absmax))
@@ -204,7 +200,7 @@ def test_nf4_is_the_published_table_times_absmax(inputs: int) -> None:
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ])  # fmt: skip
     weight = torch.randn(OUTPUTS, inputs, generator=torch.Generator().manual_seed(7))
-    linear = Nf4Linear.of(weight)
+    linear = nf4.pack(weight)
     codes = torch.stack((linear.packed >> 4, linear.packed & 15), dim=-1).reshape(-1, 64).long()
     expected = (table[codes] * linear.absmax[:, None]).reshape(weight.shape)
     assert torch.allclose(linear.decoded(torch.float32), expected, rtol=1e-6, atol=0)
