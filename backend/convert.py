@@ -157,9 +157,9 @@ def find_source(source: str) -> Source:
         path = Path(source).expanduser()
         if not path.exists():
             raise
-        parts = layouts.by_hand(transformer=path)
-        params = parameters.read_transformer_params(parts)
-        return Source(path.stem, parts.transformer, params, parameters.variant(path, parts), None)
+        part = layouts.transformer_alone(path)
+        params = parameters.read_transformer_params(part)
+        return Source(path.stem, part.files, params, parameters.variant(path, part), None)
     variant = None if found.assumed else found.preset.name
     licence = found.preset.licences.get(Component.transformer) if variant is not None else None
     name = Path(found.name).stem if Path(source).expanduser().is_file() else found.name

@@ -146,6 +146,14 @@ def hub_cache() -> Path:
     return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
 
 
+HUB_REPO = "models--"  # how the Hugging Face cache begins the name of a model repository's folder
+
+
+def hub_repo(repo: str) -> Path:
+    """Where huggingface_hub keeps the model repository `owner/name`."""
+    return hub_cache() / f"{HUB_REPO}{repo.replace('/', '--')}"
+
+
 def pictures_dir() -> Path:
     """Where the terminal app saves; `lens gen` saves in the working folder."""
     import platformdirs

@@ -11,8 +11,9 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -78,6 +79,9 @@ class Embedded:
     text_encoder: str = "text_encoder.gguf"
     vae: str = "vae.safetensors"
 
+    def names(self) -> dict[Component, str]:
+        return {Component(field.name): getattr(self, field.name) for field in fields(self)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -97,6 +101,13 @@ class Preset:
     reasoner_temperature: float = 0.7  # of the model's own language model; 0.7 as published
     embedded: Embedded | None = None  # None: must be pulled or given as a path
     sources: tuple[HubSource, ...] = ()  # in order of preference
+    # Told from its siblings, whose tensors are alike, by the names of files and folders: a regular expression that
+    # finds something in its own names, in any case, and nothing in theirs. "": it has no mark.
+    mark: str = ""
+
+    def is_marked(self, text: str) -> bool:
+        """Whether the name of a file or folder speaks of this model."""
+        return bool(self.mark) and re.search(self.mark, text, re.IGNORECASE) is not None
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
@@ -257,6 +268,7 @@ _LENS_TURBO = replace(
     steps=4,
     guidance=1.0,
     distilled=True,
+    mark="turbo",
     sources=(
         _mirror("SceneWorks/Lens-Turbo", 22_334_000_000, _BF16),
         _comfy(
@@ -273,6 +285,7 @@ _LENS_BASE = replace(
     title="Lens-Base 4.1B, before reward tuning: the start for fine-tuning",
     steps=50,
     guidance=5.0,
+    mark=r"(^|[-_. ])base($|[-_. ])",  # a word of its own: "database" is none
     sources=(
         _mirror("Jinstudio/Lens-Base", _FULL, _DUPLICATE),
         _mirror("YuCollection/Lens-Base-Diffusers", _FULL, _ARCHIVE),

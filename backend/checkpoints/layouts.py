@@ -7,7 +7,7 @@ three files. Everything is told from model_index.json, index files and weight he
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.checkpoints import config_files, detect
@@ -25,45 +25,70 @@ _FOLDERS: Mapping[Component, tuple[str, ...]] = {
     Component.text_encoder: ("text_encoders", "clip"),
     Component.vae: ("vae",),
 }
+NETWORKS = (Component.transformer, Component.text_encoder, Component.vae)
 _CLASSES = {  # model_index.json: part -> accepted class names
-    "transformer": ("LensTransformer2DModel",),
-    "text_encoder": ("LensGptOssEncoder", "GptOssForCausalLM", "GptOssModel"),
-    "vae": ("AutoencoderKLFlux2",),
+    Component.transformer: ("LensTransformer2DModel",),
+    Component.text_encoder: ("LensGptOssEncoder", "GptOssForCausalLM", "GptOssModel"),
+    Component.vae: ("AutoencoderKLFlux2",),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """The files of a model, part by part; an empty tuple is a part that is not there (yet)."""
+@dataclass(frozen=True)
+class Part:
+    """The files of one part of a model."""
 
-    transformer: Paths = ()
-    text_encoder: Paths = ()
-    vae: Paths = ()
-    tokenizer: Paths = ()
-    transformer_config: Path | None = None
-    text_encoder_config: Path | None = None
-    vae_config: Path | None = None
+    files: Paths  # its weights, never none; of the tokenizer its tokenizer.json
+    config: Path | None = None  # config.json that came with them; None: told from the tensors or the files' headers
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The files of a model, part by part; a part that is not there (yet) has no entry."""
+
+    held: Mapping[Component, Part] = field(default_factory=dict[Component, Part])
+
+    def files(self, part: Component) -> Paths:
+        """Of a part: () where it is not there; of the tokenizer also where it lies inside the text encoder's file."""
+        return self.held[part].files if part in self.held else ()
+
+    def config(self, part: Component) -> Path | None:
+        return self.held[part].config if part in self.held else None
+
+    @property
+    def all_files(self) -> frozenset[Path]:
+        return frozenset(path for part in self.held.values() for path in part.files)
 
     def replaced_by(self, other: Parts) -> Parts:
         """These parts, each with its config, replaced by `other`'s where `other` has them."""
-        dit, text, vae = bool(other.transformer), bool(other.text_encoder), bool(other.vae)
         # A tokenizer belongs to its encoder: another encoder with one inside does not keep the old file.
-        keep = () if text and _has_tokenizer(other.text_encoder) else self.tokenizer
-        return Parts(
-            transformer=other.transformer or self.transformer,
-            text_encoder=other.text_encoder or self.text_encoder,
-            vae=other.vae or self.vae,
-            tokenizer=other.tokenizer or keep,
-            transformer_config=other.transformer_config if dit else self.transformer_config,
-            text_encoder_config=other.text_encoder_config if text else self.text_encoder_config,
-            vae_config=other.vae_config if vae else self.vae_config,
-        )
+        own = self.without(Component.tokenizer) if _has_tokenizer(other.files(Component.text_encoder)) else self
+        return Parts({**own.held, **other.held})
+
+    def without(self, part: Component) -> Parts:
+        return Parts({name: held for name, held in self.held.items() if name is not part})
 
     def missing(self) -> tuple[Component, ...]:
-        absent = [c for c in (Component.transformer, Component.text_encoder, Component.vae) if not getattr(self, c)]
-        if self.text_encoder and not self.tokenizer and not _has_tokenizer(self.text_encoder):
-            absent.append(Component.tokenizer)
-        return tuple(absent)
+        inside = Component.text_encoder not in self.held or _has_tokenizer(self.files(Component.text_encoder))
+        return tuple(
+            part for part in Component if part not in self.held and not (part is Component.tokenizer and inside)
+        )
+
+
+def _there(found: Mapping[Component, Part | None]) -> Parts:
+    """The parts that were found."""
+    return Parts({part: held for part, held in found.items() if held is not None})
+
+
+def _one_file(path: Path) -> Part | None:
+    """A file that is there, with a config.json of its own: `lens_bf16.json` beside `lens_bf16.safetensors`."""
+    config = path.with_suffix(".json")
+    return Part((path,), config if config.is_file() and config != path else None) if path.is_file() else None
+
+
+def _one_folder(folder: Path) -> Part | None:
+    """The weights of a folder that holds one part, with its config.json; None: there are none."""
+    files, config = _folder_files(folder), folder / "config.json"
+    return Part(files, config if config.is_file() else None) if files else None
 
 
 # One file ------------------------------------------------------------------------------------------------------------
@@ -99,61 +124,22 @@ def _has_tokenizer(text_encoder: Paths) -> bool:
 # Layouts -------------------------------------------------------------------------------------------------------------
 
 
-def by_hand(
-    *,
-    transformer: Path | None = None,
-    text_encoder: Path | None = None,
-    vae: Path | None = None,
-    tokenizer: Path | None = None,
-) -> Parts:
-    """Single parts that a person names: a file, or a folder with one file or an index; configs beside them count.
+def transformer_alone(path: Path) -> Part:
+    """A transformer that a person names: a file, or a folder with one file or an index; a config beside it counts.
 
-    Raises CheckpointError where a file is another part than it is given as.
+    Raises CheckpointError where it is none.
     """
-    return Parts(
-        transformer=_part_files(transformer, Component.transformer),
-        text_encoder=_part_files(text_encoder, Component.text_encoder),
-        vae=_part_files(vae, Component.vae),
-        tokenizer=_tokenizer_file(tokenizer),
-        transformer_config=_part_config(transformer),
-        text_encoder_config=_part_config(text_encoder),
-        vae_config=_part_config(vae),
-    )
-
-
-def _part_files(path: Path | None, part: Component) -> Paths:
-    if path is None:
-        return ()
     path = path.expanduser().absolute()
-    if path.is_dir():
-        found = _folder_files(path)
-        if not found:
-            raise CheckpointError(f"{path}: no .safetensors or .gguf weights in this folder")
-        return found
-    if kind_of(path) is not part:
-        raise CheckpointError(f"{path}: {identify_file(path)}, expected a {part.value.replace('_', ' ')}")
-    return (path,)
-
-
-def _part_config(path: Path | None) -> Path | None:
-    if path is None:
-        return None
-    path = path.expanduser().absolute()
-    return _if_file(path / "config.json") if path.is_dir() else _sidecar(path)
-
-
-def _tokenizer_file(path: Path | None) -> Paths:
-    if path is None:
-        return ()
-    path = path.expanduser().absolute()
-    found = path / "tokenizer.json" if path.is_dir() else path
-    if not found.is_file():
-        raise UsageError(f"{found}: no such file", hint="a tokenizer is a tokenizer.json or its folder")
-    return (found,)
+    held = _one_folder(path) if path.is_dir() else _one_file(path)
+    if held is None:
+        raise CheckpointError(f"{path}: no .safetensors or .gguf weights in this folder")
+    if not path.is_dir() and kind_of(path) is not Component.transformer:
+        raise CheckpointError(f"{path}: {identify_file(path)}, expected a transformer")
+    return held
 
 
 def diffusers(folder: Path) -> Parts:
-    """The published layout: model_index.json, one folder a part. Parts without a folder stay empty."""
+    """The published layout: model_index.json, and one folder for each part that is there. Raises CheckpointError."""
     folder = folder.absolute()
     index = config_files.read_json(folder / "model_index.json")
     kind = index.get("_class_name")
@@ -166,16 +152,13 @@ def diffusers(folder: Path) -> Parts:
             raise CheckpointError(
                 f"{folder}: model_index.json names {named!r} as {part}, expected {' or '.join(accepted)}"
             )
-    tokenizer = folder / "tokenizer" / "tokenizer.json"
-    return Parts(
-        transformer=_folder_files(folder / "transformer"),
-        text_encoder=_folder_files(folder / "text_encoder"),
-        vae=_folder_files(folder / "vae"),
-        tokenizer=(tokenizer,) if tokenizer.is_file() else (),
-        transformer_config=_if_file(folder / "transformer" / "config.json"),
-        text_encoder_config=_if_file(folder / "text_encoder" / "config.json"),
-        vae_config=_if_file(folder / "vae" / "config.json"),
-    )
+    weights = {part: _one_folder(folder / part) for part in _FOLDERS}
+    return _there({**weights, Component.tokenizer: _tokenizer_in(folder / "tokenizer")})
+
+
+def _tokenizer_in(folder: Path) -> Part | None:
+    path = folder / "tokenizer.json"
+    return Part((path,)) if path.is_file() else None
 
 
 def _folder_files(folder: Path) -> Paths:
@@ -211,30 +194,15 @@ def _folder_files(folder: Path) -> Paths:
 
 
 def embedded(folder: Path, files: Embedded | None = None) -> Parts:
-    """Lens-Nano's three files in one folder; a file that is not there stays empty."""
-    files = files or Embedded()
-    folder = folder.absolute()
-    return Parts(
-        transformer=_existing(folder / files.transformer),
-        text_encoder=_existing(folder / files.text_encoder),
-        vae=_existing(folder / files.vae),
-    )
+    """Lens-Nano's three files in one folder; a file that is not there is no part."""
+    return _there({part: _one_file(folder.absolute() / name) for part, name in (files or Embedded()).names().items()})
 
 
 def chosen(files: Mapping[Component, Path]) -> Parts | None:
     """Exactly these files; None where one is not there."""
     if not all(path.is_file() for path in files.values()):
         return None
-    return Parts(
-        transformer=_chosen(files, Component.transformer),
-        text_encoder=_chosen(files, Component.text_encoder),
-        vae=_chosen(files, Component.vae),
-        tokenizer=_chosen(files, Component.tokenizer),
-    )
-
-
-def _chosen(files: Mapping[Component, Path], part: Component) -> Paths:
-    return (files[part],) if part in files else ()
+    return Parts({part: Part((path,)) for part, path in files.items()})
 
 
 def holds_single_files(folder: Path) -> bool:
@@ -246,42 +214,39 @@ def holds_single_files(folder: Path) -> bool:
     )
 
 
-def single_files(folder: Path, *, need_transformer: bool = True) -> Parts:
+def single_files(folder: Path) -> Parts:
     """Comfy-Org's arrangement, also under split_files/, or the files side by side."""
     folder = folder.absolute()
     found = {part: _search([folder], part) for part in _FOLDERS}
-    if need_transformer and len(found[Component.transformer]) > 1:
-        choices = ", ".join(path.name for path in found[Component.transformer])
+    transformers = found[Component.transformer]
+    if len(transformers) > 1:
+        choices = ", ".join(path.name for path in transformers)
         raise UsageError(f"{folder}: several transformers ({choices})", hint="give one of the files as the model")
-    return _single(folder, found[Component.transformer], found[Component.text_encoder], found[Component.vae])
+    return _side_by_side(folder, found)
 
 
 def companions(transformer: Path) -> Parts:
-    """Encoder, autoencoder and tokenizer beside a single transformer file, or in the folder above it."""
-    folder = transformer.absolute().parent
+    """A single transformer file with encoder, autoencoder and tokenizer beside it, or in the folder above it."""
+    path = transformer.absolute()
+    folder = path.parent
     folders = [folder, folder.parent] if folder.name in _FOLDERS[Component.transformer] else [folder]
     found = {part: _search(folders, part) for part in (Component.text_encoder, Component.vae)}
-    beside = _single(folders[-1], (), found[Component.text_encoder], found[Component.vae])
-    return beside.replaced_by(Parts(transformer=(transformer.absolute(),), transformer_config=_sidecar(transformer)))
+    return _side_by_side(folders[-1], {Component.transformer: (path,), **found})
 
 
-def _single(folder: Path, transformer: Paths, text_encoder: Paths, vae: Paths) -> Parts:
-    for part, files in ((Component.text_encoder, text_encoder), (Component.vae, vae)):
+def _side_by_side(folder: Path, found: Mapping[Component, Paths]) -> Parts:
+    """One file a part, and the tokenizer of the folder. Raises UsageError for several files of a part."""
+    for part, files in found.items():
         if len(files) > 1:
             raise UsageError(
                 f"{folder}: several files are a {part.value.replace('_', ' ')} ({', '.join(p.name for p in files)})",
                 hint="leave one of them in that folder",
             )
     places = [root / sub for root in _roots(folder) for sub in (".", "tokenizer", "text_encoders", "clip")]
-    tokenizer = next((p / "tokenizer.json" for p in places if (p / "tokenizer.json").is_file()), None)
-    return Parts(
-        transformer=transformer[:1],
-        text_encoder=text_encoder,
-        vae=vae,
-        tokenizer=(tokenizer.resolve(strict=True),) if tokenizer is not None else (),
-        transformer_config=_sidecar(transformer[0]) if transformer else None,
-        text_encoder_config=_sidecar(text_encoder[0]) if text_encoder else None,
-        vae_config=_sidecar(vae[0]) if vae else None,
+    tokenizer = next((path for place in places if (path := place / "tokenizer.json").is_file()), None)
+    weights = {part: _one_file(files[0]) if files else None for part, files in found.items()}
+    return _there(
+        {**weights, Component.tokenizer: None if tokenizer is None else Part((tokenizer.resolve(strict=True),))}
     )
 
 
@@ -321,16 +286,3 @@ def _roots(folder: Path) -> tuple[Path, ...]:
 
 def _weights_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file()) if folder.is_dir() else []
-
-
-def _existing(path: Path) -> Paths:
-    return (path,) if path.is_file() else ()
-
-
-def _if_file(path: Path) -> Path | None:
-    return path if path.is_file() else None
-
-
-def _sidecar(path: Path) -> Path | None:
-    """`lens_bf16.json` beside `lens_bf16.safetensors`: a config.json for one file."""
-    return _if_file(path.with_suffix(".json"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backend.checkpoints import config_files, detect, gguf_keys, vae_keys
 from backend.checkpoints.headers import FileFormat, read_summary
-from backend.checkpoints.layouts import Parts, Paths
+from backend.checkpoints.layouts import NETWORKS, Part, Parts, Paths
 from backend.errors import CheckpointError
 from backend.params import DiTParams, ModelParams, TextEncoderParams, VAEParams
 from backend.presets import PRESETS
@@ -18,15 +18,15 @@ VARIANT_KEY = "lens.variant"  # ours, in a safetensors or GGUF header: the regis
 SIDECAR = "lens.json"  # ours, beside the files: {"variant": "lens-turbo"}
 
 
-def variant(path: Path, parts: Parts) -> str | None:
+def variant(path: Path, transformer: Part | None) -> str | None:
     """The registry row that the files themselves name; None where they do not. Raises CheckpointError if unknown."""
     sidecar = (path if path.is_dir() else path.parent) / SIDECAR
     stated: object = None
     origin = sidecar
     if sidecar.is_file():
         stated = config_files.read_json(sidecar).get("variant")
-    elif parts.transformer:
-        origin = parts.transformer[0]
+    elif transformer is not None:
+        origin = transformer.files[0]
         stated = read_summary(origin).metadata.get(VARIANT_KEY)
     if stated is None:
         return None
@@ -36,72 +36,72 @@ def variant(path: Path, parts: Parts) -> str | None:
 
 
 def read_params(parts: Parts) -> ModelParams:
-    """The parameters of all three networks, and the check that they fit each other."""
-    dit, text, vae = read_transformer_params(parts), read_text_params(parts), read_vae_params(parts)
-    origin = parts.transformer[0]
+    """The parameters of all three networks, and the check that they fit each other. Raises CheckpointError."""
+    transformer, encoder, autoencoder = (parts.held[part] for part in NETWORKS)
+    dit, text, vae = read_transformer_params(transformer), read_text_params(encoder), read_vae_params(autoencoder)
+    origin, encoder_name, vae_name = transformer.files[0], encoder.files[0].name, autoencoder.files[0].name
     if dit.enc_hidden_dim != text.hidden_size:
         raise CheckpointError(
-            f"{origin}: reads features of width {dit.enc_hidden_dim}, {parts.text_encoder[0].name} gives "
-            f"{text.hidden_size}: they do not belong together"
+            f"{origin}: reads features of width {dit.enc_hidden_dim}, {encoder_name} gives {text.hidden_size}: they do "
+            "not belong together"
         )
     if max(dit.selected_layer_index) >= text.num_hidden_layers:
         raise CheckpointError(
-            f"{origin}: reads encoder block {max(dit.selected_layer_index)}, {parts.text_encoder[0].name} has "
+            f"{origin}: reads encoder block {max(dit.selected_layer_index)}, {encoder_name} has "
             f"{text.num_hidden_layers} blocks"
         )
     if dit.out_channels != vae.latent_channels:
         raise CheckpointError(
-            f"{origin}: makes {dit.out_channels} latent channels, {parts.vae[0].name} decodes {vae.latent_channels}"
+            f"{origin}: makes {dit.out_channels} latent channels, {vae_name} decodes {vae.latent_channels}"
         )
     return ModelParams(dit=dit, vae=vae, text=text)
 
 
-def read_transformer_params(parts: Parts) -> DiTParams:
+def read_transformer_params(part: Part) -> DiTParams:
     """From config.json, what the weights' header states, or the tensors' shapes, in this order."""
-    config, origin = parts.transformer_config, str(parts.transformer[0])
+    origin = str(part.files[0])
     stated: DiTParams | None = None
-    for header in map(read_summary, parts.transformer):
+    for header in map(read_summary, part.files):
         if header.format is FileFormat.gguf:
             stated = stated or gguf_keys.transformer_params(header.metadata, origin)
         elif text := header.metadata.get(config_files.TRANSFORMER_METADATA_KEY):
             stated = stated or config_files.transformer_params(config_files.parse_json(text, origin), origin)
-    if config is not None:
-        params = config_files.transformer_params(config_files.read_json(config), str(config))
+    if part.config is not None:
+        params = config_files.transformer_params(config_files.read_json(part.config), str(part.config))
         if stated is not None and stated != params:
-            raise CheckpointError(f"{config}: differs from what the header of {origin} states")
+            raise CheckpointError(f"{part.config}: differs from what the header of {origin} states")
         return params
     if stated is not None:
         return stated
-    shapes = _shapes(parts.transformer)
+    shapes = _shapes(part.files)
     prefix = detect.transformer_prefix(shapes)
     if not detect.is_transformer(shapes):
         raise CheckpointError(f"{origin}: {detect.identify(shapes)}, expected a Lens transformer")
     return detect.transformer_params_from_shapes({n.removeprefix(prefix): s for n, s in shapes.items()}, origin)
 
 
-def read_text_params(parts: Parts) -> TextEncoderParams:
+def read_text_params(part: Part) -> TextEncoderParams:
     """From the GGUF header, config.json, or the tensors' shapes, in this order."""
-    header, origin = read_summary(parts.text_encoder[0]), str(parts.text_encoder[0])
+    header, origin = read_summary(part.files[0]), str(part.files[0])
     if header.format is FileFormat.gguf:
         rows = header.tensors.get("token_embd.weight")
         if rows is None:
             raise CheckpointError(f"{origin}: {detect.identify(header.tensors.keys())}, expected a GPT-OSS encoder")
         return gguf_keys.text_params(header.metadata, rows.shape[0], origin)
-    if parts.text_encoder_config is not None:
-        config = parts.text_encoder_config
-        return config_files.text_encoder_params(config_files.read_json(config), str(config))
-    return detect.text_params_from_shapes(_shapes(parts.text_encoder), origin)
+    if part.config is not None:
+        return config_files.text_encoder_params(config_files.read_json(part.config), str(part.config))
+    return detect.text_params_from_shapes(_shapes(part.files), origin)
 
 
-def read_vae_params(parts: Parts) -> VAEParams:
+def read_vae_params(part: Part) -> VAEParams:
     """From config.json, our key in the safetensors header, or the tensors' shapes, in this order."""
-    if parts.vae_config is not None:
-        return config_files.vae_params(config_files.read_json(parts.vae_config), str(parts.vae_config))
-    header, origin = read_summary(parts.vae[0]), str(parts.vae[0])
+    if part.config is not None:
+        return config_files.vae_params(config_files.read_json(part.config), str(part.config))
+    header, origin = read_summary(part.files[0]), str(part.files[0])
     stated = header.metadata.get(config_files.VAE_METADATA_KEY)
     if stated is not None:
         return config_files.vae_params(config_files.parse_json(stated, origin), origin)
-    shapes = _shapes(parts.vae)
+    shapes = _shapes(part.files)
     prefix = vae_keys.prefix_of(shapes)
     return detect.vae_params_from_shapes({n.removeprefix(prefix): s for n, s in shapes.items()}, origin)
 

@@ -7,16 +7,17 @@ fetches. Standard library only, so that `lens models list` and `lens gen --dry-r
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backend.checkpoints import layouts, parameters, records
 from backend.checkpoints.layouts import Parts
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
-from backend.paths import hub_cache, nano_dir
-from backend.presets import PRESETS, Component, HubSource, Layout, Preset, default_name, get, names
+from backend.packing.schemes import listed
+from backend.params import DiTParams
+from backend.paths import hub_repo, nano_dir
+from backend.presets import PRESETS, Component, Embedded, HubSource, Layout, Preset, default_name, get, names
 
 ACCEPTED = (
     f"a model is a name ({', '.join(names())}); a folder with model_index.json (the published layout); a folder with "
@@ -32,28 +33,33 @@ class ModelFiles:
     name: str  # registry name, or the folder's or file's base name
     preset: Preset  # defaults of the variant, with the parameters that these files have
     layout: Layout
-    transformer: tuple[Path, ...]
-    text_encoder: tuple[Path, ...]
-    vae: tuple[Path, ...]
-    tokenizer: tuple[Path, ...]  # tokenizer.json; empty: inside the text encoder's file
-    transformer_config: Path | None = None  # None: told from the tensors or the file's header
-    text_encoder_config: Path | None = None
-    vae_config: Path | None = None
+    parts: Parts
     revision: str | None = None  # hub commit, where known
     repo: str | None = None  # hub repository, where known
     assumed: str | None = None  # a sentence about what had to be assumed; None: nothing
     borrowed: str | None = None  # a sentence about what another model lends; None: nothing
     lent: frozenset[Path] = frozenset()  # the files that it lends
 
+    @property
+    def transformer(self) -> tuple[Path, ...]:
+        return self.parts.files(Component.transformer)
+
+    @property
+    def text_encoder(self) -> tuple[Path, ...]:
+        return self.parts.files(Component.text_encoder)
+
+    @property
+    def vae(self) -> tuple[Path, ...]:
+        return self.parts.files(Component.vae)
+
+    @property
+    def tokenizer(self) -> tuple[Path, ...]:
+        """tokenizer.json; empty: inside the text encoder's file."""
+        return self.parts.files(Component.tokenizer)
+
     def files(self) -> list[tuple[str, Path, int]]:
         """(component, path, bytes) of every weights and tokenizer file."""
-        parts = (
-            (Component.transformer, self.transformer),
-            (Component.text_encoder, self.text_encoder),
-            (Component.vae, self.vae),
-            (Component.tokenizer, self.tokenizer),
-        )
-        return [(str(part), path, path.stat().st_size) for part, paths in parts for path in paths]
+        return [(str(part), path, path.stat().st_size) for part in Component for path in self.parts.files(part)]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -64,12 +70,12 @@ class ModelFiles:
     def folder(self) -> Path:
         """The folder that holds the model's own weights: what is lent may lie anywhere, and so may what a link to a
         tokenizer leads to."""
-        weights = (*self.transformer, *self.text_encoder, *self.vae)
-        return Path(os.path.commonpath([path.parent for path in weights if path not in self.lent]))
+        weights = self.parts.without(Component.tokenizer).all_files - self.lent
+        return Path(os.path.commonpath([path.parent for path in weights]))
 
     @property
     def own_bytes(self) -> int:
-        """Without what another model lends."""
+        """Bytes of all files but those that another model lends."""
         return sum(size for _, path, size in self.files() if path not in self.lent)
 
     @property
@@ -77,52 +83,36 @@ class ModelFiles:
         return sum(size for _, _, size in self.files())
 
 
-def resolve_model(
-    name_or_path: str,
-    *,
-    transformer: Path | None = None,
-    text_encoder: Path | None = None,
-    vae: Path | None = None,
-    tokenizer: Path | None = None,
-    variant: str | None = None,
-) -> ModelFiles:
-    """The files of a model. The keyword paths replace single components; `variant` says which model a path is.
-
-    Raises ModelMissingError (the weights are not on this disk, with the command that fetches them), CheckpointError
-    (a file is not what it should be) or UsageError (nothing lens understands, with the accepted forms).
-    """
-    given = layouts.by_hand(transformer=transformer, text_encoder=text_encoder, vae=vae, tokenizer=tokenizer)
-    return _resolve(name_or_path, _Asked(given=given, variant=variant))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
     """What was asked for beside the name or path."""
 
-    given: Parts = field(default_factory=Parts)  # these replace what is found
     variant: str | None = None  # which model a path is; None: the files say
     borrow: bool = True  # what is absent may come from other models; not for one that is to lend: it might come back
 
 
+def resolve_model(name_or_path: str, *, variant: str | None = None) -> ModelFiles:
+    """The files of a model. `variant`: which model a path is; None: its files or their names say.
+
+    Raises ModelMissingError (the weights are not on this disk, with the command that fetches them), CheckpointError
+    (a file is not what it should be) or UsageError (nothing lens understands, with the accepted forms).
+    """
+    return _resolve(name_or_path, _Asked(variant=variant))
+
+
 def _resolve(name_or_path: str, asked: _Asked) -> ModelFiles:
-    path = Path(name_or_path).expanduser()
-    for _, _, applies, action in sorted(_RULES, key=lambda rule: rule[0]):
-        if applies(name_or_path, path):
-            return action(name_or_path, path, asked)
+    name, path = name_or_path.strip().lower(), Path(name_or_path).expanduser()
+    if name in PRESETS:  # before a file of that name, which is ./NAME
+        if asked.variant is not None and asked.variant != name:
+            raise UsageError(f"{name} is a name of the registry, so it cannot also be {asked.variant}")
+        return _of_preset(get(name), asked)
+    for applies, action in _RULES:
+        if applies(path):
+            return action(path, asked)
     raise _not_understood(name_or_path, path)
 
 
-# Rules ---------------------------------------------------------------------------------------------------------------
-
-_Check = Callable[[str, Path], bool]
-_Action = Callable[[str, Path, _Asked], ModelFiles]
-
-
-def _registry(name: str, _path: Path, asked: _Asked) -> ModelFiles:
-    preset = get(name)
-    if asked.variant is not None and asked.variant != preset.name:
-        raise UsageError(f"{preset.name} is a name of the registry, so it cannot also be {asked.variant}")
-    return _of_preset(preset, asked)
+# Registry names ------------------------------------------------------------------------------------------------------
 
 
 def of_preset(preset: Preset) -> ModelFiles:
@@ -132,7 +122,7 @@ def of_preset(preset: Preset) -> ModelFiles:
 
 def _of_preset(preset: Preset, asked: _Asked) -> ModelFiles:
     if preset.embedded is not None:
-        return _embedded_preset(preset, asked.given)
+        return _embedded_preset(preset)
     record = records.load(preset.name)
     if record is not None and record.folder.exists():
         return _from_record(preset, record, asked)
@@ -145,8 +135,7 @@ def _of_preset(preset: Preset, asked: _Asked) -> ModelFiles:
                 unusable = unusable or error
                 continue
             if parts is not None and parts.missing() == ():
-                found = parts.replaced_by(asked.given)
-                return _finish(preset.name, preset, source.layout, found, revision, source.repo)
+                return _finish(preset.name, preset, source.layout, parts, revision, source.repo)
     error = missing(preset)
     if unusable is not None:
         raise ModelMissingError(f"{preset.name} is here only in part: {unusable}", hint=error.hint)
@@ -167,29 +156,19 @@ def missing(preset: Preset) -> ModelMissingError:
     )
 
 
-def _embedded_preset(preset: Preset, given: Parts) -> ModelFiles:
+def _embedded_preset(preset: Preset) -> ModelFiles:
     assert preset.embedded is not None
     parts = layouts.embedded(nano_dir(), preset.embedded)
     if parts.missing():
         raise missing(preset)
-    return _finish(preset.name, preset, Layout.embedded, parts.replaced_by(given), None, None)
+    return _finish(preset.name, preset, Layout.embedded, parts, None, None)
 
 
 def _from_record(preset: Preset, record: records.Record, asked: _Asked) -> ModelFiles:
     """What `lens models pull` wrote down: a snapshot in the hub cache, or a folder the person named."""
-    given = asked.given
     if record.repo is None:
         found = _resolve(str(record.folder), _Asked(variant=preset.name, borrow=asked.borrow))
-        parts = Parts(
-            transformer=found.transformer,
-            text_encoder=found.text_encoder,
-            vae=found.vae,
-            tokenizer=found.tokenizer,
-            transformer_config=found.transformer_config,
-            text_encoder_config=found.text_encoder_config,
-            vae_config=found.vae_config,
-        )
-        files = _finish(preset.name, preset, found.layout, parts.replaced_by(given), None, None)
+        files = _finish(preset.name, preset, found.layout, found.parts, None, None)
         return replace(files, borrowed=found.borrowed, lent=found.lent)
     source = next((s for s in preset.sources if s.repo == record.repo), None)
     if source is not None and source.layout is record.layout:
@@ -202,12 +181,12 @@ def _from_record(preset: Preset, record: records.Record, asked: _Asked) -> Model
             f"the pulled files of {preset.name} are incomplete in {record.folder}{part}",
             hint=f"fetch what is missing with `lens models pull {preset.name}`",
         )
-    return _finish(preset.name, preset, record.layout, parts.replaced_by(given), record.revision, record.repo)
+    return _finish(preset.name, preset, record.layout, parts, record.revision, record.repo)
 
 
 def cached_snapshots(source: HubSource) -> list[tuple[str, Path]]:
     """(commit, folder) of a source's snapshots in the hub cache: the pinned one, else all, main's first."""
-    root = hub_cache() / f"models--{source.repo.replace('/', '--')}"
+    root = hub_repo(source.repo)
     if source.revision is not None:
         commits = [source.revision]
     else:
@@ -233,26 +212,28 @@ def _any_parts(folder: Path, layout: Layout) -> Parts:
     return layouts.diffusers(folder) if layout is Layout.diffusers else layouts.single_files(folder)
 
 
-def _diffusers(name: str, path: Path, asked: _Asked) -> ModelFiles:
-    return _from_path(path, Layout.diffusers, layouts.diffusers(path).replaced_by(asked.given), asked)
+# Paths ---------------------------------------------------------------------------------------------------------------
 
 
-def _embedded(name: str, path: Path, asked: _Asked) -> ModelFiles:
-    return _from_path(path, Layout.embedded, layouts.embedded(path).replaced_by(asked.given), asked)
+def _diffusers(path: Path, asked: _Asked) -> ModelFiles:
+    return _from_path(path, Layout.diffusers, layouts.diffusers(path), asked)
 
 
-def _single_files(name: str, path: Path, asked: _Asked) -> ModelFiles:
-    parts = layouts.single_files(path, need_transformer=not asked.given.transformer)
-    return _from_path(path, Layout.single_files, parts.replaced_by(asked.given), asked)
+def _embedded(path: Path, asked: _Asked) -> ModelFiles:
+    return _from_path(path, Layout.embedded, layouts.embedded(path), asked)
 
 
-def _transformer_folder(name: str, path: Path, asked: _Asked) -> ModelFiles:
-    parts = layouts.by_hand(transformer=path)
+def _single_files(path: Path, asked: _Asked) -> ModelFiles:
+    return _from_path(path, Layout.single_files, layouts.single_files(path), asked)
+
+
+def _transformer_folder(path: Path, asked: _Asked) -> ModelFiles:
+    parts = Parts({Component.transformer: layouts.transformer_alone(path)})
     beside = layouts.diffusers(path.parent) if (path.parent / "model_index.json").is_file() else Parts()
-    return _from_path(path, Layout.diffusers, beside.replaced_by(parts).replaced_by(asked.given), asked)
+    return _from_path(path, Layout.diffusers, beside.replaced_by(parts), asked)
 
 
-def _file(name: str, path: Path, asked: _Asked) -> ModelFiles:
+def _file(path: Path, asked: _Asked) -> ModelFiles:
     kind = layouts.kind_of(path)
     if kind is None:
         raise CheckpointError(f"{path}: {layouts.identify_file(path)}, expected a Lens transformer")
@@ -260,18 +241,16 @@ def _file(name: str, path: Path, asked: _Asked) -> ModelFiles:
         raise UsageError(
             f"{path}: {layouts.identify_file(path)}; a model is the transformer's file or a whole folder", hint=ACCEPTED
         )
-    parts = layouts.companions(path).replaced_by(asked.given)
-    return _from_path(path, layouts.layout_of(path), parts, asked)
+    return _from_path(path, layouts.layout_of(path), layouts.companions(path), asked)
 
 
-_RULES: tuple[tuple[int, str, _Check, _Action], ...] = (
-    # priority, name, check(what was typed, as a path), action. A registry name wins over a file of that name: ./lens
-    (10, "registry name", lambda name, path: name.strip().lower() in PRESETS, _registry),
-    (20, "diffusers folder", lambda name, path: (path / "model_index.json").is_file(), _diffusers),
-    (30, "embedded folder", lambda name, path: (path / "transformer.gguf").is_file(), _embedded),
-    (40, "single files", lambda name, path: path.is_dir() and layouts.holds_single_files(path), _single_files),
-    (50, "transformer folder", lambda name, path: (path / "config.json").is_file(), _transformer_folder),
-    (60, "transformer file", lambda name, path: path.is_file(), _file),
+_RULES: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Asked], ModelFiles]], ...] = (
+    # what a path is, the first that applies; how its files are found
+    (lambda path: (path / "model_index.json").is_file(), _diffusers),
+    (lambda path: (path / Embedded().transformer).is_file(), _embedded),
+    (lambda path: path.is_dir() and layouts.holds_single_files(path), _single_files),
+    (lambda path: (path / "config.json").is_file(), _transformer_folder),
+    (Path.is_file, _file),
 )
 
 
@@ -298,23 +277,18 @@ def _from_path(path: Path, layout: Layout, parts: Parts, asked: _Asked) -> Model
     parts, borrowed = _borrow(path, own) if asked.borrow else (own, None)
     parts = _complete(path, parts)
     params = parameters.read_params(parts)
-    small = params.dit != get("lens").params.dit
-    preset, assumed = _variant(path, parts, asked.variant, small)
+    preset, assumed = _variant(path, parts, asked.variant, params.dit)
     found = _finish(path.name, preset, layout, parts, None, None)
-    return replace(found, assumed=assumed, borrowed=borrowed, lent=_files(parts) - _files(own))
-
-
-def _files(parts: Parts) -> frozenset[Path]:
-    return frozenset((*parts.transformer, *parts.text_encoder, *parts.vae, *parts.tokenizer))
+    return replace(found, assumed=assumed, borrowed=borrowed, lent=parts.all_files - own.all_files)
 
 
 def _borrow(path: Path, parts: Parts) -> tuple[Parts, str | None]:
-    """With what is absent taken from pulled models (encoder and autoencoder are stock parts) or from Lens-Nano, and
-    the sentence that says so."""
+    """The parts, completed from a pulled model (encoder and autoencoder are stock parts) or from Lens-Nano, and the
+    sentence that says so; None: nothing was absent, or nobody has it."""
     absent = [part for part in parts.missing() if part != Component.transformer]
-    if not parts.transformer or not absent:
+    if Component.transformer not in parts.held or not absent:
         return parts, None
-    dit = parameters.read_transformer_params(parts)
+    dit = parameters.read_transformer_params(parts.held[Component.transformer])
     for name in names():
         preset = PRESETS[name]
         if preset.params.dit.enc_hidden_dim != dit.enc_hidden_dim:
@@ -323,15 +297,9 @@ def _borrow(path: Path, parts: Parts) -> tuple[Parts, str | None]:
             donor = _of_preset(preset, _Asked(borrow=False))
         except LensError:  # not here, or damaged: using that one by name says what is wrong with it
             continue
-        lender = Parts(
-            text_encoder=donor.text_encoder,
-            vae=donor.vae,
-            tokenizer=donor.tokenizer,
-            text_encoder_config=donor.text_encoder_config,
-            vae_config=donor.vae_config,
-        )
         taken = " and ".join(part.value.replace("_", " ") for part in absent)
-        return lender.replaced_by(parts), f"{path.name}: {taken} of {name}, as there is none beside it"
+        borrowed = f"{path.name}: {taken} of {name}, as there is none beside it"
+        return donor.parts.without(Component.transformer).replaced_by(parts), borrowed
     return parts, None
 
 
@@ -350,28 +318,32 @@ def _complete(path: Path, parts: Parts) -> Parts:
         raise ModelMissingError(
             f"{path}: no {' and no '.join(part.value.replace('_', ' ') for part in absent)} beside it "
             "or among the pulled models",
-            hint=f"put it beside the transformer ({folders}), or fetch a whole model: lens models pull lens",
+            hint=f"put it beside the transformer ({folders}), or fetch a whole model: "
+            f"lens models pull {_published()[0].name}",
         )
     return parts
 
 
-def _variant(path: Path, parts: Parts, variant: str | None, small: bool) -> tuple[Preset, str | None]:
+def _published() -> list[Preset]:
+    """The models that are fetched, the one without a mark first among those whose tensors are alike."""
+    return [preset for preset in PRESETS.values() if preset.sources]
+
+
+def _variant(path: Path, parts: Parts, variant: str | None, dit: DiTParams) -> tuple[Preset, str | None]:
     """Which registry row gives the defaults, and the sentence that says so where it was only assumed."""
+    variant = variant or parameters.variant(path, parts.held.get(Component.transformer))
     if variant is not None:
         return get(variant), None
-    named = parameters.variant(path, parts)
-    if named is not None:
-        return get(named), None
-    if small:
+    alike = [preset for preset in _published() if preset.params.dit == dit]
+    if not alike:
         preset = get(default_name())
         return preset, f"{path.name}: not the published size, so the defaults of {preset.name} apply"
-    guess, word = next(
-        ((guess, text) for text in _telling(path, parts) if (guess := _guessed(text)) is not None), ("lens", path.name)
-    )
-    preset = get(guess)
+    spoken = ((row, text) for text in _telling(path, parts) for row in alike if row.is_marked(text))
+    preset, word = next(spoken, (alike[0], path.name))
     return preset, (
-        f"{word}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); "
-        "the tensors of Lens, Lens-Turbo and Lens-Base are alike, and `lens models pull NAME --from PATH` settles it"
+        f"{word}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); the "
+        f"tensors of {listed([row.name for row in alike], 'and')} are alike, and `lens models pull NAME --from PATH` "
+        "settles it"
     )
 
 
@@ -380,31 +352,11 @@ def _telling(path: Path, parts: Parts) -> list[str]:
     folder = path.parent if path.name == "transformer" else path
     # A snapshot folder of the hub cache is named by its commit; the repository's name is two levels up.
     repo = [folder.parent.parent.name] if folder.parent.name == "snapshots" else []
-    return [*(file.name for file in parts.transformer), path.name, folder.name, *repo]
-
-
-def _guessed(text: str) -> str | None:
-    """The registry row that a file's or folder's name speaks of; None: none of them in particular."""
-    if "turbo" in text.lower():
-        return "lens-turbo"
-    return "lens-base" if re.search(r"(^|[-_. ])base($|[-_. ])", text.lower()) else None
+    return [*(file.name for file in parts.files(Component.transformer)), path.name, folder.name, *repo]
 
 
 def _finish(
     name: str, preset: Preset, layout: Layout, parts: Parts, revision: str | None, repo: str | None
 ) -> ModelFiles:
-    params = parameters.read_params(parts)
-    return ModelFiles(
-        name=name,
-        preset=replace(preset, params=params),
-        layout=layout,
-        transformer=parts.transformer,
-        text_encoder=parts.text_encoder,
-        vae=parts.vae,
-        tokenizer=parts.tokenizer,
-        transformer_config=parts.transformer_config,
-        text_encoder_config=parts.text_encoder_config,
-        vae_config=parts.vae_config,
-        revision=revision,
-        repo=repo,
-    )
+    preset = replace(preset, params=parameters.read_params(parts))
+    return ModelFiles(name=name, preset=preset, layout=layout, parts=parts, revision=revision, repo=repo)

@@ -18,8 +18,8 @@ from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_preset
 from backend.disk import file_sha256, write_error
 from backend.errors import FileError, ModelMissingError, NetworkError
-from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, repo_folder, short
-from backend.paths import hub_cache
+from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, short
+from backend.paths import hub_cache, hub_repo
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -187,4 +187,4 @@ def _is_hub(location: str) -> bool:
 def _blob(repo: str, metadata: HfFileMetadata) -> Path:
     if metadata.etag is None:
         raise NetworkError(f"{repo}: the hub states no ETag", hint="check HF_ENDPOINT if it is set")
-    return repo_folder(repo) / "blobs" / metadata.etag
+    return hub_repo(repo) / "blobs" / metadata.etag

@@ -20,8 +20,8 @@ from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset, resolve_model
 from backend.disk import file_sha256, write_error
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
-from backend.hub.pull_plan import Say, matches, repo_folder
-from backend.paths import hub_cache, nano_dir
+from backend.hub.pull_plan import Say, matches
+from backend.paths import HUB_REPO, hub_cache, hub_repo, nano_dir
 from backend.presets import Component, Preset
 
 SUMS = "SHA256SUMS"  # beside Lens-Nano's files, in the form of sha256sum
@@ -202,7 +202,7 @@ def remove(removal: Removal) -> None:
 
 def partial_bytes(preset: Preset) -> int:
     """Bytes of unfinished downloads in the repositories of a model's sources."""
-    folders = {repo_folder(source.repo) / "blobs" for source in preset.sources}
+    folders = {hub_repo(source.repo) / "blobs" for source in preset.sources}
     return sum(part.stat().st_size for folder in folders for part in folder.glob("*.incomplete"))
 
 
@@ -238,8 +238,8 @@ def _used_by_others(preset: Preset) -> dict[Path, str]:
 
 
 def _repos(preset: Preset, record: Record | None) -> set[Path]:
-    repos = {repo_folder(source.repo) for source in preset.sources}
-    return repos | ({repo_folder(record.repo)} if record is not None and record.repo is not None else set())
+    repos = {hub_repo(source.repo) for source in preset.sources}
+    return repos | ({hub_repo(record.repo)} if record is not None and record.repo is not None else set())
 
 
 def _blob_of(link: Path) -> Path:
@@ -249,7 +249,7 @@ def _blob_of(link: Path) -> Path:
 
 def _repo_of(path: Path) -> Path:
     """The repository folder of a path in a hub cache."""
-    return next(parent for parent in path.parents if parent.name.startswith("models--"))
+    return next(parent for parent in path.parents if parent.name.startswith(HUB_REPO))
 
 
 def _tidy(repo: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from backend import presets
 from backend.disk import free_bytes
 from backend.errors import ModelMissingError, NetworkError, UsageError
-from backend.paths import hub_cache
+from backend.paths import hub_cache, hub_repo
 from backend.presets import HubSource, Layout, Preset
 
 Say = Callable[[str], None]
@@ -60,7 +60,7 @@ class PullPlan:
     @property
     def folder(self) -> Path:
         """The snapshot folder in the hub cache."""
-        return repo_folder(self.repo) / "snapshots" / self.revision
+        return hub_repo(self.repo) / "snapshots" / self.revision
 
     @property
     def provenance(self) -> str:
@@ -102,11 +102,6 @@ def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network, by huggingface_hub's own reading."""
     stated = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return stated.upper() in ("1", "ON", "YES", "TRUE")
-
-
-def is_repo(origin: str) -> bool:
-    """Whether `--from` names a repository and not a path."""
-    return _REPO.match(origin) is not None and not Path(origin).expanduser().exists()
 
 
 def _sources(preset: Preset, origin: str | None) -> Iterable[HubSource]:
@@ -211,9 +206,9 @@ def _single(preset: Preset, names: list[str], part: str) -> str:
     """The one file of an unknown repository in ComfyUI's folders that suits the model."""
     found = [n for n in names if Path(n).parent.name == part and n.endswith((".safetensors", ".gguf"))]
     if part == "diffusion_models" and len(found) > 1:
-        kind = {"lens-turbo": "turbo", "lens-base": "base"}.get(preset.name)
-        others = [word for word in ("turbo", "base") if word != kind]
-        found = [n for n in found if (kind is None or kind in n) and not any(word in n for word in others)]
+        others = [row for row in presets.PRESETS.values() if row.name != preset.name]
+        found = [n for n in found if preset.is_marked(Path(n).name) or not preset.mark]
+        found = [n for n in found if not any(row.is_marked(Path(n).name) for row in others)]
         found = [n for n in found if "bf16" in n] or found
     if len(found) != 1:
         what = f"several files in {part}/ ({', '.join(found)})" if found else f"no file in {part}/ that suits"
@@ -224,11 +219,6 @@ def _single(preset: Preset, names: list[str], part: str) -> str:
 # The hub cache --------------------------------------------------------------------------------------------------------
 
 
-def repo_folder(repo: str) -> Path:
-    """Where huggingface_hub keeps a model repository."""
-    return hub_cache() / f"models--{repo.replace('/', '--')}"
-
-
 def partial_of(blob: Path) -> Path:
     """The unfinished form of a blob."""
     return blob.with_name(blob.name + ".incomplete")
@@ -236,12 +226,12 @@ def partial_of(blob: Path) -> Path:
 
 def _have(repo: str, revision: str, path: str, sha256: str | None, size: int) -> int:
     """Bytes of a file that are on this disk: all, or the length of an unfinished blob (named by its SHA-256)."""
-    there = repo_folder(repo) / "snapshots" / revision / path
+    there = hub_repo(repo) / "snapshots" / revision / path
     if there.exists():
         return size
     if sha256 is None:
         return 0
-    blob = repo_folder(repo) / "blobs" / sha256
+    blob = hub_repo(repo) / "blobs" / sha256
     if blob.exists():
         return size
     partial = partial_of(blob)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backend.checkpoints import packing_plan
 from backend.checkpoints.formats import Entry, open_transformer
+from backend.checkpoints.layouts import Parts
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import FileError, NumericsError, UsageError
@@ -28,6 +29,7 @@ from backend.packing.gguf import GgufLinear
 from backend.packing.linears import PackedLinear
 from backend.packing.nf4 import Nf4Linear
 from backend.picture import metadata
+from backend.presets import Component
 from backend.types import Quant
 from tests.backend import tiny_weights as tiny
 
@@ -245,5 +247,5 @@ def test_a_record_brings_back_the_rounding() -> None:
 
 def test_files_without_linears_hold_nothing(plain: ModelFiles) -> None:
     assert stored(()).values == 0
-    plan = plan_quant(replace(plain, transformer=plain.vae), Quant.auto)
+    plan = plan_quant(replace(plain, parts=Parts({Component.transformer: plain.parts.held[Component.vae]})), Quant.auto)
     assert not plan.packed and plan.linear_bytes(4) == 0

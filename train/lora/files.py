@@ -24,7 +24,7 @@ from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.disk import make_folder, write_atomic
 from backend.errors import LensError
 from backend.lora.write import Family, write_lora
-from backend.presets import Layout
+from backend.presets import Component, Layout
 from train.lora.adapters import factors
 from train.lora.config import LoraConfig
 
@@ -93,7 +93,7 @@ def _link(files: ModelFiles, out: Path) -> None:
         encoder, vae = out / "text_encoders" / files.text_encoder[0].name, out / "vae" / files.vae[0].name
         links = {encoder: files.text_encoder[0], vae: files.vae[0]}
         links |= {out / path.name: path for path in files.tokenizer}
-        stated = ((encoder, files.text_encoder_config), (vae, files.vae_config))
+        stated = ((encoder, files.parts.config(Component.text_encoder)), (vae, files.parts.config(Component.vae)))
         links |= {file.with_suffix(".json"): config for file, config in stated if config is not None}
     for link, path in links.items():
         if not path.exists() or (link.exists() and not link.is_symlink()):

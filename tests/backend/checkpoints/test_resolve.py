@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from backend import presets
-from backend.checkpoints import detect, records
+from backend.checkpoints import detect, records, resolve
+from backend.checkpoints.layouts import Parts
 from backend.checkpoints.resolve import resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.errors import CheckpointError, ModelMissingError, UsageError
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, VAEParams
-from backend.presets import Layout
+from backend.presets import Component, Layout
 from tests.backend import tiny_weights as tiny
 
 
@@ -165,7 +166,7 @@ def test_an_interrupted_pull_is_not_there_rather_than_damaged(
 ) -> None:
     """Shards come before their index. Exit code 5 with the command that goes on, and nothing else is in its way."""
     source = presets.PRESETS["lens"].sources[0]
-    monkeypatch.setattr("backend.checkpoints.resolve.hub_cache", lambda: tmp_path)
+    monkeypatch.setattr("backend.paths.hub_cache", lambda: tmp_path)
     snapshot = tmp_path / f"models--{source.repo.replace('/', '--')}" / "snapshots" / (source.revision or "0" * 40)
     shutil.copytree(published, snapshot)
     indices = list(snapshot.rglob("*.index.json"))
@@ -199,15 +200,22 @@ def test_companions_beside_a_transformer(embedded: Path, tmp_path: Path) -> None
         resolve_model(str(tmp_path / "my-transformer.gguf"))
 
 
-def test_components_given_by_hand(published: Path, embedded: Path) -> None:
-    found = resolve_model(str(published), transformer=embedded / "transformer.gguf", vae=published / "vae")
-    assert found.transformer == (embedded / "transformer.gguf",)
-    assert found.transformer_config is None  # the folder's config belongs to the file that was replaced
-    assert found.vae_config == published / "vae" / "config.json"
-    found = resolve_model(str(published), text_encoder=embedded / "text_encoder.gguf")
-    assert found.tokenizer == ()  # the one inside the GGUF, not the folder's
-    with pytest.raises(CheckpointError, match=r"a FLUX\.2 autoencoder, expected a transformer"):
-        resolve_model(str(published), transformer=embedded / "vae.safetensors")
+def test_parts_that_replace_others(published: Path, embedded: Path) -> None:
+    parts, other = resolve_model(str(published)).parts, resolve_model(str(embedded)).parts
+    found = parts.replaced_by(Parts({Component.transformer: other.held[Component.transformer]}))
+    assert found.files(Component.transformer) == (embedded / "transformer.gguf",)
+    assert found.config(Component.transformer) is None  # the folder's config belongs to the file that was replaced
+    assert found.config(Component.vae) == published / "vae" / "config.json"
+    assert found.files(Component.tokenizer) == (published / "tokenizer" / "tokenizer.json",)
+    found = found.replaced_by(Parts({Component.text_encoder: other.held[Component.text_encoder]}))
+    assert found.files(Component.tokenizer) == () and not found.missing()  # the one inside the GGUF
+    assert found.without(Component.text_encoder).missing() == (Component.text_encoder,)
+    assert parts.without(Component.tokenizer).missing() == (Component.tokenizer,)
+
+
+def test_a_folder_of_another_part(published: Path) -> None:
+    with pytest.raises(CheckpointError, match="_class_name is 'AutoencoderKLFlux2'"):
+        resolve_model(str(published / "vae"))
 
 
 def test_an_encoder_is_no_model(embedded: Path) -> None:
@@ -217,10 +225,12 @@ def test_an_encoder_is_no_model(embedded: Path) -> None:
 
 def test_networks_that_do_not_belong_together(published: Path, tmp_path: Path) -> None:
     wide = replace(tiny.DIT, enc_hidden_dim=128)
-    path = tmp_path / "wide.gguf"
-    write_transformer_gguf(path, tiny.random_transformer(wide), wide)
+    folder = Path(shutil.copytree(published, tmp_path / "mixed"))
+    shutil.rmtree(folder / "transformer")
+    (folder / "transformer").mkdir()
+    write_transformer_gguf(folder / "transformer" / "wide.gguf", tiny.random_transformer(wide), wide)
     with pytest.raises(CheckpointError, match=r"reads features of width 128, model-.* gives 64"):
-        resolve_model(str(published), transformer=path)
+        resolve_model(str(folder))
 
 
 def test_several_transformers_in_a_folder(embedded: Path, tmp_path: Path) -> None:
@@ -241,8 +251,10 @@ def test_several_transformers_in_a_folder(embedded: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def full_size(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the tiny size count as the published one, so that names decide between Lens, Turbo and Base."""
-    row = replace(presets.PRESETS["lens"], params=replace(presets.LENS, dit=tiny.DIT))
-    monkeypatch.setattr(presets, "PRESETS", {**presets.PRESETS, "lens": row})
+    small = replace(presets.LENS, dit=tiny.DIT)
+    rows = {name: replace(row, params=small) if row.sources else row for name, row in presets.PRESETS.items()}
+    for place in (presets, resolve):
+        monkeypatch.setattr(place, "PRESETS", rows)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend import paths
-from backend.checkpoints.identity import file_sha256
+from backend.checkpoints.identity import known_sha256
 from backend.errors import CheckpointError, LensError, UsageError
 from backend.lora.keys import read_lora
 from backend.lora.names import find_again, find_lora, known_loras, lora_sha256, parse_lora, settle, written
@@ -135,7 +135,7 @@ def test_parse(tail: str, name: str, scale: float, tmp_path: Path) -> None:
     path = save(tmp_path / name, GOOD)
     use = parse_lora(f"{path}{tail}", LoraMode.fused)
     assert (use.path, use.scale, use.mode) == (str(path), scale, LoraMode.fused)
-    assert use.sha256 == file_sha256(path)
+    assert use.sha256 == known_sha256(path)
     assert parse_lora(written(use), LoraMode.fused) == use
 
 
@@ -179,7 +179,7 @@ def test_found_again_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     path = save(tmp_path / "far" / "x.safetensors", GOOD)
-    recorded = LoraUse(path="x.safetensors", sha256=file_sha256(path), scale=0.7, mode=LoraMode.fused)
+    recorded = LoraUse(path="x.safetensors", sha256=known_sha256(path), scale=0.7, mode=LoraMode.fused)
     assert find_again(recorded) == replace(recorded, path=str(path))  # it was hashed there before
     elsewhere = path.rename(tmp_path / "moved.safetensors")
     with pytest.raises(UsageError, match=recorded.sha256) as raised:
@@ -195,11 +195,11 @@ def test_found_again_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_hash_holds_what_decides_the_scale(tmp_path: Path) -> None:
     path = save(tmp_path / "adapter_model.safetensors", GOOD)
-    assert lora_sha256(path) == file_sha256(path)
+    assert lora_sha256(path) == known_sha256(path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 3}))
-    assert lora_sha256(path) != file_sha256(path)
+    assert lora_sha256(path) != known_sha256(path)
     other = save(tmp_path / "x.safetensors", GOOD)
-    assert lora_sha256(other) == file_sha256(other)  # the config is not this file's
+    assert lora_sha256(other) == known_sha256(other)  # the config is not this file's
 
 
 # ---------------------------------------------------------------------------------------------------------------- modes

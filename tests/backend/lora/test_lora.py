@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.checkpoints import formats
+from backend.checkpoints.layouts import Part, Parts
 from backend.checkpoints.packing_plan import plan_quant
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
@@ -30,6 +31,7 @@ from backend.lora.names import block_bits, lora_sha256, settle
 from backend.lora.write import Factors, Family, write_lora
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
+from backend.presets import Component
 from backend.types import LoraMode, LoraUse, Quant
 from tests.backend import lora_files as made
 from tests.backend import tiny_weights as tiny
@@ -225,7 +227,7 @@ def held_bytes(network: nn.Module) -> int:
 def test_the_plan_counts_its_bytes(lora: str, mode: LoraMode, quant: Quant, model: ModelFiles, tmp_path: Path) -> None:
     """Beside linears where it is live, in linears that it makes plain where the file's own packing is kept."""
     write_transformer_gguf(tmp_path / "q.gguf", base_weights(), tiny.DIT, quant="Q4_0")
-    files = replace(model, transformer=(tmp_path / "q.gguf",))
+    files = replace(model, parts=Parts({**model.parts.held, Component.transformer: Part((tmp_path / "q.gguf",))}))
     plan, uses = plan_quant(files, quant), [use(ALL[lora].write(tmp_path / "x.safetensors"), 0.5, mode)]
     assert plan.keep == (quant is Quant.gguf)
     bits = block_bits(uses, tiny.DIT, plan, itemsize=4)

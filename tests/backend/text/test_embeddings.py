@@ -22,6 +22,7 @@ import torch
 
 from backend.cache import tensors as kept_tensors
 from backend.cache.store import CACHES, MB, Store, Stores, clear, entries, limit_bytes, named, open_store
+from backend.checkpoints.layouts import Part, Parts
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_text_encoder_gguf, write_transformer_gguf
 from backend.errors import CheckpointError, FileError, NumericsError, UsageError
@@ -29,6 +30,7 @@ from backend.events import Generation, PhaseStarted
 from backend.loading import load_text_encoder, load_tokenizer
 from backend.params import TemplateParams
 from backend.pipeline import Pipeline
+from backend.presets import Component
 from backend.settings import CacheSettings
 from backend.text import features
 from backend.text.features import FeatureSource
@@ -193,6 +195,7 @@ def test_the_key_has_everything_that_decides(model: Path, tmp_path: Path, store:
     data[-1] ^= 1
     (other / "text_encoder.gguf").write_bytes(data)
     (tmp_path / "tokenizer.json").write_text(tiny.small_tokenizer().to_str())
+    with_file = Parts({**base.files.parts.held, Component.tokenizer: Part((tmp_path / "tokenizer.json",))})
     template = base.files.preset.params.text.template
     dit = replace(base.files.preset.params.dit, selected_layer_index=(0, 2))
     changed = {
@@ -203,9 +206,7 @@ def test_the_key_has_everything_that_decides(model: Path, tmp_path: Path, store:
         "weights": source(other, store)._key("a red circle"),
         "date": replace(base, files=with_text(template=replace(template, date="2026-05-27")))._key("a red circle"),
         "range": replace(base, files=with_text(rope_truncate=False))._key("a red circle"),
-        "tokenizer": replace(base, files=replace(base.files, tokenizer=(tmp_path / "tokenizer.json",)))._key(
-            "a red circle"
-        ),
+        "tokenizer": replace(base, files=replace(base.files, parts=with_file))._key("a red circle"),
         "blocks": replace(
             base,
             files=replace(
