@@ -21,7 +21,7 @@ from torch import Tensor
 
 from backend import sampling
 from backend.denoising.modulation import Folded
-from backend.kernels.attention import Backend, Choices, Shape, using
+from backend.kernels.attention import AttentionShape, Backend, Choices, using
 from backend.kernels.graphs import GraphKey, Graphs, Inputs
 from backend.model.positions import rope_table
 from backend.model.transformer import LensBlock, LensTransformer2DModel
@@ -114,11 +114,11 @@ class Denoiser:
     def _output(self, image: Tensor, modulation_BD2: Tensor) -> Tensor:
         return self.network.proj_out(self.network.norm_out.modulated(image, modulation_BD2))
 
-    def _shape(self) -> Shape:
+    def _shape(self) -> AttentionShape:
         """What attention is given, in the branch with the most text."""
         params = self.network.params
         tokens = max(branch.rope.shape[0] for branch in self.branches)
-        return Shape(
+        return AttentionShape(
             heads=params.num_attention_heads,
             queries=tokens,
             keys=tokens,

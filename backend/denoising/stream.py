@@ -23,6 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from backend.kernels import switches
 from backend.memory.plan import SLOTS
 from backend.model.transformer import LensBlock, LensTransformer2DModel
 
@@ -47,7 +48,7 @@ class Copies(Protocol):
 
 
 class PlainCopies:
-    """At once, where the caller stands: for a CPU."""
+    """At once, where the caller stands: for a CPU, and where a stream of their own is not wanted."""
 
     def start(self, slot: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         for source, target in pairs:
@@ -84,6 +85,12 @@ class StreamCopies:
 
     def used(self, slot: int) -> None:
         self._free[slot].record(torch.cuda.current_stream(self._device))
+
+
+def copies_to(device: torch.device, slots: int) -> Copies:
+    """What fits the device, and the switch."""
+    ahead = device.type == "cuda" and not switches.STREAM.is_plain
+    return StreamCopies(device, slots) if ahead else PlainCopies()
 
 
 @dataclass(frozen=True)
@@ -180,8 +187,7 @@ class StreamedBlocks(Generic[Block]):
                         _give(place, place.view(self._slots[index % self.slots]))
             self._holds = [None] * self.slots
             if self._copies is None or isinstance(self._copies, StreamCopies):
-                cuda = self.device.type == "cuda"
-                self._copies = StreamCopies(self.device, self.slots) if cuda else PlainCopies()
+                self._copies = copies_to(self.device, self.slots)
         assert self._copies is not None
         return self._copies
 

@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend
 
 from backend.cache.store import Store
 from backend.errors import LensError, first_line
+from backend.kernels import switches
 
 FORMAT = 1  # of a file; another one is measured again
 MILLISECONDS = 20.0  # spent on timing one kernel, after its warm-up
@@ -68,7 +69,7 @@ FUSED = (Backend.fa4, Backend.fa3, Backend.cudnn, Backend.flash, Backend.efficie
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class AttentionShape:
     """What decides which kernel is the fastest."""
 
     batch: int = 1
@@ -137,7 +138,7 @@ class Choices:
         device: torch.device,
         store: Store | None = None,
         *,
-        measure: Callable[[torch.device, Shape, Backend], Trial] | None = None,
+        measure: Callable[[torch.device, AttentionShape, Backend], Trial] | None = None,
         machine: dict[str, str] | None = None,
     ) -> None:
         """`store`: where tables are kept; None: this process only. `measure`, `machine`: None: CUDA's."""
@@ -149,16 +150,33 @@ class Choices:
         self._key = hashlib.sha256(json.dumps([FORMAT, machine], sort_keys=True).encode()).hexdigest()[:24]
         self._shapes: dict[str, tuple[Trial, ...]] = self._read()
 
-    def choose(self, shape: Shape) -> Backend:
-        """The fastest kernel for this shape, measured now where it is new. Not to be called while a graph is captured.
+    def choose(self, shape: AttentionShape) -> Backend:
+        """The kernel that the switch names, else the fastest one for this shape, measured now where it is new.
 
-        Raises LensError where no kernel works at all, torch.OutOfMemoryError where there is no room to try.
+        Not to be called while a graph is captured.
+
+        Raises LensError where no kernel works at all, or the named one does not; torch.OutOfMemoryError where there is
+        no room to try.
         """
         if self._measure is None:
             return Backend.torch
+        named = switches.ATTENTION.value
+        if named != switches.AUTO:
+            return self._checked(Backend(named), shape)
         return best(self.trials(shape)).backend
 
-    def trials(self, shape: Shape) -> tuple[Trial, ...]:
+    def _checked(self, backend: Backend, shape: AttentionShape) -> Backend:
+        """A kernel that was asked for. Raises LensError where it refuses the shape."""
+        assert self._measure is not None
+        trial = None if backend is Backend.torch else self._measure(self.device, shape, backend)
+        if trial is not None and trial.refused is not None:
+            raise LensError(
+                f"{switches.ATTENTION.name} = {backend}: that kernel does not work here ({trial.refused})",
+                hint=f"another one, or {switches.ATTENTION.plain}",
+            )
+        return backend
+
+    def trials(self, shape: AttentionShape) -> tuple[Trial, ...]:
         """What every kernel did with this shape."""
         assert self._measure is not None, "there is nothing to measure on this device"
         if shape.bucket not in self._shapes:
@@ -239,7 +257,7 @@ def describe_machine(device: torch.device) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------ measuring
 
 
-def _time(device: torch.device, shape: Shape, backend: Backend) -> Trial:
+def _time(device: torch.device, shape: AttentionShape, backend: Backend) -> Trial:
     """Try one kernel on a CUDA device. Memory: four tensors of the shape."""
     with torch.inference_mode(), torch.cuda.device(device):
         return tried(backend, *trial_tensors(shape, device), _seconds)
@@ -263,7 +281,7 @@ def tried(
     return Trial(backend=backend, seconds=seconds, error=error)
 
 
-def trial_tensors(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def trial_tensors(shape: AttentionShape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as the network makes them: (B, H, S, K) over memory laid out (B, S, H, K)."""
     generator = torch.Generator(device).manual_seed(0)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import first_line
+from backend.kernels import switches
 
 PATIENCE = 4  # plain calls of a key before it is captured: a distilled model's single picture never pays for a capture
 WARM_UPS = 2  # calls on the capturing stream, where libraries make their workspaces
@@ -148,7 +149,7 @@ class CudaCapture:
 
 
 def cuda_graphs(device: torch.device, limit: int, warn: Warn = lambda _: None) -> Graphs | None:
-    """A cache for this device; None where it has no graphs or none are to be kept."""
-    if device.type != "cuda" or limit < 1:
+    """A cache for this device; None where it has no graphs, none are to be kept, or the switch forbids them."""
+    if device.type != "cuda" or limit < 1 or switches.GRAPHS.is_plain:
         return None
     return Graphs(limit, CudaCapture(device), warn=warn)

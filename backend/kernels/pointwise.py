@@ -19,6 +19,7 @@ from torch import Tensor
 from backend import paths
 from backend.errors import first_line
 from backend.kernels import pointwise_torch as plain
+from backend.kernels import switches
 from backend.kernels.pointwise_torch import Stream
 
 __all__ = [
@@ -94,8 +95,9 @@ def quantise_fp8_rows(x_RI: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def has_fp8_units(device: torch.device) -> bool:
-    """Whether the device multiplies and rounds to fp8 itself: Ada, Hopper and later."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    """Whether the device multiplies and rounds to fp8 itself: NVIDIA's Ada, Hopper and later."""
+    nvidia = device.type == "cuda" and torch.version.hip is None  # AMD's capabilities are other numbers
+    return nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def fused(x: Tensor) -> bool:
@@ -105,7 +107,9 @@ def fused(x: Tensor) -> bool:
 
 @cache
 def _works(device: torch.device) -> bool:
-    """Whether Triton runs on this device, tried once; where it does not, that is said."""
+    """Whether Triton is wanted and runs on this device, tried once; where it does not run, that is said."""
+    if switches.KERNELS.is_plain:
+        return False
     why = _obstacle(device)
     if why is not None:
         logging.getLogger(__name__).warning(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from backend.checkpoints.headers import FileFormat, read_summary
 from backend.checkpoints.packing_plan import QuantPlan, plan_quant
 from backend.errors import OutOfMemoryError
+from backend.kernels import switches
 from backend.lora.names import block_bits
 from backend.memory.footprint import CUDA_CONTEXT, Job
 from backend.memory.plan import Machine, MemoryPlan, ModelBytes, make_plan
@@ -124,7 +125,8 @@ def _mostly_stored_as(files: ModelFiles, kinds: tuple[str, ...]) -> bool:
 
 
 def look_at(device: torch.device) -> Machine:
-    """What is free at this moment."""
+    """What is free at this moment, and what the switches leave of a GPU's ways. Raises UsageError for a bad switch."""
+    switches.check()
     free = host_free()
     if device.type == "cuda":
         import torch
@@ -132,7 +134,7 @@ def look_at(device: torch.device) -> Machine:
         left, card = torch.cuda.mem_get_info(device)
         # The context is there by now, and the plan counts it; what an earlier run left in the allocator can be reused.
         own = CUDA_CONTEXT + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return Machine(device="cuda", card=card, card_free=min(card, left + own), host_free=free)
+        return _cuda(card, min(card, left + own), free)
     if device.type == "mps":
         import torch
 
@@ -140,6 +142,11 @@ def look_at(device: torch.device) -> Machine:
         left = max(card - int(torch.mps.driver_allocated_memory()), 0)
         return Machine(device="mps", card=card, card_free=min(left, free), host_free=free)
     return Machine(device=device.type, host_free=free)
+
+
+def _cuda(card: int, card_free: int, free: int) -> Machine:
+    graphs, streams = not switches.GRAPHS.is_plain, switches.STREAM.value != "off"
+    return Machine(device="cuda", card=card, card_free=card_free, host_free=free, graphs=graphs, streams=streams)
 
 
 def host_free() -> int:
@@ -191,6 +198,7 @@ def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[Planned | N
 
 def _expected(request: GenerationRequest) -> Machine:
     """The machine of a run: this one, or one with the card that the request names. Raises UsageError."""
+    switches.check()
     if request.device == "cpu":
         return Machine(device="cpu", host_free=host_free())
     named = request.vram or _card_of(request.profile)
@@ -202,7 +210,7 @@ def _expected(request: GenerationRequest) -> Machine:
         if device.type != "cpu":
             return look_at(device)
     if named:
-        return Machine(device="cuda", card=named, card_free=named, host_free=host_free())
+        return _cuda(named, named, host_free())
     return Machine(device="cpu", host_free=host_free())
 
 

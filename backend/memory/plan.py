@@ -77,6 +77,8 @@ class Machine:
     card: int = 0  # memory of the GPU; with mps it is the machine's
     card_free: int = 0  # of it, before this process has touched the GPU
     host_free: int  # of the machine, what the system would give without swapping
+    graphs: bool = True  # CUDA graphs may be made
+    streams: bool = True  # blocks may be streamed to the GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,10 +280,10 @@ def _rungs(model: ModelBytes, machine: Machine, row: Profile, budget: int, *, ca
         yield from (plan(place, decode, reader=on_host) for decode in decodings)
         return
     reader = EncoderPlace.llama if model.llama else EncoderPlace.gpu
-    if row.graphs and machine.device == "cuda":
+    if row.graphs and machine.graphs and machine.device == "cuda":
         yield plan(Place.resident, decodings[0], reader=reader, graphs=row.graphs)
     yield from (plan(Place.resident, decode, reader=reader) for decode in decodings)
-    if machine.device != "cuda":
+    if machine.device != "cuda" or not machine.streams:
         return
     streamed = [Place.pinned, *([Place.mapped] if model.mapped else [])]
     for place in streamed:

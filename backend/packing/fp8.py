@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backend.kernels import switches
 from backend.kernels.pointwise import has_fp8_units, quantise_fp8_rows
 from backend.kernels.pointwise_torch import FP8, FP8_MAX
 from backend.packing import comfyui
@@ -43,13 +44,14 @@ class Fp8Linear(PackedLinear):
     def __init__(self, packed_OI: Tensor, scales_O: Tensor) -> None:
         super().__init__("fp8", (packed_OI.shape[0], packed_OI.shape[1]), packed_OI)
         self.register_buffer("scales", scales_O.float())
+        self._by_units = not switches.FP8.is_plain  # asked here: a compiler would have to trace the environment
 
     def decoded(self, dtype: torch.dtype) -> Tensor:
         return (self.packed.float() * self.scales[:, None]).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x_TI = x.reshape(-1, self.in_features)
-        if has_fp8_units(x.device) and x.dtype == torch.bfloat16 and len(x_TI) and self._fits():
+        if self._by_units and has_fp8_units(x.device) and x.dtype == torch.bfloat16 and len(x_TI) and self._fits():
             y = self._multiply(*quantise_fp8_rows(x_TI), x.dtype)
         else:
             y = self._emulate(*quantise_fp8_rows(x_TI), x.dtype)

@@ -11,15 +11,17 @@ def doctor(
     json: options.Json = False,
     no_torch: options.NoTorch = False,
 ) -> None:
-    """Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics."""
+    """Show Python, memory, disks, torch and its devices, packages, models, the terminal's graphics, and what the
+    environment switches off."""
     from lens_cli.work.doctor import report
 
     talk = options.talk_for("doctor", json=json)
     found = report(with_torch=not no_torch)
     for section, values in found.items():
-        talk.data(section)
+        if values:
+            talk.data(section)
         for key, value in values.items():
-            name = key.replace("_", " ")
+            name = key if key.isupper() else key.replace("_", " ")
             talk.data(f"  {name:<22} {_text(value)}")
     talk.result(found)
 

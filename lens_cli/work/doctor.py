@@ -24,6 +24,7 @@ def report(*, with_torch: bool) -> dict[str, Section]:
     sections = {"system": system(), "disk": disks(), "terminal": terminal(), "packages": packages(), "models": models()}
     if with_torch:
         sections["torch"] = torch_build()
+    sections["switches"] = switches()
     sections["settings"] = settings()
     return sections
 
@@ -120,6 +121,21 @@ def cpu_bfloat16() -> str | None:
         return None
     native = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags]
     return f"in hardware ({', '.join(native)})" if native else "emulated: float32 is faster"
+
+
+def switches() -> Section:
+    """What the environment says about the code of GPUs; a switch that is not set is left out."""
+    from backend.errors import UsageError
+    from backend.kernels.switches import AUTO, SWITCHES
+
+    found: Section = {}
+    for switch in SWITCHES:
+        try:
+            if switch.value != AUTO:
+                found[switch.name] = f"{switch.value}: {switch.what}: {switch.others[switch.value]}"
+        except UsageError as error:
+            found[switch.name] = f"{error}; {error.hint}"
+    return found
 
 
 def settings() -> Section:

@@ -17,7 +17,7 @@ from backend.denoising.compile import compile_blocks
 from backend.denoising.denoiser import Denoiser
 from backend.denoising.modulation import fold_network
 from backend.kernels import attention, graphs, pointwise
-from backend.kernels.attention import Backend, Choices, Shape, using
+from backend.kernels.attention import AttentionShape, Backend, Choices, using
 from backend.kernels.pointwise_torch import Stream
 from backend.model.positions import rope_table
 from backend.model.transformer import LensTransformer2DModel, RMSNorm, modulate
@@ -105,7 +105,7 @@ def test_attention_kernels(dtype: torch.dtype, backend: Backend, tokens: int) ->
     """Every kernel that this card and dtype have is as exact as plain mathematics, values of 1.4e5 included."""
     if backend is Backend.math and tokens > 1024:
         pytest.skip("every score at once")
-    shape = Shape(heads=24, queries=tokens, keys=tokens, head_size=64, dtype=dtype)
+    shape = AttentionShape(heads=24, queries=tokens, keys=tokens, head_size=64, dtype=dtype)
     trial = attention._time(torch.device(CUDA), shape, backend)
     if trial.refused is not None:
         pytest.skip(f"{backend}: {trial.refused}")
@@ -115,7 +115,7 @@ def test_attention_kernels(dtype: torch.dtype, backend: Backend, tokens: int) ->
 
 @torch.inference_mode()
 def test_the_choice_is_measured_and_kept(tmp_path: Path) -> None:
-    shape = Shape(heads=24, queries=1024, keys=1024, head_size=64, dtype=torch.bfloat16)
+    shape = AttentionShape(heads=24, queries=1024, keys=1024, head_size=64, dtype=torch.bfloat16)
     device = torch.device(CUDA)
     table = Choices(device, Store(tmp_path, ".json", 1_000_000, print))
     chosen = table.choose(shape)

@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from backend.cache.store import Store
 from backend.errors import LensError
 from backend.kernels import attention
-from backend.kernels.attention import Backend, Choices, Shape, Trial, using
+from backend.kernels.attention import AttentionShape, Backend, Choices, Trial, using
 
 CPU = torch.device("cpu")
+SMALL = AttentionShape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32)
 MACHINE = {"gpu": "NVIDIA Paper 1", "torch": "2.13.0", "driver": "1"}
 
 
-def shape(tokens: int = 4296, dtype: torch.dtype = torch.bfloat16, heads: int = 24) -> Shape:
-    return Shape(heads=heads, queries=tokens, keys=tokens, head_size=64, dtype=dtype)
+def shape(tokens: int = 4296, dtype: torch.dtype = torch.bfloat16, heads: int = 24) -> AttentionShape:
+    return AttentionShape(heads=heads, queries=tokens, keys=tokens, head_size=64, dtype=dtype)
 
 
 class Script:
@@ -32,7 +33,7 @@ class Script:
         self.seconds, self.error = seconds, error or {}
         self.asked: list[tuple[str, Backend]] = []
 
-    def __call__(self, device: torch.device, what: Shape, backend: Backend) -> Trial:
+    def __call__(self, device: torch.device, what: AttentionShape, backend: Backend) -> Trial:
         self.asked.append((what.bucket, backend))
         if backend not in self.seconds:
             return Trial(backend=backend, refused="not on this card")
@@ -116,7 +117,9 @@ def test_buckets() -> None:
 
 def test_a_cpu_has_torchs_kernel_and_measures_nothing() -> None:
     assert Choices(CPU).choose(shape()) is Backend.torch
-    q, k, v = attention.trial_tensors(Shape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU)
+    q, k, v = attention.trial_tensors(
+        AttentionShape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU
+    )
     with using(Backend.torch):
         out = F.scaled_dot_product_attention(q, k, v)
     assert attention.relative_error(out, q, k, v) < 1e-6
@@ -124,7 +127,9 @@ def test_a_cpu_has_torchs_kernel_and_measures_nothing() -> None:
 
 def test_the_error_is_one() -> None:
     """What decides: a scale wrong by a hundredth is an error of a hundredth, and overflow is not finite."""
-    q, k, v = attention.trial_tensors(Shape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU)
+    q, k, v = attention.trial_tensors(
+        AttentionShape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU
+    )
     exact = attention.exact_attention(q, k, v)
     assert attention.relative_error(exact * 1.01, q, k, v) == pytest.approx(0.01, rel=1e-3)
     assert float(v.abs().max()) > 65504  # through float16, which the published values overflow as well
@@ -135,7 +140,9 @@ def test_the_error_is_one() -> None:
 
 def test_using_switches_kernels_and_back() -> None:
     """On a CPU torch has two: its fused one and plain mathematics, which are not the same to the last bit."""
-    q, k, v = attention.trial_tensors(Shape(heads=2, queries=512, keys=512, head_size=64, dtype=torch.float32), CPU)
+    q, k, v = attention.trial_tensors(
+        AttentionShape(heads=2, queries=512, keys=512, head_size=64, dtype=torch.float32), CPU
+    )
     before = torch.nn.attention._cur_sdpa_kernel_backends()
     with using(Backend.math):
         by_math = F.scaled_dot_product_attention(q, k, v)
@@ -149,7 +156,9 @@ def test_using_switches_kernels_and_back() -> None:
 
 def test_no_room_to_try_is_no_word_about_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal is kept for good; memory that ran out is raised, for the plan to step down."""
-    q, k, v = attention.trial_tensors(Shape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU)
+    q, k, v = attention.trial_tensors(
+        AttentionShape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU
+    )
     trial = attention.tried(Backend.math, q, k, v, lambda call: (call(), 1.5)[1])
     assert trial.seconds == 1.5 and trial.error is not None and trial.error < 1e-6 and trial.refused is None
     assert attention.tried(Backend.efficient, q, k, v, lambda _: 1.0).refused is not None  # not on a CPU
