@@ -80,33 +80,41 @@ def write_lora(
 
 
 def _peft(updates: Mapping[str, Factors], prefix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Keys lora_A and lora_B; ranks and alphas as PEFT's config, which diffusers keeps in the header."""
-    (rank, alpha), _ = Counter((f.rank, f.alpha) for f in updates.values()).most_common(1)[0]
+    """Keys lora_A and lora_B; PEFT's config, which diffusers keeps in the header, with every alpha its rank: so that a
+    reader that leaves the header aside, and takes alpha for the rank, applies the same strength."""
+    even = _even(updates)
+    rank, _ = Counter(f.rank for f in even.values()).most_common(1)[0]
+    others = {module: f.rank for module, f in even.items() if f.rank != rank}
     config: dict[str, object] = {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {module: f.rank for module, f in updates.items() if f.rank != rank},
-        "alpha_pattern": {module: f.alpha for module, f in updates.items() if f.alpha != alpha},
-        "target_modules": sorted(updates),
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(even),
         "use_rslora": False,
         "use_dora": False,
         "lora_bias": False,
         "bias": "none",
     }
     text = json.dumps({f"{prefix}{key}": value for key, value in config.items()}, sort_keys=True)
-    return _a_and_b(updates, prefix), {PEFT_METADATA: text}
+    return _a_and_b(even, prefix), {PEFT_METADATA: text}
 
 
 def _comfyui(updates: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """alpha / rank inside lora_B, and so alpha = rank in the header: ComfyUI reads no header."""
-    even = {
-        module: Factors(f.down_RI.float(), f.up_OR.float() * (f.alpha / f.rank), float(f.rank))
-        for module, f in updates.items()
-    }
+    """Keys lora_A and lora_B; ComfyUI reads no header, others take alpha = rank from it."""
+    even = _even(updates)
     ranks = {f.rank for f in even.values()}
     stated = str(ranks.pop()) if len(ranks) == 1 else None
     return _a_and_b(even, "diffusion_model."), {} if stated is None else {"rank": stated, "alpha": stated}
+
+
+def _even(updates: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The same updates with alpha / rank inside `up`, and so alpha = rank."""
+    return {
+        module: Factors(f.down_RI.float(), f.up_OR.float() * (f.alpha / f.rank), float(f.rank))
+        for module, f in updates.items()
+    }
 
 
 def _kohya(updates: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,6 +8,7 @@ or a transposed factor could not pass.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -346,6 +348,35 @@ def test_written_and_read_back(family: Family, model: ModelFiles, tmp_path: Path
         stem = f"diffusion_model.{OUT}.lora_"
         product = n(tensors[f"{stem}B.weight"]) @ n(tensors[f"{stem}A.weight"])
         assert np.allclose(product, 2.5 * n(made.B2[:, :2]) @ n(made.A2[:2]), atol=1e-6)
+
+
+def test_readers_of_the_diffusers_form_agree(tmp_path: Path) -> None:
+    """Rank 8, alpha 4 is half the product, for whoever reads the header and for whoever does not.
+
+    What diffusers hands to PEFT is the config in the header or, without one, what `get_peft_kwargs` makes of the keys;
+    PEFT then applies lora_alpha / r, each module's own where a pattern has it.
+    """
+    from diffusers.utils.peft_utils import get_peft_kwargs
+
+    given = {
+        QKV: Factors(made.rand(8, 64, seed=1), made.rand(192, 8, seed=2), 4.0),
+        OUT: Factors(made.A2[:2], made.B2[:, :2], 5.0),
+    }
+    path = tmp_path / "x.safetensors"
+    write_lora(path, given, family=Family.diffusers)
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        stated = json.loads(file.metadata()["lora_adapter_metadata"])
+    header = {name.removeprefix("transformer."): value for name, value in stated.items()}
+    ranks = {name: tensor.shape[1] for name, tensor in tensors.items() if "lora_B" in name}
+    for config in (header, get_peft_kwargs(ranks, None, tensors)):
+        for module, strength in ((QKV, 4 / 8), (OUT, 5 / 2)):
+            alpha = config["alpha_pattern"].get(module, config["lora_alpha"])
+            rank = config["rank_pattern"].get(module, config["r"])
+            up, down = tensors[f"{module}.lora_B.weight"], tensors[f"{module}.lora_A.weight"]
+            assert rank == len(down)
+            applied = alpha / rank * n(up) @ n(down)
+            assert np.allclose(applied, strength * n(given[module].up_OR) @ n(given[module].down_RI), atol=1e-6)
 
 
 def test_writing_refuses(tmp_path: Path) -> None:
