@@ -16,7 +16,7 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 MXFP4_BLOCK = 32  # inputs per scale
 NVFP4_BLOCK = 16
 MXFP8_BLOCK = 32
-SLAB = 2**19  # values decoded in one step: 1 to 2 MB
+SLAB = 2**19  # values decoded in one step on a CPU: 1 to 2 MB
 
 
 def mxfp4_experts(blocks_EOB: torch.Tensor, scales_EOB: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -38,7 +38,7 @@ def mxfp4_expert(blocks_OB: torch.Tensor, scales_OB: torch.Tensor, dtype: torch.
     """
     outputs, blocks = scales_OB.shape
     out = torch.empty(outputs, blocks, MXFP4_BLOCK, dtype=dtype, device=blocks_OB.device)
-    for rows in _slabs(outputs, blocks * MXFP4_BLOCK):
+    for rows in _slabs(outputs, blocks * MXFP4_BLOCK, blocks_OB.device):
         scales = _powers_of_two(scales_OB[rows]).to(dtype)[..., None]
         torch.mul(_nibbles(blocks_OB[rows], dtype, even_low=True), scales, out=out[rows])
     return out.flatten(1)
@@ -51,7 +51,7 @@ def ggml_mxfp4(packed_RB: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     blocks = packed_RB.view(len(packed_RB), -1, 17)
     out = torch.empty(*blocks.shape[:2], 2, 16, dtype=dtype, device=packed_RB.device)
-    for rows in _slabs(len(blocks), blocks.shape[1] * MXFP4_BLOCK):
+    for rows in _slabs(len(blocks), blocks.shape[1] * MXFP4_BLOCK, blocks.device):
         pairs = _nibbles(blocks[rows, :, 1:].contiguous(), dtype, even_low=True).unflatten(-1, (16, 2))
         torch.mul(pairs.mT, _powers_of_two(blocks[rows, :, 0]).to(dtype)[..., None, None], out=out[rows])
     return out.flatten(1)
@@ -81,7 +81,7 @@ def nvfp4_expert(
     outputs, inputs = packed_OI.shape[0], 2 * packed_OI.shape[1]
     block = unswizzle(scales, outputs, inputs // NVFP4_BLOCK).to(torch.float32) * outer
     out = torch.empty(outputs, inputs // NVFP4_BLOCK, NVFP4_BLOCK, dtype=dtype, device=packed_OI.device)
-    for rows in _slabs(outputs, inputs):
+    for rows in _slabs(outputs, inputs, packed_OI.device):
         values = _nibbles(packed_OI[rows], torch.float32, even_low=False).unflatten(-1, (-1, NVFP4_BLOCK))
         out[rows] = values * block[rows][..., None]
     return out.flatten(1)
@@ -140,9 +140,10 @@ def _powers_of_two(exponents: torch.Tensor) -> torch.Tensor:
     return torch.ldexp(torch.ones(shifted.shape, device=shifted.device), shifted)
 
 
-def _slabs(rows: int, width: int) -> Iterator[slice]:
-    """Rows taken together: few enough that all steps of decoding them stay in a processor's cache."""
-    step = max(1, SLAB // width)
+def _slabs(rows: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Rows taken together: on a CPU few enough that all steps of decoding them stay in its cache; elsewhere all, where
+    every further step would be another round of kernels (434 instead of 10 an expert of gpt-oss)."""
+    step = max(1, SLAB // width if device.type == "cpu" else rows)
     return (slice(first, first + step) for first in range(0, rows, step))
 
 

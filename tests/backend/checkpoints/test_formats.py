@@ -348,3 +348,11 @@ def test_published_vae_names_map_one_to_one() -> None:
         names = list(build_vae(VAEParams()).state_dict())
     assert len(names) == 251
     assert [vae_keys.to_diffusers(to_bfl(name, 4), 4) for name in names] == names
+
+
+def test_experts_are_decoded_in_slabs_on_a_cpu_only() -> None:
+    """A CPU's cache is why there are slabs; on a GPU each would be ten more launches, 434 an expert of gpt-oss."""
+    for device, count in (("cpu", 32), ("cuda", 1), ("mps", 1)):
+        slabs = list(block_scaled._slabs(5760, 2880, torch.device(device)))
+        assert len(slabs) == count
+        assert [row for slab in slabs for row in range(5760)[slab]] == list(range(5760))
