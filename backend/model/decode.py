@@ -147,9 +147,10 @@ def _replaced(x: Activation, block: Resnet, rows: int) -> Tensor:
     if rows >= height:  # nothing to overwrite row by row: the second convolution's result is the output
         inner = block.conv2(inner)
         return inner.add_(shortcut(0, height))
-    above = inner[:, :, :0]  # the row just above the strip, before it was overwritten
+    above: Tensor | None = None  # the row just above the strip, before it was overwritten
     for a, b in cuts(height, rows):
-        window = torch.cat([above, inner[:, :, a : b + 1]], dim=2)
+        window = inner[:, :, a : b + 1]  # an empty piece before it would make the joined rows row-major
+        window = window if above is None else torch.cat([above, window], dim=2)
         above = inner[:, :, b - 1 : b].clone()
         out = _convolve_window(block.conv2, window, a, b, height)
         del window
@@ -171,11 +172,13 @@ def _add_recomputed(x: Activation, block: Resnet, rows: int) -> None:
         return convolve(block.conv1, lambda lo, hi: first(x.rows(lo, hi)), a, b, height)
 
     second = measure(block.norm2, (inner(a, b) for a, b in cuts(height, rows)))
-    window = x.rows(0, 0)
+    window: Tensor | None = None
     for a, b in cuts(height, rows):
         known, wanted = (a + 1 if a else 0), min(b + 1, height)
         if known < wanted:
-            window = torch.cat([window, second(inner(known, wanted))], dim=2)
+            more = second(inner(known, wanted))
+            window = more if window is None else torch.cat([window, more], dim=2)
+        assert window is not None, "the first strip wants its own rows"
         x.rows(a, b).add_(_convolve_window(block.conv2, window, a, b, height))
         window = window[:, :, b - 1 - max(a - 1, 0) :].clone()
 

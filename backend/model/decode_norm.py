@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,24 @@ def combine(counts: list[int], mean_KC: Tensor, variance_KC: Tensor, groups: int
     """
     wide = torch.float32 if mean_KC.device.type == "mps" else torch.float64
     mean, variance = (part.to(wide).unflatten(1, (groups, -1)) for part in (mean_KC, variance_KC))
-    share = torch.tensor(counts, dtype=wide, device=mean.device).view(-1, 1, 1) / (sum(counts) * mean.shape[2])
+    share = _shares(counts, sum(counts) * mean.shape[2], mean)
     mean_G = (share * mean).sum(dim=(0, 2))
     variance_G = (share * (variance + (mean - mean_G.view(1, -1, 1)).square())).sum(dim=(0, 2))
     return tuple(part.float().repeat_interleave(mean.shape[2]) for part in (mean_G, variance_G))  # type: ignore[return-value]
+
+
+def _shares(counts: list[int], total: int, like: Tensor) -> Tensor:
+    """counts / total as (K, 1, 1), in the dtype and on the device of `like`.
+
+    Filled in run by run of equal counts, two or three of them: to copy a list there would have the host wait for the
+    device, at each of 30 norms a picture.
+    """
+    share = like.new_empty(len(counts), 1, 1)
+    start = 0
+    for count, run in groupby(counts):
+        start, first = start + len(list(run)), start
+        share[first:start] = count / total
+    return share
 
 
 def _parts(picture_1CHW: Tensor, rows: int) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from backend.errors import OutOfMemoryError
 from backend.model import decode as lean
@@ -56,6 +57,22 @@ def make(params: VAEParams) -> tuple[AutoencoderKLFlux2, Any]:
 def network(request: pytest.FixtureRequest) -> tuple[VAEParams, AutoencoderKLFlux2, Any]:
     params = NETWORKS[request.param]
     return params, *make(params)
+
+
+class Layouts(TorchFunctionMode):
+    """Notes the layout of what every convolution reads, and refuses numbers that would be copied from the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels_last: list[bool] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert func is not torch.tensor, "a copy from the host, for which the host waits"
+        if func in (F.conv2d, torch.conv2d):
+            self.channels_last.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        return func(*args, **(kwargs or {}))
 
 
 def latent(size: tuple[int, int], batch: int = 1) -> Tensor:
@@ -282,3 +299,12 @@ import backend.model.autoencoder
 assert "diffusers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_convolution_reads_channels_last(network: Any, choice: StagePlan) -> None:
+    """cuDNN transposes what is not, and on a CPU it costs 9 %; and nothing is copied from the host on the way."""
+    params, ours, _ = network
+    with torch.inference_mode(), Layouts() as seen:
+        decode_latent(ours, latent((4, 4)), plan_rows(params, 32, 32, 4, choice))
+    assert len(seen.channels_last) > 20 and all(seen.channels_last)
