@@ -55,18 +55,6 @@ def project_file() -> Path:
     return Path.cwd() / "lens.toml"
 
 
-def history_file() -> Path:
-    return data_dir() / "history.db"
-
-
-def styles_dir() -> Path:
-    return data_dir() / "presets"
-
-
-def wildcards_dir() -> Path:
-    return data_dir() / "wildcards"
-
-
 def loras_dir() -> Path:
     return data_dir() / "loras"
 
@@ -107,26 +95,13 @@ def compiled_dir() -> Path:
 
 
 def triton_dir() -> Path:
-    """Of it, triton's kernels."""
+    """Triton's kernels, within that folder."""
     return compiled_dir() / "triton"
 
 
 def inductor_dir() -> Path:
-    """Of it, what torch.compile made."""
+    """What torch.compile made, within that folder."""
     return compiled_dir() / "inductor"
-
-
-def thumbs_dir() -> Path:
-    return cache_dir() / "thumbs"
-
-
-def server_file() -> Path:
-    """Process id and address of the warm backend."""
-    return state_dir() / "server.pid"
-
-
-def logs_dir() -> Path:
-    return state_dir() / "logs"
 
 
 def nano_dir() -> Path:
@@ -152,10 +127,3 @@ HUB_REPO = "models--"  # how the Hugging Face cache begins the name of a model r
 def hub_repo(repo: str) -> Path:
     """Where huggingface_hub keeps the model repository `owner/name`."""
     return hub_cache() / f"{HUB_REPO}{repo.replace('/', '--')}"
-
-
-def pictures_dir() -> Path:
-    """Where the terminal app saves; `lens gen` saves in the working folder."""
-    import platformdirs
-
-    return platformdirs.user_pictures_path() / APP

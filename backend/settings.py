@@ -88,9 +88,6 @@ class Settings:
 
     model: str | None = None  # registry name or path; None: the registry's default
     output_dir: str | None = None  # folder for pictures; None: the working folder
-    host: str = "127.0.0.1:5367"  # address of the warm backend
-    keep_alive: str = "5m"  # how long the warm backend keeps a model: 5m, 0, -1
-    api_key: str | None = None  # key the warm backend asks for
     generate: GenerateSettings = field(default_factory=GenerateSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
@@ -99,7 +96,7 @@ class Settings:
 
 
 # A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
-USER_ONLY = ("host", "api_key", "reasoner.base_url", "reasoner.api_key")
+USER_ONLY = ("reasoner.base_url", "reasoner.api_key")
 
 
 def load() -> Settings:

@@ -40,7 +40,7 @@ _TEXT_LAYER = (
     ("ffn_down_exps.bias", "mlp.experts.down_proj_bias"),
 )
 # Experts are stored as (expert, output, input), with gate and up apart; the public form is (expert, input, output)
-# with gate in the even and up in the odd outputs. Both sides' code: gguf_write.py and gguf_read.py.
+# with gate in the even and up in the odd outputs. Both ways: write_gguf.py and formats.py.
 EXPERT_SUFFIXES = (
     "ffn_gate_exps.weight",
     "ffn_up_exps.weight",
@@ -57,11 +57,6 @@ def text_names(layers: int) -> dict[str, str]:
         for theirs, ours in _TEXT_LAYER:
             names[f"blk.{index}.{theirs}"] = f"model.layers.{index}.{ours}"
     return names
-
-
-def text_gguf_names(layers: int) -> set[str]:
-    """Every tensor name of a gpt-oss GGUF file with `layers` blocks."""
-    return set(text_names(layers)) | {f"blk.{i}.{suffix}" for i in range(layers) for suffix in EXPERT_SUFFIXES}
 
 
 def transformer_header(params: DiTParams) -> dict[str, int | list[int]]:

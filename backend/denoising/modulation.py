@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backend.checkpoints.formats import TensorTable
-from backend.model.transformer import BlockModulation, LensTransformer2DModel, time_features
+from backend.model.transformer import BlockModulation, time_features
 from backend.params import DiTParams
 
 
@@ -53,6 +53,7 @@ def modulation_names(params: DiTParams) -> list[str]:
     return [f"{layer}.{part}" for layer in (*layers, "norm_out.linear") for part in ("weight", "bias")]
 
 
+@torch.no_grad()
 def fold(
     table: TensorTable, params: DiTParams, sigmas: Sequence[float], dtype: torch.dtype, device: torch.device | str
 ) -> Folded:
@@ -61,24 +62,6 @@ def fold(
     def read(name: str) -> Tensor:
         return table.tensor(name, dtype).to(device)
 
-    return _fold(read, params, sigmas, dtype, device, table.release)
-
-
-def fold_network(network: LensTransformer2DModel, sigmas: Sequence[float]) -> Folded:
-    """From a network that has its modulation layers."""
-    weight = network.img_in.weight
-    return _fold(network.get_parameter, network.params, sigmas, weight.dtype, weight.device)
-
-
-@torch.no_grad()
-def _fold(
-    read: Callable[[str], Tensor],
-    params: DiTParams,
-    sigmas: Sequence[float],
-    dtype: torch.dtype,
-    device: torch.device | str,
-    release: Callable[[], None] = lambda: None,
-) -> Folded:
     times = [time_features(torch.tensor([sigma], device=device)).to(dtype) for sigma in sigmas]
     embedder = "time_text_embed.timestep_embedder"
     hidden = [F.silu(row) for row in _rows(read, f"{embedder}.linear_1", times)]
@@ -90,7 +73,7 @@ def _fold(
         for stream in ("img", "txt"):
             part = out[:, start : (start := start + 6 * params.dim)]
             part.copy_(torch.cat(_rows(read, f"transformer_blocks.{index}.{stream}_mod.1", rows)))
-        release()
+        table.release()
     out[:, start:] = torch.cat(_rows(read, "norm_out.linear", rows))
     return Folded(tuple(sigmas), out, params.dim)
 

@@ -144,11 +144,6 @@ class StreamedBlocks(Generic[Block]):
         self._slots: list[Tensor] = []
         self._holds: list[int | None] = []
 
-    @property
-    def host_bytes(self) -> int:
-        """Of the weights on the host, as stored (an allocator may take more)."""
-        return sum(places[-1].end for places in self._places if places)
-
     def blocks(self) -> Iterator[Block]:
         """The blocks in order, each with its weights on the device until the next one is asked for."""
         copies = self._allocate()

@@ -88,13 +88,6 @@ def plan_leanest(params: VAEParams, height: int, width: int, itemsize: int, devi
     return _with_strips(shapes, elements, middle, floor)
 
 
-def plan_rows(params: VAEParams, height: int, width: int, itemsize: int, stage: StagePlan) -> DecodePlan:
-    """The same choice for every stage, whatever it takes. `stage.rows` may exceed a stage's height."""
-    shapes = list(stage_shapes(params, height, width, itemsize))
-    stages = tuple(_possible(shape, stage) for shape in shapes)
-    return _plan(shapes, stages, middle_peak(params, height, width, itemsize, "cpu"))
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageShape:
     """Sizes that decide one stage's memory and work."""

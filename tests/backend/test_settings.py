@@ -29,13 +29,13 @@ def test_nothing_set() -> None:
 
 
 def test_precedence_and_origins(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_user('model = "lens"\nhost = "127.0.0.1:1"\n[generate]\nsteps = 1\nguidance = 3\n[output]\nformat = "webp"\n')
+    write_user('model = "lens"\n[generate]\nsteps = 1\nguidance = 3\n[output]\nformat = "webp"\n')
     Path("lens.toml").write_text("[generate]\nsteps = 2\ndtype = 'bfloat16'\n")
     monkeypatch.setenv("LENS_MODEL", "nano")
     monkeypatch.setenv("LENS_OUTPUT__METADATA", "off")
     monkeypatch.setenv("LENS_OUTPUT_DIR", "/pictures")
     found = load()
-    assert (found.model, found.host, found.output_dir) == ("nano", "127.0.0.1:1", "/pictures")
+    assert (found.model, found.output_dir) == ("nano", "/pictures")
     assert (found.generate.steps, found.generate.guidance, found.generate.dtype) == (2, 3.0, DType.bfloat16)
     assert (found.output.format, found.output.metadata) == (ImageFormat.webp, False)
     assert found.origins["model"] == "LENS_MODEL"
@@ -46,8 +46,8 @@ def test_precedence_and_origins(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_environment_names_follow_the_fields() -> None:
     names = {key: env_name(key) for key, _ in keys()}
     assert names["model"] == "LENS_MODEL"
-    assert names["keep_alive"] == "LENS_KEEP_ALIVE"
-    assert names["api_key"] == "LENS_API_KEY"
+    assert names["output_dir"] == "LENS_OUTPUT_DIR"
+    assert names["reasoner.api_key"] == "LENS_REASONER__API_KEY"
     assert names["generate.steps"] == "LENS_GENERATE__STEPS"
 
 
@@ -75,8 +75,8 @@ def test_files_refused(text: str, says: str) -> None:
     assert says in str(caught.value.hint or caught.value)
 
 
-def test_a_project_sets_no_host() -> None:
-    Path("lens.toml").write_text('host = "198.51.100.1:80"')
+def test_a_project_sends_prompts_nowhere() -> None:
+    Path("lens.toml").write_text('[reasoner]\nbase_url = "http://198.51.100.1/v1"')
     with pytest.raises(UsageError, match="your own settings"):
         load()
 

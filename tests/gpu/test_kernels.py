@@ -15,7 +15,6 @@ import torch
 from backend.cache.store import Store
 from backend.denoising.compile import compile_blocks
 from backend.denoising.denoiser import Denoiser
-from backend.denoising.modulation import fold_network
 from backend.kernels import attention, graphs, pointwise
 from backend.kernels.attention import AttentionShape, Backend, Choices, using
 from backend.kernels.pointwise_torch import Stream
@@ -23,6 +22,7 @@ from backend.model.positions import rope_table
 from backend.model.transformer import LensTransformer2DModel, RMSNorm, modulate
 from backend.params import DiTParams
 from tests.backend import pointwise_statements as exact
+from tests.backend.folding import fold_network
 from tests.backend.kernels.test_pointwise import DTYPES, EPS, RANGES, hold, modulations, normal, streams
 
 CUDA = "cuda"

@@ -12,8 +12,8 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from backend import paths
 from backend.denoising import compile as compiling
 from backend.denoising.denoiser import Denoiser
-from backend.denoising.modulation import fold_network
 from backend.errors import LensError, UsageError
+from tests.backend.folding import fold_network
 from tests.backend.model.test_transformer import CONFIG, build, inputs, random_weights
 
 SIGMAS = (1.0, 0.5)

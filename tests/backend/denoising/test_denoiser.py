@@ -20,10 +20,11 @@ from torch import Tensor
 from backend import latents, loading, sampling
 from backend.checkpoints.resolve import resolve_model
 from backend.denoising.denoiser import Denoiser
-from backend.denoising.modulation import Folded, fold_network
+from backend.denoising.modulation import Folded
 from backend.denoising.stream import StreamedBlocks
 from backend.model.transformer import JointAttention, LensBlock, LensTransformer2DModel
 from tests.backend import plain_lens
+from tests.backend.folding import fold_network
 from tests.backend.plain_lens import Array
 
 CONFIG: dict[str, Any] = {

@@ -23,12 +23,13 @@ from backend.checkpoints.formats import Entry, TensorTable
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.denoising import modulation, modulation_store
-from backend.denoising.modulation import Folded, fold, fold_network, modulation_names, table_width
+from backend.denoising.modulation import Folded, fold, modulation_names, table_width
 from backend.errors import CheckpointError
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import DiTParams
 from backend.types import LoraUse
 from tests.backend import tiny_weights as tiny
+from tests.backend.folding import fold_network
 
 SIGMAS = sampling.schedule(24, 5)[:-1]
 GRID = (2, 3)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from backend.denoising.denoiser import Denoiser
-from backend.denoising.modulation import fold_network
 from backend.kernels.graphs import GraphKey, Graphs, Inputs, cuda_graphs
+from tests.backend.folding import fold_network
 from tests.backend.model.test_transformer import CONFIG, build, inputs, random_weights
 
 SIGMAS = (1.0, 0.7, 0.3)

@@ -23,7 +23,17 @@ from backend.model import decode as lean
 from backend.model import decode_norm
 from backend.model.autoencoder import AutoencoderKLFlux2, build_diffusers_vae, build_vae, encode_mean
 from backend.model.decode import decode_latent
-from backend.model.decode_plan import DecodePlan, MiB, StagePlan, plan_decode, plan_leanest, plan_rows
+from backend.model.decode_plan import (
+    DecodePlan,
+    MiB,
+    StagePlan,
+    _plan,
+    _possible,
+    middle_peak,
+    plan_decode,
+    plan_leanest,
+    stage_shapes,
+)
 from backend.params import VAEParams
 from tests.backend.live_bytes import LiveBytes
 
@@ -57,6 +67,13 @@ def make(params: VAEParams) -> tuple[AutoencoderKLFlux2, Any]:
 def network(request: pytest.FixtureRequest) -> tuple[VAEParams, AutoencoderKLFlux2, Any]:
     params = NETWORKS[request.param]
     return params, *make(params)
+
+
+def plan_rows(params: VAEParams, height: int, width: int, itemsize: int, stage: StagePlan) -> DecodePlan:
+    """One choice for every stage, whatever it takes. `stage.rows` may exceed a stage's height."""
+    shapes = list(stage_shapes(params, height, width, itemsize))
+    stages = tuple(_possible(shape, stage) for shape in shapes)
+    return _plan(shapes, stages, middle_peak(params, height, width, itemsize, "cpu"))
 
 
 class Layouts(TorchFunctionMode):
