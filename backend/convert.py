@@ -23,6 +23,7 @@ from backend.packing.schemes import Container, Scheme, written_as
 from backend.params import DiTParams
 from backend.presets import Component
 from backend.types import QuantTarget
+from backend.words import human_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def plan_conversion(
     free = free_bytes(file.parent)
     if nbytes + MARGIN > free:
         raise FileError(
-            f"{file.parent}: {free / 1e9:.2f} GB free, {(nbytes + MARGIN) / 1e9:.2f} GB needed",
+            f"{file.parent}: {human_bytes(free)} free, {human_bytes(nbytes + MARGIN)} needed",
             hint="free some space, or name another folder with -o",
         )
     notes: list[str] = []
@@ -95,7 +96,7 @@ def plan_conversion(
     before = sum(path.stat().st_size for path in found.paths)
     if nbytes > before:
         more = "" if modulation else "; the modulation, a third of the weights, stays bfloat16"
-        notes.append(f"it will be larger: about {nbytes / 1e6:.1f} MB from {before / 1e6:.1f} MB{more}")
+        notes.append(f"it will be larger: about {human_bytes(nbytes)} from {human_bytes(before)}{more}")
     if modulation:
         notes.append("the modulation is quantised as well, which is reported to break pictures at 4 bits")
     result = file if _names_a_file(output.expanduser()) else file.parent

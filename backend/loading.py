@@ -29,6 +29,7 @@ from backend.packing import schemes
 from backend.packing.linears import PackedLinear
 from backend.packing.schemes import Scheme
 from backend.types import LoraUse, Quant
+from backend.words import joined
 
 if TYPE_CHECKING:
     from backend.cache.store import Store
@@ -284,7 +285,7 @@ def check_device(quant: Quant, device: torch.device) -> None:
     """Raises UsageError for a packing that torch cannot hold there."""
     scheme = schemes.packed_at_load(quant)
     if scheme is not None and device.type in scheme.not_on:
-        others = schemes.listed(map(str, schemes.quants_on(device.type)))
+        others = joined(map(str, schemes.quants_on(device.type)))
         raise UsageError(f"--quant {quant} is not available on {device.type}", hint=f"use {others} there")
 
 

@@ -1,6 +1,6 @@
 """Where everything lies. No other module builds one of these paths.
 
-`LENS_HOME` puts config, data, cache and state under one folder; otherwise platformdirs decides by platform (on Linux
+`LENS_HOME` puts config, data and cache under one folder; otherwise platformdirs decides by platform (on Linux
 the XDG folders). Weights of registry models stay in the Hugging Face cache, which `HF_HOME` moves.
 
 Light ring: platformdirs is imported inside the functions. Nothing here creates a folder.
@@ -36,12 +36,6 @@ def cache_dir() -> Path:
     import platformdirs
 
     return _under_home("cache") or platformdirs.user_cache_path(APP, appauthor=False)
-
-
-def state_dir() -> Path:
-    import platformdirs
-
-    return _under_home("state") or platformdirs.user_state_path(APP, appauthor=False)
 
 
 def config_file() -> Path:

@@ -36,6 +36,7 @@ from backend.memory.device import describe_device
 from backend.memory.machine import capped
 from backend.memory.plan import EncoderPlace, MemoryPlan
 from backend.types import Phase
+from backend.words import human_bytes
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]
@@ -194,7 +195,7 @@ class _Bench:
             )
         )
         shown = f"{spread.median:.3g} s" if spread else f"{runs[0].wall:.3g} s the first time"
-        self.say(f"{part}: {shown}, peak memory {peak / 1e9:.2f} GB")
+        self.say(f"{part}: {shown}, peak memory {human_bytes(peak)}")
 
     def repeat(self, part: Part, work: Callable[[], Result], *, times: int | None = None) -> Result:
         """Run `work` once cold and then again, `times` in all; what one run gives is gone before the next."""

@@ -145,10 +145,7 @@ def detect_format(path: Path) -> FileFormat:
     if head.startswith(b"GGUF"):
         return FileFormat.gguf
     if head.startswith(b"PK\x03\x04") or (head[0] == 0x80 and len(head) > 1 and head[1] in range(1, 6)):
-        raise CheckpointError(
-            f"{path}: a pickle (PyTorch .pt/.ckpt/.bin); opening one can run code, so lens never does",
-            hint="use a .safetensors or .gguf file of the same weights",
-        )
+        raise a_pickle(path)
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path}: a web page, not weights", hint="download it again: lens models pull")
     if size < 8:
@@ -157,6 +154,17 @@ def detect_format(path: Path) -> FileFormat:
     if 2 <= length <= MAX_HEADER_BYTES and head[8:9] == b"{":
         return FileFormat.safetensors
     raise CheckpointError(f"{path}: neither safetensors nor GGUF", hint="lens reads .safetensors and .gguf weights")
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")  # how the names of PyTorch's own files end
+
+
+def a_pickle(path: Path) -> CheckpointError:
+    """The error for a file of PyTorch's own format, which is told by its name or by its first bytes."""
+    return CheckpointError(
+        f"{path}: a pickle (PyTorch .pt/.ckpt/.bin); opening one can run code, so lens never does",
+        hint="use a .safetensors or .gguf file of the same weights",
+    )
 
 
 def _truncated(path: Path, have: int, need: int, where: str) -> CheckpointError:

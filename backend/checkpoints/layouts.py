@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.checkpoints import config_files, detect
-from backend.checkpoints.headers import FileFormat, read_summary
+from backend.checkpoints.headers import PICKLES, FileFormat, a_pickle, read_summary
 from backend.errors import CheckpointError, UsageError
 from backend.presets import Component, Embedded, Layout
 
 Paths = tuple[Path, ...]
 
 _SUFFIXES = (".safetensors", ".gguf")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Where ComfyUI keeps each part; the second name is its older one.
 _FOLDERS: Mapping[Component, tuple[str, ...]] = {
     Component.transformer: ("diffusion_models", "unet"),
@@ -184,12 +183,9 @@ def _folder_files(folder: Path) -> Paths:
     if len(weights) > 1:
         raise CheckpointError(f"{folder}: several weights files and no index ({', '.join(p.name for p in weights)})")
     if not weights:
-        pickles = [p for p in folder.iterdir() if p.suffix in _PICKLES]
-        if pickles:
-            raise CheckpointError(
-                f"{pickles[0]}: a pickle; opening one can run code, so lens never does",
-                hint="use a .safetensors or .gguf file of the same weights",
-            )
+        pickle = next((path for path in folder.iterdir() if path.suffix in PICKLES), None)
+        if pickle is not None:
+            raise a_pickle(pickle)
     return tuple(weights)
 
 

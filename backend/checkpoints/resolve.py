@@ -14,10 +14,10 @@ from pathlib import Path
 from backend.checkpoints import layouts, parameters, records
 from backend.checkpoints.layouts import Parts
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
-from backend.packing.schemes import listed
 from backend.params import DiTParams
 from backend.paths import hub_repo, nano_dir
 from backend.presets import PRESETS, Component, Embedded, HubSource, Layout, Preset, default_name, get, names
+from backend.words import human_bytes, joined
 
 ACCEPTED = (
     f"a model is a name ({', '.join(names())}); a folder with model_index.json (the published layout); a folder with "
@@ -150,7 +150,7 @@ def missing(preset: Preset) -> ModelMissingError:
             hint="reinstall the package, or make them: lens train nano",
         )
     size = next((source.total for source in preset.sources if source.total is not None), None)
-    about = f" (about {size / 1e9:.1f} GB)" if size is not None else ""
+    about = f" (about {human_bytes(size)})" if size is not None else ""
     return ModelMissingError(
         f"{preset.name} is not on this disk", hint=f"fetch it with `lens models pull {preset.name}`{about}"
     )
@@ -342,7 +342,7 @@ def _variant(path: Path, parts: Parts, variant: str | None, dit: DiTParams) -> t
     preset, word = next(spoken, (alike[0], path.name))
     return preset, (
         f"{word}: taken for {preset.name} by its name ({preset.steps} steps, guidance {preset.guidance:g}); the "
-        f"tensors of {listed([row.name for row in alike], 'and')} are alike, and `lens models pull NAME --from PATH` "
+        f"tensors of {joined([row.name for row in alike], 'and')} are alike, and `lens models pull NAME --from PATH` "
         "settles it"
     )
 

@@ -20,6 +20,7 @@ from backend.disk import file_sha256, write_error
 from backend.errors import FileError, ModelMissingError, NetworkError
 from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, short
 from backend.paths import hub_cache, hub_repo
+from backend.words import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -35,7 +36,7 @@ def check_disk(plan: PullPlan) -> None:
     """Raises FileError where the rest of the download would not fit."""
     if plan.remaining + (MARGIN if plan.remaining else 0) > plan.free:
         raise FileError(
-            f"{plan.preset.name} needs {plan.remaining / 1e9:.1f} GB more, and {plan.free / 1e9:.1f} GB are free in "
+            f"{plan.preset.name} needs {human_bytes(plan.remaining)} more, and {human_bytes(plan.free)} are free in "
             f"{hub_cache()}",
             hint="free some space, or move the cache with HF_HUB_CACHE or HF_HOME",
         )

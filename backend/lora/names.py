@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.errors import CheckpointError, UsageError
+from backend.checkpoints.headers import PICKLES, a_pickle
+from backend.errors import UsageError
 from backend.paths import loras_dir
 from backend.types import LoraMode, LoraUse
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 SCALE_LIMIT = 100.0  # far above any that leaves a picture
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _IN_FOLDER = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # as diffusers and PEFT save
 
 
@@ -57,11 +57,8 @@ def find_lora(named: str) -> Path:
     """
     for place in (Path(named).expanduser(), loras_dir() / named, loras_dir() / f"{named}{SUFFIX}"):
         if place.is_file():
-            if place.suffix in _PICKLES:
-                raise CheckpointError(
-                    f"{place}: a pickle; opening one can run code, so lens never does",
-                    hint="use the .safetensors file of the same LoRA",
-                )
+            if place.suffix in PICKLES:
+                raise a_pickle(place)
             return place.absolute()
         if named and place.is_dir() and any(place.glob(f"*{SUFFIX}")):
             return _in_folder(place).absolute()

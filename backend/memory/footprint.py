@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 from backend.model.decode_plan import DecodePlan, plan_decode, plan_leanest
-from backend.model.tensors import transformer_shapes
+from backend.model.tensors import transformer_shapes, vae_shapes
 from backend.params import ModelParams, TextEncoderParams, VAEParams
 from backend.sizes import GRID
 
@@ -115,28 +115,8 @@ def _aligned(size: int) -> int:
 
 
 def vae_parameters(params: VAEParams) -> int:
-    """Of the whole autoencoder: encoder, decoder and the two 1x1 convolutions between them."""
-    widths, latent, n = params.block_out_channels, params.latent_channels, params.layers_per_block
-    first, last = widths[0], widths[-1]
-
-    def conv(inputs: int, outputs: int, side: int = 3) -> int:
-        return side * side * inputs * outputs + outputs
-
-    def residual(inputs: int, outputs: int) -> int:
-        shortcut = conv(inputs, outputs, 1) if inputs != outputs else 0
-        return 2 * inputs + conv(inputs, outputs) + 2 * outputs + conv(outputs, outputs) + shortcut
-
-    middle = 2 * residual(last, last) + (2 * last + 4 * conv(last, last, 1) if params.mid_block_add_attention else 0)
-    encoder = conv(3, first) + middle + 2 * last + conv(last, 2 * latent)
-    decoder = conv(latent, last) + middle + 2 * first + conv(first, 3)
-    for index, width in enumerate(widths):
-        before = widths[max(index - 1, 0)]
-        encoder += residual(before, width) + (n - 1) * residual(width, width)
-        encoder += conv(width, width) if index + 1 < len(widths) else 0
-        after = widths[min(index + 1, len(widths) - 1)]  # the decoder walks them backwards, with one layer more
-        decoder += residual(after, width) + n * residual(width, width)
-        decoder += conv(width, width) if index > 0 else 0
-    return encoder + decoder + conv(2 * latent, 2 * latent, 1) + conv(latent, latent, 1)
+    """Parameters of the whole autoencoder; its latent statistics are none."""
+    return sum(math.prod(shape) for name, shape in vae_shapes(params).items() if not name.startswith("bn."))
 
 
 def encoding(params: TextEncoderParams, tokens: int, itemsize: int) -> int:

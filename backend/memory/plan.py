@@ -20,6 +20,7 @@ from backend.errors import OutOfMemoryError, UsageError
 from backend.memory import footprint
 from backend.memory.footprint import GB, Job
 from backend.model.decode_plan import DecodePlan
+from backend.words import human_bytes
 
 SLOTS = 3  # device memory of streamed blocks, in blocks: one runs, one arrives, one has a start
 LEANER = 200_000_000  # bytes
@@ -124,15 +125,14 @@ class MemoryPlan:
 
     def line(self) -> str:
         """The plan for a person, in one line."""
+        size = human_bytes(self.blocks)
         where = {
-            Place.resident: f"resident {self.held} {_gb(self.blocks)}",
-            Place.pinned: f"{self.held} {_gb(self.blocks)} streamed from pinned memory, {SLOTS} blocks on the card",
-            Place.mapped: f"{self.held} {_gb(self.blocks)} streamed from its file, {SLOTS} blocks on the card",
+            Place.resident: f"resident {self.held} {size}",
+            Place.pinned: f"{self.held} {size} streamed from pinned memory, {SLOTS} blocks on the card",
+            Place.mapped: f"{self.held} {size} streamed from its file, {SLOTS} blocks on the card",
         }[self.place]
         if self.device == "cpu":
-            where = (
-                f"{self.held} {_gb(self.blocks)} {'in its mapped file' if self.place is Place.mapped else 'in memory'}"
-            )
+            where = f"{self.held} {size} {'in its mapped file' if self.place is Place.mapped else 'in memory'}"
         reader = {
             EncoderPlace.gpu: "encoder a layer at a time on the GPU",
             EncoderPlace.cpu: "encoder a layer at a time on the CPU",
@@ -142,7 +142,7 @@ class MemoryPlan:
         again = f" at {self.decode.work:.2f} times the work" if self.decode.recomputes else ""
         parts.append(f"VAE {'whole' if self.strips == 1 else f'in {self.strips} strips'}{again}")
         parts += ["CUDA graphs"] if self.graphs else []
-        return " · ".join([*parts, f"peak about {_gb(self.peak.most)}"])
+        return " · ".join([*parts, f"peak about {human_bytes(self.peak.most)}"])
 
     def data(self) -> dict[str, Any]:
         plain = {key: value for key, value in asdict(self).items() if key != "decode"}
@@ -213,8 +213,8 @@ def too_small(job: Job, leanest: MemoryPlan) -> OutOfMemoryError:
     elif leanest.place is not Place.mapped:
         hint += "; weights stored in the --dtype that they are used in are read from their file and need less"
     return OutOfMemoryError(
-        f"{job.width}x{job.height} needs about {_gb(needs)} of memory{' on the GPU' if on_gpu else ''} even in the "
-        f"leanest plan; {_gb(free)} can be had",
+        f"{job.width}x{job.height} needs about {human_bytes(needs)} of memory{' on the GPU' if on_gpu else ''} even in "
+        f"the leanest plan; {human_bytes(free)} can be had",
         hint=hint,
     )
 
@@ -237,7 +237,9 @@ def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Pr
             )
         return row, 0
     if vram is not None and vram > machine.card:
-        raise UsageError(f"--vram {_gb(vram)} is more than the card has: {_gb(machine.card)}", hint="drop it")
+        raise UsageError(
+            f"--vram {human_bytes(vram)} is more than the card has: {human_bytes(machine.card)}", hint="drop it"
+        )
     if profile is not None:
         row = find_profile(profile)
         return row, round(row.card * row.share)
@@ -351,7 +353,3 @@ def parse_bytes(text: str, flag: str = "--vram") -> int:
     if not 0 < size < 10**15:
         raise UsageError(f"{flag} {text!r} is no amount of memory", hint="write 8GB, 7.5GB or 8GiB")
     return round(size)
-
-
-def _gb(size: int) -> str:
-    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 10**6:.0f} MB"

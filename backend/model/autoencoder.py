@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from backend.model.tensors import COLOURS, PATCH
 from backend.params import VAEParams
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ from torch import nn
 from torch.nn import functional as F
 
 NORM_EPS = 1e-6
-COLOURS = 3
-PATCH = 2  # the latent statistics are those of 2x2 packed cells
 
 
 class AutoencoderKLFlux2(nn.Module):

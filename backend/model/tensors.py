@@ -7,10 +7,14 @@ GPT-OSS after dequantisation). Shapes are PyTorch's: a linear weight is (outputs
 
 from __future__ import annotations
 
-from backend.params import DiTParams, TextEncoderParams
+from itertools import pairwise
+
+from backend.params import DiTParams, TextEncoderParams, VAEParams
 
 Shapes = dict[str, tuple[int, ...]]
 
+COLOURS = 3
+PATCH = 2  # the latent statistics are those of 2x2 packed cells
 TIME_FREQUENCIES = 256  # width of the sinusoidal time embedding; hard-coded in the published network
 
 
@@ -85,4 +89,52 @@ def text_encoder_shapes(params: TextEncoderParams, *, with_head: bool = True) ->
             f"{layer}mlp.experts.down_proj": (experts, inner, hidden),
             f"{layer}mlp.experts.down_proj_bias": (experts, hidden),
         }
+    return shapes
+
+
+def vae_shapes(params: VAEParams) -> Shapes:
+    """Key of diffusers' AutoencoderKLFlux2 -> shape: encoder, decoder, what is between them, latent statistics."""
+    widths, latent, layers = params.block_out_channels, params.latent_channels, params.layers_per_block
+    last = widths[-1]
+    shapes: Shapes = {}
+
+    def conv(name: str, inputs: int, outputs: int, side: int = 3) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, side, side), (outputs,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def residual(name: str, inputs: int, outputs: int) -> None:
+        norm(f"{name}.norm1", inputs)
+        conv(f"{name}.conv1", inputs, outputs)
+        norm(f"{name}.norm2", outputs)
+        conv(f"{name}.conv2", outputs, outputs)
+        if inputs != outputs:
+            conv(f"{name}.conv_shortcut", inputs, outputs, 1)
+
+    def half(name: str, ends: tuple[int, int], path: tuple[int, ...], resample: str, blocks: int) -> None:
+        """An encoder or decoder: `ends` its channels outside, `path` the widths of its stages in order."""
+        conv(f"{name}.conv_in", ends[0], path[0])
+        norm(f"{name}.conv_norm_out", path[-1])
+        conv(f"{name}.conv_out", path[-1], ends[1])
+        for index, (inputs, outputs) in enumerate(pairwise((path[0], *path))):
+            stage = f"{name}.{resample}_blocks.{index}"
+            for block in range(blocks):
+                residual(f"{stage}.resnets.{block}", inputs if block == 0 else outputs, outputs)
+            if index + 1 < len(path):
+                conv(f"{stage}.{resample}samplers.0.conv", outputs, outputs)
+        for block in range(2):
+            residual(f"{name}.mid_block.resnets.{block}", last, last)
+        if params.mid_block_add_attention:
+            attention = f"{name}.mid_block.attentions.0"
+            norm(f"{attention}.group_norm", last)
+            for linear in ("to_q", "to_k", "to_v", "to_out.0"):
+                shapes[f"{attention}.{linear}.weight"], shapes[f"{attention}.{linear}.bias"] = (last, last), (last,)
+
+    half("encoder", (COLOURS, 2 * latent), widths, "down", layers)
+    half("decoder", (latent, COLOURS), widths[::-1], "up", layers + 1)
+    conv("quant_conv", 2 * latent, 2 * latent, 1)
+    conv("post_quant_conv", latent, latent, 1)
+    shapes["bn.running_mean"] = shapes["bn.running_var"] = (PATCH * PATCH * latent,)
+    shapes["bn.num_batches_tracked"] = ()
     return shapes

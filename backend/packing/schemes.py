@@ -10,13 +10,13 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
 from backend.packing.ggml_layout import GGML_BLOCKS, GGML_NAMES
 from backend.types import Quant, QuantTarget
+from backend.words import joined
 
 if TYPE_CHECKING:
     from backend.packing.stored import Code
@@ -138,16 +138,10 @@ def stored_as(dtype: str, scale: str | None) -> Scheme | None:
     return next((scheme for scheme in rows if not scheme.scales or scale in scheme.scales), None)
 
 
-def listed(words: Iterable[str], last: str = "or") -> str:
-    """ "a, b or c"."""
-    *first, end = words
-    return f"{', '.join(first)} {last} {end}" if first else end
-
-
 def quant_help() -> str:
     """The part of the help of --quant that says which of its values approximate."""
     rows = [scheme for scheme in SCHEMES if scheme.quant is not None]
-    return listed(
+    return joined(
         (
             f"{row.quant}" if row.quant == row.name else f"{row.quant} (as {row.name.upper()}, for a file that is none)"
             for row in rows

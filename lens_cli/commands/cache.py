@@ -23,7 +23,7 @@ def show(json: options.Json = False) -> None:
     """
     from backend.cache import store
     from backend.settings import load
-    from lens_cli.terminal.console import human_bytes
+    from backend.words import human_bytes
 
     talk = options.talk_for("cache show", json=json)
     settings = load()
@@ -56,7 +56,7 @@ def clear(names: Names = None, json: options.Json = False, quiet: options.Quiet 
     Examples: lens cache clear   ·   lens cache clear embeddings
     """
     from backend.cache import store
-    from lens_cli.terminal.console import human_bytes
+    from backend.words import human_bytes
 
     talk = options.talk_for("cache clear", json=json, quiet=quiet)
     rows: list[dict[str, object]] = []

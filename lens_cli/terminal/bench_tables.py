@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.words import human_bytes
 from lens_cli.terminal.bars import Bar
-from lens_cli.terminal.console import human_bytes
 
 if TYPE_CHECKING:
     from backend.bench.case import Case

@@ -109,15 +109,6 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
-def human_bytes(number: float) -> str:
-    """1536 -> "1.5 kB". Decimal units, as disks and download pages count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
 def write_bytes(data: bytes) -> None:
     """Bytes on stdout, at once. Raises OSError, BrokenPipeError where the reader has left among them."""
     if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  closed by the caller: `lens gen … >&-`

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from backend.events import Event, Noticed, PhaseDone, PhaseStarted, PlanMade, StepDone
 from backend.types import Phase
-from lens_cli.terminal.console import Talk, human_bytes, talking_to_a_terminal
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk, talking_to_a_terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

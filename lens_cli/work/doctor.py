@@ -9,7 +9,8 @@ from typing import Any
 
 from backend.disk import free_bytes
 from backend.errors import FileError
-from lens_cli.terminal.console import human_bytes, looking_at_stdout
+from backend.words import human_bytes
+from lens_cli.terminal.console import looking_at_stdout
 
 Section = dict[str, Any]
 

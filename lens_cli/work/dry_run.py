@@ -13,7 +13,8 @@ from backend.picture.outputs import OutputPlan
 from backend.requests import find_preset
 from backend.settings import GenerateSettings
 from backend.types import GenerationRequest
-from lens_cli.terminal.console import Talk, human_bytes
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk
 from lens_cli.terminal.wording import arithmetic, command_line, describe
 
 if TYPE_CHECKING:

@@ -118,12 +118,12 @@ def test_below_a_file_lie_no_settings(monkeypatch: pytest.MonkeyPatch, folder: P
 
 
 def test_lens_home_holds_everything(folder: Path) -> None:
-    for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir(), paths.state_dir()):
+    for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir()):
         assert place.parent == folder / "home"
 
 
 def test_xdg_without_lens_home(monkeypatch: pytest.MonkeyPatch, isolated_home: Path) -> None:
     monkeypatch.delenv("LENS_HOME")
-    for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir(), paths.state_dir(), paths.hub_cache()):
+    for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir(), paths.hub_cache()):
         assert place.is_relative_to(isolated_home)
         assert not place.exists()  # asking where is not making

@@ -13,8 +13,9 @@ from backend.events import Noticed, PhaseDone, PhaseStarted, StepDone
 from backend.requests import build_request
 from backend.settings import GenerateSettings, Settings
 from backend.types import DType, GenerationRequest, Phase, Quant
+from backend.words import human_bytes
 from lens_cli.terminal import progress
-from lens_cli.terminal.console import Talk, human_bytes, one_line, printable
+from lens_cli.terminal.console import Talk, one_line, printable
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import command_line, seed_runs
 from lens_cli.work.runner import Failure, Outcome

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from backend.disk import file_sha256
 from backend.errors import CheckpointError, FileError, LensError, first_line, os_reason
+from backend.words import human_bytes
 from train.run import parts
 from train.run.distributed import Ranks, like
 
@@ -293,7 +294,7 @@ def _refuse_full_disk(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FileError(
-            f"a checkpoint takes {needed / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB left",
+            f"a checkpoint takes {human_bytes(needed)}, {folder} has {human_bytes(free)} left",
             hint="the checkpoint before it is whole: free some space and run the same command again",
         )
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from backend.checkpoints.resolve import resolve_model
-from lens_cli.terminal.console import Talk, human_bytes
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk
 
 
 def fetch(name: str, origin: str | None, talk: Talk, *, dry_run: bool, offline: bool) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from backend.convert import Conversion, convert, missing_companions, plan_conversion
 from backend.errors import CancelledError
 from backend.types import QuantTarget
-from lens_cli.terminal.console import Talk, human_bytes, talking_to_a_terminal
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk, talking_to_a_terminal
 from lens_cli.work.runner import Interrupt
 
 EVERY = 10.0  # seconds between two lines of progress where no bar can be drawn

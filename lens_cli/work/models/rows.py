@@ -11,7 +11,7 @@ from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
 from backend.errors import LensError, ModelMissingError, UsageError
 from backend.hub.installed import partial_bytes
 from backend.presets import HubSource, Preset
-from lens_cli.terminal.console import human_bytes
+from backend.words import human_bytes
 
 
 @dataclass(frozen=True)

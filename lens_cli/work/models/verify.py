@@ -10,7 +10,8 @@ from backend import presets
 from backend.checkpoints.resolve import of_preset
 from backend.errors import CheckpointError, LensError, ModelMissingError, PartialBatchError
 from backend.hub.installed import verify
-from lens_cli.terminal.console import Talk, human_bytes
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk
 
 
 def verify_all(names: list[str], talk: Talk, *, quick: bool) -> None:

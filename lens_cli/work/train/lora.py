@@ -11,7 +11,8 @@ from backend.disk import free_bytes
 from backend.errors import CancelledError, ModelMissingError
 from backend.presets import Preset
 from backend.requests import find_preset
-from lens_cli.terminal.console import Talk, human_bytes
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk
 from lens_cli.work.train.status import duration
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, read_folder

@@ -11,7 +11,8 @@ from backend.disk import free_bytes
 from backend.errors import UsageError
 from backend.memory.footprint import vae_parameters
 from backend.presets import PRESETS, get
-from lens_cli.terminal.console import Talk, human_bytes
+from backend.words import human_bytes
+from lens_cli.terminal.console import Talk
 from lens_cli.work.train.status import duration
 from train.config import PretrainConfig
 from train.overrides import as_json, describe

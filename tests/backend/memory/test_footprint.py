@@ -18,7 +18,7 @@ from backend.denoising.stream import StreamedBlocks
 from backend.loading import Uninitialised
 from backend.memory.footprint import ALIGNMENT, Job, denoising, encoding, vae_parameters, weights
 from backend.model.autoencoder import build_vae
-from backend.model.tensors import text_encoder_shapes
+from backend.model.tensors import text_encoder_shapes, vae_shapes
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import DiTParams, ModelParams, TextEncoderParams
 from backend.presets import LENS, NANO
@@ -88,7 +88,9 @@ def test_weights_are_what_is_loaded() -> None:
 def test_autoencoder_is_what_is_built() -> None:
     for params in (LENS.vae, NANO.vae, replace(NANO.vae, layers_per_block=2, mid_block_add_attention=True)):
         with torch.device("meta"), Uninitialised():
-            assert vae_parameters(params) == sum(p.numel() for p in build_vae(params).parameters())
+            built = build_vae(params)
+        assert vae_shapes(params) == {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
+        assert vae_parameters(params) == sum(p.numel() for p in built.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,6 +25,7 @@ import pyarrow as pa
 from backend.disk import write_atomic
 from backend.errors import FileError
 from backend.fields import check_ranges, within
+from backend.words import human_bytes
 from train.data import select
 from train.data.captions.checks import count_words
 from train.data.filters import DRAWN, Bins, Filter, Thresholds
@@ -183,7 +184,7 @@ def _page(
         "kept": funnel.kept,
         "left": funnel.kept - dropped,
         "packed": totals.packed(work, shards).pictures if _state(work, "pack", shards) == "done" else None,
-        "size": f"{gathered.nbytes / 1e9:,.2f} GB",
+        "size": human_bytes(gathered.nbytes),
         "funnel": rows,
         "funnel_chart": charts.bars([n for n, _ in steps], [v for _, v in steps], "pictures left"),
         "sources": sources,
