@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backend.checkpoints import layouts, parameters
 from backend.checkpoints.config_files import TRANSFORMER_METADATA_KEY
 from backend.checkpoints.headers import read_summary
-from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, stored
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, stored_packing
 from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes, make_folder, write_atomic
 from backend.errors import FileError, LensError, ModelMissingError, UsageError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from backend.checkpoints.formats import TensorTable
-    from backend.packing.stored import Item
+    from backend.packing.storage import TensorGroup
 
 MARGIN = 64 * 2**20  # bytes of disk that stay free
 _HEADER = 2**20  # a GGUF header is smaller
@@ -90,7 +90,7 @@ def plan_conversion(
             hint="free some space, or name another folder with -o",
         )
     notes: list[str] = []
-    held = stored(found.paths).scheme
+    held = stored_packing(found.paths).scheme
     if held is not None:
         notes.append(f"{found.name} is stored as {held} already: {target} rounds it a second time")
     before = sum(path.stat().st_size for path in found.paths)
@@ -263,7 +263,9 @@ def _bytes(params: DiTParams, scheme: Scheme, packs: frozenset[str]) -> int:
     return file_bytes(_items(params, scheme, packs, read), {}) + _HEADER
 
 
-def _items(params: DiTParams, scheme: Scheme, packs: frozenset[str], read: Callable[[str], torch.Tensor]) -> list[Item]:
+def _items(
+    params: DiTParams, scheme: Scheme, packs: frozenset[str], read: Callable[[str], torch.Tensor]
+) -> list[TensorGroup]:
     from backend.checkpoints.write_packed import items
 
     return items(transformer_shapes(params), read, scheme, packs.__contains__)

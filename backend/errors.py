@@ -112,7 +112,7 @@ class CancelledError(LensError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of somebody else's error, to be told in a message; its class where it says nothing."""
+    """What somebody else's error says first, for a message of ours; its class where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

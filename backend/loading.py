@@ -96,10 +96,10 @@ def load_transformer(
     known, folded_in = None, ()
     if sigmas is not None:
         from backend.denoising.modulation import modulation_names
-        from backend.denoising.modulation_store import folded
+        from backend.denoising.modulation_store import read_or_fold
 
         compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
-        known = folded(files, fused, sigmas, dtype, fold_on or device, loras, schedules)
+        known = read_or_fold(files, fused, sigmas, dtype, fold_on or device, loras, schedules)
         folded_in = modulation_names(params)
         network.drop_modulation()
     network = _fill(network, fused, dtype, device, tuple(folded_in), quant)
@@ -227,7 +227,7 @@ def block_linears(network: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
-def quantised(weight_OI: Tensor, quant: Quant) -> PackedLinear:
+def pack_weight(weight_OI: Tensor, quant: Quant) -> PackedLinear:
     """A weight packed as `quant` says, without a bias, on the weight's device.
 
     Raises NumericsError where it is not finite, UsageError for a shape that the packing does not allow, and for a
@@ -262,7 +262,7 @@ def pack_while_loading(
             packed = taken.to(device)
         elif not plan.keep:
             # From float32, so that the codes are the same in every dtype; on the device, where it takes milliseconds.
-            packed = quantised(entry.read(torch.float32).to(device), plan.quant)
+            packed = pack_weight(entry.read(torch.float32).to(device), plan.quant)
         elif entry.packed is not None:
             packed = entry.packed().to(device)
         else:

@@ -55,7 +55,7 @@ Type = gguf.GGMLQuantizationType
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Rounding:
     name: str
     make: Make | None  # None: the weights as they are
     modulation: bool = False  # quantised as well
@@ -111,26 +111,26 @@ class Llm8(nn.Module):
 
 
 SCHEMES = (
-    Scheme("none", None),
-    Scheme("q8_0", functools.partial(ggml, Type.Q8_0)),
-    Scheme("int8", int8.pack),
-    Scheme("mxfp8", mxfp8),
-    Scheme("fp8 weights, one scale", scaled_fp8),
-    Scheme("fp8", fp8.pack),
-    Scheme("q6_k", functools.partial(ggml, Type.Q6_K)),
-    Scheme("q5_k", functools.partial(ggml, Type.Q5_K)),
-    Scheme("q4_k", functools.partial(ggml, Type.Q4_K)),
-    Scheme("q4_0", functools.partial(ggml, Type.Q4_0)),
-    Scheme("nf4", nf4.pack),
-    Scheme("q8_0, modulation too", functools.partial(ggml, Type.Q8_0), modulation=True),
-    Scheme("q4_k, modulation too", functools.partial(ggml, Type.Q4_K), modulation=True),
-    Scheme("nf4, modulation too", nf4.pack, modulation=True),
-    Scheme("(int8 activations)", Llm8),
-    Scheme("(fp8 cast, no scale)", CastFp8),
+    Rounding("none", None),
+    Rounding("q8_0", functools.partial(ggml, Type.Q8_0)),
+    Rounding("int8", int8.pack),
+    Rounding("mxfp8", mxfp8),
+    Rounding("fp8 weights, one scale", scaled_fp8),
+    Rounding("fp8", fp8.pack),
+    Rounding("q6_k", functools.partial(ggml, Type.Q6_K)),
+    Rounding("q5_k", functools.partial(ggml, Type.Q5_K)),
+    Rounding("q4_k", functools.partial(ggml, Type.Q4_K)),
+    Rounding("q4_0", functools.partial(ggml, Type.Q4_0)),
+    Rounding("nf4", nf4.pack),
+    Rounding("q8_0, modulation too", functools.partial(ggml, Type.Q8_0), modulation=True),
+    Rounding("q4_k, modulation too", functools.partial(ggml, Type.Q4_K), modulation=True),
+    Rounding("nf4, modulation too", nf4.pack, modulation=True),
+    Rounding("(int8 activations)", Llm8),
+    Rounding("(fp8 cast, no scale)", CastFp8),
 )
 
 
-def packed_linears(scheme: Scheme, weights: nn.Module) -> dict[str, nn.Module]:
+def packed_linears(scheme: Rounding, weights: nn.Module) -> dict[str, nn.Module]:
     """Name -> packed linear without a bias, of everything that the scheme packs."""
     packed: dict[str, nn.Module] = {}
     for name, linear in weights.named_modules():
@@ -196,7 +196,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def table(exact: LensTransformer2DModel, runs: Sequence[Run], schemes: Sequence[Scheme]) -> None:
+def table(exact: LensTransformer2DModel, runs: Sequence[Run], schemes: Sequence[Rounding]) -> None:
     """Print one line for each scheme as it is measured."""
     narrow = copy.deepcopy(exact).bfloat16()
     known = [trajectory(exact, run) for run in runs]

@@ -20,7 +20,7 @@ from backend.errors import FileError
 from backend.paths import notes_dir
 
 
-def noted(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]) -> Any:
+def note_of(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]) -> Any:
     """The note of `kind` about `path`: from the disk where it still holds, else from `make`, whose answer is kept.
 
     `kind` names the folder of the notes; whoever changes what a kind holds gives it another name. `make` returns what
@@ -39,7 +39,7 @@ def noted(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]) 
     return value
 
 
-def noted_paths(kind: str) -> Iterator[Path]:
+def paths_with_notes(kind: str) -> Iterator[Path]:
     """The files that notes of `kind` are about, newest note first; some may be gone or changed since."""
     folder = notes_dir(kind)
     for store in sorted(folder.glob("*.json"), key=_modified, reverse=True) if folder.is_dir() else ():

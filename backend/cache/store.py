@@ -118,7 +118,7 @@ def limit_bytes(cache: NamedCache, settings: CacheSettings) -> int | None:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheFile:
     """One kept file; `used` is when it was last read or written, in seconds since 1970."""
 
     path: Path
@@ -149,12 +149,12 @@ def open_stores(settings: CacheSettings, warn: Callable[[str], None]) -> Stores:
     return Stores(**{field.name: open_store(field.name, settings, warn) for field in fields(Stores)})
 
 
-def entries(folder: Path, suffix: str) -> list[Entry]:
+def entries(folder: Path, suffix: str) -> list[CacheFile]:
     """The kept files of a folder, least recently used first; a folder that is not there has none. Raises FileError.
 
     An empty suffix means every file, of the folders within as well.
     """
-    found: list[Entry] = []
+    found: list[CacheFile] = []
     try:
         with os.scandir(folder) as listing:
             for item in listing:
@@ -163,7 +163,7 @@ def entries(folder: Path, suffix: str) -> list[Entry]:
                         found += entries(Path(item.path), suffix)
                     elif item.name.endswith(suffix) and item.is_file(follow_symlinks=False):
                         stat = item.stat(follow_symlinks=False)
-                        found.append(Entry(Path(item.path), stat.st_size, stat.st_mtime))
+                        found.append(CacheFile(Path(item.path), stat.st_size, stat.st_mtime))
     except FileNotFoundError:
         return []
     except NotADirectoryError as error:

@@ -22,7 +22,7 @@ from backend.errors import CheckpointError
 from backend.packing import block_scaled, comfyui
 from backend.packing.linears import PackedLinear
 from backend.packing.schemes import SCHEMES
-from backend.packing.stored import PackedWeight
+from backend.packing.storage import PackedWeight
 from backend.params import DiTParams, TextEncoderParams
 
 Read = Callable[[torch.dtype], torch.Tensor]

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from backend.cache.notes import noted
+from backend.cache.notes import note_of
 from backend.errors import CheckpointError, os_reason
 from backend.packing.ggml_layout import GGML_BLOCKS
 
@@ -104,7 +104,7 @@ def read_summary(path: Path) -> FileHeader:
 
 @functools.lru_cache(maxsize=64)
 def _read_summary(path: Path, _mtime: int, _size: int) -> FileHeader:
-    found = noted("header-1", path, _stat(path), lambda: _summary(read_header(path)))
+    found = note_of("header-1", path, _stat(path), lambda: _summary(read_header(path)))
     try:
         tensors = {
             str(name): TensorHeader(str(name), str(dtype), tuple(map(int, shape)), int(start), int(nbytes))

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from backend.cache.notes import noted
+from backend.cache.notes import note_of
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import file_sha256
 from backend.types import ModelIdentity
@@ -36,4 +36,4 @@ def files_sha256(paths: Sequence[Path]) -> str:
 
 def known_sha256(path: Path) -> str:
     """SHA-256 of a file, from the cache where path, size and modification time are as they were."""
-    return str(noted("sha256", path, path.stat(), lambda: file_sha256(path)))
+    return str(note_of("sha256", path, path.stat(), lambda: file_sha256(path)))

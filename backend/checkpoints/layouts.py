@@ -33,7 +33,7 @@ _CLASSES = {  # model_index.json: part -> accepted class names
 
 
 @dataclass(frozen=True)
-class Part:
+class PartFiles:
     """The files of one part of a model."""
 
     files: Paths  # its weights, never none; of the tokenizer its tokenizer.json
@@ -44,10 +44,10 @@ class Part:
 class Parts:
     """The files of a model, part by part; a part that is not there (yet) has no entry."""
 
-    held: Mapping[Component, Part] = field(default_factory=dict[Component, Part])
+    held: Mapping[Component, PartFiles] = field(default_factory=dict[Component, PartFiles])
 
     def files(self, part: Component) -> Paths:
-        """Of a part: () where it is not there; of the tokenizer also where it lies inside the text encoder's file."""
+        """The files of a part; () where it is not there, or is a tokenizer inside the text encoder's file."""
         return self.held[part].files if part in self.held else ()
 
     def config(self, part: Component) -> Path | None:
@@ -73,21 +73,21 @@ class Parts:
         )
 
 
-def _there(found: Mapping[Component, Part | None]) -> Parts:
+def _there(found: Mapping[Component, PartFiles | None]) -> Parts:
     """The parts that were found."""
     return Parts({part: held for part, held in found.items() if held is not None})
 
 
-def _one_file(path: Path) -> Part | None:
+def _one_file(path: Path) -> PartFiles | None:
     """A file that is there, with a config.json of its own: `lens_bf16.json` beside `lens_bf16.safetensors`."""
     config = path.with_suffix(".json")
-    return Part((path,), config if config.is_file() and config != path else None) if path.is_file() else None
+    return PartFiles((path,), config if config.is_file() and config != path else None) if path.is_file() else None
 
 
-def _one_folder(folder: Path) -> Part | None:
+def _one_folder(folder: Path) -> PartFiles | None:
     """The weights of a folder that holds one part, with its config.json; None: there are none."""
     files, config = _folder_files(folder), folder / "config.json"
-    return Part(files, config if config.is_file() else None) if files else None
+    return PartFiles(files, config if config.is_file() else None) if files else None
 
 
 # One file ------------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def _has_tokenizer(text_encoder: Paths) -> bool:
 # Layouts -------------------------------------------------------------------------------------------------------------
 
 
-def transformer_alone(path: Path) -> Part:
+def transformer_alone(path: Path) -> PartFiles:
     """A transformer that a person names: a file, or a folder with one file or an index; a config beside it counts.
 
     Raises CheckpointError where it is none.
@@ -155,9 +155,9 @@ def diffusers(folder: Path) -> Parts:
     return _there({**weights, Component.tokenizer: _tokenizer_in(folder / "tokenizer")})
 
 
-def _tokenizer_in(folder: Path) -> Part | None:
+def _tokenizer_in(folder: Path) -> PartFiles | None:
     path = folder / "tokenizer.json"
-    return Part((path,)) if path.is_file() else None
+    return PartFiles((path,)) if path.is_file() else None
 
 
 def _folder_files(folder: Path) -> Paths:
@@ -194,11 +194,11 @@ def embedded(folder: Path, files: Embedded | None = None) -> Parts:
     return _there({part: _one_file(folder.absolute() / name) for part, name in (files or Embedded()).names().items()})
 
 
-def chosen(files: Mapping[Component, Path]) -> Parts | None:
+def exact_files(files: Mapping[Component, Path]) -> Parts | None:
     """Exactly these files; None where one is not there."""
     if not all(path.is_file() for path in files.values()):
         return None
-    return Parts({part: Part((path,)) for part, path in files.items()})
+    return Parts({part: PartFiles((path,)) for part, path in files.items()})
 
 
 def holds_single_files(folder: Path) -> bool:
@@ -242,7 +242,7 @@ def _side_by_side(folder: Path, found: Mapping[Component, Paths]) -> Parts:
     tokenizer = next((path for place in places if (path := place / "tokenizer.json").is_file()), None)
     weights = {part: _one_file(files[0]) if files else None for part, files in found.items()}
     return _there(
-        {**weights, Component.tokenizer: None if tokenizer is None else Part((tokenizer.resolve(strict=True),))}
+        {**weights, Component.tokenizer: None if tokenizer is None else PartFiles((tokenizer.resolve(strict=True),))}
     )
 
 

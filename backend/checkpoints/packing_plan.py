@@ -37,7 +37,7 @@ _WEAK_BITS = 8.0  # modulation of fewer bits is warned of; 4 are reported to giv
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class StoredPacking:
     """What the transformer's files hold."""
 
     scheme: str | None  # packing of most block linears (of `schemes.SCHEMES`, or another type of ggml); None: plain
@@ -88,7 +88,7 @@ def plan_quant(
     auto never rounds: it keeps a packing or undoes it, whichever suits the machine. Raises CheckpointError for a file
     that is damaged.
     """
-    found = stored(files.transformer)
+    found = stored_packing(files.transformer)
     notes = [*_modulation_note(found)]
     if quant is Quant.auto:
         keep = _worth_keeping(found, itemsize, on_cpu, free_memory)
@@ -104,7 +104,7 @@ def plan_quant(
     return _plan(found, quant, False, notes)
 
 
-def _plan(found: Stored, quant: Quant, keep: bool, notes: list[str]) -> QuantPlan:
+def _plan(found: StoredPacking, quant: Quant, keep: bool, notes: list[str]) -> QuantPlan:
     if not keep:
         return plan_plain(quant, found.values, found.rows, tuple(notes))
     bits = 8 * found.nbytes / found.values
@@ -124,7 +124,7 @@ def plan_plain(quant: Quant, values: int, rows: int, notes: tuple[str, ...] = ()
     )
 
 
-def _worth_keeping(found: Stored, itemsize: int, on_cpu: bool, free_memory: int | None) -> bool:
+def _worth_keeping(found: StoredPacking, itemsize: int, on_cpu: bool, free_memory: int | None) -> bool:
     if not found.readable or found.values * itemsize - found.nbytes < FROM_BYTES:
         return False
     if not on_cpu:
@@ -140,7 +140,7 @@ def _is_gguf(scheme: str | None) -> bool:
     return scheme is not None and (scheme in GGML_NAMES.values() or scheme.startswith("ggml "))
 
 
-def _modulation_note(found: Stored) -> list[str]:
+def _modulation_note(found: StoredPacking) -> list[str]:
     if found.modulation is None or found.modulation_bits >= _WEAK_BITS:
         return []
     return [
@@ -164,7 +164,7 @@ class _Linear:
     nbytes: int = 0
 
 
-def stored(paths: tuple[Path, ...]) -> Stored:
+def stored_packing(paths: tuple[Path, ...]) -> StoredPacking:
     """What the headers say. A file of other names than Lens's has nothing to count. Raises CheckpointError."""
     linears: dict[str, _Linear] = {}
     blocks: set[str] = set()
@@ -189,7 +189,7 @@ def stored(paths: tuple[Path, ...]) -> Stored:
     inside = [linear for stem, linear in linears.items() if stem in blocks]
     outside = [linear for stem, linear in linears.items() if stem not in blocks]
     scheme = _most(inside)
-    return Stored(
+    return StoredPacking(
         scheme=scheme,
         values=sum(linear.values for linear in inside),
         rows=sum(linear.rows for linear in inside),

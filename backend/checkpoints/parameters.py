@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backend.checkpoints import config_files, detect, gguf_keys, vae_keys
 from backend.checkpoints.headers import FileFormat, read_summary
-from backend.checkpoints.layouts import NETWORKS, Part, Parts, Paths
+from backend.checkpoints.layouts import NETWORKS, PartFiles, Parts, Paths
 from backend.errors import CheckpointError
 from backend.params import DiTParams, ModelParams, TextEncoderParams, VAEParams
 from backend.presets import PRESETS
@@ -18,7 +18,7 @@ VARIANT_KEY = "lens.variant"  # ours, in a safetensors or GGUF header: the regis
 SIDECAR = "lens.json"  # ours, beside the files: {"variant": "lens-turbo"}
 
 
-def variant(path: Path, transformer: Part | None) -> str | None:
+def variant(path: Path, transformer: PartFiles | None) -> str | None:
     """The registry row that the files themselves name; None where they do not. Raises CheckpointError if unknown."""
     sidecar = (path if path.is_dir() else path.parent) / SIDECAR
     stated: object = None
@@ -57,7 +57,7 @@ def read_params(parts: Parts) -> ModelParams:
     return ModelParams(dit=dit, vae=vae, text=text)
 
 
-def read_transformer_params(part: Part) -> DiTParams:
+def read_transformer_params(part: PartFiles) -> DiTParams:
     """From config.json, what the weights' header states, or the tensors' shapes, in this order."""
     origin = str(part.files[0])
     stated: DiTParams | None = None
@@ -80,7 +80,7 @@ def read_transformer_params(part: Part) -> DiTParams:
     return detect.transformer_params_from_shapes({n.removeprefix(prefix): s for n, s in shapes.items()}, origin)
 
 
-def read_text_params(part: Part) -> TextEncoderParams:
+def read_text_params(part: PartFiles) -> TextEncoderParams:
     """From the GGUF header, config.json, or the tensors' shapes, in this order."""
     header, origin = read_summary(part.files[0]), str(part.files[0])
     if header.format is FileFormat.gguf:
@@ -93,7 +93,7 @@ def read_text_params(part: Part) -> TextEncoderParams:
     return detect.text_params_from_shapes(_shapes(part.files), origin)
 
 
-def read_vae_params(part: Part) -> VAEParams:
+def read_vae_params(part: PartFiles) -> VAEParams:
     """From config.json, our key in the safetensors header, or the tensors' shapes, in this order."""
     if part.config is not None:
         return config_files.vae_params(config_files.read_json(part.config), str(part.config))

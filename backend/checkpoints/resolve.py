@@ -202,7 +202,7 @@ def _source_parts(source: HubSource, folder: Path) -> Parts | None:
         return layouts.diffusers(folder) if (folder / "model_index.json").is_file() else None
     # Comfy-Org moved its files once; the older place is accepted for all of them together.
     for root in (folder, folder / "split_files"):
-        found = layouts.chosen({file.component: root / file.path for file in source.files})
+        found = layouts.exact_files({file.component: root / file.path for file in source.files})
         if found is not None:
             return found
     return None

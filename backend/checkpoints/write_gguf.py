@@ -117,7 +117,7 @@ def stream_transformer_gguf(
 
 
 def transformer_gguf_bytes(params: DiTParams, quant: str, plain: Callable[[str], bool]) -> int:
-    """Of the tensors of such a file; the header adds less than 1 MB."""
+    """Bytes that the tensors of such a file take; the header adds less than 1 MB."""
     kind, _ = _quant(quant)
     kinds = gguf.GGMLQuantizationType
     return sum(

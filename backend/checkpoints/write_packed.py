@@ -13,7 +13,7 @@ import torch
 
 from backend.model.tensors import Shapes
 from backend.packing.schemes import Container, Scheme
-from backend.packing.stored import Item, Read, Spec, finite
+from backend.packing.storage import Read, TensorGroup, TensorSpec, finite
 from backend.params import DiTParams
 
 # Named in diffusers' config as what stays unpacked; parts of module names.
@@ -21,7 +21,7 @@ NOT_PACKED = ("img_in", "txt_in", "time_text_embed", "norm_out", "proj_out")
 MODULATION = ("img_mod", "txt_mod")
 
 
-def items(shapes: Shapes, read: Read, scheme: Scheme, packs: Callable[[str], bool]) -> list[Item]:
+def items(shapes: Shapes, read: Read, scheme: Scheme, packs: Callable[[str], bool]) -> list[TensorGroup]:
     """One item for each public tensor; those for which `packs` is true packed by `scheme`, the rest in bfloat16.
 
     Nothing is read yet. Raises UsageError for a weight whose shape the packing does not allow.
@@ -57,5 +57,5 @@ def diffusers_config(params: DiTParams, scheme: Scheme | None = None, *, modulat
     return config
 
 
-def _plain(name: str, shape: tuple[int, ...], read: Read) -> Item:
-    return Item((Spec(name, torch.bfloat16, shape),), lambda: [finite(read, name).to(torch.bfloat16)])
+def _plain(name: str, shape: tuple[int, ...], read: Read) -> TensorGroup:
+    return TensorGroup((TensorSpec(name, torch.bfloat16, shape),), lambda: [finite(read, name).to(torch.bfloat16)])

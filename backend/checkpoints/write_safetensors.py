@@ -17,7 +17,7 @@ from safetensors.torch import save
 from backend.checkpoints.config_files import VAE_METADATA_KEY, vae_config_text
 from backend.disk import replacing, write_atomic
 from backend.errors import CheckpointError
-from backend.packing.stored import Item
+from backend.packing.storage import TensorGroup
 from backend.params import VAEParams
 
 _DTYPES = {
@@ -27,7 +27,10 @@ _DTYPES = {
 
 
 def stream_safetensors(
-    path: Path, items: Sequence[Item], metadata: Mapping[str, str], on_tensor: Callable[[int], None] = lambda n: None
+    path: Path,
+    items: Sequence[TensorGroup],
+    metadata: Mapping[str, str],
+    on_tensor: Callable[[int], None] = lambda n: None,
 ) -> None:
     """Write `items` to `path`, replacing what is there in one step.
 
@@ -46,13 +49,13 @@ def stream_safetensors(
             on_tensor(sum(spec.nbytes for spec in item.specs))
 
 
-def file_bytes(items: Sequence[Item], metadata: Mapping[str, str]) -> int:
+def file_bytes(items: Sequence[TensorGroup], metadata: Mapping[str, str]) -> int:
     """Size of the finished file."""
     header, _ = _layout(items, metadata)
     return len(header) + sum(spec.nbytes for item in items for spec in item.specs)
 
 
-def _layout(items: Sequence[Item], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def _layout(items: Sequence[TensorGroup], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """The header with its length in front, and where each tensor starts behind it."""
     specs = [spec for item in items for spec in item.specs]
     specs.sort(key=lambda spec: -spec.dtype.itemsize)

@@ -20,7 +20,7 @@ from backend.types import LoraUse
 CODE_VERSION = 1
 
 
-def folded(
+def read_or_fold(
     files: ModelFiles,
     table: TensorTable,
     sigmas: Sequence[float],

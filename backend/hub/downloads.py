@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.checkpoints import records as pulled
+from backend.checkpoints import records
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_preset
 from backend.disk import file_sha256, write_error
@@ -54,7 +54,7 @@ def pull(plan: PullPlan, *, say: Say, bars: bool = True) -> Record:
     if not bars and os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") is None:
         disable_progress_bars()
     try:
-        records = {file.path: _fetch_checked(plan, file, say) for file in plan.files}
+        files = {file.path: _fetch_checked(plan, file, say) for file in plan.files}
     except OSError as error:
         raise write_error(plan.folder, error) from error
     finally:
@@ -67,9 +67,9 @@ def pull(plan: PullPlan, *, say: Say, bars: bool = True) -> Record:
         repo=plan.repo,
         revision=plan.revision,
         when=time.strftime("%Y-%m-%d"),
-        files=records,
+        files=files,
     )
-    pulled.save(record)
+    records.save(record)
     of_preset(plan.preset)  # the pull is only done when the model can be found and its headers are whole
     return record
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend import presets
-from backend.checkpoints import records as pulled
+from backend.checkpoints import records
 from backend.checkpoints.headers import read_header
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset, resolve_model
@@ -46,20 +46,20 @@ def adopt(name: str, path: Path, *, say: Say) -> tuple[Record, ModelFiles]:
     known = {
         file.sha256: source.repo for row in presets.PRESETS.values() for source in row.sources for file in source.files
     }
-    records: dict[str, FileRecord] = {}
+    files: dict[str, FileRecord] = {}
     for part, file, size in found.files():
         sha256 = file_sha256(file)
         origin = f"published by {known[sha256]}" if sha256 in known else "no published hash to compare with"
         say(f"{Component(part).value.replace('_', ' ')}: {file.name}, SHA-256 {sha256[:12]}…, {origin}")
-        records[str(file)] = FileRecord(size=size, sha256=sha256)
+        files[str(file)] = FileRecord(size=size, sha256=sha256)
     record = Record(
         name=preset.name,
         folder=path.expanduser().absolute(),
         layout=found.layout,
         when=time.strftime("%Y-%m-%d"),
-        files=records,
+        files=files,
     )
-    pulled.save(record)
+    records.save(record)
     return record, found
 
 
@@ -90,7 +90,7 @@ def _expectations(name_or_path: str) -> list[tuple[Path, int | None, str | None,
     """(path, bytes, SHA-256, who says so) of every file."""
     name = name_or_path.strip().lower()
     preset = presets.PRESETS.get(name)
-    record = pulled.load(name) if preset is not None else None
+    record = records.load(name) if preset is not None else None
     if record is not None:
         return [(record.folder / p, f.size, f.sha256, "pull record") for p, f in sorted(record.files.items())]
     sums = _package_sums() if preset is not None and preset.embedded is not None else {}
@@ -162,7 +162,7 @@ def plan_removal(name: str) -> Removal:
     preset = presets.get(name)
     if preset.embedded is not None:
         raise UsageError(f"{preset.name} is part of the package and cannot be removed")
-    record = pulled.load(preset.name)
+    record = records.load(preset.name)
     if record is not None and record.repo is None:
         note = f"the files in {record.folder} are yours and stay; only the name is taken back"
         return Removal(name=preset.name, links=(), blobs=(), kept=(), record=True, note=note)
@@ -190,7 +190,7 @@ def plan_removal(name: str) -> Removal:
 
 def remove(removal: Removal) -> None:
     """Do what the plan says. Raises FileError; what was removed until then stays removed."""
-    pulled.forget(removal.name)
+    records.forget(removal.name)
     try:
         for path in (*removal.links, *(blob for blob, _ in removal.blobs)):
             path.unlink(missing_ok=True)
@@ -231,7 +231,7 @@ def _used_by_others(preset: Preset) -> dict[Path, str]:
         except LensError:  # absent or damaged: it needs nothing
             continue
         used |= {path.resolve(): other.name for _, path, _ in files}
-        record = pulled.load(other.name)
+        record = records.load(other.name)
         if record is not None:
             used |= {(record.folder / path).resolve(): other.name for path in record.files}
     return used

@@ -260,10 +260,10 @@ def describe_machine(device: torch.device) -> dict[str, str]:
 def _time(device: torch.device, shape: AttentionShape, backend: Backend) -> Trial:
     """Try one kernel on a CUDA device. Memory: four tensors of the shape."""
     with torch.inference_mode(), torch.cuda.device(device):
-        return tried(backend, *trial_tensors(shape, device), _seconds)
+        return try_kernel(backend, *trial_tensors(shape, device), _seconds)
 
 
-def tried(
+def try_kernel(
     backend: Backend, q: Tensor, k: Tensor, v: Tensor, seconds_of: Callable[[Callable[[], object]], float]
 ) -> Trial:
     """What one kernel does with these tensors. Raises torch.OutOfMemoryError: that is no word about the kernel."""
@@ -295,7 +295,8 @@ def trial_tensors(shape: AttentionShape, device: torch.device) -> tuple[Tensor, 
 
 
 def relative_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """Of the first queries against float32 on the same values: root mean squares. nan or inf: not finite."""
+    """How far the first queries' answer is from float32 on the same values, relative: root mean squares. nan or inf: not
+    finite."""
     exact = exact_attention(q[:, :, :CHECKED], k, v)
     difference = out[:, :, :CHECKED].float() - exact
     return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())
@@ -308,7 +309,7 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Of one call, on the device: the better of two runs of about MILLISECONDS each."""
+    """What one call takes on the device: the better of two runs of about MILLISECONDS each."""
 
     def run(count: int) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

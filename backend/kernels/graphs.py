@@ -86,7 +86,7 @@ class Graphs:
 
     @property
     def keys(self) -> tuple[GraphKey, ...]:
-        """Of the graphs kept, least recently used first."""
+        """What each kept graph belongs to, least recently used first."""
         return tuple(self._kept)
 
     def _ripe(self, key: GraphKey) -> bool:

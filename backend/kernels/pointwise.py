@@ -25,18 +25,18 @@ from backend.kernels.pointwise_torch import Stream
 __all__ = [
     "Stream",
     "add_gated",
-    "fused",
     "has_fp8_units",
     "joint_qkv",
     "norm_modulate",
     "quantise_fp8_rows",
     "silu_mul",
+    "uses_triton",
 ]
 
 
 def norm_modulate(x: Tensor, weight: Tensor, eps: float, shift: Tensor, scale: Tensor) -> Tensor:
     """RMSNorm of x (B, S, D), then x (1 + scale) + shift; shift and scale (B, 1, D)."""
-    if not fused(x):
+    if not uses_triton(x):
         return plain.norm_modulate(x, weight, eps, shift, scale)
     from backend.kernels import pointwise_triton
 
@@ -46,7 +46,7 @@ def norm_modulate(x: Tensor, weight: Tensor, eps: float, shift: Tensor, scale: T
 
 def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """x + gate * update, (B, S, D); gate (B, 1, D)."""
-    if not fused(x):
+    if not uses_triton(x):
         return plain.add_gated(x, gate, update)
     from backend.kernels import pointwise_triton
 
@@ -56,7 +56,7 @@ def add_gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
 
 def silu_mul(a: Tensor, b: Tensor) -> Tensor:
     """silu(a) * b, written over a."""
-    if not fused(a):
+    if not uses_triton(a):
         return plain.silu_mul(a, b)
     from backend.kernels import pointwise_triton
 
@@ -72,7 +72,7 @@ def joint_qkv(
     `rope`: (S, K/2, 2) float32. Only the first `query_streams` streams have queries. The memory behind the answer is
     laid out as the device's attention likes it.
     """
-    if not fused(rope):
+    if not uses_triton(rope):
         return plain.joint_qkv(streams, rope, heads, eps, query_streams=query_streams)
     from backend.kernels import pointwise_triton
 
@@ -86,7 +86,7 @@ def quantise_fp8_rows(x_RI: Tensor) -> tuple[Tensor, Tensor]:
     Fused because it runs before every product: torch's six passes move 33 bytes an element, at the published size more
     time than fp8 products save (calculated: 21 against 6 ms a step and branch on an H100); in one pass they are 3.
     """
-    if not (fused(x_RI) and has_fp8_units(x_RI.device)):
+    if not (uses_triton(x_RI) and has_fp8_units(x_RI.device)):
         return plain.quantise_fp8_rows(x_RI)
     from backend.kernels import pointwise_triton
 
@@ -100,7 +100,7 @@ def has_fp8_units(device: torch.device) -> bool:
     return nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def fused(x: Tensor) -> bool:
+def uses_triton(x: Tensor) -> bool:
     """Whether Triton's kernels serve this tensor."""
     return x.is_cuda and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and _works(x.device)
 

@@ -26,14 +26,14 @@ from torch.nn import functional as F
 from backend.checkpoints.formats import Entry, TensorTable
 from backend.checkpoints.tensor_files import TensorFiles
 from backend.errors import CheckpointError
-from backend.lora.keys import Kind, Update, read_lora
+from backend.lora.keys import Update, UpdateKind, read_lora
 from backend.types import LoraMode, LoraUse
 
 EPS = torch.finfo(torch.float32).eps
 
 
 def fuse(table: TensorTable, uses: Sequence[LoraUse]) -> TensorTable:
-    """The same tensors with the LoRAs in them, but for what runs live (`live_updates`).
+    """Put the LoRAs into the tensors of a table, but for what runs live (`live_updates`).
 
     Nothing is computed before a tensor is read. Raises CheckpointError as `lora_keys.read_lora` does.
     """
@@ -43,7 +43,7 @@ def fuse(table: TensorTable, uses: Sequence[LoraUse]) -> TensorTable:
             changes.setdefault(change.update.target, []).append(change)
     if not changes:
         return table
-    fused = {name: _fused(table.entries[name], todo) for name, todo in changes.items()}
+    fused = {name: _with_changes(table.entries[name], todo) for name, todo in changes.items()}
     return replace(table, entries={**table.entries, **fused})
 
 
@@ -130,20 +130,20 @@ class _Change:
         """`total` (the weight and other changes) and this change; `weight` is what the checkpoint holds. Float32."""
         if self.update.magnitude is not None:
             return torch.add(total, self._decomposed(weight) - weight, alpha=self.use.scale)
-        if self.update.kind is Kind.low_rank:
+        if self.update.kind is UpdateKind.low_rank:
             return torch.addmm(total, self.tensor("up"), self.tensor("down"), alpha=self.scale)
         return torch.add(total, self._delta(), alpha=self.scale)
 
     def _delta(self) -> Tensor:
         """The change at factor 1."""
         match self.update.kind:
-            case Kind.low_rank:
+            case UpdateKind.low_rank:
                 return self.tensor("up") @ self.tensor("down")
-            case Kind.lokr:
+            case UpdateKind.lokr:
                 return torch.kron(self._matrix("lokr_w1"), self._matrix("lokr_w2"))
-            case Kind.loha:
+            case UpdateKind.loha:
                 return self._matrix("hada_w1") * self._matrix("hada_w2")
-            case Kind.full:
+            case UpdateKind.full:
                 return self.tensor("diff")
 
     def _matrix(self, name: str) -> Tensor:
@@ -182,7 +182,7 @@ def _changes(table: TensorTable, uses: Sequence[LoraUse]) -> Iterator[_Change]:
                 yield _Change(files, update, use)
 
 
-def _fused(entry: Entry, changes: Sequence[_Change]) -> Entry:
+def _with_changes(entry: Entry, changes: Sequence[_Change]) -> Entry:
     def read(dtype: torch.dtype) -> Tensor:
         weight = entry.read(torch.float32)
         total = weight  # never changed in place: it may be a view of the file's pages, which are read again

@@ -50,7 +50,7 @@ _ROLES: tuple[tuple[re.Pattern[str], Mapping[str, str]], ...] = (
 _TUCKER = ("lora_mid", "lokr_t1", "lokr_t2", "hada_t1", "hada_t2")
 
 
-class Kind(StrEnum):
+class UpdateKind(StrEnum):
     """How the change of a tensor is written down."""
 
     low_rank = "low-rank"  # up (O, R) @ down (R, I)
@@ -64,7 +64,7 @@ class Update:
     """The change of one tensor of the network; O outputs, I inputs, R rank."""
 
     target: str  # public tensor name
-    kind: Kind
+    kind: UpdateKind
     stored: Mapping[str, str]  # role -> stored name
     factor: float  # the file's own scale: alpha / rank, or 1
     magnitude: str | None = None  # stored name of DoRA's magnitudes; None: not DoRA
@@ -72,7 +72,7 @@ class Update:
     @property
     def can_be_live(self) -> bool:
         """True where it can run beside a quantised linear instead of inside it."""
-        return self.kind is Kind.low_rank and self.magnitude is None and self.quantisable
+        return self.kind is UpdateKind.low_rank and self.magnitude is None and self.quantisable
 
     @property
     def quantisable(self) -> bool:
@@ -188,20 +188,20 @@ def _updates(
     weight, magnitude, alpha = f"{module}.weight", roles.get("magnitude"), roles.get("alpha")
     made: list[Update] = []
 
-    def add(kind: Kind, names: Sequence[str], rank: int | None, *, scaled: bool = True) -> None:
+    def add(kind: UpdateKind, names: Sequence[str], rank: int | None, *, scaled: bool = True) -> None:
         factor = scales.factor(module, alpha, rank) if scaled else 1.0
         stored = {role: roles[role] for role in names}
         made.append(Update(target=weight, kind=kind, stored=stored, factor=factor, magnitude=magnitude))
 
     if "down" in roles or "up" in roles:
-        add(Kind.low_rank, ("down", "up"), parts.low_rank())
+        add(UpdateKind.low_rank, ("down", "up"), parts.low_rank())
     if any(role.startswith("lokr") for role in roles):
-        add(Kind.lokr, *parts.lokr())
+        add(UpdateKind.lokr, *parts.lokr())
     if any(role.startswith("hada") for role in roles):
-        add(Kind.loha, *parts.loha())
+        add(UpdateKind.loha, *parts.loha())
     if "diff" in roles:
         parts.expect("diff", parts.weight)
-        add(Kind.full, ("diff",), None, scaled=False)
+        add(UpdateKind.full, ("diff",), None, scaled=False)
     if magnitude is not None:
         parts.magnitude(len(made))
     for role in ("diff_b", "up_bias"):
@@ -210,7 +210,9 @@ def _updates(
                 raise CheckpointError(f"{header.path}: {roles[role]!r} changes a bias, but {module!r} has none")
             parts.expect(role, shapes[f"{module}.bias"])
             factor = made[0].factor if role == "up_bias" and made else 1.0
-            made.append(Update(target=f"{module}.bias", kind=Kind.full, stored={"diff": roles[role]}, factor=factor))
+            made.append(
+                Update(target=f"{module}.bias", kind=UpdateKind.full, stored={"diff": roles[role]}, factor=factor)
+            )
     if not made:
         raise CheckpointError(f"{header.path}: {next(iter(roles.values()))!r} stands alone: nothing it belongs to")
     return made

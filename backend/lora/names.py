@@ -110,12 +110,12 @@ def find_again(use: LoraUse) -> LoraUse:
 
 
 def _places(name: str) -> Iterator[Path]:
-    from backend.cache.notes import noted_paths
+    from backend.cache.notes import paths_with_notes
 
     yield Path(name)
     known = list(known_loras().values())
     yield from (path for path in known if path.name == name)
-    yield from (path for path in noted_paths("sha256") if path.name == name)
+    yield from (path for path in paths_with_notes("sha256") if path.name == name)
     yield from (path for path in known if path.name != name)  # renamed since
 
 

@@ -110,7 +110,7 @@ def _comfyui(updates: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[st
 
 
 def _even(updates: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The same updates with alpha / rank inside `up`, and so alpha = rank."""
+    """Put alpha / rank into `up`, so that alpha = rank and nothing else changes."""
     return {
         module: Factors(f.down_RI.float(), f.up_OR.float() * (f.alpha / f.rank), float(f.rank))
         for module, f in updates.items()

@@ -49,7 +49,7 @@ class Job:
 
     @property
     def rows(self) -> int:
-        """Of image tokens."""
+        """How many rows of image tokens there are."""
         return math.ceil(self.height / GRID)
 
     @property
@@ -86,7 +86,7 @@ class Weights:
 
 @functools.lru_cache(maxsize=256)
 def weights(job: Job) -> Weights:
-    """Of a job's networks; modulation is folded, so its weights are on no device."""
+    """Count the bytes of a job's networks; modulation is folded, so its weights are on no device."""
     dit, e = job.params.dit, job.itemsize
     shapes = transformer_shapes(dit)
     outer = e * sum(math.prod(shape) for name, shape in shapes.items() if _is_outer(name))

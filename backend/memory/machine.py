@@ -43,7 +43,7 @@ class Planned:
 
     @property
     def linear_bytes(self) -> int:
-        """Of the linears of the transformer's blocks in memory."""
+        """Bytes that the linears of the transformer's blocks take in memory."""
         return self.quant.linear_bytes(ITEMSIZE[self.dtype])
 
 

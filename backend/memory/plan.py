@@ -294,7 +294,7 @@ def _rungs(model: ModelBytes, machine: Machine, row: Profile, budget: int, *, ca
 
 
 def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: EncoderPlace, graphs: int) -> PeakBytes:
-    """Of the device; see `PeakBytes`."""
+    """What each phase takes of the device at most; see `PeakBytes`."""
     w = footprint.weights(job)
     encoding = footprint.encoding(job.params.text, job.params.text.template.max_tokens, job.itemsize)
     denoising, decoding = footprint.denoising(job, machine.device), decode.peak_bytes

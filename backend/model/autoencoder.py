@@ -220,7 +220,7 @@ def build_vae(params: VAEParams) -> AutoencoderKLFlux2:
 
 
 def build_diffusers_vae(params: VAEParams) -> DiffusersAutoencoder:
-    """The same network as diffusers states it, to be compared with: its tensors have the same names and shapes."""
+    """Build the network as diffusers states it, to be compared with: its tensors have the same names and shapes."""
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2 as DiffusersAutoencoder
 
     levels = len(params.block_out_channels)

@@ -41,7 +41,7 @@ class MeasuredNorm:
         return self._written_out(rows_1CHW)
 
     def overwrite(self, picture_1CHW: Tensor, rows: int) -> None:
-        """The same in place, a few rows at a time: `rows`, or on a processor as many as its cache holds."""
+        """Normalise in place, a few rows at a time: `rows`, or on a processor as many as its cache holds."""
         for part in _parts(picture_1CHW, rows):
             part.copy_(self(part))
 

@@ -251,7 +251,7 @@ class LensBlock(nn.Module):
     def _infer(
         self, image: Tensor, text: Tensor, m: BlockModulation, rope: Tensor, text_unread: bool
     ) -> tuple[Tensor, Tensor]:
-        """The same sums; a stream of no tokens costs nothing, nor does what nobody reads."""
+        """Attend with fewer passes; a stream of no tokens costs nothing, nor does what nobody reads."""
         image1, image2 = split_modulation(m.image)
         text1, text2 = split_modulation(m.text)
         silent = text_unread or text.shape[1] == 0
@@ -311,7 +311,7 @@ class JointAttention(nn.Module):
     def infer(
         self, image: Tensor, text: Tensor | None, rope: Tensor, *, text_unread: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The same, for one picture without a mask.
+        """Do what `forward` does for one picture without a mask.
 
         `text`: None without text tokens. `text_unread`: no text queries, and None in place of the text's output. The
         text's query rows are still projected with its keys and values: they are a third of one matrix product over L

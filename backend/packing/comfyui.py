@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from backend.errors import CheckpointError
-from backend.packing.stored import Spec, StoredTensors
+from backend.packing.storage import StoredTensors, TensorSpec
 
 MARKERS = {"fp8": "float8_e4m3fn", "mxfp8": "mxfp8"}  # our packings that a marker may name, as ComfyUI calls them
 
@@ -42,7 +42,7 @@ def check_marker(files: StoredTensors, stem: str, accepted: tuple[str, ...]) -> 
         raise CheckpointError(f"{files.origin}: {stem!r} is packed as {packing!r}, expected {' or '.join(accepted)}")
 
 
-def marker(stem: str, packing: str) -> tuple[Spec, Tensor]:
+def marker(stem: str, packing: str) -> tuple[TensorSpec, Tensor]:
     """`.comfy_quant` to be written: a JSON object as bytes."""
     raw = json.dumps({"format": MARKERS[packing]}).encode()
-    return Spec(f"{stem}.comfy_quant", torch.uint8, (len(raw),)), torch.tensor(list(raw), dtype=torch.uint8)
+    return TensorSpec(f"{stem}.comfy_quant", torch.uint8, (len(raw),)), torch.tensor(list(raw), dtype=torch.uint8)

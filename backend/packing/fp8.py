@@ -16,7 +16,7 @@ from backend.kernels.pointwise import has_fp8_units, quantise_fp8_rows
 from backend.kernels.pointwise_torch import FP8, FP8_MAX
 from backend.packing import comfyui
 from backend.packing.linears import PackedLinear
-from backend.packing.stored import Item, PackedWeight, Read, Spec, StoredTensors, finite
+from backend.packing.storage import PackedWeight, Read, StoredTensors, TensorGroup, TensorSpec, finite
 
 
 class ScaledFp8Linear(PackedLinear):
@@ -98,7 +98,7 @@ def find(files: StoredTensors, stored: str) -> PackedWeight | None:
     return PackedWeight((shape[0], shape[1]), lambda: ScaledFp8Linear(files.raw(stored), files.raw(scale)))
 
 
-def item(name: str, shape: tuple[int, int], read: Read) -> Item:
+def item(name: str, shape: tuple[int, int], read: Read) -> TensorGroup:
     """The codes and one scale for the whole weight, the only kind that ComfyUI reads beside E4M3; and its marker."""
     stem = name.removesuffix(".weight")
     marker, about = comfyui.marker(stem, "fp8")
@@ -108,4 +108,6 @@ def item(name: str, shape: tuple[int, int], read: Read) -> Item:
         scale = (weight.abs().amax() / FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
         return [(weight / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale, about]
 
-    return Item((Spec(name, FP8, shape), Spec(f"{stem}.weight_scale", torch.float32, ()), marker), make)
+    return TensorGroup(
+        (TensorSpec(name, FP8, shape), TensorSpec(f"{stem}.weight_scale", torch.float32, ()), marker), make
+    )

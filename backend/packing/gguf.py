@@ -12,7 +12,7 @@ from backend.errors import UsageError
 from backend.packing import ggml
 from backend.packing.ggml_layout import GGML_BLOCKS, ggml_name
 from backend.packing.linears import PackedLinear
-from backend.packing.stored import PackedWeight, StoredTensors
+from backend.packing.storage import PackedWeight, StoredTensors
 
 Q8_0 = 8  # ggml's number of the type
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backend.errors import CheckpointError
 from backend.packing.linears import PackedLinear
-from backend.packing.stored import Item, PackedWeight, Read, Spec, StoredTensors, finite
+from backend.packing.storage import PackedWeight, Read, StoredTensors, TensorGroup, TensorSpec, finite
 
 INT8_MAX = 127
 DIFFUSERS: dict[str, Any] = {"load_in_4bit": False, "load_in_8bit": True, "llm_int8_threshold": 6.0}
@@ -61,13 +61,13 @@ def find(files: StoredTensors, stored: str) -> PackedWeight | None:
     return PackedWeight((shape[0], shape[1]), lambda: Int8Linear(files.raw(stored), files.raw(scale).reshape(-1)))
 
 
-def item(name: str, shape: tuple[int, int], read: Read) -> Item:
+def item(name: str, shape: tuple[int, int], read: Read) -> TensorGroup:
     """The codes, the rows' scales, and bitsandbytes' word that the codes lie row by row."""
     stem = name.removesuffix(".weight")
     specs = (
-        Spec(name, torch.int8, shape),
-        Spec(f"{stem}.SCB", torch.float32, shape[:1]),
-        Spec(f"{stem}.weight_format", torch.uint8, ()),
+        TensorSpec(name, torch.int8, shape),
+        TensorSpec(f"{stem}.SCB", torch.float32, shape[:1]),
+        TensorSpec(f"{stem}.weight_format", torch.uint8, ()),
     )
     row_major = torch.tensor(0, dtype=torch.uint8)
-    return Item(specs, lambda: [*quantise_int8(finite(read, name)), row_major])
+    return TensorGroup(specs, lambda: [*quantise_int8(finite(read, name)), row_major])

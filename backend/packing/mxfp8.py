@@ -11,7 +11,7 @@ from backend.errors import CheckpointError, UsageError
 from backend.packing import block_scaled, comfyui
 from backend.packing.block_scaled import MXFP8_BLOCK
 from backend.packing.linears import PackedLinear
-from backend.packing.stored import Item, PackedWeight, Read, Spec, StoredTensors, finite
+from backend.packing.storage import PackedWeight, Read, StoredTensors, TensorGroup, TensorSpec, finite
 
 
 class Mxfp8Linear(PackedLinear):
@@ -49,7 +49,7 @@ def find(files: StoredTensors, stored: str) -> PackedWeight | None:
     )
 
 
-def item(name: str, shape: tuple[int, int], read: Read) -> Item:
+def item(name: str, shape: tuple[int, int], read: Read) -> TensorGroup:
     """The codes, the swizzled scales and ComfyUI's marker. Raises UsageError."""
     outputs, inputs = shape
     if inputs % MXFP8_BLOCK:
@@ -63,6 +63,8 @@ def item(name: str, shape: tuple[int, int], read: Read) -> Item:
         return [codes, block_scaled.swizzle(scales), about]
 
     specs = (
-        Spec(name, torch.float8_e4m3fn, shape), Spec(f"{stem}.weight_scale", torch.uint8, (rows, columns)), marker,
-    )  # fmt: skip
-    return Item(specs, make)
+        TensorSpec(name, torch.float8_e4m3fn, shape),
+        TensorSpec(f"{stem}.weight_scale", torch.uint8, (rows, columns)),
+        marker,
+    )
+    return TensorGroup(specs, make)

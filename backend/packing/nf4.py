@@ -23,7 +23,7 @@ from backend.packing.bitsandbytes import (
     read_nf4_state,
 )
 from backend.packing.linears import PackedLinear
-from backend.packing.stored import Item, PackedWeight, Read, Spec, StoredTensors, finite
+from backend.packing.storage import PackedWeight, Read, StoredTensors, TensorGroup, TensorSpec, finite
 
 DIFFUSERS: dict[str, Any] = {
     "load_in_4bit": True,
@@ -79,17 +79,17 @@ def find(files: StoredTensors, stored: str) -> PackedWeight | None:
     return PackedWeight(shape, make)
 
 
-def item(name: str, shape: tuple[int, int], read: Read) -> Item:
+def item(name: str, shape: tuple[int, int], read: Read) -> TensorGroup:
     """The codes, the scales, the 16 values and bitsandbytes' description. Raises UsageError."""
     values = math.prod(shape)
     if values % 2:
         raise UsageError(f"{name} has an odd number of weights: no NF4")
     state = nf4_state(shape)
     specs = (
-        Spec(name, torch.uint8, (values // 2, 1)),
-        Spec(f"{name}.absmax", torch.float32, (-(-values // NF4_BLOCK),)),
-        Spec(f"{name}.quant_map", torch.float32, (16,)),
-        Spec(f"{name}.{NF4_STATE}", torch.uint8, (len(state),)),
+        TensorSpec(name, torch.uint8, (values // 2, 1)),
+        TensorSpec(f"{name}.absmax", torch.float32, (-(-values // NF4_BLOCK),)),
+        TensorSpec(f"{name}.quant_map", torch.float32, (16,)),
+        TensorSpec(f"{name}.{NF4_STATE}", torch.uint8, (len(state),)),
     )
 
     def make() -> list[Tensor]:
@@ -97,4 +97,4 @@ def item(name: str, shape: tuple[int, int], read: Read) -> Item:
         table = library().get_4bit_type("nf4", device="cpu")
         return [codes, absmax, table, torch.tensor(list(state), dtype=torch.uint8)]
 
-    return Item(specs, make)
+    return TensorGroup(specs, make)

@@ -1,6 +1,6 @@
 """Every packing of the transformer's linears, one row each: what plans, commands, readers and writers know of it.
 
-What computes a packing is one module of this folder with the functions of `backend.packing.stored.Code` that its row
+What computes a packing is one module of this folder with the functions of `backend.packing.storage.Code` that its row
 promises; `Scheme.load` imports it where it is needed. A new packing is that module and a row here, with a member of
 `Quant` or `QuantTarget` where a command shall offer it.
 
@@ -19,7 +19,7 @@ from backend.types import Quant, QuantTarget
 from backend.words import joined
 
 if TYPE_CHECKING:
-    from backend.packing.stored import Code
+    from backend.packing.storage import Code
 
 COMFY = ("weight_scale", "scale_weight", "input_scale", "scale_input", "comfy_quant")  # ComfyUI's, beside a weight
 

@@ -238,7 +238,7 @@ class Context:
         self.length = tokens
 
     def logits(self) -> Floats:
-        """Of the token after the last one, (vocabulary,). A copy."""
+        """Give a copy of what the network says of the token after the last one, (vocabulary,)."""
         import numpy as np
 
         pointer = self.lib.api.llama_get_logits_ith(self.pointer, -1)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from backend import convert as conversion
 from backend.checkpoints.formats import open_transformer
-from backend.checkpoints.packing_plan import plan_quant, stored
+from backend.checkpoints.packing_plan import plan_quant, stored_packing
 from backend.checkpoints.resolve import resolve_model
 from backend.convert import convert, missing_companions, packed_names, plan_conversion
 from backend.errors import CancelledError, CheckpointError, FileError, ModelMissingError, UsageError
@@ -89,7 +89,7 @@ def test_round_trip_through_our_own_loader(source: Path, tmp_path: Path, target:
         make = table.entries[name].packed
         assert make is not None, name
         assert torch.equal(make().decoded(torch.float32), back), name
-    found = stored((file,))
+    found = stored_packing((file,))
     assert (found.modulation is not None) == modulation
 
 
@@ -128,7 +128,7 @@ def test_gguf_with_a_community_prefix_loads_packed(source: Path, tmp_path: Path)
     for name in STATE:
         assert torch.equal(ours.tensor(name, torch.float32), theirs.tensor(name, torch.float32))
         assert (ours.entries[name].packed is None) == (theirs.entries[name].packed is None)
-    assert stored((tmp_path / "prefixed.gguf",)) == stored((file,))
+    assert stored_packing((tmp_path / "prefixed.gguf",)) == stored_packing((file,))
 
 
 def test_nf4_is_read_by_bitsandbytes(source: Path, tmp_path: Path) -> None:

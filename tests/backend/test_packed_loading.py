@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from backend.checkpoints import packing_plan
 from backend.checkpoints.formats import Entry, open_transformer
 from backend.checkpoints.layouts import Parts
-from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored
+from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored_packing
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import FileError, NumericsError, UsageError
 from backend.loading import (
@@ -19,8 +19,8 @@ from backend.loading import (
     check_device,
     device_note,
     load_transformer,
+    pack_weight,
     pack_while_loading,
-    quantised,
 )
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing import schemes
@@ -59,7 +59,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
 def quantise(network: nn.Module, quant: Quant) -> None:
     """Pack every linear of the blocks of a network with weights, in place."""
     for name, linear in list(block_linears(network)):
-        packed = quantised(linear.weight.detach(), quant)
+        packed = pack_weight(linear.weight.detach(), quant)
         packed.bias = None if linear.bias is None else linear.bias.detach()
         network.set_submodule(name, packed.eval())
 
@@ -145,19 +145,19 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     weight[1, 2] = torch.inf
     for quant in ROUNDING:
         with pytest.raises(NumericsError, match="not finite"):
-            quantised(weight, quant)
+            pack_weight(weight, quant)
 
 
 def test_a_width_without_q8_0_is_named() -> None:
     with pytest.raises(UsageError, match="48 inputs"):
-        quantised(torch.ones(4, 48), Quant.gguf)
+        pack_weight(torch.ones(4, 48), Quant.gguf)
 
 
 def test_none_leaves_a_network_alone(plain: ModelFiles) -> None:
     network = load_transformer(plain, torch.float32, "cpu", quant=plan_quant(plain, Quant.none))
     assert len(list(block_linears(network))) == LINEARS_A_BLOCK * tiny.DIT.num_layers
     with pytest.raises(UsageError, match="packs nothing"):
-        quantised(torch.ones(4, 64), Quant.none)
+        pack_weight(torch.ones(4, 64), Quant.none)
 
 
 # the plan ------------------------------------------------------------------------------------------------------------
@@ -166,9 +166,9 @@ def test_none_leaves_a_network_alone(plain: ModelFiles) -> None:
 def test_what_is_read_from_headers(plain: ModelFiles, packed: ModelFiles) -> None:
     network = load_transformer(plain, torch.float32, "cpu")
     values = sum(linear.weight.numel() for _, linear in block_linears(network))
-    found = stored(plain.transformer)
+    found = stored_packing(plain.transformer)
     assert (found.scheme, found.values, found.nbytes, found.readable) == (None, values, 4 * values, False)
-    found = stored(packed.transformer)
+    found = stored_packing(packed.transformer)
     assert (found.scheme, found.values, found.nbytes) == ("q4_0", values, values * 18 // 32)
     assert found.modulation == "q4_0" and found.modulation_bits == 4.5
     modulation = [name for name, _ in network.named_parameters() if MODULATION.fullmatch(name)]
@@ -246,6 +246,6 @@ def test_a_record_brings_back_the_rounding() -> None:
 
 
 def test_files_without_linears_hold_nothing(plain: ModelFiles) -> None:
-    assert stored(()).values == 0
+    assert stored_packing(()).values == 0
     plan = plan_quant(replace(plain, parts=Parts({Component.transformer: plain.parts.held[Component.vae]})), Quant.auto)
     assert not plan.packed and plan.linear_bytes(4) == 0

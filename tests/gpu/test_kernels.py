@@ -62,7 +62,7 @@ def given(dtype: torch.dtype, length: int = 37, seed: int = 0) -> tuple[torch.Te
 def test_fused_norms_gates_and_products(dtype: torch.dtype, residual: float, value: float) -> None:
     x = normal(2, 7, 96, seed=1, dtype=dtype, largest=residual).to(CUDA)
     update = normal(2, 7, 96, seed=2, dtype=dtype, largest=value).to(CUDA)
-    assert pointwise.fused(x)
+    assert pointwise.uses_triton(x)
     m = type(modulations(dtype))(*(part.to(CUDA) for part in modulations(dtype)))
     norm = RMSNorm(96, EPS).to(CUDA, dtype)
     norm.weight.copy_(normal(96, seed=3, dtype=dtype))

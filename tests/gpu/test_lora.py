@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.loading import quantised
+from backend.loading import pack_weight
 from backend.types import Quant
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder
@@ -22,7 +22,7 @@ from train.lora.config import LoraConfig
 def test_gradients_agree_with_the_cpu(quant: Quant) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(192, 128, generator=generator), torch.randn(2, 9, 128, generator=generator)
-    packed = quantised(weight, quant)
+    packed = pack_weight(weight, quant)
     grads: list[torch.Tensor] = []
     for device in ("cpu", "cuda"):
         given = x.to(device).requires_grad_()

@@ -47,10 +47,10 @@ def test_linears_agree_with_the_cpu(name: str) -> None:
 
 
 def test_quantising_there_gives_the_same_codes() -> None:
-    from backend.loading import quantised
+    from backend.loading import pack_weight
 
     for quant in (Quant.fp8, Quant.int8, Quant.nf4, Quant.gguf):
-        here, there = quantised(weight(), quant), quantised(weight().cuda(), quant)
+        here, there = pack_weight(weight(), quant), pack_weight(weight().cuda(), quant)
         for name, buffer in here.named_buffers():
             same = (buffer.float() == there.get_buffer(name).cpu().float()).float().mean()
             assert same > 0.999, (quant, name)  # a division may round a tie the other way

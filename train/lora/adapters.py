@@ -22,7 +22,7 @@ from backend.checkpoints.resolve import ModelFiles
 from backend.checkpoints.tensor_files import TensorFiles
 from backend.errors import CheckpointError, UsageError
 from backend.loading import load_transformer
-from backend.lora.keys import Kind, LoraFile, read_lora
+from backend.lora.keys import LoraFile, UpdateKind, read_lora
 from backend.lora.names import find_lora
 from backend.lora.write import Factors
 from backend.model.tensors import transformer_shapes
@@ -133,7 +133,7 @@ def read_start(named: str, config: LoraConfig, params: DiTParams) -> LoraFile:
     targets, seen = target_shapes(config, params), set[str]()
     for update in found.updates:
         module = update.target.removesuffix(".weight")
-        if update.kind is not Kind.low_rank or update.magnitude is not None or module in seen:
+        if update.kind is not UpdateKind.low_rank or update.magnitude is not None or module in seen:
             kind = "DoRA" if update.magnitude is not None else "second" if module in seen else str(update.kind)
             raise UsageError(
                 f"{path}: the {kind} update of {update.target} cannot be trained on",

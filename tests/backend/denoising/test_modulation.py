@@ -208,7 +208,7 @@ def test_the_key_has_everything_that_decides(files: ModelFiles, tmp_path: Path, 
     ]
     for _ in range(2):
         for given, sigmas, dtype, loras in asked:
-            modulation_store.folded(given, table, sigmas, dtype, "cpu", loras, store)
+            modulation_store.read_or_fold(given, table, sigmas, dtype, "cpu", loras, store)
     assert len(folds) == len(asked) == len(entries(store.folder, store.suffix))
 
 
@@ -216,11 +216,11 @@ def test_a_damaged_or_foreign_file_is_made_again(files: ModelFiles, tmp_path: Pa
     warnings: list[str] = []
     store = Store(tmp_path / "schedules", ".safetensors", 10 * MB, warnings.append)
     table = formats.open_transformer(files.transformer)
-    right = modulation_store.folded(files, table, SIGMAS, torch.float32, "cpu", (), store)
+    right = modulation_store.read_or_fold(files, table, SIGMAS, torch.float32, "cpu", (), store)
     (entry,) = entries(store.folder, store.suffix)
     whole = entry.path.read_bytes()
     entry.path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    again = modulation_store.folded(files, table, SIGMAS, torch.float32, "cpu", (), store)
+    again = modulation_store.read_or_fold(files, table, SIGMAS, torch.float32, "cpu", (), store)
     assert torch.equal(right.table_SW, again.table_SW)
     assert len(folds) == 2 and len(warnings) == 1 and "damaged" in warnings[0]
     assert entry.path.read_bytes() == whole

@@ -159,20 +159,20 @@ def test_no_room_to_try_is_no_word_about_a_kernel(monkeypatch: pytest.MonkeyPatc
     q, k, v = attention.trial_tensors(
         AttentionShape(heads=2, queries=70, keys=90, head_size=64, dtype=torch.float32), CPU
     )
-    trial = attention.tried(Backend.math, q, k, v, lambda call: (call(), 1.5)[1])
+    trial = attention.try_kernel(Backend.math, q, k, v, lambda call: (call(), 1.5)[1])
     assert trial.seconds == 1.5 and trial.error is not None and trial.error < 1e-6 and trial.refused is None
-    assert attention.tried(Backend.efficient, q, k, v, lambda _: 1.0).refused is not None  # not on a CPU
+    assert attention.try_kernel(Backend.efficient, q, k, v, lambda _: 1.0).refused is not None  # not on a CPU
 
     def full(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        attention.tried(Backend.math, q, k, v, full)
+        attention.try_kernel(Backend.math, q, k, v, full)
 
     def wrong(*_: object) -> float:
         raise AssertionError("only on cards of tomorrow")  # as FlashAttention's own Python says it
 
-    assert attention.tried(Backend.math, q, k, v, wrong).refused == "only on cards of tomorrow"
+    assert attention.try_kernel(Backend.math, q, k, v, wrong).refused == "only on cards of tomorrow"
 
 
 def test_an_implementation_that_is_not_installed_is_an_error() -> None:

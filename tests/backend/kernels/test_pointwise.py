@@ -293,5 +293,5 @@ def test_where_triton_does_not_work_it_is_said_once(
 
 def test_a_cpu_takes_torch() -> None:
     with torch.inference_mode():
-        assert not chosen.fused(torch.zeros(1))
+        assert not chosen.uses_triton(torch.zeros(1))
     assert transformer.joint_qkv is chosen.joint_qkv  # the network asks the dispatcher

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backend.checkpoints import formats
-from backend.checkpoints.layouts import Part, Parts
+from backend.checkpoints.layouts import PartFiles, Parts
 from backend.checkpoints.packing_plan import plan_quant
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.errors import CheckpointError
-from backend.loading import load_transformer, quantised
+from backend.loading import load_transformer, pack_weight
 from backend.lora.apply import LiveLora, LowRank, fingerprint, fuse, live_updates
 from backend.lora.names import block_bits, lora_sha256, settle
 from backend.lora.write import Factors, Family, write_lora
@@ -229,7 +229,7 @@ def held_bytes(network: nn.Module) -> int:
 def test_the_plan_counts_its_bytes(lora: str, mode: LoraMode, quant: Quant, model: ModelFiles, tmp_path: Path) -> None:
     """Beside linears where it is live, in linears that it makes plain where the file's own packing is kept."""
     write_transformer_gguf(tmp_path / "q.gguf", base_weights(), tiny.DIT, quant="Q4_0")
-    files = replace(model, parts=Parts({**model.parts.held, Component.transformer: Part((tmp_path / "q.gguf",))}))
+    files = replace(model, parts=Parts({**model.parts.held, Component.transformer: PartFiles((tmp_path / "q.gguf",))}))
     plan, uses = plan_quant(files, quant), [use(ALL[lora].write(tmp_path / "x.safetensors"), 0.5, mode)]
     assert plan.keep == (quant is Quant.gguf)
     bits = block_bits(uses, tiny.DIT, plan, itemsize=4)
@@ -282,7 +282,7 @@ def test_live_lora() -> None:
     down, up, x = made.rand(2, 4, seed=1), made.rand(6, 2, seed=2), made.rand(5, 4, seed=3)
     live = LiveLora(linear, [LowRank(down, up, 0.5), LowRank(down, up, 0.25)], torch.float32)
     assert torch.allclose(live(x), linear(x) + 0.75 * x @ down.T @ up.T, atol=1e-6)
-    packed = quantised(made.rand(6, 64, seed=4), Quant.int8)
+    packed = pack_weight(made.rand(6, 64, seed=4), Quant.int8)
     beside = LiveLora(packed, [LowRank(made.rand(2, 64, seed=5), up, 1.0)], torch.bfloat16)
     assert beside.down_RI.dtype is beside.up_OR.dtype is torch.bfloat16 and not list(beside.parameters())
 

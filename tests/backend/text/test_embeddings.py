@@ -22,7 +22,7 @@ import torch
 
 from backend.cache import tensors as kept_tensors
 from backend.cache.store import CACHES, MB, Store, Stores, clear, entries, limit_bytes, named, open_store
-from backend.checkpoints.layouts import Part, Parts
+from backend.checkpoints.layouts import PartFiles, Parts
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_text_encoder_gguf, write_transformer_gguf
 from backend.errors import CheckpointError, FileError, NumericsError, UsageError
@@ -195,7 +195,7 @@ def test_the_key_has_everything_that_decides(model: Path, tmp_path: Path, store:
     data[-1] ^= 1
     (other / "text_encoder.gguf").write_bytes(data)
     (tmp_path / "tokenizer.json").write_text(tiny.small_tokenizer().to_str())
-    with_file = Parts({**base.files.parts.held, Component.tokenizer: Part((tmp_path / "tokenizer.json",))})
+    with_file = Parts({**base.files.parts.held, Component.tokenizer: PartFiles((tmp_path / "tokenizer.json",))})
     template = base.files.preset.params.text.template
     dit = replace(base.files.preset.params.dit, selected_layer_index=(0, 2))
     changed = {

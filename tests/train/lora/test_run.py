@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from backend.checkpoints.resolve import resolve_model
 from backend.errors import CheckpointError, NumericsError, UsageError
-from backend.loading import load_transformer, quantised
+from backend.loading import load_transformer, pack_weight
 from backend.model.transformer import JointAttention
 from backend.presets import get
 from backend.types import Quant
@@ -64,7 +64,7 @@ def test_fresh_adapters_change_nothing(tmp_path: Path, pictures: Path, tiny: Pat
 def test_a_packed_base_gives_the_gradients_of_its_decoded_weights(quant: Quant) -> None:
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(96, 64, generator=generator), torch.randn(2, 7, 64, generator=generator))
-    packed, pull = quantised(weight, quant), torch.randn(2, 7, 96, generator=generator)
+    packed, pull = pack_weight(weight, quant), torch.randn(2, 7, 96, generator=generator)
     kept: list[tuple[int, ...]] = []
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):

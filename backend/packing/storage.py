@@ -50,7 +50,7 @@ class PackedWeight:
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """One tensor of a file to be written, before its values are known."""
 
     name: str
@@ -63,10 +63,10 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Item:
+class TensorGroup:
     """Tensors that are made together; `make` gives them in the order of `specs`."""
 
-    specs: tuple[Spec, ...]
+    specs: tuple[TensorSpec, ...]
     make: Callable[[], Sequence[Tensor]]
 
 
@@ -90,7 +90,7 @@ class Code(Protocol):
         """
         ...
 
-    def item(self, name: str, shape: tuple[int, int], read: Read) -> Item:
+    def item(self, name: str, shape: tuple[int, int], read: Read) -> TensorGroup:
         """The tensors that a weight is written as (containers comfyui and diffusers). Raises UsageError for a shape
         that the packing does not allow; nothing is read yet."""
         ...
