@@ -146,35 +146,50 @@ def _text_safetensors(files: TensorFiles) -> TensorTable:
 
 def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, Entry]) -> None:
     """Put the public entry of one stored tensor into `entries`; scales are taken with their weight."""
-    match = re.search(r"\.mlp\.experts\.(gate_up_proj|down_proj)([._]\w+)?$", name)
-    if match is None:
-        entries[name] = _plain(files, stored)
+    match = re.search(r"\.mlp\.experts\.(?:gate_up_proj|down_proj)", name)
+    end = "" if match is None else name[match.end() :]
+    stem, public = stored.removesuffix(end), name.removesuffix(end)
+    if end in _EXPERTS_BESIDE and stem + _EXPERTS_BESIDE[end] in files:
         return
-    part, public, stem = match[2] or "", name[: match.end(1)], stored.removesuffix(match[2] or "")
-    if part == "_blocks":  # MXFP4
-        shape = _mxfp4_shape(files, stored, stem + "_scales")
-        entries[public] = Entry(
-            shape,
-            lambda dtype: block_scaled.mxfp4_experts(files.raw(stored), files.raw(stem + "_scales"), dtype),
-            _mxfp4_part(files, stored, stem + "_scales"),
-        )
-    elif part == ".weight":  # NVFP4
-        comfyui.check_marker(files, stem, ("nvfp4",))
-        scale, outer = stem + ".weight_scale", stem + ".weight_scale_2"
-        shape = _nvfp4_shape(files, stored, scale, outer)
-        entries[public] = Entry(
-            shape,
-            lambda dtype: block_scaled.nvfp4_experts(files.raw(stored), files.raw(scale), files.raw(outer), dtype),
-            _nvfp4_part(files, stored, scale, outer),
-        )
-    elif part == ".bias":
-        entries[public + "_bias"] = _plain(files, stored)
-    elif part == "_scales" and stem + "_blocks" in files:
-        return
-    elif part in (".weight_scale", ".weight_scale_2", ".comfy_quant", ".input_scale") and stem + ".weight" in files:
-        return
-    else:  # plain experts, their `_bias`, or something unknown that the strict check will name
-        entries[name] = _plain(files, stored)
+    if end in _PACKED_EXPERTS:
+        entries[public] = _PACKED_EXPERTS[end](files, stem)
+    else:  # plain, or something unknown that the strict check will name
+        entries[public + "_bias" if end == ".bias" else name] = _plain(files, stored)
+
+
+def _mxfp4_experts(files: TensorFiles, stem: str) -> Entry:
+    """OpenAI's."""
+    blocks, scales = stem + "_blocks", stem + "_scales"
+
+    def read(dtype: torch.dtype) -> torch.Tensor:
+        return block_scaled.mxfp4_experts(files.raw(blocks), files.raw(scales), dtype)
+
+    return Entry(_mxfp4_shape(files, blocks, scales), read, _mxfp4_part(files, blocks, scales))
+
+
+def _nvfp4_experts(files: TensorFiles, stem: str) -> Entry:
+    """ComfyUI's. Raises CheckpointError where the marker names another packing."""
+    comfyui.check_marker(files, stem, ("nvfp4",))
+    names = weight, scale, outer = stem + ".weight", stem + ".weight_scale", stem + ".weight_scale_2"
+
+    def read(dtype: torch.dtype) -> torch.Tensor:
+        return block_scaled.nvfp4_experts(files.raw(weight), files.raw(scale), files.raw(outer), dtype)
+
+    return Entry(_nvfp4_shape(files, *names), read, _nvfp4_part(files, *names))
+
+
+# Ends of the experts' stored names: what is read in another form, and what only describes such a tensor.
+_PACKED_EXPERTS: Mapping[str, Callable[[TensorFiles, str], Entry]] = {
+    "_blocks": _mxfp4_experts,
+    ".weight": _nvfp4_experts,
+}
+_EXPERTS_BESIDE = {
+    "_scales": "_blocks",
+    ".weight_scale": ".weight",
+    ".weight_scale_2": ".weight",
+    ".comfy_quant": ".weight",
+    ".input_scale": ".weight",
+}
 
 
 def _mxfp4_shape(files: TensorFiles, blocks: str, scales: str) -> tuple[int, ...]:

@@ -106,9 +106,9 @@ def _resolve(name_or_path: str, asked: _Asked) -> ModelFiles:
         if asked.variant is not None and asked.variant != name:
             raise UsageError(f"{name} is a name of the registry, so it cannot also be {asked.variant}")
         return _of_preset(get(name), asked)
-    for applies, action in _RULES:
+    for applies, layout, find in _RULES:
         if applies(path):
-            return action(path, asked)
+            return _from_path(path.absolute(), layout or layouts.layout_of(path), find(path), asked)
     raise _not_understood(name_or_path, path)
 
 
@@ -215,25 +215,13 @@ def _any_parts(folder: Path, layout: Layout) -> Parts:
 # Paths ---------------------------------------------------------------------------------------------------------------
 
 
-def _diffusers(path: Path, asked: _Asked) -> ModelFiles:
-    return _from_path(path, Layout.diffusers, layouts.diffusers(path), asked)
-
-
-def _embedded(path: Path, asked: _Asked) -> ModelFiles:
-    return _from_path(path, Layout.embedded, layouts.embedded(path), asked)
-
-
-def _single_files(path: Path, asked: _Asked) -> ModelFiles:
-    return _from_path(path, Layout.single_files, layouts.single_files(path), asked)
-
-
-def _transformer_folder(path: Path, asked: _Asked) -> ModelFiles:
+def _transformer_folder(path: Path) -> Parts:
     parts = Parts({Component.transformer: layouts.transformer_alone(path)})
     beside = layouts.diffusers(path.parent) if (path.parent / "model_index.json").is_file() else Parts()
-    return _from_path(path, Layout.diffusers, beside.replaced_by(parts), asked)
+    return beside.replaced_by(parts)
 
 
-def _file(path: Path, asked: _Asked) -> ModelFiles:
+def _transformer_file(path: Path) -> Parts:
     kind = layouts.kind_of(path)
     if kind is None:
         raise CheckpointError(f"{path}: {layouts.identify_file(path)}, expected a Lens transformer")
@@ -241,16 +229,16 @@ def _file(path: Path, asked: _Asked) -> ModelFiles:
         raise UsageError(
             f"{path}: {layouts.identify_file(path)}; a model is the transformer's file or a whole folder", hint=ACCEPTED
         )
-    return _from_path(path, layouts.layout_of(path), layouts.companions(path), asked)
+    return layouts.companions(path)
 
 
-_RULES: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Asked], ModelFiles]], ...] = (
-    # what a path is, the first that applies; how its files are found
-    (lambda path: (path / "model_index.json").is_file(), _diffusers),
-    (lambda path: (path / Embedded().transformer).is_file(), _embedded),
-    (lambda path: path.is_dir() and layouts.holds_single_files(path), _single_files),
-    (lambda path: (path / "config.json").is_file(), _transformer_folder),
-    (Path.is_file, _file),
+_RULES: tuple[tuple[Callable[[Path], bool], Layout | None, Callable[[Path], Parts]], ...] = (
+    # what a path is, the first that applies; its layout, None: the file tells; how its files are found
+    (lambda path: (path / "model_index.json").is_file(), Layout.diffusers, layouts.diffusers),
+    (lambda path: (path / Embedded().transformer).is_file(), Layout.embedded, layouts.embedded),
+    (lambda path: path.is_dir() and layouts.holds_single_files(path), Layout.single_files, layouts.single_files),
+    (lambda path: (path / "config.json").is_file(), Layout.diffusers, _transformer_folder),
+    (Path.is_file, None, _transformer_file),
 )
 
 
@@ -271,8 +259,7 @@ def _not_understood(name: str, path: Path) -> UsageError | ModelMissingError | C
 
 
 def _from_path(path: Path, layout: Layout, parts: Parts, asked: _Asked) -> ModelFiles:
-    """A model given as a path: borrow shared companions, read the parameters, name the variant."""
-    path = path.absolute()
+    """A model given as an absolute path: borrow shared companions, read the parameters, name the variant."""
     own = parts
     parts, borrowed = _borrow(path, own) if asked.borrow else (own, None)
     parts = _complete(path, parts)

@@ -10,7 +10,25 @@ from collections.abc import Iterable
 
 # A full checkpoint keeps the autoencoder under one of these.
 PREFIXES = ("", "first_stage_model.", "vae.")
-_ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+# (in Black Forest Labs' names, in diffusers'); all that match apply, in this order.
+_RENAMES = tuple(
+    (re.compile(theirs), ours)
+    for theirs, ours in (
+        (r"^encoder\.quant_conv\.", "quant_conv."),
+        (r"^decoder\.post_quant_conv\.", "post_quant_conv."),
+        (r"^encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.down_blocks.\1.resnets.\2."),
+        (r"^encoder\.down\.(\d+)\.downsample\.conv\.", r"encoder.down_blocks.\1.downsamplers.0.conv."),
+        (r"^decoder\.up\.(\d+)\.block\.(\d+)\.", r"decoder.up_blocks.\1.resnets.\2."),
+        (r"^decoder\.up\.(\d+)\.upsample\.conv\.", r"decoder.up_blocks.\1.upsamplers.0.conv."),
+        (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+        (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+        (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+        (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+        (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+        (r"\.nin_shortcut\.", ".conv_shortcut."),
+        (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
+    )
+)
 
 
 def prefix_of(names: Iterable[str]) -> str:
@@ -30,20 +48,10 @@ def to_diffusers(name: str, levels: int) -> str:
     `levels`: number of resolutions; BFL counts the decoder's from the finest, diffusers from the coarsest.
     Convolutions of the middle attention (O, I, 1, 1) become linears (O, I): see `is_attention_linear`.
     """
-    if name.startswith("encoder.quant_conv."):
-        return name.removeprefix("encoder.")
-    if name.startswith("decoder.post_quant_conv."):
-        return name.removeprefix("decoder.")
-    name = re.sub(r"^encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.down_blocks.\1.resnets.\2.", name)
-    name = re.sub(r"^encoder\.down\.(\d+)\.downsample\.conv\.", r"encoder.down_blocks.\1.downsamplers.0.conv.", name)
-    if match := re.match(r"^decoder\.up\.(\d+)\.(block\.(\d+)|upsample\.conv)\.", name):
-        target = f"resnets.{match[3]}" if match[3] is not None else "upsamplers.0.conv"
-        name = f"decoder.up_blocks.{levels - 1 - int(match[1])}.{target}." + name[match.end() :]
-    name = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", name)
-    if match := re.search(r"\.mid\.attn_1\.(norm|q|k|v|proj_out)\.", name):
-        name = f"{name[: match.start()]}.mid_block.attentions.0.{_ATTENTION[match[1]]}.{name[match.end() :]}"
-    name = name.replace(".nin_shortcut.", ".conv_shortcut.")
-    return re.sub(r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out.", name)
+    name = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.", name)
+    for theirs, ours in _RENAMES:
+        name = theirs.sub(ours, name)
+    return name
 
 
 def is_attention_linear(diffusers_name: str) -> bool:

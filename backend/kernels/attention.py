@@ -295,8 +295,8 @@ def trial_tensors(shape: AttentionShape, device: torch.device) -> tuple[Tensor, 
 
 
 def relative_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> float:
-    """How far the first queries' answer is from float32 on the same values, relative: root mean squares. nan or inf: not
-    finite."""
+    """How far the first queries' answer is from float32 on the same values: root mean squares, relative. nan or inf:
+    not finite."""
     exact = exact_attention(q[:, :, :CHECKED], k, v)
     difference = out[:, :, :CHECKED].float() - exact
     return float(difference.square().mean().sqrt() / exact.square().mean().sqrt())

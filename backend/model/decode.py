@@ -252,7 +252,7 @@ def convolve(conv: nn.Conv2d, source: Rows, a: int, b: int, height: int) -> Tens
 
 
 def _convolve_window(conv: nn.Conv2d, window_1CHW: Tensor, a: int, b: int, height: int) -> Tensor:
-    """Do what `convolve` does with a window that is there already: rows [a - 1, b + 1), without those outside the picture.
+    """Do what `convolve` does with a window that is there already: rows [a - 1, b + 1), none outside the picture.
 
     Zeros stand above and below a picture, not above and below a strip. At the border of the picture torch puts them on
     both sides, and the row next to the wrong zeros is left out.
