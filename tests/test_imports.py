@@ -27,8 +27,11 @@ def modules(folder: str) -> list[str]:
 LIGHT = [
     *(
         f"backend.{name}"
-        for name in "chat.client disk errors events fields params paths presets requests settings sizes types".split()
+        for name in "chat.client disk errors events fields params paths presets requests settings sizes types words".split()
     ),
+    "backend.checkpoints.resolve",
+    "backend.kernels.switches",
+    "backend.packing.schemes",
     "backend.picture.metadata",
     "backend.picture.outputs",
     "lens_cli.app",
