@@ -19,7 +19,7 @@ from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes, make_folder, write_atomic
 from backend.errors import FileError, LensError, ModelMissingError, UsageError
 from backend.model.tensors import transformer_shapes
-from backend.packing.schemes import Container, Scheme, written_as
+from backend.packing.schemes import Container, Scheme, by_target
 from backend.params import DiTParams
 from backend.presets import Component
 from backend.types import QuantTarget
@@ -78,7 +78,7 @@ def plan_conversion(
     Raises UsageError, FileError (something is there and `force` is not; too little disk), or what finding SRC raises.
     """
     found = find_source(source)
-    scheme = written_as(target)
+    scheme = by_target(target)
     file, config = _places(found, scheme, output.expanduser())
     _check_way(found, file, output.expanduser(), force)
     packs = packed_names(found.params, modulation)

@@ -233,7 +233,7 @@ def pack_weight(weight_OI: Tensor, quant: Quant) -> PackedLinear:
     Raises NumericsError where it is not finite, UsageError for a shape that the packing does not allow, and for a
     `quant` that packs nothing.
     """
-    scheme = schemes.packed_at_load(quant)
+    scheme = schemes.by_quant(quant)
     if scheme is None:
         raise UsageError(f"--quant {quant} packs nothing")
     if not bool(torch.isfinite(weight_OI).all()):
@@ -253,7 +253,7 @@ def pack_while_loading(
     if not plan.packed:
         return done
     check_device(plan.quant, torch.device(device))
-    scheme = schemes.packed_at_load(plan.quant)
+    scheme = schemes.by_quant(plan.quant)
     for name, linear in list(block_linears(network)):
         weight, bias = f"{name}.weight", f"{name}.bias"
         entry = table.entries[weight]
@@ -283,7 +283,7 @@ def _taken(entry: Entry, scheme: Scheme) -> PackedLinear | None:
 
 def check_device(quant: Quant, device: torch.device) -> None:
     """Raises UsageError for a packing that torch cannot hold there."""
-    scheme = schemes.packed_at_load(quant)
+    scheme = schemes.by_quant(quant)
     if scheme is not None and device.type in scheme.not_on:
         others = joined(map(str, schemes.quants_on(device.type)))
         raise UsageError(f"--quant {quant} is not available on {device.type}", hint=f"use {others} there")
@@ -291,7 +291,7 @@ def check_device(quant: Quant, device: torch.device) -> None:
 
 def device_note(plan: QuantPlan, device: torch.device) -> str | None:
     """What a person should know about this packing on this device, in one line; None: nothing."""
-    scheme = schemes.named(plan.scheme)
+    scheme = schemes.by_name(plan.scheme)
     if scheme is not None and scheme.rounds_activations and not has_fp8_units(device):
         return f"{device.type} has no fp8 units: fp8 is rounded the same way, computed in float32, and slower than none"
     if plan.packed and device.type == "cpu":

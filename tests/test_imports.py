@@ -27,9 +27,10 @@ def modules(folder: str) -> list[str]:
 LIGHT = [
     *(
         f"backend.{name}"
-        for name in "chat.client disk errors events fields params paths presets requests settings sizes types words".split()
+        for name in "chat.client disk errors events fields params paths presets requests settings sizes types".split()
     ),
     "backend.checkpoints.resolve",
+    "backend.words",
     "backend.kernels.switches",
     "backend.packing.schemes",
     "backend.picture.metadata",

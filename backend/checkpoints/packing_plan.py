@@ -67,7 +67,7 @@ class QuantPlan:
     @property
     def bitsandbytes(self) -> bool:
         """Whether bitsandbytes' operations decode the linears."""
-        row = schemes.named(self.scheme)
+        row = schemes.by_name(self.scheme)
         return row is not None and row.library == "bitsandbytes"
 
     def linear_bytes(self, itemsize: int) -> int:
@@ -98,7 +98,7 @@ def plan_quant(
             return _plan(found, Quant.none, True, notes)
         notes.append(f"{found.scheme} is not kept packed: it is decoded while it is loaded")
         return _plan(found, Quant.none, False, notes)
-    row = schemes.packed_at_load(quant)
+    row = schemes.by_quant(quant)
     if row is not None and found.scheme is not None and found.scheme != row.takes:
         notes.append(f"the file holds {found.scheme} already; --quant {quant} rounds a second time")
     return _plan(found, quant, False, notes)
@@ -113,7 +113,7 @@ def _plan(found: StoredPacking, quant: Quant, keep: bool, notes: list[str]) -> Q
 
 def plan_plain(quant: Quant, values: int, rows: int, notes: tuple[str, ...] = ()) -> QuantPlan:
     """The plan for `values` weights with `rows` outputs together that no file holds packed. auto packs nothing."""
-    row = schemes.packed_at_load(quant)
+    row = schemes.by_quant(quant)
     return QuantPlan(
         quant=Quant.none if row is None else quant,
         keep=False,
@@ -182,7 +182,7 @@ def stored_packing(paths: tuple[Path, ...]) -> StoredPacking:
                 stem = name.removesuffix(".weight")
                 gguf = header.format is FileFormat.gguf
                 linear.scheme = _ggml(tensor.dtype) if gguf else _safetensors(tensor, stem, header.tensors)
-                row = schemes.named(linear.scheme)
+                row = schemes.by_name(linear.scheme)
                 inside = 1 if row is None else row.values
                 linear.values = math.prod(tensor.shape) * inside
                 linear.rows = tensor.shape[0] if inside == 1 else 0
@@ -194,7 +194,7 @@ def stored_packing(paths: tuple[Path, ...]) -> StoredPacking:
         values=sum(linear.values for linear in inside),
         rows=sum(linear.rows for linear in inside),
         nbytes=sum(linear.nbytes for linear in inside),
-        readable=(row := schemes.named(scheme)) is not None and row.in_files,
+        readable=(row := schemes.by_name(scheme)) is not None and row.in_files,
         modulation=_most(outside),
         modulation_bits=8 * _bytes_a_value(outside),
     )
@@ -219,5 +219,5 @@ def _ggml(dtype: str) -> str | None:
 
 def _safetensors(tensor: TensorHeader, stem: str, tensors: Mapping[str, TensorHeader]) -> str | None:
     scale = tensors.get(f"{stem}.weight_scale") or tensors.get(f"{stem}.scale_weight")
-    row = schemes.stored_as(tensor.dtype, None if scale is None else scale.dtype)
+    row = schemes.by_tensor(tensor.dtype, None if scale is None else scale.dtype)
     return None if row is None else row.name

@@ -117,22 +117,22 @@ SCHEMES = (
 )  # fmt: skip
 
 
-def named(name: str | None) -> Scheme | None:
+def by_name(name: str | None) -> Scheme | None:
     """The row called `name`; None: none is (a packing that is only ever decoded whole, or no packing at all)."""
     return next((scheme for scheme in SCHEMES if scheme.name == name), None)
 
 
-def packed_at_load(quant: Quant) -> Scheme | None:
+def by_quant(quant: Quant) -> Scheme | None:
     """What `--quant` packs plain weights into; None for auto and none, which pack nothing."""
     return next((scheme for scheme in SCHEMES if scheme.quant is quant), None)
 
 
-def written_as(target: QuantTarget) -> Scheme:
+def by_target(target: QuantTarget) -> Scheme:
     """What `lens models quantize --to` writes."""
     return next(scheme for scheme in SCHEMES if scheme.target is target)
 
 
-def stored_as(dtype: str, scale: str | None) -> Scheme | None:
+def by_tensor(dtype: str, scale: str | None) -> Scheme | None:
     """The packing of a weight in a safetensors file, by safetensors' names of its dtype and of its scale's."""
     rows = (scheme for scheme in SCHEMES if dtype in scheme.dtypes)
     return next((scheme for scheme in rows if not scheme.scales or scale in scheme.scales), None)
@@ -153,6 +153,11 @@ def quant_help() -> str:
 def quants_on(device: str) -> tuple[Quant, ...]:
     """Every --quant that packs, and that torch can hold on this type of device."""
     return tuple(scheme.quant for scheme in SCHEMES if scheme.quant is not None and device not in scheme.not_on)
+
+
+def trainable() -> tuple[Quant, ...]:
+    """Every --quant that packs, and beneath which an adapter can be trained."""
+    return tuple(row.quant for row in SCHEMES if row.quant is not None and not row.rounds_activations)
 
 
 def targets_in(*containers: Container) -> tuple[QuantTarget, ...]:

@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Literal
 
 from backend.errors import UsageError
-from backend.packing.schemes import packed_at_load
+from backend.packing.schemes import by_quant, trainable
 from backend.params import DiTParams, ModelParams
 from backend.presets import Preset
 from backend.types import Quant
+from backend.words import joined
 from train.config import Base, PretrainConfig, Stage
 from train.overrides import set_fields
 
@@ -115,9 +116,11 @@ class LoraConfig:
             raise UsageError("learning_rate, alpha and clip must be numbers above 0")
         if self.start_from is not None and self.tune == "full":
             raise UsageError("start_from is a LoRA, which tune=full does not train")
-        packing = packed_at_load(self.quant)
+        packing = by_quant(self.quant)
         if packing is not None and packing.rounds_activations:
-            raise UsageError(f"quant={self.quant} rounds activations, which has no gradient", hint="nf4, int8 or gguf")
+            raise UsageError(
+                f"quant={self.quant} rounds activations, which has no gradient", hint=joined(map(str, trainable()))
+            )
         if self.tune == "full" and self.quant not in (Quant.auto, Quant.none):
             raise UsageError(f"tune=full trains the weights themselves, which quant={self.quant} freezes")
 

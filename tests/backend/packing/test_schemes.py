@@ -22,7 +22,7 @@ def test_a_row_has_the_code_it_promises(scheme: Scheme) -> None:
     if scheme.in_files:
         assert callable(code.find)
     if scheme.takes is not None:
-        assert callable(code.take) and schemes.named(scheme.takes) is not None
+        assert callable(code.take) and schemes.by_name(scheme.takes) is not None
     if scheme.container in (Container.comfyui, Container.diffusers):
         assert callable(code.item)
     if scheme.container is Container.diffusers:
@@ -33,7 +33,7 @@ def test_a_row_has_the_code_it_promises(scheme: Scheme) -> None:
 
 @pytest.mark.parametrize("quant", [quant for quant in Quant if quant not in (Quant.auto, Quant.none)])
 def test_every_quant_packs_as_its_row_says(quant: Quant) -> None:
-    scheme = schemes.packed_at_load(quant)
+    scheme = schemes.by_quant(quant)
     assert scheme is not None
     outputs, inputs = 8, 256
     linear = scheme.load().pack(torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)))
@@ -46,7 +46,7 @@ def test_the_rows_and_the_options_are_the_same_list() -> None:
     assert sorted([*packing, Quant.auto, Quant.none]) == sorted(Quant)
     assert sorted(row.target for row in SCHEMES if row.target is not None) == sorted(QuantTarget)
     assert len({row.name for row in SCHEMES}) == len(SCHEMES)
-    assert schemes.packed_at_load(Quant.auto) is schemes.packed_at_load(Quant.none) is None
+    assert schemes.by_quant(Quant.auto) is schemes.by_quant(Quant.none) is None
 
 
 def test_the_ggml_rows_are_what_torch_decodes() -> None:
@@ -56,7 +56,7 @@ def test_the_ggml_rows_are_what_torch_decodes() -> None:
 
 def test_what_headers_tell() -> None:
     def name(dtype: str, scale: str | None) -> str | None:
-        row = schemes.stored_as(dtype, scale)
+        row = schemes.by_tensor(dtype, scale)
         return None if row is None else row.name
 
     assert name("F8_E4M3", "F32") == name("F8_E5M2", "F32") == "fp8 weights"
@@ -68,3 +68,4 @@ def test_what_is_said_for_people() -> None:
     assert schemes.quant_help() == "fp8, int8, nf4 and gguf (as Q8_0, for a file that is none)"
     assert schemes.quants_on("mps") == (Quant.int8, Quant.nf4, Quant.gguf)
     assert schemes.targets_in(Container.gguf) == tuple(map(QuantTarget, ("q8_0", "q6_k", "q5_k", "q4_k")))
+    assert schemes.trainable() == (Quant.int8, Quant.nf4, Quant.gguf)
