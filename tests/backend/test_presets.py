@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,15 @@ def test_names() -> None:
 def test_withdrawn_uploads_are_no_source() -> None:
     """Microsoft's own repositories went in June 2026 (facts 1.1); a default that names them fails on day one."""
     assert not any(source.repo.startswith("microsoft/") for row in PRESETS.values() for source in row.sources)
+
+
+@pytest.mark.parametrize("name", [name for name, row in PRESETS.items() if row.sources])
+def test_a_mark_tells_siblings_apart_by_their_published_names(name: str) -> None:
+    """Their tensors are alike, so names decide: a repository and a file speak of their own model, and of no other."""
+    sources = PRESETS[name].sources
+    repos = [source.repo.partition("/")[2] for source in sources if source.layout is Layout.diffusers]
+    files = [Path(f.path).name for source in sources for f in source.files if f.component is Component.transformer]
+    for text in (*repos, *files):
+        marked = [row.name for row in PRESETS.values() if row.is_marked(text)]
+        assert marked == ([name] if PRESETS[name].mark else []), text
+    assert not any(row.is_marked("database-v2.safetensors") for row in PRESETS.values())
