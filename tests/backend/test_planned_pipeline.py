@@ -211,13 +211,13 @@ def test_a_card_too_small_is_left_alone_unless_it_was_named(model: Path, monkeyp
     assert made.plan is not None and made.plan.device == "cpu"
     assert (full.device.type, full.dtype) == ("cpu", torch.float32)
     (told,) = [event for event in events if isinstance(event, PlanMade)]
-    assert told.plan == made.plan and "even in the leanest plan; 95 MB can be had" in str(told.reason)
+    assert told.plan == made.plan and "even in the leanest plan; 95.0 MB can be had" in str(told.reason)
     # Once there is room again, the GPU is used again.
     monkeypatch.setattr(
         product, "look_at", lambda device: Machine(device="cuda", card=8 * GB, card_free=8 * GB, host_free=32 * GB)
     )
     assert full.plan_memory(REQUEST).plan.device == "cuda" and full.device.type == "cuda"
-    with pytest.raises(OutOfMemoryError, match="of memory on the GPU even in the leanest plan; 95 MB can be had"):
+    with pytest.raises(OutOfMemoryError, match="of memory on the GPU even in the leanest plan; 95.0 MB can be had"):
         on_a_card(model, monkeypatch, 100_000_000, device="cuda").plan_memory(REQUEST)
     with pytest.raises(OutOfMemoryError):
         on_a_card(model, monkeypatch, 8 * GB).plan_memory(replace(REQUEST, vram=100_000_000))

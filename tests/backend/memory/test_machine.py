@@ -64,7 +64,7 @@ def test_a_full_card_is_left_alone_unless_it_was_asked_for(card: Callable[[Machi
     files = resolve_model("nano")
     planned, _ = forecast(REQUEST, files)
     assert planned is not None and planned.plan.device == "cpu" and planned.dtype is DType.float32
-    assert "even in the leanest plan; 95 MB can be had" in str(planned.reason)
+    assert "even in the leanest plan; 95.0 MB can be had" in str(planned.reason)
     for wish in ({"device": "cuda"}, {"vram": GB // 10}):
         found, refused = forecast(replace(REQUEST, **wish), files)  # pyright: ignore[reportArgumentType]
         assert found is None and "of memory on the GPU even in the leanest plan" in str(refused)

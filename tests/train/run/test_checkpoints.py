@@ -248,7 +248,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
-        with pytest.raises(FileError, match=r"a checkpoint takes .* has 0\.00 GB left"):
+        with pytest.raises(FileError, match=r"a checkpoint takes .* has 1\.0 kB left"):
             pretrain.run(half)
     for background in (False, True):
         with monkeypatch.context() as patch:
