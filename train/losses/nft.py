@@ -25,10 +25,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from train.losses.sums import clean, near, picture_mean, precise
+from train.losses.sums import clean, near, picture_mean, precise, rms
 
 LEAST_ERROR = 1e-5  # of (5), in units of the latent: a picture that is predicted exactly does not divide by zero
 
@@ -86,7 +85,7 @@ def kl_losses(v_BNC: Tensor, v_ref_BNC: Tensor) -> Tensor:
 
 def norm_ratio(v_BNC: Tensor, v_ref_BNC: Tensor) -> Tensor:
     """(B,) |v| / |v_ref| over a picture, without gradient: this training inflates it by 5 to 15 % (NormGuard)."""
-    return _rms(v_BNC.detach()) / _rms(v_ref_BNC.detach())
+    return rms(v_BNC.detach()) / rms(v_ref_BNC.detach())
 
 
 def norm_hinge_losses(v_BNC: Tensor, v_ref_BNC: Tensor) -> Tensor:
@@ -95,13 +94,7 @@ def norm_hinge_losses(v_BNC: Tensor, v_ref_BNC: Tensor) -> Tensor:
     NormGuard (arXiv 2606.27771): active only where |v| > |v_ref|, so that the norm is held and nothing else. The
     square, which starts without a kink and has the KL's unit, is our choice: the abstract does not say the form.
     """
-    return (_rms(v_BNC) - _rms(v_ref_BNC.detach())).relu().square()
-
-
-def _rms(x: Tensor) -> Tensor:
-    """(B,) root mean square over a picture; its gradient at 0 is 0, not nan."""
-    flat = precise(x).flatten(1)
-    return torch.linalg.vector_norm(flat, dim=1) / flat.shape[1] ** 0.5
+    return (rms(v_BNC) - rms(v_ref_BNC.detach())).relu().square()
 
 
 @dataclass(frozen=True, kw_only=True)
