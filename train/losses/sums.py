@@ -57,5 +57,5 @@ def near(these: Sequence[Tensor], those: Sequence[Tensor], share: float) -> None
                 f"tensor {i} is {tuple(this.shape)} {this.dtype} on {this.device}, "
                 f"its partner {tuple(that.shape)} {that.dtype} on {that.device}"
             )
-    if these:
-        torch._foreach_lerp_(list(these), list(those), share)
+    for this, that in zip(these, those, strict=True):
+        this.lerp_(that, share)

@@ -128,8 +128,8 @@ def test_only_the_current_policy_has_a_gradient() -> None:
     v = (v_old + 0.1).requires_grad_()
     r = nft.optimality(A, CLIP)
     alone = torch.autograd.grad(nft.policy_losses(v, v_old, x_t, x0, t, r, beta=1.0, clip=CLIP).sum(), v)[0]
-    others = [x.clone().requires_grad_() for x in (v_old, x_t, x0, r)]
-    losses = nft.policy_losses(v, *others[:3], t, others[3], beta=1.0, clip=CLIP)
+    others = old, noised, data, probability = [x.clone().requires_grad_() for x in (v_old, x_t, x0, r)]
+    losses = nft.policy_losses(v, old, noised, data, t, probability, beta=1.0, clip=CLIP)
     got, *rest = gradient(losses.sum(), v, *others)
     assert got is not None and torch.equal(got, alone) and rest == [None] * 4
     for loss in (nft.kl_losses, nft.norm_hinge_losses):
@@ -228,11 +228,9 @@ def test_optimum_is_the_tilted_policy(beta: float, t: float) -> None:
 
     def expected(v: Tensor) -> Tensor:
         """Sum over x_t of the loss' mean over x0; every pair (x_t, point) is a picture of its own."""
-        pairs = [x.repeat_interleave(8, 0).unsqueeze(1) for x in (v, v_old, x_t)]
-        losses = nft.policy_losses(
-            *pairs, POINTS.repeat(7, 1).unsqueeze(1), torch.full((56,), t, dtype=torch.float64), R.repeat(7),
-            beta=beta, clip=CLIP, adaptive=False,
-        )  # fmt: skip
+        of_v, of_old, of_x = (x.repeat_interleave(8, 0).unsqueeze(1) for x in (v, v_old, x_t))
+        points, times = POINTS.repeat(7, 1).unsqueeze(1), torch.full((56,), t, dtype=torch.float64)
+        losses = nft.policy_losses(of_v, of_old, of_x, points, times, R.repeat(7), beta=beta, clip=CLIP, adaptive=False)
         return (losses.view(7, 8) * p).sum()
 
     # The loss is quadratic in v with the same curvature everywhere, so one Newton step lands on the minimum.
