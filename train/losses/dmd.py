@@ -74,9 +74,9 @@ def normaliser(kind: str, x_BNC: Tensor, x_real_BNC: Tensor) -> Tensor:
 
 
 def proxy_losses(x_BNC: Tensor, gradient_BNC: Tensor, normaliser_B: Tensor) -> Tensor:
-    """(B,) loss (4), in float32: its gradient on x is g / (N elements of a picture); `gradient_BNC` is held fixed."""
+    """(B,) loss (4), in float32: its gradient on x is g / (N elements of a picture), both held fixed."""
     x = precise(x_BNC)
-    target = (x - gradient_BNC.detach() / column(normaliser_B.detach(), x)).detach()
+    target = (x - gradient_BNC / column(normaliser_B, x)).detach()
     return 0.5 * picture_mean((x - target).square())
 
 
