@@ -135,15 +135,13 @@ def probes() -> tuple[Probe, ...]:
 
 def captioning(name_or_path: str) -> SystemPrompt:
     """The instructions for describing a picture: `dense`, `brief`, or a file by its path. Raises PromptError."""
-    wanted = name_or_path.strip()
-    known = sorted(path.stem for path in (FOLDER / "captions").glob("*.md"))
-    if wanted in known:
-        return _read(FOLDER / "captions" / f"{wanted}.md")
-    path = Path(wanted).expanduser()
-    if wanted and path.is_file():
-        return _read(path)
-    hint = f"known: {', '.join(known)}; or the path of a file"
-    raise PromptError(f"there is no captioning prompt {name_or_path!r}", hint=hint)
+    return _find("captions", name_or_path, "captioning prompt")
+
+
+def rubric_text(name_or_path: str) -> SystemPrompt:
+    """What makes prompts with rubrics: `write` and `questions` instruct a model, `global` is itself the one question
+    asked of every picture. Or a file by its path. Raises PromptError."""
+    return _find("rubrics", name_or_path, "rubric text")
 
 
 def answer_form(contract: str) -> str:
@@ -165,6 +163,18 @@ def compose(system: SystemPrompt, contract: str, form: str) -> str:
     if contract != "decision":
         raise PromptError(f"there is no contract {contract!r}", hint=f"known: {', '.join(CONTRACTS)}")
     return f"{system.body}\n\n{policy().body}\n\n{answer_form(form)}"
+
+
+def _find(folder: str, name_or_path: str, what: str) -> SystemPrompt:
+    wanted = name_or_path.strip()
+    known = sorted(path.stem for path in (FOLDER / folder).glob("*.md"))
+    if wanted in known:
+        return _read(FOLDER / folder / f"{wanted}.md")
+    path = Path(wanted).expanduser()
+    if wanted and path.is_file():
+        return _read(path)
+    hint = f"known: {', '.join(known)}; or the path of a file"
+    raise PromptError(f"there is no {what} {name_or_path!r}", hint=hint)
 
 
 def _read(path: Path) -> SystemPrompt:
