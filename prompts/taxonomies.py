@@ -19,7 +19,7 @@ from typing import Any, cast
 from prompts import FOLDER, PromptError
 
 KINDS = ("person", "creature", "thing", "plant", "food", "scene", "words", "layout")  # of items, for grammar and ways
-_ITEM_SLOTS = ("the", "item", "plural", "words")  # what a way's sentence may say of the item itself
+_ITEM_SLOTS = ("the", "plural", "group", "words")  # what a way's sentence may say of the item itself
 
 
 @dataclass(frozen=True, kw_only=True)

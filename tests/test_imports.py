@@ -41,7 +41,9 @@ LIGHT = [
     "lens_cli.terminal.wording",
     *modules("lens_cli/commands"),
     *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config")),
+    *modules("train/rl"),
     "prompts",
+    "prompts.taxonomies",
 ]
 
 

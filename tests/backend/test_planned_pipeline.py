@@ -217,7 +217,7 @@ def test_a_card_too_small_is_left_alone_unless_it_was_named(model: Path, monkeyp
         product, "look_at", lambda device: Machine(device="cuda", card=8 * GB, card_free=8 * GB, host_free=32 * GB)
     )
     assert full.plan_memory(REQUEST).plan.device == "cuda" and full.device.type == "cuda"
-    with pytest.raises(OutOfMemoryError, match="of memory on the GPU even in the leanest plan; 95.0 MB can be had"):
+    with pytest.raises(OutOfMemoryError, match=r"of memory on the GPU even in the leanest plan; 95\.0 MB can be had"):
         on_a_card(model, monkeypatch, 100_000_000, device="cuda").plan_memory(REQUEST)
     with pytest.raises(OutOfMemoryError):
         on_a_card(model, monkeypatch, 8 * GB).plan_memory(replace(REQUEST, vram=100_000_000))
