@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backend.errors import FileError, UsageError, os_reason
-from train.rl.prompts import PromptSet, Rubric
+from train.rl.prompts import Prompt, PromptSet, Rubric
+
+Answers = Mapping[str, Sequence[bool | None]]  # picture -> what the judge said of it, once or more often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Outcome:
     pictures: int  # with a verdict
     missing: float  # share of its verdicts
     passed: float | None  # share of its pictures; None: none has a verdict
-    link: float | None  # correlation with the mean of the prompt's other rubrics; None: one of the two never differs
+    link: float | None  # correlation with the prompt's other useful rubrics; None: not asked, or one never differs
     flips: float | None  # None: no picture was judged more than once
     why: str | None  # it is dropped; None: it stays
     remark: str | None = None  # of a rubric that stays
@@ -80,12 +82,12 @@ def judge_rubrics(
             )
         rubrics = by_prompt.setdefault(verdict.prompt, defaultdict(lambda: defaultdict(list)))
         rubrics[verdict.rubric][verdict.picture].append(verdict.passed)
-    outcomes: list[Outcome] = []
-    for prompt in prompts.prompts:
-        if tables := by_prompt.get(prompt.id):
-            means = {text: _means(table) for text, table in tables.items()}
-            outcomes += [_outcome(prompt.id, r, tables.get(r.text, {}), means, thresholds) for r in prompt.rubrics]
-    return outcomes
+    return [
+        outcome
+        for prompt in prompts.prompts
+        if prompt.id in by_prompt
+        for outcome in _judge_one(prompt, by_prompt[prompt.id], thresholds)
+    ]
 
 
 def without_dropped(prompts: PromptSet, outcomes: Iterable[Outcome]) -> tuple[PromptSet, list[str]]:
@@ -124,46 +126,59 @@ def read_verdicts(path: Path) -> list[Verdict]:
     return found
 
 
-def _means(table: dict[str, list[bool | None]]) -> dict[str, float]:
+def _means(table: Answers) -> dict[str, float]:
     """Picture -> share of its verdicts that say yes; pictures without one are left out."""
     valid = {picture: [passed for passed in said if passed is not None] for picture, said in table.items()}
     return {picture: sum(said) / len(said) for picture, said in valid.items() if said}
 
 
-def _outcome(
-    prompt: str,
-    rubric: Rubric,
-    table: dict[str, list[bool | None]],
-    means: dict[str, dict[str, float]],
-    thresholds: Thresholds,
-) -> Outcome:
-    mine = means.get(rubric.text, {})
+def _judge_one(prompt: Prompt, tables: Mapping[str, Answers], thresholds: Thresholds) -> list[Outcome]:
+    """Faults of each rubric by itself first; of the others the one that goes most against the rest, until none does."""
+    found = {
+        rubric.text: _alone(prompt.id, rubric, tables.get(rubric.text, {}), thresholds) for rubric in prompt.rubrics
+    }
+    shares = {text: _means(tables.get(text, {})) for text in found}
+    live = [text for text, outcome in found.items() if outcome.why is outcome.remark is None]
+    while True:
+        links = {text: _link(text, live, shares) for text in live}
+        against = {text: high for text in live if (high := _highest(links[text], found[text], thresholds)) is not None}
+        for text in live:
+            found[text] = replace(found[text], link=links[text])
+        worst = min(against, key=lambda text: against[text], default=None)
+        if worst is None or against[worst] >= thresholds.least_link:
+            break
+        why = f"does not separate: it goes against the other rubrics (correlation {links[worst]:+.2f})"
+        found[worst] = replace(found[worst], why=why)
+        live.remove(worst)
+    return [_spared(outcome) if outcome.rubric.kind == "global" else outcome for outcome in found.values()]
+
+
+def _spared(outcome: Outcome) -> Outcome:
+    return replace(outcome, why=None, remark=outcome.why or outcome.remark)
+
+
+def _alone(prompt: str, rubric: Rubric, table: Answers, thresholds: Thresholds) -> Outcome:
+    """What the verdicts about one rubric say without the others."""
+    mine = _means(table)
     said = [passed for verdicts in table.values() for passed in verdicts]
     repeated = [{p for p in verdicts if p is not None} for verdicts in table.values() if len(verdicts) > 1]
-    others: dict[str, list[float]] = defaultdict(list)
-    for text, table_of in means.items():
-        for picture, mean in table_of.items():
-            if text != rubric.text and picture in mine:
-                others[picture].append(mean)
     outcome = Outcome(
         prompt=prompt,
         rubric=rubric,
         pictures=len(mine),
         missing=said.count(None) / len(said) if said else 0.0,
         passed=sum(mine.values()) / len(mine) if mine else None,
-        link=_correlation([(mine[picture], sum(row) / len(row)) for picture, row in others.items()]),
+        link=None,
         flips=sum(len(answers) > 1 for answers in repeated) / len(repeated) if repeated else None,
         why=None,
     )
-    fault = _fault(outcome, thresholds)
-    if rubric.kind == "global":
-        return replace(outcome, remark=fault)
-    few = f"only {len(mine)} pictures have a verdict" if len(mine) < thresholds.least_pictures else None
-    return replace(outcome, why=fault, remark=few if fault is None else None)
+    if fault := _fault(outcome, thresholds):
+        return replace(outcome, why=fault)
+    few = len(mine) < thresholds.least_pictures
+    return replace(outcome, remark=f"only {len(mine)} pictures have a verdict" if few else None)
 
 
 def _fault(outcome: Outcome, thresholds: Thresholds) -> str | None:
-    """Why the rubric teaches nothing, or None."""
     if outcome.missing > thresholds.most_missing:
         return f"{outcome.missing:.0%} of its verdicts are missing"
     if outcome.passed is None or outcome.pictures < thresholds.least_pictures:
@@ -174,12 +189,27 @@ def _fault(outcome: Outcome, thresholds: Thresholds) -> str | None:
         return f"never true: {outcome.passed:.0%} of {outcome.pictures} pictures"
     if outcome.flips is not None and outcome.flips > thresholds.most_flips:
         return f"does not separate: asked again, the judge changes its mind about {outcome.flips:.0%} of the pictures"
-    if outcome.link is not None and outcome.pictures > 3:
-        highest = math.atanh(max(-0.999, min(0.999, outcome.link)))
-        highest = math.tanh(highest + thresholds.certainty / math.sqrt(outcome.pictures - 3))  # Fisher's z
-        if highest < thresholds.least_link:
-            return f"does not separate: it goes against the other rubrics (correlation {outcome.link:+.2f})"
     return None
+
+
+def _link(text: str, live: Sequence[str], shares: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Correlation over pictures with the mean of the other live rubrics, each less its own mean: a picture about which
+    some verdicts are missing is not taken for a better or a worse one."""
+    others: dict[str, list[float]] = defaultdict(list)
+    for other in live:
+        mean = sum(shares[other].values()) / max(1, len(shares[other]))
+        for picture, share in shares[other].items():
+            if other != text and picture in shares[text]:
+                others[picture].append(share - mean)
+    return _correlation([(shares[text][picture], sum(row) / len(row)) for picture, row in others.items()])
+
+
+def _highest(link: float | None, outcome: Outcome, thresholds: Thresholds) -> float | None:
+    """The upper end of the link's interval (Fisher's z), or None where there is none."""
+    if link is None or outcome.pictures <= 3:
+        return None
+    z = math.atanh(max(-0.999, min(0.999, link)))
+    return math.tanh(z + thresholds.certainty / math.sqrt(outcome.pictures - 3))
 
 
 def _correlation(pairs: list[tuple[float, float]]) -> float | None:

@@ -87,7 +87,9 @@ def test_every_threshold_is_one_that_matters() -> None:
 
 def test_a_missing_verdict_is_neither_yes_nor_no() -> None:
     prompts = PromptSet((one("fox", "half"),))
-    said = [Verdict(prompt="fox", picture=f"p{n}", rubric="half", passed=n % 2 == 0 if n < 10 else None) for n in range(15)]
+    said = [
+        Verdict(prompt="fox", picture=f"p{n}", rubric="half", passed=n % 2 == 0 if n < 10 else None) for n in range(15)
+    ]
     (outcome, _) = judge_rubrics(prompts, said)
     assert (outcome.pictures, outcome.passed, outcome.missing) == (10, 0.5, pytest.approx(1 / 3))
     assert outcome.why is None
@@ -98,7 +100,9 @@ def test_independent_rubrics_are_kept() -> None:
     chance = random.Random(4)
     names = [f"r{n}" for n in range(20)]
     said = [
-        Verdict(prompt="fox", picture=f"p{n}", rubric=name, passed=chance.random() < 0.5) for n in range(24) for name in names
+        Verdict(prompt="fox", picture=f"p{n}", rubric=name, passed=chance.random() < 0.5)
+        for n in range(24)
+        for name in names
     ]
     dropped = [o for o in judge_rubrics(PromptSet((one("fox", *names),)), said) if o.why is not None]
     assert len(dropped) <= 3  # one in twenty goes against the others by chance; five would be one in a thousand
@@ -107,7 +111,9 @@ def test_independent_rubrics_are_kept() -> None:
 def test_the_set_without_what_was_dropped() -> None:
     prompts = PromptSet((one("fox", *NAMES), one("owl", "always", "never"), one("hen", "good")))
     verdicts = pilot() + [
-        Verdict(prompt="owl", picture=f"p{n}", rubric=name, passed=name == "always") for n in range(9) for name in NAMES[:2]
+        Verdict(prompt="owl", picture=f"p{n}", rubric=name, passed=name == "always")
+        for n in range(9)
+        for name in NAMES[:2]
     ]
     found = judge_rubrics(prompts, verdicts)
     assert {outcome.prompt for outcome in found} == {"fox", "owl"}  # nothing is said of what was not drawn

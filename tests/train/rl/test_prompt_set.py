@@ -174,7 +174,11 @@ def test_sensitive_prompts_and_categories_are_spread_evenly() -> None:
 # ------------------------------------------------------------------------------------------------------------- checking
 
 
-FINE = dataclasses.replace(prompt(1), prompt='a sign with the word "OPEN" over a door', rubrics=rubrics('Is "OPEN" there?', "Is there a door?"))  # fmt: skip
+FINE = dataclasses.replace(
+    prompt(1),
+    prompt='a sign with the word "OPEN" over a door',
+    rubrics=rubrics('Is "OPEN" there?', "Is there a door?"),
+)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +206,10 @@ def test_each_fault_of_a_prompt_is_found_alone(change: dict[str, object], what: 
 
 def test_repeats_are_found_and_named_by_their_line(tmp_path: Path) -> None:
     text = "a tall lighthouse stands on a rock in the evening sun while two gulls circle above the calm sea"
-    rows = [text, "  A tall LIGHTHOUSE stands on a rock, in the evening sun while two gulls circle above the calm sea! "]
+    rows = [
+        text,
+        "  A tall LIGHTHOUSE stands on a rock, in the evening sun while two gulls circle above the calm sea! ",
+    ]
     rows += [text.replace("calm sea", "calm lake"), "a lighthouse on a rock"]
     every = tuple(dataclasses.replace(prompt(n), prompt=row) for n, row in enumerate(rows))
     write(tmp_path / "p.jsonl", PromptSet(every))
@@ -213,11 +220,11 @@ def test_repeats_are_found_and_named_by_their_line(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_are_those_of_comparing_all_pairs() -> None:
-    """The short cut over rare shingles against the plain definition, on texts that differ in one to four of 14 words."""
+    """The short cut over rare shingles against the plain definition, on texts of 14 words that differ in a few."""
     base = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
-    rows = [" ".join(base[:n] + [f"w{n}"] + base[n + 1 :]) for n in range(14)] + [" ".join(base)]
-    rows += [" ".join("x" + w if k in (a, b) else w for k, w in enumerate(base)) for a, b in combinations(range(14), 2)]
-    for bound in (0.4, 0.6, 0.75, 0.8, 1.0):
+    rows = [" ".join([*base[:n], f"w{n}", *base[n + 1 :]]) for n in range(14)] + [" ".join(base)]
+    rows += [" ".join("x" + w if k in (a, b) else w for k, w in enumerate(base)) for a, b in combinations(range(9), 2)]
+    for bound in (0.4, 0.75, 1.0):
         texts = Texts(bound)
         hits = 0
         for number, row in enumerate(rows):

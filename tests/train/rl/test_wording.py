@@ -11,15 +11,28 @@ from train.rl.wording import article, head, plural
 @pytest.mark.parametrize(
     ("one", "many"),
     [
-        ("basket weaver from the Andes", "basket weavers from the Andes"), ("red fox in snow", "red foxes in snow"),
-        ("bowl of pho", "bowls of pho"), ("old man cactus", "old man cacti"), ("young man with a hat", "young men with a hat"),
-        ("clownfish in an anemone", "clownfish in an anemone"), ("firefly at dusk", "fireflies at dusk"),
-        ("donkey with a pack", "donkeys with a pack"), ("timber wolf", "timber wolves"), ("oak leaf", "oak leaves"),
-        ("yo-yo", "yo-yos"), ("white goose", "white geese"), ("sandwich", "sandwiches"), ("French horn", "French horns"),
-        ("human", "humans"), ("potato", "potatoes"), ("grand piano", "grand pianos"), ("spinning wheel", "spinning wheels"),
-        ("beetroot cut in half", "beetroots cut in half"), ("paper dragon come to life", "paper dragons come to life"),
+        ("basket weaver from the Andes", "basket weavers from the Andes"),
+        ("red fox in snow", "red foxes in snow"),
+        ("bowl of pho", "bowls of pho"),
+        ("old man cactus", "old man cacti"),
+        ("young man", "young men"),
+        ("clownfish in an anemone", "clownfish in an anemone"),
+        ("firefly at dusk", "fireflies at dusk"),
+        ("donkey with a pack", "donkeys with a pack"),
+        ("timber wolf", "timber wolves"),
+        ("oak leaf", "oak leaves"),
+        ("yo-yo", "yo-yos"),
+        ("white goose", "white geese"),
+        ("sandwich", "sandwiches"),
+        ("French horn", "French horns"),
+        ("human", "humans"),
+        ("potato", "potatoes"),
+        ("grand piano", "grand pianos"),
+        ("spinning wheel", "spinning wheels"),
+        ("beetroot cut in half", "beetroots cut in half"),
+        ("paper dragon come to life", "paper dragons come to life"),
     ],
-)  # fmt: skip
+)
 def test_plural(one: str, many: str) -> None:
     assert plural(one) == many
 
@@ -27,12 +40,22 @@ def test_plural(one: str, many: str) -> None:
 @pytest.mark.parametrize(
     ("phrase", "said"),
     [
-        ("owl", "an owl"), ("hourglass", "an hourglass"), ("horse", "a horse"), ("unicorn", "a unicorn"),
-        ("unrolling fern frond", "an unrolling fern frond"), ("ukulele", "a ukulele"), ("European robin", "a European robin"),
-        ("X-ray film", "an X-ray film"), ("T-shirt", "a T-shirt"), ("umbrella", "an umbrella"), ("Ottoman", "an Ottoman"),
-        ("one-eyed cat", "a one-eyed cat"), ("honesty seed pod", "an honesty seed pod"), ("éclair", "an éclair"),
+        ("owl", "an owl"),
+        ("hourglass", "an hourglass"),
+        ("horse", "a horse"),
+        ("unicorn", "a unicorn"),
+        ("unrolling fern frond", "an unrolling fern frond"),
+        ("ukulele", "a ukulele"),
+        ("European robin", "a European robin"),
+        ("X-ray film", "an X-ray film"),
+        ("T-shirt", "a T-shirt"),
+        ("umbrella", "an umbrella"),
+        ("Ottoman", "an Ottoman"),
+        ("one-eyed cat", "a one-eyed cat"),
+        ("honesty seed pod", "an honesty seed pod"),
+        ("éclair", "an éclair"),
     ],
-)  # fmt: skip
+)
 def test_article(phrase: str, said: str) -> None:
     assert article(phrase) == said
 
