@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,11 @@ from backend.model.tensors import transformer_shapes
 from backend.packing import schemes
 from backend.packing.linears import PackedLinear
 from backend.packing.schemes import Scheme
+from backend.params import DiTParams, VAEParams
 from backend.types import LoraUse, Quant
 from backend.words import joined
 
 if TYPE_CHECKING:
-    from backend.cache.store import Store
-    from backend.denoising.modulation import Folded
     from backend.model.autoencoder import AutoencoderKLFlux2
     from backend.model.text_encoder import LensGptOssEncoder
     from backend.model.transformer import LensTransformer2DModel
@@ -43,68 +42,62 @@ Device = torch.device | str
 Network = TypeVar("Network", bound=nn.Module)
 SHOWN = 3  # names listed in one error
 
-__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]
+__all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]  # a re-export
 
 
-@overload
 def load_transformer(
     files: ModelFiles,
     dtype: torch.dtype,
     device: Device,
     loras: Sequence[LoraUse] = (),
     quant: QuantPlan | None = None,
-) -> LensTransformer2DModel: ...
-@overload
-def load_transformer(
-    files: ModelFiles,
-    dtype: torch.dtype,
-    device: Device,
-    loras: Sequence[LoraUse] = (),
-    quant: QuantPlan | None = None,
-    *,
-    sigmas: Sequence[float],
-    schedules: Store | None = None,
-    fold_on: Device | None = None,
-) -> tuple[LensTransformer2DModel, Folded]: ...
-def load_transformer(
-    files: ModelFiles,
-    dtype: torch.dtype,
-    device: Device,
-    loras: Sequence[LoraUse] = (),
-    quant: QuantPlan | None = None,
-    *,
-    sigmas: Sequence[float] | None = None,
-    schedules: Store | None = None,
-    fold_on: Device | None = None,
-) -> LensTransformer2DModel | tuple[LensTransformer2DModel, Folded]:
-    """The transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
+) -> LensTransformer2DModel:
+    """The whole transformer with its LoRAs, in evaluation mode, without gradients. Raises CheckpointError.
 
-    `quant`: how the blocks' linears are held; None: decoded, in `dtype`. `sigmas`: of the steps to come, without the 0
-    at the end: the network is then without its modulation layers, which are read one block at a time into the
-    `Folded` beside it, or not at all where `schedules` has it. The files must hold them all the same. `fold_on`: where
-    the `Folded` is computed and lies; None: on `device`.
+    `quant`: how the blocks' linears are held; None: decoded, in `dtype`.
     """
+    table = open_transformer_table(files)
+    network = _fill(_meta_transformer(files.preset.params.dit), apply.fuse(table, loras), dtype, device, (), quant)
+    apply.attach(network, apply.live_updates(table, loras), dtype)
+    return network
+
+
+def load_for_schedules(
+    table: TensorTable,
+    params: DiTParams,
+    dtype: torch.dtype,
+    device: Device,
+    loras: Sequence[LoraUse] = (),
+    quant: QuantPlan | None = None,
+) -> LensTransformer2DModel:
+    """The transformer without its modulation layers, which `backend.denoising.modulation` folds for each schedule.
+
+    The table must hold them all the same. Otherwise as `load_transformer`.
+    """
+    from backend.denoising.modulation import modulation_names
+
+    compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
+    network = _meta_transformer(params)
+    network.drop_modulation()
+    unused = tuple(modulation_names(params))
+    network = _fill(network, apply.fuse(table, loras), dtype, device, unused, quant)
+    apply.attach(network, apply.live_updates(table, loras), dtype)
+    return network
+
+
+def _meta_transformer(params: DiTParams) -> LensTransformer2DModel:
     from backend.model.transformer import LensTransformer2DModel
 
-    params = files.preset.params.dit
-    table = formats.open_transformer(files.transformer)
-    if table.params is not None and table.params != params:
-        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
     with torch.device("meta"), Uninitialised():
-        network = LensTransformer2DModel(**asdict(params))
-    fused = apply.fuse(table, loras)
-    known, folded_in = None, ()
-    if sigmas is not None:
-        from backend.denoising.modulation import modulation_names
-        from backend.denoising.modulation_store import read_or_fold
+        return LensTransformer2DModel(**asdict(params))
 
-        compare(transformer_shapes(params), {n: e.shape for n, e in table.entries.items()}, table.origin)
-        known = read_or_fold(files, fused, sigmas, dtype, fold_on or device, loras, schedules)
-        folded_in = modulation_names(params)
-        network.drop_modulation()
-    network = _fill(network, fused, dtype, device, tuple(folded_in), quant)
-    apply.attach(network, apply.live_updates(table, loras), dtype)
-    return network if known is None else (network, known)
+
+def open_transformer_table(files: ModelFiles) -> TensorTable:
+    """The tensors of the transformer, none of them read yet. Raises CheckpointError."""
+    table = formats.open_transformer(files.transformer)
+    if table.params is not None and table.params != files.preset.params.dit:
+        raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
+    return table
 
 
 def load_text_encoder(
@@ -139,10 +132,18 @@ def open_text_table(files: ModelFiles) -> TensorTable:
 
 def load_vae(files: ModelFiles, dtype: torch.dtype, device: Device) -> AutoencoderKLFlux2:
     """The autoencoder, in evaluation mode, without gradients. Raises CheckpointError."""
+    return fill_vae(open_vae_table(files), files.preset.params.vae, dtype, device)
+
+
+def open_vae_table(files: ModelFiles) -> TensorTable:
+    """The tensors of the autoencoder, none of them read yet. Raises CheckpointError."""
+    return formats.open_vae(files.vae, len(files.preset.params.vae.block_out_channels))
+
+
+def fill_vae(table: TensorTable, params: VAEParams, dtype: torch.dtype, device: Device) -> AutoencoderKLFlux2:
+    """The autoencoder of a table, as `load_vae`."""
     from backend.model.autoencoder import build_vae
 
-    params = files.preset.params.vae
-    table = formats.open_vae(files.vae, len(params.block_out_channels))
     with torch.device("meta"), Uninitialised():
         network = build_vae(params)
     network = _fill(network, table, dtype, device)

@@ -13,15 +13,17 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from backend.errors import UsageError
+from backend.errors import ModelMissingError, UsageError
 from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
 from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
 
 if TYPE_CHECKING:
+    from backend.checkpoints.resolve import ModelFiles
     from backend.presets import Preset
 
 PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tokens), far below a pasted book
@@ -32,6 +34,49 @@ NO_LORA = "none"  # as the only LoRA: not even those of the settings; a file of 
 SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
 
 Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """What is known of a model by its name or path."""
+
+    name: str  # registry name or absolute path
+    preset: Preset
+    files: ModelFiles | None  # None: not on this disk; then `missing` says so
+    missing: ModelMissingError | None = None
+
+    def need_files(self) -> ModelFiles:
+        """Raises ModelMissingError with the command that fetches them."""
+        return _needed(self.files, self.missing)
+
+
+def _needed(files: ModelFiles | None, missing: ModelMissingError | None) -> ModelFiles:
+    if files is None:
+        assert missing is not None, "a model that is not here says why"
+        raise missing
+    return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRequest:
+    """A complete request and its model's files, looked up once for everybody below."""
+
+    request: GenerationRequest
+    preset: Preset  # of the model
+    files: ModelFiles | None  # None: not on this disk; then `missing` says so
+    missing: ModelMissingError | None = None
+
+    def need_files(self) -> ModelFiles:
+        """Raises ModelMissingError with the command that fetches them."""
+        return _needed(self.files, self.missing)
+
+
+def resolve(*, found: FoundModel | None = None, **given: Any) -> ResolvedRequest:
+    """`build_request`, with the model's files beside it. Raises what it does, and CheckpointError for damaged files."""
+    settings: Settings = given["settings"]
+    found = found or find_model(given.get("model") or settings.model or _default_model())
+    request = build_request(**given, found=found)
+    return ResolvedRequest(request=request, preset=found.preset, files=found.files, missing=found.missing)
 
 
 def build_request(
@@ -61,15 +106,19 @@ def build_request(
     compiled: bool = False,
     settings: Settings,
     warn: Warn,
+    found: FoundModel | None = None,
 ) -> GenerationRequest:
     """A complete request from what was given; None and () mean "not given".
 
     `seeds` are texts: "42", "-1" (draw one), "100..120"; `loras` too: "NAME=0.8" or "PATH=0.8", or "none" alone. `warn`
-    is called with one line for everything that was asked for and cannot be honoured. Raises UsageError; for a model
-    given as a path also what `weights.resolve_model` raises, for a LoRA what `loras.parse_lora` does.
+    is called with one line for everything that was asked for and cannot be honoured. `found`: the model, where it was
+    looked up already. Raises UsageError; for a model given as a path also what `resolve_model` raises, for a LoRA what
+    `parse_lora` does.
     """
-    name = model or settings.model or _default_model()
-    name, preset = find_preset(name)
+    if found is None:
+        name, preset = find_preset(model or settings.model or _default_model())
+    else:
+        name, preset = found.name, found.preset
     chosen = settings.generate
 
     guidance_origin = _origin("guidance", guidance, settings)
@@ -113,6 +162,28 @@ def build_request(
         vram=memory,
         compiled=compiled,
     )
+
+
+def find_model(model: str) -> FoundModel:
+    """Look a model up: a registry name wins over a folder of the same name.
+
+    Raises what `resolve_model` does, but not for a registry model that is not on this disk.
+    """
+    from backend import presets
+    from backend.checkpoints.resolve import resolve_model
+
+    try:
+        preset = presets.get(model)
+    except UsageError:
+        path = Path(model).expanduser()
+        name = str(path.absolute()) if path.exists() else model
+        files = resolve_model(name)
+        return FoundModel(name=name, preset=files.preset, files=files)
+    try:
+        files = resolve_model(preset.name)
+    except ModelMissingError as error:
+        return FoundModel(name=preset.name, preset=preset, files=None, missing=error)
+    return FoundModel(name=preset.name, preset=preset, files=files)
 
 
 def find_preset(model: str) -> tuple[str, Preset]:

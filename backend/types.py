@@ -87,12 +87,14 @@ class Effort(StrEnum):
 
 
 class Phase(StrEnum):
-    """The phases of one generation, in order."""
+    """The phases of one generation, in order; `fold` and `load_vae` are parts of `load_transformer`."""
 
     rewrite = "rewrite"
     load_encoder = "load encoder"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a phase
-    load_transformer = "load transformer"
+    load_transformer = "load transformer"  # with all that a picture needs beside the text encoder
+    fold = "fold"  # the modulation of the schedule
+    load_vae = "load vae"
     denoise = "denoise"
     decode = "decode"
 

@@ -27,7 +27,9 @@ def modules(folder: str) -> list[str]:
 LIGHT = [
     *(
         f"backend.{name}"
-        for name in "chat.client disk errors events fields params paths presets requests settings sizes types".split()
+        for name in (
+            "chat.client disk errors events fields params paths presets requests session settings sizes types"
+        ).split()
     ),
     "backend.checkpoints.resolve",
     "backend.words",
@@ -56,9 +58,9 @@ def test_light_module_imports_nothing_heavy(module: str) -> None:
 
 
 def test_a_picture_needs_torch_but_not_the_ecosystem() -> None:
-    """Every `lens gen` waits for what the pipeline imports."""
+    """Every `lens gen` waits for what the engine imports."""
     lean = [name for name in HEAVY if name not in ("torch", "numpy", "PIL", "safetensors", "tokenizers", "einops")]
-    code = f"import sys, backend.pipeline\nprint(*sorted({set(lean)!r} & set(sys.modules)))"
+    code = f"import sys, backend.engine\nprint(*sorted({set(lean)!r} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == [] and run.stderr == ""

@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from backend import latents
 from backend.bench import reference
-from backend.bench.networks import Ours
-from backend.bench.subject import Subject, Text
 from backend.bench.timing import Spread, Took, timed, walls
+from backend.denoising.denoiser import Denoiser
 from backend.errors import NumericsError
+from backend.loaders import Loader
+from backend.model.autoencoder import AutoencoderKLFlux2
+from backend.pipeline import Networks, Prepared, denoise
+from backend.types import GenerationRequest
 
 Say = Callable[[str], None]
 
@@ -93,6 +97,33 @@ def _summed(first: Sequence[Took], second: Sequence[Took]) -> tuple[Took, ...]:
     return tuple(Took(a.wall + b.wall, a.processor + b.processor) for a, b in pairs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """Our side: the networks of a request in memory, on their device."""
+
+    request: GenerationRequest
+    loader: Loader  # of the tensors that the networks do not hold as they are
+    networks: Networks
+    ready: Prepared
+    vae: AutoencoderKLFlux2
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return cast(Denoiser, self.ready.velocity)
+
+    @property
+    def device(self) -> torch.device:
+        return self.networks.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoiser.network.img_in.weight.dtype
+
+    def noise(self) -> Tensor:
+        """(1, N, C) float32 of the request's first seed."""
+        return latents.noise(self.request.seeds[0], *self.ready.grid).to(self.device)
+
+
 @dataclass(frozen=True)
 class _Made:
     latent: Tensor
@@ -106,7 +137,7 @@ def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison
     it is streamed. `float32_run` adds the run in float32, where the arithmetic is another: its weights are widened one
     at a time.
     """
-    published = _Published(ours.subject, ours.text, _shared_weights(ours), dict(ours.vae.state_dict()))
+    published = _Published(ours, _shared_weights(ours), dict(ours.vae.state_dict()))
     made = {"this project": _make(ours)[0], "reference": published.run()[0]}
     say("reference ready")
     took: dict[str, list[Took]] = {"denoise": [], "decode": [], "reference denoise": [], "reference decode": []}
@@ -120,7 +151,7 @@ def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison
 
     made["reference at batch 1"] = published.run(batched=False)[0]
     pairs = [("this project", "reference"), ("reference at batch 1", "reference")]
-    if float32_run and ours.subject.dtype is not torch.float32:
+    if float32_run and ours.dtype is not torch.float32:
         say("the reference in float32")
         with _exact_float32():
             made["float32"] = published.widened().run()[0]
@@ -134,37 +165,41 @@ def compare(ours: Ours, *, runs: int, float32_run: bool, say: Say) -> Comparison
 
 def _make(ours: Ours) -> tuple[_Made, tuple[Took, Took]]:
     """What was made, and what denoising took and decoding down to bytes on the host."""
-    device = ours.subject.device
-    latent, denoised = timed(device, lambda: ours.denoise(lambda i: None))
-    (picture, _), decoded = timed(device, lambda: _with_bytes(ours.decode(latent), latents.to_pixels))
+    device, grid = ours.device, ours.ready.grid
+    latent, denoised = timed(device, lambda: denoise(ours.ready, ours.noise()))
+    (picture, _), decoded = timed(device, lambda: _with_bytes(ours.networks.decode(latent, grid), latents.to_pixels))
     return _Made(latent.float().clone(), picture.float()), (denoised, decoded)
 
 
 class _Published:
     """The reference over one set of weights, ready to run."""
 
-    def __init__(self, subject: Subject, text: Text, weights: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
-        self.subject, self.ours_text, self.tensors = subject, text, vae
-        self.lens = reference.ReferenceLens(weights, subject.params.dit)
-        self.vae = reference.build_decoder(vae, subject.params.vae)
-        self.text = reference.pad_text(text.conditional_1LTF, text.unconditional_1LTF)
+    def __init__(self, ours: Ours, weights: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
+        self.ours, self.tensors = ours, vae
+        self.lens = reference.ReferenceLens(weights, ours.loader.params.dit)
+        self.vae = reference.build_decoder(vae, ours.loader.params.vae)
+        conditional, unconditional = ours.ready.texts
+        there = ours.device
+        self.text = reference.pad_text(
+            conditional.to(there), None if unconditional is None else unconditional.to(there)
+        )
 
     def widened(self) -> _Published:
         """The same weights in float32, each for as long as it is used."""
         vae = {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
-        return _Published(self.subject, self.ours_text, Widened(self.lens.weights), vae)
+        return _Published(self.ours, Widened(self.lens.weights), vae)
 
     def run(self, *, batched: bool = True) -> tuple[_Made, tuple[Took, Took]]:
-        subject, request = self.subject, self.subject.case.request
+        ours, ready = self.ours, self.ours.ready
         latent, denoised = timed(
-            subject.device,
+            ours.device,
             lambda: reference.denoise(
-                self.lens, subject.noise(), self.text, subject.sigmas, request.guidance, subject.grid, batched=batched
+                self.lens, ours.noise(), self.text, ready.sigmas, ours.request.guidance, ready.grid, batched=batched
             ),
         )
         (picture, _), decoded = timed(
-            subject.device,
-            lambda: _with_bytes(reference.decode(self.vae, latent, subject.grid), reference.to_pixels),
+            ours.device,
+            lambda: _with_bytes(reference.decode(self.vae, latent, ready.grid), reference.to_pixels),
         )
         return _Made(latent.float(), picture.float()), (denoised, decoded)
 
@@ -198,13 +233,13 @@ def _exact_float32() -> Iterator[None]:
 
 def _shared_weights(ours: Ours) -> dict[str, Tensor]:
     """Every public tensor of the transformer: our network's own where it holds it as it is, else read once more."""
-    held = dict(ours.transformer.network.state_dict())
-    table, dtype = ours.subject.transformer_table(), ours.subject.dtype
+    held = dict(ours.denoiser.network.state_dict())
+    table, dtype = ours.loader.transformer(), ours.dtype
     weights: dict[str, Tensor] = {}
     for name, entry in table.entries.items():
         tensor = held.get(name)
         if tensor is None or tuple(tensor.shape) != entry.shape or tensor.dtype is not dtype:
-            tensor = table.tensor(name, dtype).to(ours.subject.device)
+            tensor = table.tensor(name, dtype).to(ours.device)
         weights[name] = tensor
     return weights
 

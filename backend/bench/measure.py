@@ -1,44 +1,43 @@
 """Time and memory of every phase of one request, cold and warm, as data; `lens_cli.work.bench` formats it.
 
-Cold is the first time in this process, with the weights' files dropped from the system's cache as far as it lets a
-process drop them; warm is every later time, loads included. One phase runs at a time and nothing of an earlier one
-stays that `lens gen` would have freed, so a phase's peak is what that phase needs.
+What is measured is `backend.engine` at work, by listening to its events. Cold is the first time in this process, with
+the weights' files dropped from the system's cache as far as it lets a process drop them; warm is every later time,
+loads included, for which the engine is unloaded in between.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from backend import latents
-from backend.bench import networks
-from backend.bench.case import Case
-from backend.bench.compare import Comparison, compare
-from backend.bench.subject import Subject, Text, open_subject
-from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, processors, timed, walls
+from backend.bench.compare import Comparison, Ours, compare
+from backend.bench.random_weights import random_loader
+from backend.bench.timing import Spread, Stopwatch, Took, added, processors, walls
 from backend.checkpoints.resolve import ModelFiles
-from backend.errors import LensError, UsageError
-from backend.memory.device import describe_device
-from backend.memory.machine import capped
+from backend.engine import Engine
+from backend.errors import LensError, OutOfMemoryError, UsageError
+from backend.events import Event, PlanMade
+from backend.loaders import FileLoader, Loader
+from backend.memory.device import choose_device, describe_device
+from backend.memory.machine import RunPlan, capped
 from backend.memory.plan import EncoderPlace, MemoryPlan
-from backend.types import Phase
+from backend.model.tensors import transformer_shapes
+from backend.pipeline import Texts
+from backend.requests import ResolvedRequest
+from backend.types import DType, GenerationRequest, Phase
 from backend.words import human_bytes
 
-Result = TypeVar("Result")
 Say = Callable[[str], None]
 
 
@@ -49,7 +48,7 @@ class Part(StrEnum):
     load_encoder = "load encoder"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which nobody calls on a part
     load_transformer = "load transformer"
-    fold = "fold"  # modulation of the whole schedule: a part of loading the transformer, measured once more
+    fold = "fold"  # modulation of the whole schedule: a part of loading the transformer
     load_vae = "load vae"
     denoise = "denoise"
     step = "step"  # of denoising
@@ -84,9 +83,10 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One case, measured."""
+    """One request, measured."""
 
-    case: Case
+    request: GenerationRequest
+    random_tokens: int | None  # of the random features where the weights are random; None: both are from files
     dtype: str
     machine: Machine
     image_tokens: int
@@ -106,168 +106,147 @@ class Front:
     """What does not depend on size, steps or guidance: a sweep measures it once a dtype and place of the encoder."""
 
     phases: tuple[PhaseTimes, ...]
-    text: Text
-    dtype: torch.dtype
+    texts: Texts
+    dtype: DType
     reader: EncoderPlace
 
-    def fits(self, subject: Subject) -> bool:
-        """Whether `subject` would read the same features in the same way, as long as model and prompts are the same."""
-        guided = subject.case.request.guidance != 1.0
-        same = (self.dtype, self.reader) == (subject.dtype, subject.plan.reader)
-        return same and guided == (self.text.unconditional_1LTF is not None)
+    def fits(self, request: GenerationRequest, planned: RunPlan) -> bool:
+        """Whether `request` would read the same features in the same way, as long as model and prompts are the same."""
+        same = (self.dtype, self.reader) == (planned.dtype, planned.plan.reader)
+        return same and (request.guidance != 1.0) == (self.texts[1] is not None)
+
+
+@dataclass(frozen=True)
+class _KnownTexts(FileLoader):
+    """Makes networks of files, and encodes nothing: the features were measured before."""
+
+    texts: Texts
+
+    def encode(self, *_: Any, **__: Any) -> Texts:
+        return self.texts
 
 
 def measure(
-    case: Case, *, runs: int, against: bool = False, float32_run: bool = True, front: Front | None = None, say: Say
-) -> tuple[Measurement, Front]:
+    resolved: ResolvedRequest, *, random_tokens: int | None = None, runs: int, against: bool = False,
+    float32_run: bool = True, front: Front | None = None, say: Say,
+) -> tuple[Measurement, Front]:  # fmt: skip
     """Measure every part once cold and `runs` times warm, then compare where that is asked for.
 
-    `front` of an earlier case with the same model, prompt and negative prompt is taken over where its dtype and
-    branches fit. `say` gets a line per finished part. Raises UsageError for a comparison with blocks that are streamed,
-    and what loading and running the model raise.
+    `random_tokens`: of the text, where the weights are random; None: they come from the request's files. `front` of an
+    earlier case with the same model, prompt and negative prompt is taken over where its dtype and branches fit. `say`
+    gets a line per finished part. Raises UsageError for a comparison with blocks that are streamed, OutOfMemoryError
+    where the plan does not hold, and what loading and running the model raise.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    subject = open_subject(case)
-    if against and subject.plan.streamed:
+    request = resolved.request
+    loader: Loader
+    if random_tokens is None:
+        loader = FileLoader(resolved.need_files())
+    else:
+        loader = random_loader(request, resolved.preset, random_tokens)
+    planned = Engine(loader=lambda _: loader).plan(resolved)
+    if against and planned.plan.streamed:
         raise UsageError(
             "--against reference needs the whole model on the device, and this plan streams it",
             hint="drop --vram or --profile, or measure without --against",
         )
-    bench = _Bench(subject, runs, say)
-    say(subject.plan.line())
-    with capped(subject.plan, subject.device):
-        front, phases, comparison = _measure(bench, front, against=against, float32_run=float32_run)
+    say(planned.plan.line())
+    known = front if front is not None and front.fits(request, planned) else None
+    if known is not None and isinstance(loader, FileLoader):
+        loader = _KnownTexts(loader.files, known.texts)
+    engine = Engine(loader=lambda _: loader)
+    watch = Stopwatch(choose_device(request.device) if planned.reason is None else torch.device("cpu"))
+    imports = _measure_imports(runs) if front is None else front.phases[0]
+    _run(engine, resolved, watch, runs, planned)
+    parts = list(_parts(watch, imports, known))
+    for part in parts:
+        say(_line(part))
+    networks, ready = engine.prepare(resolved, on_event=lambda event: None)
+    comparison, vae = None, engine.autoencoder
+    if against and vae is not None:
+        ours = Ours(request=request, loader=loader, networks=networks, ready=ready, vae=vae)
+        with capped(planned.plan, networks.device), torch.inference_mode():
+            comparison = compare(ours, runs=runs, float32_run=float32_run, say=say)
     measurement = Measurement(
-        case=case,
-        dtype=str(subject.dtype).removeprefix("torch."),
-        machine=_machine(subject, load, bench.peak.since_start),
-        image_tokens=subject.grid[0] * subject.grid[1],
-        text_tokens=front.text.tokens,
-        packed=subject.quant.scheme if subject.quant.packed else None,
-        parameters=sum(math.prod(entry.shape) for entry in subject.transformer_table().entries.values()),
-        plan=subject.plan,
-        phases=(*phases, _picture(phases, cold=not case.random)),
+        request=request,
+        random_tokens=random_tokens,
+        dtype=str(planned.dtype),
+        machine=_machine(watch, load),
+        image_tokens=ready.grid[0] * ready.grid[1],
+        text_tokens=ready.texts[0].shape[1],
+        packed=planned.quant.scheme if planned.quant.packed else None,
+        parameters=sum(math.prod(shape) for shape in transformer_shapes(loader.params.dit).values()),
+        plan=planned.plan,
+        phases=(*parts, _picture(parts, cold=random_tokens is None)),
         comparison=comparison,
     )
-    return measurement, front
+    engine.unload()
+    fronts = tuple(part for part in parts if part.part in (Part.imports, Part.load_encoder, Part.encode))
+    return measurement, Front(fronts, ready.texts, planned.dtype, planned.plan.reader)
 
 
-def _measure(
-    bench: _Bench, front: Front | None, *, against: bool, float32_run: bool
-) -> tuple[Front, tuple[PhaseTimes, ...], Comparison | None]:
-    """One phase after the other, as `lens gen` has them."""
-    subject = bench.subject
-    if front is None or not front.fits(subject):
-        front = _measure_front(bench, front)
-        bench.phases.clear()
-    transformer = bench.load(Part.load_transformer, lambda: networks.load_transformer(subject))
-    bench.load(Part.fold, lambda: networks.fold(subject))
-    vae = bench.load(Part.load_vae, lambda: networks.load_vae(subject))
-    ours = networks.Ours(subject=subject, transformer=transformer, vae=vae, text=front.text, say=bench.say)
-    comparison = None
-    with torch.inference_mode():
-        latent = bench.denoise(ours)
-        bench.repeat(Part.decode, lambda: latents.to_pixels(ours.decode(latent)).cpu())
-        if against:
-            comparison = compare(ours, runs=bench.runs, float32_run=float32_run, say=bench.say)
-    return front, (*front.phases, *bench.phases), comparison
+def _run(engine: Engine, resolved: ResolvedRequest, watch: Stopwatch, runs: int, planned: RunPlan) -> None:
+    """Load everything once cold and `runs` times warm, then draw as often. Random weights are drawn once: no file."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, PlanMade) and event.reason != planned.reason:
+            raise OutOfMemoryError(str(event.reason), hint="measure a smaller --base, or with --vram")
+        watch(event)
+
+    if resolved.files is not None:
+        drop_from_cache(resolved.files)
+        for _ in range(runs):
+            engine.prepare(resolved, on_event=listen)
+            engine.unload()
+    seeds = resolved.request.seeds[:1] * (runs + 1)
+    repeated = replace(resolved, request=replace(resolved.request, seeds=seeds))
+    for _ in engine.draw(repeated, on_event=listen):
+        pass
 
 
-class _Bench:
-    """Collects the phases of one case."""
-
-    def __init__(self, subject: Subject, runs: int, say: Say) -> None:
-        self.subject, self.runs, self.say = subject, runs, say
-        self.peak = Peak(subject.device)
-        self.phases: list[PhaseTimes] = []
-
-    def note(self, part: Part, runs: Sequence[Took], peak: int, *, cold: bool = True) -> None:
-        """Keep what one part took, the first of its runs cold unless `cold` is False."""
-        warm = runs[1:] if cold else runs
-        spread = walls(warm) if warm else None
-        self.phases.append(
-            PhaseTimes(
-                part=part,
-                cold=runs[0].wall if cold else None,
-                warm=spread,
-                processor=processors(warm or runs),
-                peak_bytes=peak,
-            )
-        )
-        shown = f"{spread.median:.3g} s" if spread else f"{runs[0].wall:.3g} s the first time"
-        self.say(f"{part}: {shown}, peak memory {human_bytes(peak)}")
-
-    def repeat(self, part: Part, work: Callable[[], Result], *, times: int | None = None) -> Result:
-        """Run `work` once cold and then again, `times` in all; what one run gives is gone before the next."""
-        self.peak.reset()
-        runs: list[Took] = []
-        result: Result | None = None
-        for _ in range(self.runs + 1 if times is None else times):
-            result = None
-            gc.collect()
-            result, took = timed(self.subject.device, work)
-            runs.append(took)
-        self.note(part, runs, self.peak.read())
-        return cast(Result, result)
-
-    def load(self, part: Part, work: Callable[[], Result]) -> Result:
-        """`repeat` from files that are in nobody's cache the first time. Random weights are drawn once: no file."""
-        if self.subject.files is None:
-            return self.repeat(part, work, times=1)
-        drop_from_cache(self.subject.files)
-        return self.repeat(part, work)
-
-    def denoise(self, ours: networks.Ours) -> Tensor:
-        """The whole schedule and its single steps; the latent of the last run."""
-        marks: list[Marks] = []
-
-        def once() -> Tensor:
-            marks.append(Marks(self.subject.device))
-            marks[-1].mark()
-            return ours.denoise(lambda i: marks[-1].mark())
-
-        latent = self.repeat(Part.denoise, once)
-        steps = [mark.seconds() for mark in marks]
-        warm = Spread(tuple(second for run in steps[1:] for second in run))
-        self.phases.append(PhaseTimes(part=Part.step, cold=steps[0][0], warm=warm, processor=None, peak_bytes=None))
-        return latent
+def _parts(watch: Stopwatch, imports: PhaseTimes, known: Front | None) -> Iterator[PhaseTimes]:
+    """What was timed, in the order of `Part`; the features' parts of `known` where they were measured before."""
+    yield from (imports,) if known is None else known.phases
+    parts = {Part.load_encoder: Phase.load_encoder, Part.encode: Phase.encode} if known is None else {}
+    parts |= {Part.load_transformer: Phase.load_transformer, Part.fold: Phase.fold, Part.load_vae: Phase.load_vae}
+    for part, phase in (parts | {Part.denoise: Phase.denoise, Part.decode: Phase.decode}).items():
+        took = watch.took.get(phase, [])
+        if part is Part.load_transformer:  # the phase loads the autoencoder too
+            took = [a.without(b) for a, b in zip(took, watch.took[Phase.load_vae], strict=True)]
+        if took:
+            yield _times(part, took, watch.most[phase])
+        if part is Part.denoise:
+            warm = Spread(tuple(second for run in watch.steps[1:] for second in run))
+            yield PhaseTimes(part=Part.step, cold=watch.steps[0][0], warm=warm, processor=None, peak_bytes=None)
 
 
-def _measure_front(bench: _Bench, earlier: Front | None) -> Front:
-    """Imports where no earlier case has measured them, and the text encoder where there is one."""
-    subject = bench.subject
-    if earlier is not None:
-        bench.phases += [phase for phase in earlier.phases if phase.part is Part.imports]
-    else:
-        took, peaks = zip(*(_import_once() for _ in range(bench.runs)), strict=True)
-        bench.note(Part.imports, took, max(peaks), cold=False)
-    spent: dict[Phase, list[Took]] = {}
-    highest: dict[Phase, int] = {}
+def _times(part: Part, runs: Sequence[Took], peak: int, *, cold: bool = True) -> PhaseTimes:
+    """One part, the first of its runs cold unless `cold` is False."""
+    warm = runs[1:] if cold else runs
+    return PhaseTimes(
+        part=part,
+        cold=runs[0].wall if cold else None,
+        warm=walls(warm) if warm else None,
+        processor=processors(warm or runs),
+        peak_bytes=peak,
+    )
 
-    @contextmanager
-    def hook(phase: Phase) -> Iterator[None]:
-        bench.peak.reset()
-        clock = Clock(subject.device)
-        yield
-        spent.setdefault(phase, []).append(clock.read())
-        highest[phase] = max(highest.get(phase, 0), bench.peak.read())
 
-    if subject.files is not None:
-        drop_from_cache(subject.files)
-    with torch.inference_mode():
-        text = subject.text(hook)
-        for _ in range(bench.runs if subject.files is not None else 0):
-            text = subject.text(hook)
-    for part, phase in ((Part.load_encoder, Phase.load_encoder), (Part.encode, Phase.encode)):
-        if phase in spent:
-            bench.note(part, spent[phase], highest[phase])
-    return Front(tuple(bench.phases), text, subject.dtype, subject.plan.reader)
+def _line(part: PhaseTimes) -> str:
+    shown = f"{part.warm.median:.3g} s" if part.warm else f"{part.cold:.3g} s the first time"
+    peak = "" if part.peak_bytes is None else f", peak memory {human_bytes(part.peak_bytes)}"
+    return f"{part.part}: {shown}{peak}"
+
+
+def _measure_imports(runs: int) -> PhaseTimes:
+    took, peaks = zip(*(_import_once() for _ in range(runs)), strict=True)
+    return _times(Part.imports, took, max(peaks), cold=False)
 
 
 _IMPORT = """
 import time
 start = time.perf_counter()
-import backend.pipeline, backend.model.autoencoder, backend.model.transformer
+import backend.engine, backend.model.autoencoder, backend.model.transformer
 seconds = time.perf_counter() - start
 from backend.memory.exhausted import process_peak_bytes
 print(seconds, time.process_time(), process_peak_bytes())
@@ -313,14 +292,14 @@ def _picture(phases: Sequence[PhaseTimes], *, cold: bool) -> PhaseTimes:
     )
 
 
-def _machine(subject: Subject, load: float | None, since_start: bool) -> Machine:
+def _machine(watch: Stopwatch, load: float | None) -> Machine:
     return Machine(
-        device=describe_device(subject.device),
+        device=describe_device(watch.peak.device),
         processor=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),
         torch=version("torch"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
         load=load,
-        peak_since_start=since_start,
+        peak_since_start=watch.peak.since_start,
     )

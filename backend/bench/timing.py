@@ -7,10 +7,8 @@ the peak since the process started, and `Peak.since_start` says so.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from backend.memory.exhausted import process_peak_bytes
+from backend.events import Event, PhaseDone, PhaseStarted, StepDone
+from backend.memory.exhausted import process_peak_bytes, trim_host
+from backend.types import Phase
 
 Result = TypeVar("Result")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -64,7 +64,7 @@ class Peak:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
             return True
-        _give_back_freed()
+        trim_host()  # or what an earlier phase freed would count for the next
         try:
             _CLEAR.write_text(_RESET_PEAK)
         except OSError:
@@ -78,14 +78,6 @@ class Peak:
         return process_peak_bytes()
 
 
-def _give_back_freed() -> None:
-    """glibc keeps freed memory (120 MB after one picture of Lens-Nano), which would count for the next phase."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
-        if trim is not None:
-            trim(0)
-
-
 def wait(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":
@@ -94,37 +86,15 @@ def wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-class Marks:
-    """Moments on the device's own time line: a GPU is not made to wait at each, so that marking costs no speed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._events: list[torch.cuda.Event] = []
-        self._moments: list[float] = []
-
-    def mark(self) -> None:
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self._device))
-            self._events.append(event)
-        else:
-            wait(self._device)
-            self._moments.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Between one mark and the next. Waits for the device."""
-        wait(self._device)
-        if self._device.type == "cuda":
-            pairs = zip(self._events, self._events[1:], strict=False)
-            return [before.elapsed_time(after) / 1e3 for before, after in pairs]  # milliseconds
-        return [after - before for before, after in zip(self._moments, self._moments[1:], strict=False)]
-
-
 class Took(NamedTuple):
     """One run."""
 
     wall: float  # seconds
     processor: float  # seconds of all threads of this process together: on a machine that others use too, the steadier
+
+    def without(self, part: Took) -> Took:
+        """The rest of it."""
+        return Took(self.wall - part.wall, self.processor - part.processor)
 
 
 def walls(runs: Sequence[Took]) -> Spread:
@@ -146,6 +116,30 @@ class Clock:
         """Waits for the device."""
         wait(self._device)
         return Took(time.perf_counter() - self._wall, time.process_time() - self._processor)
+
+
+class Stopwatch:
+    """Listens to an engine: what every phase took, run by run, and the most memory it held."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak = Peak(device)
+        self.took: dict[Phase, list[Took]] = {}
+        self.most: dict[Phase, int] = {}  # bytes
+        self.steps: list[list[float]] = []  # seconds, of each denoising
+        self._running: dict[Phase, Clock] = {}
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, PhaseStarted):
+            if not self._running:  # a part's peak is counted from where its phase began
+                self.peak.reset()
+            if event.phase is Phase.denoise:
+                self.steps.append([])
+            self._running[event.phase] = Clock(self.peak.device)
+        elif isinstance(event, StepDone):
+            self.steps[-1].append(event.seconds)
+        elif isinstance(event, PhaseDone):
+            self.took.setdefault(event.phase, []).append(self._running.pop(event.phase).read())
+            self.most[event.phase] = max(self.most.get(event.phase, 0), self.peak.read())
 
 
 def timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, Took]:

@@ -36,7 +36,7 @@ class Branch:
 
 
 class Denoiser:
-    """Velocity (1, N, C) of (1, N, C) at a step. Call it within `torch.inference_mode`."""
+    """Velocity (1, N, C) of (1, N, C) at a step."""
 
     def __init__(
         self,
@@ -76,6 +76,7 @@ class Denoiser:
         """As `sampling.denoise` calls it. Raises ValueError for a sigma that is not of the schedule."""
         return self.velocity(x_1NC, self.folded.sigmas.index(sigma))
 
+    @torch.inference_mode()
     def velocity(self, x_1NC: Tensor, step: int) -> Tensor:
         """Guided where there are two branches, then in float32; else in the network's dtype."""
         h, w = self.grid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import torch
@@ -10,10 +10,9 @@ import torch
 from backend.cache import tensors
 from backend.cache.store import Store
 from backend.checkpoints.formats import TensorTable
-from backend.checkpoints.identity import files_sha256
-from backend.checkpoints.resolve import ModelFiles
 from backend.denoising.modulation import Folded, fold, table_width
 from backend.lora import apply
+from backend.params import DiTParams
 from backend.types import LoraUse
 
 # Raised whenever `backend.denoising.modulation` computes other numbers than before from the same weights.
@@ -21,17 +20,21 @@ CODE_VERSION = 1
 
 
 def read_or_fold(
-    files: ModelFiles,
     table: TensorTable,
+    params: DiTParams,
     sigmas: Sequence[float],
     dtype: torch.dtype,
     device: torch.device | str,
     loras: Sequence[LoraUse] = (),
     store: Store | None = None,
+    weights_sha256: Callable[[], str] | None = None,
 ) -> Folded:
-    """From `store` where it is kept there, else from `table`, which holds the LoRAs' part, and then kept."""
-    params = files.preset.params.dit
-    if store is None or not store.limit:
+    """The modulation of a schedule, from `store` where it is kept there, else computed from `table` and then kept.
+
+    `table` holds the LoRAs' part. `weights_sha256`: of its files, asked for only where there is a store; None: it has
+    none, and nothing is kept.
+    """
+    if store is None or not store.limit or weights_sha256 is None:
         return fold(table, params, sigmas, dtype, device)
     key = tensors.cache_key(
         {
@@ -39,7 +42,7 @@ def read_or_fold(
             "library": version("torch"),
             "processor": tensors.processor(torch.device(device)),
             "dtype": str(dtype),
-            "weights": files_sha256(files.transformer),
+            "weights": weights_sha256(),
             "loras": apply.fingerprint(loras),
             "sigmas": list(sigmas),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -98,9 +99,26 @@ def too_little(request: GenerationRequest, error: BaseException) -> OutOfMemoryE
     )
 
 
+def give_back_freed(device: torch.device) -> None:
+    """What torch's allocator keeps of freed memory, to the GPU. Takes milliseconds."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def trim_host() -> None:
+    """What glibc keeps of freed memory (120 MB after one picture of Lens-Nano), to the system. Takes milliseconds."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries
+        if trim is not None:
+            trim(0)
+
+
 def give_back(device: torch.device) -> None:
     """What nobody holds any more, to the system and to the GPU: pinned memory too, which torch would keep."""
     gc.collect()
+    trim_host()
     if device.type == "cuda":
         import torch
 

@@ -31,8 +31,8 @@ _STORED = {DType.float32: ("F32", "0"), DType.bfloat16: ("BF16", "30")}  # safet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A plan and what it was made from, for the step after it."""
+class RunPlan:
+    """A memory plan and what it was made from, for the step after it."""
 
     plan: MemoryPlan
     model: ModelBytes
@@ -47,7 +47,7 @@ class Planned:
         return self.quant.linear_bytes(ITEMSIZE[self.dtype])
 
 
-def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) -> Planned:
+def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) -> RunPlan:
     """How a request will run on this machine. A GPU that nobody asked for, and that is too small even for the leanest
     plan, is left alone for the CPU. Raises OutOfMemoryError where nothing fits, UsageError, CheckpointError."""
     try:
@@ -62,7 +62,7 @@ def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) ->
     )
 
 
-def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine) -> Planned:
+def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine) -> RunPlan:
     """On this machine's device and no other. Raises what `plan_run` does."""
     dtype = choose_arithmetic(request.dtype, machine.device, files)
     quant = plan_quant(
@@ -71,7 +71,7 @@ def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine
     )  # fmt: skip
     model = describe(request, files, dtype, quant)
     plan = make_plan(model, machine, profile=request.profile, vram=request.vram)
-    return Planned(plan=plan, model=model, machine=machine, dtype=dtype, quant=quant)
+    return RunPlan(plan=plan, model=model, machine=machine, dtype=dtype, quant=quant)
 
 
 def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant: QuantPlan) -> ModelBytes:
@@ -185,7 +185,7 @@ def capped(plan: MemoryPlan, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[Planned | None, str | None]:
+def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[RunPlan | None, str | None]:
     """(the plan that a run would begin with, None), or (None, why there is none). Reads headers only.
 
     With `vram` or a GPU's profile it is the plan for that card, whether or not one is here. Raises UsageError.

@@ -20,6 +20,7 @@ from backend.errors import OutOfMemoryError, UsageError
 from backend.memory import footprint
 from backend.memory.footprint import GB, Job
 from backend.model.decode_plan import DecodePlan
+from backend.types import Phase
 from backend.words import human_bytes
 
 SLOTS = 3  # device memory of streamed blocks, in blocks: one runs, one arrives, one has a start
@@ -95,6 +96,12 @@ class PeakBytes:
     def most(self) -> int:
         return max(self.encode, self.denoise, self.decode)
 
+    def at(self, phase: Phase) -> int:
+        """The prediction that a phase belongs to."""
+        if phase is Phase.decode:
+            return self.decode
+        return self.encode if phase in (Phase.rewrite, Phase.load_encoder, Phase.encode) else self.denoise
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
@@ -122,6 +129,17 @@ class MemoryPlan:
     @property
     def fits(self) -> bool:
         return self.host <= self.host_free and (self.device == "cpu" or self.peak.most <= self.budget)
+
+    def taken(self, phase: Phase, *, on_host: bool) -> int:
+        """Bytes of the memory that a phase can run out of: the device's, or the host's beside a GPU."""
+        return self.host if on_host and self.device != "cpu" else self.peak.at(phase)
+
+    @property
+    def tight(self) -> bool:
+        """Whether the phases would not all fit side by side: then each gives back what it freed, which torch's
+        allocator would keep. Elsewhere giving back only costs time."""
+        together = self.peak.encode + self.peak.denoise + self.peak.decode
+        return self.device != "cpu" and together > self.budget
 
     def line(self) -> str:
         """The plan for a person, in one line."""
@@ -184,9 +202,9 @@ def make_plan(
 
 
 def step_down(
-    model: ModelBytes, machine: Machine, plan: MemoryPlan, phase: str, *, on_host: bool = False
+    model: ModelBytes, machine: Machine, plan: MemoryPlan, phase: Phase, *, on_host: bool = False
 ) -> MemoryPlan | None:
-    """The next leaner placement after memory ran out in `phase` ("encode", "denoise" or "decode"); None: there is none.
+    """The next leaner placement after memory ran out in `phase`; None: there is none.
 
     Leaner by a step worth a second try, where it failed: LEANER bytes or an eighth. `on_host`: it was the host that
     had no more, such as memory to pin. What is saved on the GPU must have room on the host.
@@ -195,12 +213,11 @@ def step_down(
     rungs = list(_rungs(model, machine, row, plan.budget, cap=plan.cap))
     after = next(index for index, rung in enumerate(rungs) if rung == plan) + 1
 
-    def taken(rung: MemoryPlan) -> int:
-        return rung.host if on_host and rung.device != "cpu" else getattr(rung.peak, phase)
-
-    most = max(taken(plan) - LEANER, taken(plan) * 7 // 8)
+    taken = plan.taken(phase, on_host=on_host)
+    most = max(taken - LEANER, taken * 7 // 8)
     room = max(plan.host, plan.host_free)
-    return next((rung for rung in rungs[after:] if taken(rung) <= most and rung.host <= room), None)
+    leaner = (rung for rung in rungs[after:] if rung.taken(phase, on_host=on_host) <= most)
+    return next((rung for rung in leaner if rung.host <= room), None)
 
 
 def too_small(job: Job, leanest: MemoryPlan) -> OutOfMemoryError:
@@ -325,11 +342,11 @@ def _host(model: ModelBytes, machine: Machine, place: Place, decode: DecodePlan,
         own = w.folded + (0 if model.mapped else w.outer + w.blocks) + w.vae
         return job.process + max(encoding, own + max(footprint.denoising(job, machine.device), decode.peak_bytes))
     if place is Place.pinned:
-        return job.process + max(encoding, job.params.dit.num_layers * _pinned(w.block) + w.vae)
+        return job.process + max(encoding, job.params.dit.num_layers * pinned_bytes(w.block) + w.vae)
     return job.process + max(encoding, w.vae)
 
 
-def _pinned(size: int) -> int:
+def pinned_bytes(size: int) -> int:
     """torch's allocator of page-locked memory rounds every block up to a power of two."""
     return 1 << max(size - 1, 1).bit_length()
 

@@ -29,7 +29,7 @@ from backend.reasoner import answers
 from backend.reasoner.address import check_address
 from backend.reasoner.answers import Draft
 from backend.settings import ReasonerSettings
-from backend.text.shared_llama import is_one_gguf
+from backend.text.choose_encoder import is_one_gguf
 from backend.types import Expander, Phase, ReasonerMode
 from prompts import SystemPrompt
 

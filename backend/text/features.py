@@ -1,7 +1,8 @@
 """From prompts to what the transformer reads of them: looked up on the disk first, else encoded by the chosen path.
 
 Two paths: exact (torch, a layer at a time, from any format) and llama (llama.cpp, near-exact, from a GGUF). The
-language model is opened only for prompts that are not kept, and is gone when this returns.
+language model is opened only for prompts that are not kept. The exact one is gone when this returns; llama.cpp's is
+closed by whoever opened it.
 
 Legend: T tokens of a prompt and what follows it, L encoder blocks that are read, F their width.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,9 +25,11 @@ from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import NumericsError
 from backend.text.harmony import EncodedPrompt, encode_prompt
-from backend.text.shared_llama import SharedLlama
 from backend.text.streaming import StreamingEncoder
 from backend.types import Encoder, GenerationRequest, Phase
+
+if TYPE_CHECKING:
+    from backend.text.llama import LlamaModel
 
 # Raised whenever this code computes other numbers than before from the same weights and prompt.
 CODE_VERSION = 1
@@ -40,8 +44,7 @@ class FeatureSource:
     dtype: torch.dtype
     device: torch.device
     store: Store | None = None  # kept features; None: always computed
-    prefixes: Store | None = None  # llama: shared beginnings of prompts, kept; None: computed in each process
-    llama: SharedLlama | None = None  # the model's GGUF, where somebody else needs it too; closed here
+    llama: Callable[[], LlamaModel] | None = None  # opens the model's GGUF, and closes it some time; for the llama path
     say: Callable[[str], None] | None = None  # told of a prompt that is longer than the model reads
 
     def branches(
@@ -71,23 +74,19 @@ class FeatureSource:
 
         Raises CheckpointError, NumericsError for features that are not finite, and what opening the model raises.
         """
-        try:
-            keys = {prompt: self._key(prompt) for prompt in prompts} if self.store and self.store.limit else {}
-            # Looking up counts as encoding where nothing else will.
-            all_kept = bool(keys) and all(self.store and self.store.path(key).exists() for key in keys.values())
-            with phase(Phase.encode) if all_kept else nullcontext():
-                found = {prompt: self._kept(keys.get(prompt)) for prompt in prompts}
-            unknown = [prompt for prompt, looked_up in found.items() if looked_up is None]
-            if unknown:
-                for prompt, features in zip(unknown, self._encode(unknown, phase), strict=True):
-                    if not bool(torch.isfinite(features).all()):
-                        raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
-                    if self.store is not None and prompt in keys:
-                        tensors.write_rows(self.store, keys[prompt], features)
-                    found[prompt] = features
-        finally:
-            if self.llama is not None:
-                self.llama.close()
+        keys = {prompt: self._key(prompt) for prompt in prompts} if self.store and self.store.limit else {}
+        # Looking up counts as encoding where nothing else will.
+        all_kept = bool(keys) and all(self.store and self.store.path(key).exists() for key in keys.values())
+        with phase(Phase.encode) if all_kept else nullcontext():
+            found = {prompt: self._kept(keys.get(prompt)) for prompt in prompts}
+        unknown = [prompt for prompt, looked_up in found.items() if looked_up is None]
+        if unknown:
+            for prompt, features in zip(unknown, self._encode(unknown, phase), strict=True):
+                if not bool(torch.isfinite(features).all()):
+                    raise NumericsError("the text features are not finite", hint="Try --dtype float32.")
+                if self.store is not None and prompt in keys:
+                    tensors.write_rows(self.store, keys[prompt], features)
+                found[prompt] = features
         if self.say is not None:
             for prompt, name in zip(prompts, names or ["prompt"] * len(prompts), strict=True):
                 self._check_length(prompt, name, _present(found[prompt]), self.say)
@@ -136,15 +135,12 @@ class FeatureSource:
         template = self.files.preset.params.text.template
         take = self.files.preset.params.dit.selected_layer_index
         if self.encoder is Encoder.llama:
-            shared = self.llama or SharedLlama(
-                self.files.text_encoder[0], context=template.max_tokens, prefixes=self.prefixes
-            )
-            with shared:
-                with phase(Phase.load_encoder):
-                    model = shared()
-                with phase(Phase.encode):
-                    encoded = [encode_prompt(model.tokenizer, template, prompt) for prompt in prompts]
-                    states = [model.hidden_states(given.ids, take) for given in encoded]
+            assert self.llama is not None, "who asks for llama.cpp says who opens it"
+            with phase(Phase.load_encoder):
+                model = self.llama()
+            with phase(Phase.encode):
+                encoded = [encode_prompt(model.tokenizer, template, prompt) for prompt in prompts]
+                states = [model.hidden_states(given.ids, take) for given in encoded]
         else:
             with phase(Phase.load_encoder):
                 tokenizer = loading.load_tokenizer(self.files)

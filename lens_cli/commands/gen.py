@@ -63,14 +63,14 @@ def gen(
     Examples: lens gen "three red balloons over a green hill" --ar 16:9
     · lens gen "a blue fish" -n 4 -o fish/ · echo "a red star" | lens gen -
     """
-    from backend.requests import build_request
+    from backend.requests import resolve
     from backend.settings import load
-    from lens_cli.work.carry_out import carry_out
-    from lens_cli.work.reasoning import make_rewriting
+    from lens_cli.work.gen import carry_out
+    from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()
-    request = build_request(
+    resolved = resolve(
         prompt=options.read_prompt(words, prompt, file, talk),
         negative_prompt=negative_prompt,
         model=model,
@@ -95,6 +95,6 @@ def gen(
         settings=settings,
         warn=talk.warn,
     )
-    plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk)
-    rewriting = make_rewriting(settings, request.model, talk, mode=reasoner, system_prompt=system_prompt)
-    carry_out(request, plan, talk, output=output, dry_run=dry_run, show=show, settings=settings, rewriting=rewriting)
+    plan = options.plan_for(output, format, quality, no_metadata, len(resolved.request.seeds), settings, talk)
+    asked = ask_reasoner(settings, resolved, talk, mode=reasoner, system_prompt=system_prompt)
+    carry_out(resolved, plan, talk, output=output, dry_run=dry_run, show=show, settings=settings, reasoner=asked)

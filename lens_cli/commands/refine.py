@@ -56,9 +56,12 @@ def refine(
     from dataclasses import replace
 
     from backend.errors import UsageError
+    from backend.presets import default_name
+    from backend.requests import find_model
+    from backend.session import Session
     from backend.settings import load
     from lens_cli.work import refine
-    from lens_cli.work.reasoning import make_rewriting
+    from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("refine", json=json, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()
@@ -70,15 +73,14 @@ def refine(
         effort=effort or chosen.effort,
     )
     settings = replace(settings, reasoner=chosen)
-    rewriting = make_rewriting(settings, model, talk, mode=reasoner, system_prompt=system_prompt, insist=True)
-    if rewriting.off:
+    found = find_model(model or settings.model or default_name())
+    asked = ask_reasoner(settings, found, talk, mode=reasoner, system_prompt=system_prompt, insist=True)
+    if asked.off:
         raise UsageError("the reasoner is off, so there is nothing to refine", hint="--reasoner local, or api")
-    try:
+    with Session(settings) as session:
         if check:
             if words or prompt is not None or file is not None or edit:
                 raise UsageError("--check asks its own requests", hint="drop the request, -f and --edit")
-            refine.check(rewriting, talk)
+            refine.check(session, asked, talk)
         else:
-            refine.refine(options.read_prompt(words, prompt, file, talk), rewriting, talk, edit=edit)
-    finally:
-        rewriting.close()
+            refine.refine(options.read_prompt(words, prompt, file, talk), session, asked, talk, edit=edit)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from backend.errors import FileError, ModelMissingError, UsageError
+from backend.errors import FileError, UsageError
 from backend.types import ImageFormat, LoraMode
 from lens_cli import options
 
 if TYPE_CHECKING:
     from backend.presets import Preset
+    from backend.requests import ResolvedRequest
     from backend.types import GenerationRequest
     from lens_cli.terminal.console import Talk
 
@@ -59,7 +60,7 @@ def rerun(
     """Make a picture again, with any of its settings changed. Flags left out keep what the picture recorded."""
     from backend.picture.images import read_metadata
     from backend.picture.metadata import request_from
-    from backend.requests import build_request
+    from backend.requests import resolve
     from backend.settings import load
     from backend.sizes import ratio_and_base
 
@@ -83,7 +84,7 @@ def rerun(
         known = ratio_and_base(recorded.width, recorded.height, preset.bases)
         ar, base = ar or known[0], base or known[1]
     settings = load()
-    request = build_request(
+    resolved = resolve(
         prompt=recorded.prompt if prompt is None else prompt,
         original_prompt=recorded.original_prompt if prompt is None else None,  # never rewritten again: what was
         expander=recorded.expander if prompt is None else None,  # recorded is what the picture was made from
@@ -111,18 +112,20 @@ def rerun(
         warn=talk.warn,
     )
     if model is None and not verify:  # which compares the weights beside everything else
-        _check_weights(image, found.record, request, talk)
+        _check_weights(image, found.record, resolved, talk)
     if verify:
         from lens_cli.work.rerun import verify_picture
 
-        verify_picture(image, found.record, request, talk)
+        verify_picture(image, found.record, resolved, talk)
         return
-    from lens_cli.work.carry_out import carry_out
+    from lens_cli.work.gen import carry_out
 
     own = next((known for known in ImageFormat if known == found.format.lower()), None)  # a TIFF's is none of ours
-    plan = options.plan_for(output, format, quality, no_metadata, len(request.seeds), settings, talk, usual_format=own)
+    plan = options.plan_for(
+        output, format, quality, no_metadata, len(resolved.request.seeds), settings, talk, usual_format=own
+    )
     carry_out(
-        request,
+        resolved,
         plan,
         talk,
         output=output,
@@ -146,20 +149,17 @@ def _recorded_mode(recorded: GenerationRequest) -> LoraMode:
     return modes.pop() if len(modes) == 1 else LoraMode.auto
 
 
-def _check_weights(image: Path, record: Mapping[str, Any], request: GenerationRequest, talk: Talk) -> None:
+def _check_weights(image: Path, record: Mapping[str, Any], resolved: ResolvedRequest, talk: Talk) -> None:
     """Warn where the model of that name has other weights than those that made the picture."""
     from backend.checkpoints.identity import identify_model
-    from backend.checkpoints.resolve import resolve_model
 
-    try:
-        files = resolve_model(request.model)
-    except ModelMissingError:  # --dry-run tells what would be done, and whatever draws says it is missing
+    if resolved.files is None:  # --dry-run tells what would be done, and whatever draws says it is missing
         return
-    recorded, now = record["model"].get("sha256"), identify_model(files).sha256
+    recorded, now = record["model"].get("sha256"), identify_model(resolved.files).sha256
     before = cast("dict[str, Any]", recorded) if isinstance(recorded, dict) else dict[str, Any]()
     if changed := [part for part in now if before.get(part, now[part]) != now[part]]:
-        parts = " and ".join(part.replace("_", " ") for part in changed)
-        talk.warn(f"{image} was made with another {parts} than {request.model} has now; the picture will differ")
+        parts, name = " and ".join(part.replace("_", " ") for part in changed), resolved.request.model
+        talk.warn(f"{image} was made with another {parts} than {name} has now; the picture will differ")
 
 
 def _preset(image: Path, recorded: GenerationRequest, override: str | None) -> Preset:

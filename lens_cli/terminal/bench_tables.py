@@ -9,19 +9,18 @@ from backend.words import human_bytes
 from lens_cli.terminal.bars import Bar
 
 if TYPE_CHECKING:
-    from backend.bench.case import Case
     from backend.bench.compare import Comparison, Difference, Distance, Race
     from backend.bench.measure import Machine, Measurement
     from backend.bench.timing import Spread
+    from backend.types import GenerationRequest
 
 _WIDE = 18  # characters of the first column
 _INSIDE = {"fold": "  of it, folding", "step": "  of it, a step"}  # parts that lie in the one above
 
 
-def label(case: Case) -> str:
+def label(r: GenerationRequest, random_tokens: int | None) -> str:
     """What sets one case apart, in one line."""
-    r = case.request
-    weights = f"random weights, {case.text_tokens} random text tokens" if case.random else ""
+    weights = "" if random_tokens is None else f"random weights, {random_tokens} random text tokens"
     return ", ".join(
         filter(
             None,
@@ -46,7 +45,7 @@ def describe(measurement: Measurement) -> list[str]:
     m = measurement
     tokens = f"{m.image_tokens} image and {m.text_tokens} text tokens"
     lines = [
-        f"{label(m.case)}: {tokens}, {m.parameters:,} parameters",
+        f"{label(m.request, m.random_tokens)}: {tokens}, {m.parameters:,} parameters",
         f"{machine_line(m)}; what else was running is not known",
         f"plan: {m.plan.line()}",
         "",
@@ -60,7 +59,7 @@ def describe(measurement: Measurement) -> list[str]:
         )
     if m.machine.peak_since_start:
         lines.append("peak memory: since the process started; this system cannot reset it")
-    if m.case.random:
+    if m.random_tokens is not None:
         lines.append("no text encoder: random features stand in for its output, and count nothing")
     if m.comparison is not None:
         lines += ["", *_compared(m.comparison)]
@@ -98,7 +97,7 @@ def spread_cells(spread: Spread | None) -> list[str]:
 
 def bars(m: Measurement) -> list[Bar]:
     """One row of warm phases, and one of the published pipeline where it ran (which encodes no text)."""
-    r = m.case.request
+    r = m.request
     name = f"{r.width}x{r.height}, {r.steps} steps, g {r.guidance:g}, {m.packed or m.dtype}"
     parts = [(str(p.part), p.warm) for p in m.phases if str(p.part) in ("encode", "denoise", "decode")]
     whole = next(p.warm for p in m.phases if str(p.part) == "picture")
@@ -113,10 +112,10 @@ def bars(m: Measurement) -> list[Bar]:
 
 def as_data(m: Measurement) -> dict[str, Any]:
     """JSON data; seconds and bytes."""
-    r = m.case.request
+    r = m.request
     return {
         "model": Path(r.model).name,
-        "random": m.case.random,
+        "random": m.random_tokens is not None,
         "width": r.width,
         "height": r.height,
         "image_tokens": m.image_tokens,

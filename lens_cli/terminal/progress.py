@@ -1,4 +1,4 @@
-"""Events of the pipeline -> what a person (a bar, or a line per phase) or a program (NDJSON) sees while waiting."""
+"""Events of an engine -> what a person (a bar, or a line per phase) or a program (NDJSON) sees while waiting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from backend.events import Event, Noticed, PhaseDone, PhaseStarted, PlanMade, StepDone
+from backend.events import Event, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, Severity, StepDone
 from backend.types import Phase
 from backend.words import human_bytes
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from backend.memory.plan import MemoryPlan
 
 PhaseEvent = PhaseStarted | StepDone | PhaseDone
+PARTS = (Phase.fold, Phase.load_vae)  # told within "load transformer", which is enough for a person
 EVENT_INTERVAL = 0.1  # seconds between two "step" lines of --json-stream; the last step is never held back
 
 
 @dataclass
 class Meter(AbstractContextManager["Meter"]):
-    """Listens to one run. `total` is the number of pictures; `first` the index of the pipeline's picture 0."""
+    """Listens to one run. `total` is the number of pictures."""
 
     talk: Talk
     total: int
-    first: int = 0
     steps: int = 0  # sampler steps done
     step_seconds: float = 0.0  # their wall time together
     peak_bytes: int = 0
@@ -71,10 +71,9 @@ class Meter(AbstractContextManager["Meter"]):
             self._tell(event)
             return
         if isinstance(event, Noticed):
-            if event.text not in self.noticed:
-                self.noticed.add(event.text)
-                self.pause()
-                self.talk.warn(event.text)
+            self._remark(event)
+            return
+        if not isinstance(event, PhaseEvent) or event.phase in PARTS:
             return
         if isinstance(event, StepDone):
             self.steps += 1
@@ -84,8 +83,19 @@ class Meter(AbstractContextManager["Meter"]):
         image = event.image
         name = str(event.phase)
         if image is not None and self.total > 1:
-            name += f" {self.first + image + 1}/{self.total}"
+            name += f" {image + 1}/{self.total}"
         self._show(event, name)
+
+    def _remark(self, event: Noticed) -> None:
+        if event.severity is Severity.detail:
+            self.talk.detail(event.text)
+        elif event.severity is Severity.note:
+            self.pause()
+            self.talk.say(f"note: {event.text}")
+        elif event.text not in self.noticed:
+            self.noticed.add(event.text)
+            self.pause()
+            self.talk.warn(event.text)
 
     def _tell(self, event: PlanMade) -> None:
         """A plan in one line; said once for a run of several pictures, unless it changes."""
@@ -125,7 +135,7 @@ class Meter(AbstractContextManager["Meter"]):
             self.talk.say(f"{name}: {event.seconds:.2f} s{rate}, peak memory {human_bytes(event.peak_bytes)}")
 
     def _emit(self, event: PhaseEvent, name: str) -> None:
-        image = None if event.image is None else self.first + event.image
+        image = event.image
         if isinstance(event, PhaseStarted):
             self.talk.event("phase_started", phase=event.phase, total=event.total, image=image)
         elif isinstance(event, PhaseDone):
@@ -137,6 +147,17 @@ class Meter(AbstractContextManager["Meter"]):
             self.talk.event(
                 "step", phase=event.phase, step=event.step, total=event.total, image=image, seconds=event.seconds
             )
+
+
+def say_remarks(talk: Talk) -> OnEvent:
+    """Say what is noticed while many things are made, and nothing about each of them."""
+    meter = Meter(talk=talk, total=1)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Noticed):
+            meter(event)
+
+    return listen
 
 
 def _rate(steps: int, seconds: float) -> str:

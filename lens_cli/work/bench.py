@@ -6,7 +6,7 @@ Light ring at module scope; torch arrives with the first measurement.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from backend.errors import LensError, PartialBatchError, UsageError
-from backend.types import DType, GenerationRequest, Quant
+from backend.types import DType, Quant
 from lens_cli.terminal import bench_tables
 from lens_cli.terminal.console import Talk
 
 if TYPE_CHECKING:
-    from backend.bench.case import Case
     from backend.bench.measure import Measurement
+    from backend.requests import ResolvedRequest
 
 POINTS_LIMIT = 100  # of one sweep
 # About as long as the dense captions a reasoner writes.
@@ -58,9 +58,7 @@ def bench(choice: Choice, talk: Talk) -> None:
             raise UsageError(f"--output {choice.plot} is no SVG file", hint="name it like bench.svg")
         make_folder(choice.plot.resolve().parent)
     if not choice.random:
-        from backend.checkpoints.resolve import resolve_model
-
-        resolve_model(cases[0].request.model)  # before torch: a model that is not here is said at once
+        cases[0].need_files()  # before torch: a model that is not here is said at once
     measured: list[Measurement] = []
     failed: LensError | None = None
     try:
@@ -83,11 +81,10 @@ def bench(choice: Choice, talk: Talk) -> None:
     talk.result(data)
 
 
-def build_cases(choice: Choice, talk: Talk) -> list[Case]:
+def build_cases(choice: Choice, talk: Talk) -> list[ResolvedRequest]:
     """One complete case for every combination of the sweep's values. Raises UsageError."""
     from backend import presets
-    from backend.bench.case import Case
-    from backend.requests import build_request
+    from backend.requests import find_model, resolve
     from backend.settings import load
 
     if choice.random is not None:
@@ -97,9 +94,11 @@ def build_cases(choice: Choice, talk: Talk) -> list[Case]:
         if choice.prompt is not None:
             raise UsageError("--random encodes no prompt", hint="--text-tokens sets the length of the text")
     settings = load()
-    cases: list[Case] = []
+    found = find_model(choice.random or choice.model or settings.model or presets.default_name())
+    cases: list[ResolvedRequest] = []
     for values in parse_sweep(choice.sweep):
-        request: GenerationRequest = build_request(
+        resolved = resolve(
+            found=found,
             prompt=choice.prompt or PROMPT,
             model=choice.random or choice.model,
             seeds=("0",),
@@ -108,7 +107,7 @@ def build_cases(choice: Choice, talk: Talk) -> list[Case]:
             settings=settings,
             warn=talk.detail if cases else talk.warn,  # what cannot be honoured is said once
         )
-        cases.append(Case(request=request, random=choice.random is not None, text_tokens=choice.text_tokens))
+        cases.append(resolved if choice.random is None else replace(resolved, files=None))
     return cases
 
 
@@ -158,16 +157,17 @@ def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
     return points
 
 
-def _measure_all(cases: Sequence[Case], choice: Choice, talk: Talk) -> Iterator[Measurement]:
+def _measure_all(cases: Sequence[ResolvedRequest], choice: Choice, talk: Talk) -> Iterator[Measurement]:
     from backend.bench.measure import measure
     from backend.memory.exhausted import out_of_memory_as_error
 
-    front = None
+    front, random_tokens = None, None if choice.random is None else choice.text_tokens
     for number, case in enumerate(cases):
-        talk.say(f"{number + 1}/{len(cases)}: {bench_tables.label(case)}")
+        talk.say(f"{number + 1}/{len(cases)}: {bench_tables.label(case.request, random_tokens)}")
         with out_of_memory_as_error(case.request):
             measurement, front = measure(
                 case,
+                random_tokens=random_tokens,
                 runs=choice.runs,
                 against=choice.against,
                 float32_run=choice.float32_run,
@@ -182,8 +182,8 @@ def _draw(measured: Sequence[Measurement], path: Path, talk: Talk) -> None:
     from lens_cli.terminal.bars import draw
 
     first = measured[0]
-    model = Path(first.case.request.model).name
-    title = f"{model}, {'random weights, ' if first.case.random else ''}seconds a picture, warm"
+    model = Path(first.request.model).name
+    title = f"{model}, {'' if first.random_tokens is None else 'random weights, '}seconds a picture, warm"
     svg = draw(title, bench_tables.machine_line(first), [row for m in measured for row in bench_tables.bars(m)])
     write_atomic(path, svg.encode())
     talk.say(f"plot: {path}")

@@ -6,23 +6,28 @@ Light ring at module scope; torch, Pillow and the evaluation itself are imported
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.cache.store import Stores
 from backend.errors import UsageError
-from backend.settings import load
+from backend.events import PictureFailed
+from backend.presets import default_name
+from backend.requests import FoundModel, check_prompt, find_model, resolve
+from backend.session import Session
+from backend.settings import Settings, load
 from backend.types import DType, ReasonerMode
 from lens_cli.terminal.console import Talk
-from lens_cli.work.reasoning import Rewriting, make_rewriting
+from lens_cli.terminal.progress import say_remarks
+from lens_cli.work.reasoner import AskedReasoner, ask_reasoner
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from backend.checkpoints.resolve import ModelFiles
-    from backend.types import GenerationRequest
-    from train.evals.nano import Folder, Generate, Report, Result
+    from backend.requests import ResolvedRequest
+    from train.evals.nano import Folder, Report, Result
     from train.evals.nano_prompts import Prompt
 
 
@@ -99,11 +104,14 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         raise UsageError(str(error)) from error
     if choice.contact_sheet is not None:
         make_folder(choice.contact_sheet.resolve().parent)
-    rewriting = make_rewriting(load(), choice.model, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
-    if choice.compare and rewriting.off:
+    settings = load()
+    found = find_model(choice.model or settings.model or default_name())
+    reasoner = ask_reasoner(settings, found, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
+    if choice.compare and reasoner.off:
         raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
-    request, files, generate = _generator(choice, chosen[0].wording(choice.wording), talk)
-    settings: dict[str, Any] = {
+    resolved = _resolved(choice, found, settings, chosen[0].wording(choice.wording), talk)
+    request, files = resolved.request, resolved.need_files()
+    what: dict[str, Any] = {
         "model": request.model,
         "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
         "prompts": choice.wording,
@@ -120,40 +128,38 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         "negative_prompt": request.negative_prompt,
         "seed": choice.seed,
     }
-    runs = [None, rewriting] if choice.compare else [None if rewriting.off else rewriting]
+    runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
     title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"
     data: list[dict[str, Any]] = []
     reports: list[Report] = []
-    try:
-        for reasoner in runs:
-            name = "off" if reasoner is None else str(reasoner.plan.mode)
-            mine = {**settings, "reasoner": "off" if reasoner is None else _reasoner_settings(reasoner)}
-            report = _one_run(choice, chosen, generate, reasoner, mine, name, talk)
+    with Session(settings, stores=Stores()) as session:
+        for asked in runs:
+            name = "off" if asked is None else str(asked.plan.mode)
+            mine = {**what, "reasoner": "off" if asked is None else _reasoner_settings(asked)}
+            report = _one_run(choice, chosen, session, resolved, asked, mine, name, talk)
             talk.data(f"{title}, {request.width}x{request.height}, reasoner {name}")
             for line in report.table():
                 talk.data(line)
             reports.append(report)
             data.append({"settings": mine, **report.data()})
-    finally:
-        rewriting.close()
     if not choice.compare:
         talk.result(data[0])
         return
     comparison = Comparison.of(*reports)
-    talk.data(f"difference: reasoner {rewriting.plan.mode} less off, same prompts and seeds")
+    talk.data(f"difference: reasoner {reasoner.plan.mode} less off, same prompts and seeds")
     for line in comparison.table():
         talk.data(line)
     talk.result({"runs": data, "difference": comparison.data()})
 
 
-def _reasoner_settings(rewriting: Rewriting) -> dict[str, Any]:
+def _reasoner_settings(reasoner: AskedReasoner) -> dict[str, Any]:
     """What makes two evaluations with a reasoner comparable: all of its plan but why it was chosen."""
-    return {key: value for key, value in rewriting.plan.data().items() if key != "why"}
+    return {key: value for key, value in reasoner.plan.data().items() if key != "why"}
 
 
 def _one_run(
-    choice: Choice, chosen: Sequence[Prompt], generate: Generate, rewriting: Rewriting | None,
-    settings: dict[str, Any], name: str, talk: Talk,
+    choice: Choice, chosen: Sequence[Prompt], session: Session, resolved: ResolvedRequest,
+    reasoner: AskedReasoner | None, settings: dict[str, Any], name: str, talk: Talk,
 ) -> Report:  # fmt: skip
     """All prompts once, with or without a reasoner; of two runs each has a folder and a sheet of its own."""
     from train.evals.nano import Folder, evaluate
@@ -180,6 +186,14 @@ def _one_run(
             pictures[result.key] = picture
         talk.say(f"{count}/{total} {result.id} {'right' if result.right else 'wrong: ' + result.reason}")
 
+    def generate(prompt: str, seed: int) -> Image.Image:
+        """Raises what the engine does; a picture that fails too, as it has no verdict."""
+        request = replace(resolved.request, prompt=check_prompt(prompt, "prompt"), seeds=(seed,))
+        (made,) = session.draw(replace(resolved, request=request), on_event=lambda event: None)
+        if isinstance(made, PictureFailed):
+            raise made.error
+        return made.image
+
     report = evaluate(
         generate,
         chosen,
@@ -187,7 +201,7 @@ def _one_run(
         images_per_prompt=choice.images_per_prompt,
         seed=choice.seed,
         done=done,
-        rewrite=None if rewriting is None else lambda asked: rewriting.prompt_for(asked, lambda event: None),
+        rewrite=None if reasoner is None else lambda asked: reasoner.prompt_for(session, asked, say_remarks(talk)),
         on_result=on_result,
     )
     if sheet is not None:
@@ -218,38 +232,19 @@ def _write_sheet(
     talk.say(f"contact sheet: {path}")
 
 
-def _generator(choice: Choice, example: str, talk: Talk) -> tuple[GenerationRequest, ModelFiles, Generate]:
-    """The resolved request (for its settings), the model's files, and a function that makes one picture."""
-    from backend.requests import build_request
-
-    settings = load()
-
-    def request_for(prompt: str, seed: int, warn: Callable[[str], None]) -> GenerationRequest:
-        return build_request(
-            prompt=prompt,
-            model=choice.model,
-            seeds=(str(seed),),
-            steps=choice.steps,
-            guidance=choice.guidance,
-            ar="1:1",
-            base=choice.base,
-            dtype=choice.dtype,
-            device=choice.device,
-            settings=settings,
-            warn=warn,
-        )
-
-    first = request_for(example, choice.seed, talk.warn)
-    from backend.checkpoints.resolve import resolve_model
-
-    files = resolve_model(first.model)  # before torch: a model that is not here is said at once
-    from backend.pipeline import Pipeline
-
-    pipeline = Pipeline(files, dtype=first.dtype, device=first.device)
-
-    def generate(prompt: str, seed: int) -> Image.Image:
-        request = request_for(prompt, seed, talk.detail)  # what cannot be honoured was said once
-        (made,) = pipeline.generate(request, on_event=lambda event: None, stop=lambda: False)
-        return made.image
-
-    return first, files, generate
+def _resolved(choice: Choice, found: FoundModel, settings: Settings, example: str, talk: Talk) -> ResolvedRequest:
+    """The request that all pictures share but for prompt and seed."""
+    return resolve(
+        found=found,
+        prompt=example,
+        model=choice.model,
+        seeds=(str(choice.seed),),
+        steps=choice.steps,
+        guidance=choice.guidance,
+        ar="1:1",
+        base=choice.base,
+        dtype=choice.dtype,
+        device=choice.device,
+        settings=settings,
+        warn=talk.warn,
+    )

@@ -18,24 +18,27 @@ import typer
 from backend.errors import FileError, UsageError, os_reason
 from backend.requests import check_prompt
 from lens_cli.terminal.console import Talk
-from lens_cli.work.reasoning import Rewriting, refusal_data
+from lens_cli.terminal.progress import Meter, say_remarks
+from lens_cli.work.reasoner import AskedReasoner, refusal_data
 
 if TYPE_CHECKING:
+    from backend.session import Session
     from train.evals.refusals import RefusalVerdict
 
 
-def refine(request: str, rewriting: Rewriting, talk: Talk, *, edit: bool) -> None:
-    """One request. Raises typer.Exit(7) for a refusal, and as `Rewriting.decide`."""
+def refine(request: str, session: Session, asked: AskedReasoner, talk: Talk, *, edit: bool) -> None:
+    """One request. Raises typer.Exit(7) for a refusal, and as `AskedReasoner.decide`."""
     from backend.reasoner.refine import Refused
 
     request = check_prompt(request, "request")
-    decision = rewriting.decide(request)
+    with Meter(talk=talk, total=1) as meter:
+        decision = asked.decide(session, request, meter)
     talk.say(f"before: {decision.original}")
     if isinstance(decision, Refused):
         error = decision.error()
-        talk.fail(error, {**refusal_data(error, rewriting.plan), "request": request, "cached": decision.cached})
+        talk.fail(error, {**refusal_data(error, asked.plan), "request": request, "cached": decision.cached})
         raise typer.Exit(error.exit_code)
-    talk.say(f"after, by {rewriting.who}{', as before' if decision.cached else ''}: {decision.prompt}")
+    talk.say(f"after, by {asked.who}{', as before' if decision.cached else ''}: {decision.prompt}")
     revised = _edited(decision.prompt) if edit else decision.prompt
     talk.data(revised)
     talk.result(
@@ -47,13 +50,13 @@ def refine(request: str, rewriting: Rewriting, talk: Talk, *, edit: bool) -> Non
             "edited": revised != decision.prompt,
             "cached": decision.cached,
             "notes": list(decision.notes),
-            "reasoner": rewriting.plan.data(),
+            "reasoner": asked.plan.data(),
             "expander": asdict(decision.expander),
         }
     )
 
 
-def check(rewriting: Rewriting, talk: Talk) -> None:
+def check(session: Session, asked: AskedReasoner, talk: Talk) -> None:
     """Ask about every probe and print the rates."""
     import prompts
     from train.evals import refusals
@@ -70,11 +73,11 @@ def check(rewriting: Rewriting, talk: Talk) -> None:
         if done % 10 == 0:
             talk.say(f"{done}/{len(probes)}")
 
-    report = refusals.check(lambda request: rewriting.decide(request, lambda event: None), probes, on_verdict)
-    talk.data(f"{rewriting.who}, system prompt {rewriting.plan.system.name}: {len(probes)} requests")
+    report = refusals.check(lambda request: asked.decide(session, request, say_remarks(talk)), probes, on_verdict)
+    talk.data(f"{asked.who}, system prompt {asked.plan.system.name}: {len(probes)} requests")
     for line in report.table():
         talk.data(line)
-    talk.result({"reasoner": rewriting.plan.data(), **report.data()})
+    talk.result({"reasoner": asked.plan.data(), **report.data()})
 
 
 def _edited(text: str) -> str:

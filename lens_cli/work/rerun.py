@@ -8,29 +8,36 @@ from typing import Any
 
 import typer
 
+from backend.cache.store import Stores
 from backend.errors import LensError
+from backend.events import PictureFailed
+from backend.requests import ResolvedRequest
+from backend.session import Session
+from backend.settings import Settings
 from backend.types import GenerationRequest
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import describe
-from lens_cli.work.runner import Failure, Interrupt, generations
+from lens_cli.work.interrupt import Interrupt
 
 
-def verify_picture(path: Path, record: Mapping[str, Any], request: GenerationRequest, talk: Talk) -> None:
+def verify_picture(path: Path, record: Mapping[str, Any], resolved: ResolvedRequest, talk: Talk) -> None:
     """`identical` or `different` on stdout; why, on stderr. Raises typer.Exit(1) where the new pixels are not the
     recorded ones, or where the file is seen to hold others.
     """
     from backend.picture import metadata
     from backend.picture.images import load_pixels, pixel_sha256, psnr
 
+    request = resolved.request
     pixels = load_pixels(path)  # before minutes of work: the file may be cut short
     as_recorded = pixel_sha256(pixels) == record.get("pixel_sha256")
     edited = None if as_recorded else _edited(path, pixels.size, request)
     talk.say(describe(request))
     meter = Meter(talk=talk, total=1)
-    with Interrupt() as interrupt, meter:
-        _, made = next(generations(request, meter, interrupt, talk))
-    if isinstance(made, Failure):
+    # Everything is computed anew: nothing that was kept may say what came out the first time.
+    with Session(Settings(), stores=Stores()) as session, Interrupt() as interrupt, meter:
+        made = next(session.draw(resolved, on_event=meter, stop=interrupt.stop))
+    if isinstance(made, PictureFailed):
         raise made.error
     now = metadata.make_record(made, pixels=pixel_sha256(made.image))
     before, after = metadata.environment(record), metadata.environment(now)

@@ -26,14 +26,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GptOssForCausalLM
 
-from backend import pipeline as product
-from backend import sampling
+from backend import engine, loading, pipeline, sampling
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.tokenizer_files import load_tokenizer
+from backend.engine import Engine
 from backend.errors import CancelledError, CheckpointError, NumericsError, OutOfMemoryError, UsageError
 from backend.events import Event, Generation, PhaseDone, PhaseStarted, PlanMade, StepDone
+from backend.memory.device import choose_device
+from backend.memory.machine import choose_arithmetic
 from backend.params import TemplateParams
-from backend.pipeline import Pipeline, choose_device, choose_dtype
+from backend.requests import ResolvedRequest
 from backend.text.harmony import encode_prompt
 from backend.types import DType, Encoder, GenerationRequest, Phase
 from tests.backend import plain_lens
@@ -81,8 +83,13 @@ def make(
     model: Path, request: GenerationRequest = REQUEST, *, dtype: DType = DType.auto,
     on_event: Callable[[Event], None] = lambda event: None, stop: Callable[[], bool] = lambda: False,
 ) -> list[Generation]:  # fmt: skip
+    resolved = resolved_for(model, replace(request, dtype=dtype))
+    return list(Engine().draw(resolved, on_event=on_event, stop=stop))
+
+
+def resolved_for(model: Path, request: GenerationRequest) -> ResolvedRequest:
     files = resolve_model(str(model))
-    return list(Pipeline(files, dtype=dtype, device="cpu").generate(request, on_event=on_event, stop=stop))
+    return ResolvedRequest(request=request, preset=files.preset, files=files)
 
 
 def pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -97,20 +104,18 @@ def same(a: Generation, b: Generation) -> bool:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
     """(sigma, text tokens) of every run through the transformer's first block."""
     seen: list[tuple[float, int]] = []
-    load: Any = product.loading.load_transformer
+    make: Any = engine.Denoiser
 
-    def spied(*args: Any, **kwargs: Any) -> Any:
-        network, folded = load(*args, **kwargs)
-
+    def spied(network: Any, folded: Any, *rest: Any, **more: Any) -> Any:
         def note(_: object, inputs: tuple[Any, ...]) -> None:
             steps = [i for i in range(len(folded.sigmas)) if torch.equal(folded.block(i, 0).image, inputs[2].image)]
             assert len(steps) == 1  # every step's modulation differs
             seen.append((folded.sigmas[steps[0]], inputs[1].shape[1]))
 
         network.transformer_blocks[0].register_forward_pre_hook(note)
-        return network, folded
+        return make(network, folded, *rest, **more)
 
-    monkeypatch.setattr(product.loading, "load_transformer", spied)
+    monkeypatch.setattr(engine, "Denoiser", spied)
     return seen
 
 
@@ -186,6 +191,43 @@ def test_equals_the_plain_recipe(model: Path, change: dict[str, Any]) -> None:
     assert np.abs(got - wanted).max() < 0.5 + 0.02
 
 
+# ------------------------------------------------------------------------------------------------------ without files
+
+
+def test_the_recipe_over_any_networks() -> None:
+    """Networks that are functions: the numbers of every step by hand, with what each of them was given."""
+    given: list[Any] = []
+    text = torch.ones(1, 2, 1, 3)
+
+    def velocity(
+        request: GenerationRequest, texts: pipeline.Texts, grid: pipeline.Grid, sigmas: pipeline.Sigmas
+    ) -> Any:
+        given.append((request.prompt, texts[0] is text, grid, sigmas))
+        return lambda x, sigma: x * sigma
+
+    def decode(x: Tensor, grid: pipeline.Grid) -> Tensor:
+        given.append(x)
+        return torch.full((1, 3, 16 * grid[0], 16 * grid[1]), 0.2)
+
+    networks = pipeline.Networks(
+        encode=lambda request: (text, None), velocity=velocity, decode=decode, device=torch.device("cpu"),
+        arithmetic="float32",
+    )  # fmt: skip
+    request = replace(REQUEST, seeds=(3, 8), steps=2)
+    events: list[Event] = []
+    made = list(pipeline.draw(networks, request, pipeline.Progress(events.append)))
+    first, middle, last = sigmas = sampling.schedule(12, 2)
+    assert given[0] == ("a red circle", True, (4, 3), sigmas) and len(given) == 3
+    for picture, x, seed in zip(made, given[1:], request.seeds, strict=True):
+        noise = torch.randn(1, 12, 128, generator=torch.Generator().manual_seed(seed))
+        wanted = noise * (1 + (middle - first) * first) * (1 + (last - middle) * middle)
+        assert torch.allclose(x, wanted, rtol=1e-6, atol=0)
+        assert (picture.seed, picture.sigmas, picture.image.size) == (seed, sigmas, (48, 64))
+        assert picture.image.getpixel((0, 0)) == (153, 153, 153)  # (0.2 + 1) * 127.5
+        assert set(picture.timings) == {"denoise", "decode"}
+    assert [picture.index for picture in pipeline.draw(networks, request, pipeline.Progress(), first=1)] == [1]
+
+
 # --------------------------------------------------------------------------------------------------------- behaviour
 
 
@@ -203,13 +245,13 @@ def test_same_request_same_pixels(model: Path) -> None:
 def test_what_travels_with_a_picture(model: Path) -> None:
     request = replace(REQUEST, seeds=(1, 2))
     for index, made in enumerate(make(model, request)):
-        assert made.request is request
+        assert made.request == request
         assert (made.index, made.seed) == (index, request.seeds[index])
         assert made.image.size == (48, 64) and made.image.mode == "RGB"
         assert made.sigmas == sampling.schedule(12, 3)
         assert (made.dtype, made.device, made.template_date) == ("float32", "cpu", "2026-05-26")
         assert made.encoder is Encoder.exact
-        assert set(made.timings) == {str(phase) for phase in Phase if phase is not Phase.rewrite}
+        assert set(made.timings) == {str(phase) for phase in Phase} - {"rewrite", "fold", "load vae"}
         assert made.versions["torch"] == torch.__version__ and "lens" in made.versions
         assert made.model.name == "tiny"
         whole = hashlib.sha256((model / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
@@ -232,8 +274,12 @@ def test_events_in_order(model: Path) -> None:
         return ("done", event.phase, event.image)
 
     expected: list[tuple[Any, ...]] = []
-    for phase in (Phase.load_encoder, Phase.encode, Phase.load_transformer):
+    for phase in (Phase.load_encoder, Phase.encode):
         expected += [("start", phase, None, None), ("done", phase, None)]
+    expected.append(("start", Phase.load_transformer, None, None))
+    for phase in (Phase.fold, Phase.load_vae):
+        expected += [("start", phase, None, None), ("done", phase, None)]
+    expected.append(("done", Phase.load_transformer, None))
     for image in (0, 1):
         expected += [("start", Phase.denoise, 2, image), ("step", 1, 2, image), ("step", 2, 2, image)]
         expected += [("done", Phase.denoise, image)]
@@ -294,9 +340,7 @@ def test_stop_between_steps(model: Path, polls: int, finished: int, message: str
     made: list[Generation] = []
     request = replace(REQUEST, seeds=(5, 9))
     with pytest.raises(CancelledError, match=message) as raised:
-        for generation in Pipeline(resolve_model(str(model)), device="cpu").generate(
-            request, on_event=lambda event: None, stop=stop
-        ):
+        for generation in Engine().draw(resolved_for(model, request), on_event=lambda event: None, stop=stop):
             made.append(generation)  # noqa: PERF402  a list() would lose what came before the error
     assert raised.value.exit_code == 130
     assert len(made) == finished
@@ -343,7 +387,7 @@ def test_no_memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(product.loading, "load_transformer", full)
+        monkeypatch.setattr(loading, "load_for_schedules", full)
         with pytest.raises(OutOfMemoryError, match="not enough memory for 48x64 with tiny") as raised:
             make(model)
         assert raised.value.exit_code == 6 and "\n" not in str(raised.value)
@@ -363,15 +407,14 @@ def files_of(model: Path, dtype: torch.dtype, tmp_path: Path) -> ModelFiles:
 def test_dtype_rules(model: Path, tmp_path: Path) -> None:
     """auto: bfloat16 on an accelerator; on a CPU what the transformer is stored in; a wish is obeyed."""
     wide, narrow = files_of(model, torch.float32, tmp_path), files_of(model, torch.bfloat16, tmp_path)
-    cpu, cuda, mps = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-    assert choose_dtype(DType.auto, cpu, wide) == torch.float32
-    assert choose_dtype(DType.auto, cpu, narrow) == torch.bfloat16
-    for device in (cuda, mps):
-        assert choose_dtype(DType.auto, device, wide) == choose_dtype(DType.auto, device, narrow) == torch.bfloat16
+    assert choose_arithmetic(DType.auto, "cpu", wide) is DType.float32
+    assert choose_arithmetic(DType.auto, "cpu", narrow) is DType.bfloat16
+    for device in ("cuda", "mps"):
+        assert {choose_arithmetic(DType.auto, device, files) for files in (wide, narrow)} == {DType.bfloat16}
     for files in (wide, narrow):
-        for device in (cpu, cuda):
-            assert choose_dtype(DType.float32, device, files) == torch.float32
-            assert choose_dtype(DType.bfloat16, device, files) == torch.bfloat16
+        for device in ("cpu", "cuda"):
+            assert choose_arithmetic(DType.float32, device, files) is DType.float32
+            assert choose_arithmetic(DType.bfloat16, device, files) is DType.bfloat16
     assert "float16" not in list(DType)
 
 

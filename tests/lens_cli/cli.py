@@ -1,4 +1,4 @@
-"""Runs `lens` as a child process with the fake pipeline: real argv, real streams, real signals."""
+"""Runs `lens` as a child process with the fake engine: real argv, real streams, real signals."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Run:
 
 
 def command(*words: str, real: bool = False) -> list[str]:
-    """argv of a child: the fake inside, or the real pipeline."""
-    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_pipeline.py")]
+    """argv of a child: the fake inside, or the real engine."""
+    program = ["-c", "from lens_cli.app import main; main()"] if real else [str(ROOT / "tests/fake_engine.py")]
     return [sys.executable, *program, *words]
 
 
@@ -59,12 +59,12 @@ def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: f
 def lens_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
     """The same without a child: 30 times faster, for long lists of inputs. Streams are caught as file descriptors."""
     from backend.checkpoints import resolve
-    from tests import fake_pipeline
+    from tests import fake_engine
 
-    module = types.ModuleType("backend.pipeline")
-    monkeypatch.setattr(module, "Pipeline", fake_pipeline.Pipeline, raising=False)
-    monkeypatch.setitem(sys.modules, "backend.pipeline", module)
-    monkeypatch.setattr(resolve, "resolve_model", fake_pipeline.resolve_model)
+    module = types.ModuleType("backend.engine")
+    monkeypatch.setattr(module, "Engine", fake_engine.Engine, raising=False)
+    monkeypatch.setitem(sys.modules, "backend.engine", module)
+    monkeypatch.setattr(resolve, "resolve_model", fake_engine.resolve_model)
     return real_inside(monkeypatch, capfd, *words)
 
 

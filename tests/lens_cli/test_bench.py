@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:
-    """`lens bench` in this process, with the pipeline as it is. The processes that only import lens are left out, which
+    """`lens bench` in this process, with the engine as it is. The processes that only import lens are left out, which
     take 3 s each: the first test starts them."""
     from backend.bench import measure
     from backend.bench.timing import Took
@@ -151,17 +151,17 @@ def test_refusals(
 def test_a_point_that_fails_leaves_those_before_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], model: Path
 ) -> None:
-    from backend.bench import networks
+    from backend import pipeline
     from backend.errors import OutOfMemoryError
 
-    whole = networks.Ours.denoise
+    whole = pipeline.denoise
 
-    def small_only(self: networks.Ours, on_step: Any) -> Any:
-        if self.subject.grid[1] > 8:
+    def small_only(ready: pipeline.Prepared, *rest: Any) -> Any:
+        if ready.grid[1] > 8:
             raise OutOfMemoryError("no memory for that")
-        return whole(self, on_step)
+        return whole(ready, *rest)
 
-    monkeypatch.setattr(networks.Ours, "denoise", small_only)
+    monkeypatch.setattr(pipeline, "denoise", small_only)
     words = ["-m", str(model), "--runs", "1", "--steps", "1", "--sweep", "size=128x128,144x128", "--json"]
     run = inside(monkeypatch, capfd, *words)
     assert (run.code, run.json["error"]["code"]) == (8, "partial_batch")

@@ -1,12 +1,10 @@
-"""`lens cache` and the `--encoder` flag from the outside; the pipeline behind `gen` is a stand-in unless said."""
+"""`lens cache` and the `--encoder` flag from the outside; the engine behind `gen` is a stand-in unless said."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,10 +12,10 @@ from backend import paths
 from backend.cache.store import CACHES
 from backend.errors import UsageError
 from backend.picture.images import read_request
-from backend.text.shared_llama import SharedLlama
-from backend.types import Encoder, GenerationRequest
-from lens_cli.work.reasoning import Rewriting
-from tests import fake_pipeline
+from backend.requests import resolve
+from backend.session import Session
+from backend.settings import Settings
+from backend.types import Encoder
 from tests.backend import tiny_weights as tiny
 from tests.lens_cli.cli import lens_inside as inside
 
@@ -93,7 +91,7 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert (dry(), dry("--encoder", "exact")) == ("llama", "exact")
     assert "text encoder: llama (near-exact)" in inside(monkeypatch, capfd, "gen", "x", "--dry-run").err
     monkeypatch.setattr(
-        "backend.text.shared_llama.choose_encoder", lambda wanted, files: wanted
+        "backend.text.choose_encoder.choose_encoder", lambda wanted, files: wanted
     )  # the stand-in has no files
     run = inside(monkeypatch, capfd, "gen", "a fish", "-s", "1", "--steps", "1", "-o", "a.png")
     assert run.code == 0 and "--encoder llama" in run.err.splitlines()[-1]
@@ -109,40 +107,9 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert bad.code == 2 and "'auto', 'exact', 'llama'" in bad.err
 
 
-@pytest.mark.parametrize("encoder", ["llama", "exact"])
-def test_the_reasoners_gguf_stays_open_for_the_llama_encoder_alone(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], encoder: str
-) -> None:
-    """What wrote the prompt reads it too; where torch reads it, the memory is given back before anything loads."""
-    shared, closed, given = SharedLlama(Path("x.gguf"), context=1), list[bool](), list[object]()
-
-    def apply(self: Rewriting, request: GenerationRequest) -> GenerationRequest:
-        self.llama = shared
-        return replace(request, prompt="a rewritten fish", original_prompt=request.prompt)
-
-    class Noting(fake_pipeline.Pipeline):
-        def __init__(self, *args: Any, llama: object, **more: Any) -> None:
-            super().__init__(*args, **more)
-            given.extend((llama, bool(closed)))
-
-    monkeypatch.setattr(Rewriting, "apply", apply)
-    monkeypatch.setattr(SharedLlama, "close", lambda self: closed.append(True))
-    monkeypatch.setattr(fake_pipeline, "Pipeline", Noting)
-    monkeypatch.setattr("backend.text.shared_llama.choose_encoder", lambda wanted, files: wanted)
-    run = inside(monkeypatch, capfd, "gen", "a fish", "--reasoner", "local", "--encoder", encoder, "--steps", "1")
-    assert run.code == 0, run.err
-    assert given == ([shared, False] if encoder == "llama" else [None, True])
-
-
 def test_llama_without_a_gguf_is_said_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_cli.terminal.console import Talk
-    from lens_cli.terminal.progress import Meter
-    from lens_cli.work.runner import Interrupt, generations
-    from tests.backend.text.test_embeddings import REQUEST
-
-    monkeypatch.setitem(sys.modules, "backend.pipeline", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "backend.engine", None)  # importing it would fail
     model = str(tiny.write_diffusers(tmp_path / "published"))
-    request = replace(REQUEST, model=model, encoder=Encoder.llama)
-    talk = Talk(command="gen", quiet=True)
+    wish = {"prompt": "x", "model": model, "encoder": Encoder.llama, "settings": Settings(), "warn": pytest.fail}
     with pytest.raises(UsageError, match="as one GGUF file"):
-        next(generations(request, Meter(talk=talk, total=1), Interrupt(), talk))
+        next(Session(Settings()).draw(resolve(**wish), on_event=lambda event: None))

@@ -8,7 +8,6 @@ import shlex
 
 import pytest
 
-from backend.errors import UsageError
 from backend.events import Noticed, PhaseDone, PhaseStarted, StepDone
 from backend.requests import build_request
 from backend.settings import GenerateSettings, Settings
@@ -18,7 +17,6 @@ from lens_cli.terminal import progress
 from lens_cli.terminal.console import Talk, one_line, printable
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import command_line, seed_runs
-from lens_cli.work.runner import Failure, Outcome
 
 
 @pytest.mark.parametrize(
@@ -136,17 +134,6 @@ def test_what_is_noticed_is_said_once_a_run(capfd: pytest.CaptureFixture[str]) -
     for text in ("one", "two", "one"):
         meter(Noticed(text=text))
     assert capfd.readouterr().err.splitlines() == ["warning: one", "warning: two"]
-
-
-def test_outcomes() -> None:
-    whole = Outcome(total=1, pictures=[{}])
-    assert whole.error() is None
-    error = UsageError("bad", hint="better")
-    part = Outcome(total=3, pictures=[{}], failures=[Failure(index=1, seed=1, error=error)])
-    failed = part.error()
-    assert failed is not None and failed.exit_code == 8 and failed.hint == "better"
-    assert "2 of 3 pictures failed: bad" in str(failed)
-    assert Outcome(total=1, failures=[Failure(index=0, seed=1, error=error)]).error() is error
 
 
 def test_quiet_and_json_keep_stdout_clean(capfd: pytest.CaptureFixture[str]) -> None:

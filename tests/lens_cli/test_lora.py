@@ -1,6 +1,6 @@
 """`--lora` from the outside: flags, settings, records, `rerun`, and one real picture with Lens-Nano.
 
-The files are made here with literal keys; most tests run with the fake pipeline, whose pixels depend on the LoRAs'
+The files are made here with literal keys; most tests run with the fake engine, whose pixels depend on the LoRAs'
 hashes and scales. `tests/backend/lora/test_lora.py` judges what a LoRA does to the weights.
 """
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    """`lens` in this process with the fake pipeline."""
+    """`lens` in this process with the fake engine."""
     return lambda *words: lens_inside(monkeypatch, capfd, *words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,7 +11,8 @@ from PIL import Image
 from backend import presets
 from backend.checkpoints.resolve import resolve_model
 from backend.errors import ModelMissingError
-from tests.lens_cli.cli import lens
+from backend.paths import nano_dir
+from tests.lens_cli.cli import lens, real_inside
 
 
 def _missing() -> str | None:
@@ -51,3 +53,26 @@ def test_the_prompt_matters() -> None:
     words[1] = "a blue fish on a yellow ground"
     second = lens(*words, "-q", real=True, timeout=600).lines[0]
     assert Image.open(first).tobytes() != Image.open(second).tobytes()
+
+
+def test_a_model_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By its path, rewritten by its own language model and read by it: everybody below has what was found."""
+    from backend.checkpoints import resolve
+
+    monkeypatch.setenv("LENS_HOME", str(tmp_path / "home"))
+    found, look_up = list[str](), resolve._resolve
+
+    def noted(name: str, *rest: Any) -> Any:
+        found.append(name)
+        return look_up(name, *rest)
+
+    monkeypatch.setattr(resolve, "_resolve", noted)
+    words = ["gen", "two red balls", "-m", str(nano_dir()), "--reasoner", "local", "--encoder", "llama"]
+    run = real_inside(monkeypatch, capfd, *words, "--steps", "1", "--base", "128", "-s", "1", "-o", "a.png")
+    assert run.code == 0, run.err
+    assert "rewritten by" in run.err and found == [str(nano_dir())]
+    found.clear()
+    assert real_inside(monkeypatch, capfd, *words, "--dry-run").code == 0
+    assert found == [str(nano_dir())]

@@ -1,4 +1,4 @@
-"""`lens refine`, and `lens gen` with a reasoner: a scripted endpoint on loopback, the fake pipeline, real streams."""
+"""`lens refine`, and `lens gen` with a reasoner: a scripted endpoint on loopback, the fake engine, real streams."""
 
 from __future__ import annotations
 

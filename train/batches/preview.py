@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
-from backend import latents, sampling
+from backend import pipeline, sampling
 from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.model.transformer import LensTransformer2DModel
 from backend.params import ModelParams
-from backend.pipeline import decode
-from backend.sizes import GRID
+from backend.pipeline import Grid, Networks, Progress, Sigmas, Texts
+from backend.sampling import Velocity
 from backend.text.harmony import encode_prompt
+from backend.types import GenerationRequest
 from train.batches.scenes import Frozen
 
+STEPS = 20
 PROMPTS = (
     "three red balloons over a green hill",
     "a blue car",
@@ -40,52 +44,63 @@ PROMPTS = (
 )
 
 
-@torch.no_grad()
-def draw(
-    model: torch.nn.Module, frozen: Frozen, params: ModelParams, prompt: str, *, seed: int, width: int, height: int,
-    steps: int = 20, guidance: float,
-) -> Image.Image:  # fmt: skip
-    """One picture with the networks in memory; the pipeline's recipe without its files."""
-    assert isinstance(model, LensTransformer2DModel)
-    device = next(model.parameters()).device
-    encoded = encode_prompt(frozen.tokenizer, params.text.template, prompt)
-    ids = torch.tensor([encoded.ids], device=device)
-    text = torch.stack(frozen.encoder.hidden_states(ids, params.dit.selected_layer_index), 2)[:, encoded.prefix :]
-    return draw_encoded(
-        model, frozen.vae, text, seed=seed, width=width, height=height, steps=steps, guidance=guidance
+def networks_of(
+    model: LensTransformer2DModel, vae: AutoencoderKLFlux2, encode: Callable[[str], Tensor], device: torch.device
+) -> Networks:
+    """The networks of the moment for the pipeline's recipe: the transformer's own forward in bfloat16, the VAE in
+    float32. `encode`: a prompt's features (1, L, T, F)."""
+
+    def both(request: GenerationRequest) -> Texts:
+        text = encode(request.prompt)
+        return text, None if request.guidance == 1.0 else text[:, :0]
+
+    def velocity(request: GenerationRequest, texts: Texts, grid: Grid, sigmas: Sigmas) -> Velocity:
+        def guided(x: Tensor, sigma: float) -> Tensor:
+            t = torch.full((1,), sigma, device=device)
+            with torch.autocast(device.type, torch.bfloat16):
+                conditional, *rest = [model(x, t, text, grid) for text in texts if text is not None]
+                return sampling.guide(conditional, rest[0], request.guidance) if rest else conditional
+
+        return guided
+
+    return Networks(
+        encode=both, velocity=velocity, decode=lambda x, grid: pipeline.decode(vae, x, grid, torch.float32),
+        device=device, arithmetic="bfloat16",
     )  # fmt: skip
 
 
 @torch.no_grad()
-def draw_encoded(
-    model: LensTransformer2DModel, vae: AutoencoderKLFlux2, text_1LTF: torch.Tensor, *, seed: int, width: int,
-    height: int, steps: int, guidance: float,
-) -> Image.Image:  # fmt: skip
-    """One picture of features."""
-    device = text_1LTF.device
-    h, w = height // GRID, width // GRID
-
-    def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        t = torch.full((1,), sigma, device=device)
-        with torch.autocast(device.type, torch.bfloat16):
-            c = model(x, t, text_1LTF, (h, w))
-            if guidance == 1.0:
-                return c
-            return sampling.guide(c, model(x, t, text_1LTF[:, :0], (h, w)), guidance)
-
-    x = sampling.denoise(velocity, latents.noise(seed, h, w).to(device), sampling.schedule(h * w, steps))
-    return decode(vae, x, h, w, torch.float32)
+def draw(
+    networks: Networks, prompt: str, *, seed: int, width: int, height: int, steps: int, guidance: float
+) -> Image.Image:
+    """One picture. Raises NumericsError."""
+    request = GenerationRequest(
+        prompt=prompt, model="", seeds=(seed,), width=width, height=height, steps=steps, guidance=guidance
+    )
+    (made,) = pipeline.draw(networks, request, Progress(device=networks.device))
+    return made.image
 
 
 def sheet(model: torch.nn.Module, frozen: Frozen, params: ModelParams, side: int, *, guidance: float) -> Image.Image:
     """The fixed prompts at `side` x `side`, each with its words beneath; `guidance`: what the model is used with."""
+    assert isinstance(model, LensTransformer2DModel)
+    device = next(model.parameters()).device
+
+    def encode(prompt: str) -> Tensor:
+        encoded = encode_prompt(frozen.tokenizer, params.text.template, prompt)
+        ids = torch.tensor([encoded.ids], device=device)
+        states = frozen.encoder.hidden_states(ids, params.dit.selected_layer_index)
+        return torch.stack(states, 2)[:, encoded.prefix :]
+
+    networks = networks_of(model, frozen.vae, encode, device)
     columns, caption = 6, 44
     rows = -(-len(PROMPTS) // columns)
     canvas = Image.new("RGB", (columns * side, rows * (side + caption)), "white")
     pen = ImageDraw.Draw(canvas)
     for i, prompt in enumerate(PROMPTS):
         x, y = i % columns * side, i // columns * (side + caption)
-        canvas.paste(draw(model, frozen, params, prompt, seed=i, width=side, height=side, guidance=guidance), (x, y))
+        picture = draw(networks, prompt, seed=i, width=side, height=side, steps=STEPS, guidance=guidance)
+        canvas.paste(picture, (x, y))
         pen.multiline_text(
             (x + 2, y + side + 1), "\n".join(textwrap.wrap(prompt, side // 5)[:4]), fill="black", font_size=9
         )

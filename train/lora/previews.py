@@ -14,7 +14,7 @@ from backend.loading import load_vae
 from backend.model.transformer import LensTransformer2DModel
 from backend.presets import Preset
 from backend.sizes import parse_ratio, size_for
-from train.batches.preview import draw_encoded
+from train.batches.preview import draw, networks_of
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder
 from train.lora.source import Cache
@@ -50,15 +50,16 @@ def sheet(model: LensTransformer2DModel, files: ModelFiles, cache: Cache, rows: 
     preset = files.preset
     scales = list(dict.fromkeys((1.0, preset.guidance)))
     vae = load_vae(files, torch.float32, cache.device)  # read again each time: training needs the memory more
-    texts = cache.texts([row.prompt for row in rows])
+    texts = dict(zip([row.prompt for row in rows], cache.texts([row.prompt for row in rows]), strict=True))
+    networks = networks_of(model, vae, lambda prompt: texts[prompt][None], cache.device)
     model.eval()
     wide = max(row.width for row in rows)
     canvas = Image.new("RGB", (len(scales) * wide, sum(row.height + BENEATH for row in rows)), "white")
     pen, y = ImageDraw.Draw(canvas), 0
-    for row, text in zip(rows, texts, strict=True):
+    for row in rows:
         for column, guidance in enumerate(scales):
-            picture = draw_encoded(
-                model, vae, text[None], seed=row.seed, width=row.width, height=row.height, steps=preset.steps,
+            picture = draw(
+                networks, row.prompt, seed=row.seed, width=row.width, height=row.height, steps=preset.steps,
                 guidance=guidance,
             )  # fmt: skip
             canvas.paste(picture, (column * wide, y))

@@ -12,7 +12,7 @@ from backend.errors import CancelledError
 from backend.types import QuantTarget
 from backend.words import human_bytes
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
-from lens_cli.work.runner import Interrupt
+from lens_cli.work.interrupt import Interrupt
 
 EVERY = 10.0  # seconds between two lines of progress where no bar can be drawn
 

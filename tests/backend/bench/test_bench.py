@@ -13,10 +13,12 @@ import torch
 
 from backend.bench import random_weights, reference
 from backend.bench.compare import Race, Widened, distance
-from backend.bench.timing import Clock, Marks, Peak, Spread, Took, added, timed
+from backend.bench.timing import Clock, Peak, Spread, Stopwatch, Took, added, timed
 from backend.errors import NumericsError
+from backend.events import PhaseDone, PhaseStarted, StepDone
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams
+from backend.types import Phase
 from tests.backend.tiny_weights import DIT, VAE
 
 CPU = torch.device("cpu")
@@ -44,10 +46,37 @@ def test_clock_tells_waiting_from_computing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(timing.time, "process_time", lambda: next(processor))
     assert timed(CPU, lambda: "x") == ("x", Took(5.0, 2.0))
     assert Clock(CPU).read() == Took(5.0, 2.0)
-    marks = Marks(CPU)
-    for _ in range(3):
-        marks.mark()
-    assert marks.seconds() == [5.0, 5.0]
+    assert Took(5.0, 2.0).without(Took(1.0, 0.5)) == Took(4.0, 1.5)
+
+
+def test_a_stopwatch_reads_an_engines_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run by run, a part within its phase; a part is no phase whose memory begins anew."""
+    from backend.bench import timing
+
+    ticks = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(timing.time, "process_time", lambda: 0.0)
+    watch, resets, peaks = Stopwatch(CPU), list[int](), iter([10, 30, 20, 5])
+    monkeypatch.setattr(watch.peak, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(watch.peak, "read", lambda: next(peaks))
+
+    def done(phase: Phase) -> PhaseDone:
+        return PhaseDone(phase=phase, seconds=0.0, peak_bytes=0)
+
+    watch(PhaseStarted(phase=Phase.load_transformer))
+    watch(PhaseStarted(phase=Phase.load_vae))
+    watch(done(Phase.load_vae))
+    watch(done(Phase.load_transformer))
+    for steps in ((0.5, 0.25), (0.125,)):
+        watch(PhaseStarted(phase=Phase.denoise))
+        for seconds in steps:
+            watch(StepDone(phase=Phase.denoise, step=1, total=2, image=0, seconds=seconds))
+        watch(done(Phase.denoise))
+    assert {phase: [took.wall for took in runs] for phase, runs in watch.took.items()} == {
+        Phase.load_vae: [1.0], Phase.load_transformer: [3.0], Phase.denoise: [1.0, 1.0]
+    }  # fmt: skip
+    assert watch.most == {Phase.load_vae: 10, Phase.load_transformer: 30, Phase.denoise: 20}
+    assert watch.steps == [[0.5, 0.25], [0.125]] and len(resets) == 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process reset its high-water mark")

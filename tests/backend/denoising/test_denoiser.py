@@ -20,7 +20,7 @@ from torch import Tensor
 from backend import latents, loading, sampling
 from backend.checkpoints.resolve import resolve_model
 from backend.denoising.denoiser import Denoiser
-from backend.denoising.modulation import Folded
+from backend.denoising.modulation import Folded, fold
 from backend.denoising.stream import StreamedBlocks
 from backend.model.transformer import JointAttention, LensBlock, LensTransformer2DModel
 from tests.backend import plain_lens
@@ -411,6 +411,8 @@ def test_nano_draws_the_same() -> None:
 
     noise = latents.noise(11, *grid)
     before = sampling.denoise(plain, noise, sigmas)
-    bare, folded = loading.load_transformer(nano, torch.float32, "cpu", sigmas=sigmas[:-1])
+    table = loading.open_transformer_table(nano)
+    bare = loading.load_for_schedules(table, params, torch.float32, "cpu")
+    folded = fold(table, params, sigmas[:-1], torch.float32, "cpu")
     after = sampling.denoise(Denoiser(bare, folded, grid, text, guidance=GUIDANCE), noise, sigmas)
     assert float((after - before).norm() / before.norm()) < 1e-5

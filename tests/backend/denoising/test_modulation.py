@@ -20,6 +20,7 @@ from backend import loading, sampling
 from backend.cache.store import MB, Store, entries
 from backend.checkpoints import formats
 from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.denoising import modulation, modulation_store
@@ -75,13 +76,29 @@ def same_as_the_loop(folded: Folded, network: LensTransformer2DModel, sigmas: Se
         assert torch.equal(folded.final(step), final)
 
 
+def without(files: ModelFiles, dtype: torch.dtype = torch.float32) -> LensTransformer2DModel:
+    """The network without its modulation layers."""
+    table = loading.open_transformer_table(files)
+    return loading.load_for_schedules(table, files.preset.params.dit, dtype, "cpu")
+
+
+def kept(
+    files: ModelFiles, store: Store | None, sigmas: Sequence[float] = SIGMAS, dtype: torch.dtype = torch.float32,
+    loras: Sequence[LoraUse] = (),
+) -> Folded:  # fmt: skip
+    table, params = loading.open_transformer_table(files), files.preset.params.dit
+    return modulation_store.read_or_fold(
+        table, params, sigmas, dtype, "cpu", loras, store, lambda: files_sha256(files.transformer)
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_bits_of_the_loop(files: ModelFiles, dtype: torch.dtype) -> None:
     """From the network, from its files, and beside the network that is loaded without those layers."""
     network = loading.load_transformer(files, dtype, "cpu")
     from_files = fold(formats.open_transformer(files.transformer), network.params, SIGMAS, dtype, "cpu")
-    bare, beside = loading.load_transformer(files, dtype, "cpu", sigmas=SIGMAS)
-    for folded in (fold_network(network, SIGMAS), from_files, beside):
+    bare = without(files, dtype)
+    for folded in (fold_network(network, SIGMAS), from_files, kept(files, None, SIGMAS, dtype)):
         same_as_the_loop(folded, network, SIGMAS)
     assert len({row.numpy().tobytes() for row in from_files.table_SW.view(torch.uint8)}) == len(SIGMAS)
     rest = {name: tensor for name, tensor in network.state_dict().items() if name not in modulation_names(tiny.DIT)}
@@ -160,7 +177,7 @@ def test_every_tensor_is_still_asked_for(tmp_path: Path, name: str) -> None:
     for problem, state in cases.items():
         tiny.write_shards(folder / "transformer", "diffusion_pytorch_model", state)
         with pytest.raises(CheckpointError, match=problem) as raised:
-            loading.load_transformer(resolve_model(str(folder)), torch.float32, "cpu", sigmas=SIGMAS)
+            without(resolve_model(str(folder)))
         assert name.rsplit(".", 1)[0] in str(raised.value)
 
 
@@ -184,15 +201,14 @@ def folds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_kept_schedule_is_the_computed_one(
     files: ModelFiles, store: Store, folds: list[int], dtype: torch.dtype
 ) -> None:
-    plain = loading.load_transformer(files, dtype, "cpu", sigmas=SIGMAS)[1]
-    first, second = (loading.load_transformer(files, dtype, "cpu", sigmas=SIGMAS, schedules=store)[1] for _ in range(2))
+    plain = kept(files, None, SIGMAS, dtype)
+    first, second = (kept(files, store, SIGMAS, dtype) for _ in range(2))
     assert folds == [5, 5]  # without a store, and to fill it
     assert first.sigmas == second.sigmas == plain.sigmas and second.dim == plain.dim
     assert torch.equal(plain.table_SW, first.table_SW) and torch.equal(plain.table_SW, second.table_SW)
 
 
 def test_the_key_has_everything_that_decides(files: ModelFiles, tmp_path: Path, store: Store, folds: list[int]) -> None:
-    table = formats.open_transformer(files.transformer)
     other = resolve_model(str(tiny.write_embedded(tmp_path / "other")))
     write_transformer_gguf(
         tmp_path / "other" / "transformer.gguf", tiny.random_transformer(seed=9), tiny.DIT, quant="F32"
@@ -208,19 +224,18 @@ def test_the_key_has_everything_that_decides(files: ModelFiles, tmp_path: Path, 
     ]
     for _ in range(2):
         for given, sigmas, dtype, loras in asked:
-            modulation_store.read_or_fold(given, table, sigmas, dtype, "cpu", loras, store)
+            kept(given, store, sigmas, dtype, loras)
     assert len(folds) == len(asked) == len(entries(store.folder, store.suffix))
 
 
 def test_a_damaged_or_foreign_file_is_made_again(files: ModelFiles, tmp_path: Path, folds: list[int]) -> None:
     warnings: list[str] = []
     store = Store(tmp_path / "schedules", ".safetensors", 10 * MB, warnings.append)
-    table = formats.open_transformer(files.transformer)
-    right = modulation_store.read_or_fold(files, table, SIGMAS, torch.float32, "cpu", (), store)
+    right = kept(files, store)
     (entry,) = entries(store.folder, store.suffix)
     whole = entry.path.read_bytes()
     entry.path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    again = modulation_store.read_or_fold(files, table, SIGMAS, torch.float32, "cpu", (), store)
+    again = kept(files, store)
     assert torch.equal(right.table_SW, again.table_SW)
     assert len(folds) == 2 and len(warnings) == 1 and "damaged" in warnings[0]
     assert entry.path.read_bytes() == whole
@@ -229,5 +244,5 @@ def test_a_damaged_or_foreign_file_is_made_again(files: ModelFiles, tmp_path: Pa
 def test_nothing_is_kept_at_a_cap_of_nothing(files: ModelFiles, tmp_path: Path, folds: list[int]) -> None:
     store = Store(tmp_path / "schedules", ".safetensors", 0, lambda text: pytest.fail(text))
     for _ in range(2):
-        loading.load_transformer(files, torch.float32, "cpu", sigmas=SIGMAS, schedules=store)
+        kept(files, store)
     assert len(folds) == 2 and not store.folder.exists()

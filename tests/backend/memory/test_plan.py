@@ -26,7 +26,9 @@ from backend.memory.plan import (
     parse_bytes,
     step_down,
 )
+from backend.memory.resident import ResidentBytes, encodes_beside, resident_bytes
 from backend.presets import LENS, NANO
+from backend.types import Phase
 
 JOB = Job(params=LENS, width=1024, height=1024, steps=20, guided=True, text_tokens=415, itemsize=2)
 MODEL = ModelBytes(job=JOB, held="bf16", mapped=True)
@@ -199,14 +201,14 @@ def test_bigger_pictures_need_more() -> None:
 
 def test_step_down() -> None:
     plan = make_plan(MODEL, H200, vram=24 * GB)
-    decode = step_down(MODEL, H200, plan, "decode")
+    decode = step_down(MODEL, H200, plan, Phase.decode)
     assert decode is not None and plan.graphs and not decode.graphs  # 0.2 GB of buffers
-    decode = step_down(MODEL, H200, decode, "decode")
+    decode = step_down(MODEL, H200, decode, Phase.decode)
     assert decode is not None and decode.place is Place.resident and decode.decode.work > plan.decode.work
     assert decode.peak.decode < plan.peak.decode
-    denoise = step_down(MODEL, H200, decode, "denoise")
+    denoise = step_down(MODEL, H200, decode, Phase.denoise)
     assert denoise is not None and denoise.place is Place.pinned
-    encode = step_down(MODEL, H200, plan, "encode")
+    encode = step_down(MODEL, H200, plan, Phase.encode)
     assert encode is not None and encode.reader is EncoderPlace.cpu
     assert (denoise.cap, denoise.profile) == (plan.cap, plan.profile)
 
@@ -214,26 +216,72 @@ def test_step_down() -> None:
 def test_step_down_leaves_the_host_its_memory() -> None:
     """What cannot be pinned is read from its file; and nothing is pinned that the host has no room for."""
     pinned = make_plan(MODEL, H200, vram=6 * GB)
-    assert pinned.place is Place.pinned and step_down(MODEL, H200, pinned, "denoise") is None
-    mapped = step_down(MODEL, H200, pinned, "denoise", on_host=True)
+    assert pinned.place is Place.pinned and step_down(MODEL, H200, pinned, Phase.denoise) is None
+    mapped = step_down(MODEL, H200, pinned, Phase.denoise, on_host=True)
     assert mapped is not None and mapped.place is Place.mapped and mapped.host < pinned.host / 5
     narrow = replace(H200, host_free=6 * GB)  # 48 x 128 MiB are more
-    leaner = step_down(MODEL, narrow, make_plan(MODEL, narrow, vram=24 * GB), "denoise")
+    leaner = step_down(MODEL, narrow, make_plan(MODEL, narrow, vram=24 * GB), Phase.denoise)
     assert leaner is not None and leaner.place is Place.mapped
     converted = replace(MODEL, mapped=False)
-    last = step_down(converted, narrow, make_plan(converted, narrow, vram=24 * GB), "decode")
+    last = step_down(converted, narrow, make_plan(converted, narrow, vram=24 * GB), Phase.decode)
     while last is not None:
         assert last.place is Place.resident
-        last = step_down(converted, narrow, last, "decode")
+        last = step_down(converted, narrow, last, Phase.decode)
 
 
 def test_step_down_ends() -> None:
     for start in (make_plan(MODEL, H200), make_plan(MODEL, NO_GPU)):
         plan, seen = start, 0
-        while (following := step_down(MODEL, H200 if start.device == "cuda" else NO_GPU, plan, "decode")) is not None:
+        while (
+            following := step_down(MODEL, H200 if start.device == "cuda" else NO_GPU, plan, Phase.decode)
+        ) is not None:
             assert following.peak.decode < plan.peak.decode
             plan, seen = following, seen + 1
         assert 0 < seen < 10
+
+
+# ---------------------------------------------------------------------------------------------------- between requests
+
+
+def test_what_stays_between_requests() -> None:
+    """By hand: 5.49 GB of transformer (with 20 steps of modulation) and 0.17 of VAE, where the plan puts them."""
+    plan = make_plan(MODEL, H200, vram=12 * GB)
+    assert plan.place is Place.resident
+    roomy = resident_bytes(MODEL, replace(plan, graphs=0))
+    assert roomy.card == pytest.approx(5.51e9 + 0.168e9, rel=0.003) and roomy.host == 0
+    pool = resident_bytes(MODEL, replace(plan, graphs=2)).card - roomy.card
+    assert pool == footprint.denoising(JOB, "cuda")  # a graph's own tensors
+    pinned = resident_bytes(MODEL, make_plan(MODEL, H200, vram=6 * GB))
+    assert pinned.host == 48 * 2**27 + 2 * 84_046_115 and pinned.card < 0.2e9
+    on_cpu = make_plan(MODEL, NO_GPU)
+    assert resident_bytes(MODEL, on_cpu).host < 0.3e9  # its blocks are pages of their file
+    own = resident_bytes(replace(MODEL, mapped=False), on_cpu)
+    assert own.host == pytest.approx(5.51e9 + 0.168e9, rel=0.003) and own.card == 0 and own.total == own.host
+
+
+def test_what_stays_is_free_for_the_next_plan() -> None:
+    """A warm engine plans as an empty machine would."""
+    for machine in (H200, NO_GPU, replace(H200, card=8 * GB, card_free=7 * GB)):
+        plan = make_plan(MODEL, machine)
+        stays = resident_bytes(MODEL, plan)
+        left = replace(machine, card_free=machine.card_free - stays.card, host_free=machine.host_free - stays.host)
+        assert stays.given_back(left) == machine and make_plan(MODEL, stays.given_back(left)) == plan
+    assert ResidentBytes(card=5 * GB, host=0).given_back(H200).card_free == H200.card  # never more than there is
+
+
+def test_a_prompt_is_encoded_beside_the_networks_where_both_fit() -> None:
+    for card, beside in ((24 * GB, True), (6.5 * GB, False)):
+        plan = make_plan(MODEL, replace(H200, card=round(card), card_free=round(card)))
+        resident = ResidentBytes(card=round(5.7 * GB), host=0)
+        assert encodes_beside(MODEL, plan, resident) is beside, plan.line()
+    on_cpu = make_plan(MODEL, NO_GPU)
+    assert encodes_beside(MODEL, on_cpu, ResidentBytes(card=0, host=30 * GB))
+    assert not encodes_beside(MODEL, on_cpu, ResidentBytes(card=0, host=32 * GB))
+
+
+def test_a_plan_is_tight_where_its_phases_do_not_fit_side_by_side() -> None:
+    assert not make_plan(MODEL, H200).tight and not make_plan(MODEL, NO_GPU).tight
+    assert make_plan(MODEL, H200, vram=8 * GB).tight and make_plan(MODEL, H200, vram=4 * GB).tight
 
 
 # -------------------------------------------------------------------------------------------------------------- errors

@@ -25,17 +25,19 @@ from backend.cache.store import CACHES, MB, Store, Stores, clear, entries, limit
 from backend.checkpoints.layouts import PartFiles, Parts
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_text_encoder_gguf, write_transformer_gguf
+from backend.engine import Engine
 from backend.errors import CheckpointError, FileError, NumericsError, UsageError
 from backend.events import Generation, PhaseStarted
 from backend.loading import load_text_encoder, load_tokenizer
 from backend.params import TemplateParams
-from backend.pipeline import Pipeline
 from backend.presets import Component
+from backend.requests import ResolvedRequest
 from backend.settings import CacheSettings
 from backend.text import features
+from backend.text.choose_encoder import choose_encoder
 from backend.text.features import FeatureSource
 from backend.text.harmony import encode_prompt
-from backend.text.shared_llama import SharedLlama, choose_encoder
+from backend.text.llama import LlamaModel
 from backend.text.streaming import StreamingEncoder
 from backend.types import Encoder, GenerationRequest, Phase
 from tests.backend import tiny_weights as tiny
@@ -109,8 +111,9 @@ def picture(model: Path, store: Store | None, **change: Any) -> tuple[Generation
         if isinstance(event, PhaseStarted):
             phases.append(event.phase)
 
-    pipeline = Pipeline(resolve_model(str(model)), device="cpu", stores=Stores(embeddings=store))
-    (made,) = pipeline.generate(replace(REQUEST, **change), on_event=note, stop=lambda: False)
+    files = resolve_model(str(model))
+    request = ResolvedRequest(request=replace(REQUEST, **change), preset=files.preset, files=files)
+    (made,) = Engine(stores=Stores(embeddings=store)).draw(request, on_event=note)
     return made, phases
 
 
@@ -172,7 +175,7 @@ def test_pictures_from_kept_features_have_the_same_pixels(model: Path, store: St
     plain, first, second = (picture(model, s, **wish) for s in (None, store, store))
     assert plain[0].image.tobytes() == first[0].image.tobytes() == second[0].image.tobytes()
     assert encoded == [2, 2]
-    rest = [Phase.load_transformer, Phase.denoise, Phase.decode]
+    rest = [Phase.load_transformer, Phase.fold, Phase.load_vae, Phase.denoise, Phase.decode]
     assert plain[1] == first[1] == [Phase.load_encoder, Phase.encode, *rest]
     assert second[1] == [Phase.encode, *rest]
     # Only what is new is encoded: another negative prompt alone.
@@ -363,19 +366,23 @@ def test_the_list_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_the_llama_path(model: Path, store: Store) -> None:
-    """Near the exact one for a network trained with the rounded range; kept apart from it; closed after use."""
+    """Near the exact one for a network trained with the rounded range; kept apart from it; left open for its owner."""
     prompts = ["a red circle", "two yellow squares above a sign"]
     exact = source(model, store).features(prompts, quiet)
-    with SharedLlama(model / "text_encoder.gguf", context=4096) as shared:
-        opened = shared()
-        given = source(model, store, encoder=Encoder.llama, llama=shared)
+    with LlamaModel(model / "text_encoder.gguf", context=4096) as opened:
+        asked: list[LlamaModel] = []
+
+        def llama() -> LlamaModel:
+            asked.append(opened)
+            return opened
+
+        given = source(model, store, encoder=Encoder.llama, llama=llama)
         near = given.features(prompts, quiet)
-        assert not shared.opened  # what comes next needs the memory
-        with pytest.raises(ValueError, match="was closed"):
-            opened.hidden_states([1], (0,))
+        assert opened.hidden_states([1], (0,)).shape[0] == 1  # whoever opened it closes it
         assert all(torch.equal(a, b) for a, b in zip(near, given.features(prompts, quiet), strict=True))
-        assert not shared.opened  # kept features open nothing
-    alone = source(model, None, encoder=Encoder.llama).features(prompts[1:], quiet)
+        assert len(asked) == 1  # kept features open nothing
+    with LlamaModel(model / "text_encoder.gguf", context=4096) as opened:
+        alone = source(model, None, encoder=Encoder.llama, llama=lambda: opened).features(prompts[1:], quiet)
     assert torch.equal(alone[0], near[1])  # not a matter of who was encoded before
     for a, b in zip(exact, near, strict=True):
         assert a.shape == b.shape and b.dtype == torch.float32

@@ -1,6 +1,6 @@
-"""The pipeline under other plans: the same pictures from streamed blocks, and what happens when memory runs out.
+"""The engine under other plans: the same pictures from streamed blocks, and what happens when memory runs out.
 
-Why it can be trusted: the yardstick is the same pipeline with everything in memory, which `test_pipeline` holds against
+Why it can be trusted: the yardstick is the same engine with everything in memory, which `test_pipeline` holds against
 a hand-written one. A GPU's plan is carried out on the CPU: the same code, with plain copies.
 """
 
@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from backend import pipeline as product
-from backend.checkpoints.resolve import resolve_model
+from backend import engine as product
+from backend import loaders
 from backend.denoising.stream import StreamedBlocks
+from backend.engine import Engine
 from backend.errors import OutOfMemoryError
 from backend.events import Event, Generation, PlanMade
 from backend.memory.exhausted import host_ran_out, ran_out
-from backend.memory.machine import Planned
-from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, Place
-from backend.pipeline import Pipeline
-from backend.types import Phase
-from tests.backend.test_pipeline import REQUEST, make, model, same
+from backend.memory.machine import RunPlan
+from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, PeakBytes, Place
+from backend.types import DType, Phase
+from tests.backend.test_pipeline import REQUEST, make, model, resolved_for, same
 
 __all__ = ["model"]  # a fixture
 
@@ -47,19 +47,19 @@ def test_streamed_blocks_make_the_same_picture(
     model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch, place: Place
 ) -> None:
     sources: list[StreamedBlocks[Any]] = []
-    stream, planned = product.stream_blocks, product.plan_run
+    stream, planned = product.stream_blocks, loaders.plan_run
 
     def spied(*args: Any, **kwargs: Any) -> StreamedBlocks[Any]:
         assert kwargs["packed"] is (place is Place.pinned)
         sources.append(stream(*args, **kwargs))
         return sources[0]
 
-    def planned_for_a_card(*args: Any) -> Planned:
+    def planned_for_a_card(*args: Any) -> RunPlan:
         found = planned(*args)
         return replace(found, plan=leaner(found.plan, place))
 
     monkeypatch.setattr(product, "stream_blocks", spied)
-    monkeypatch.setattr(product, "plan_run", planned_for_a_card)
+    monkeypatch.setattr(loaders, "plan_run", planned_for_a_card)
     streamed = make(model, SEEDS)
     assert len(sources) == 1 and not sources[0]._slots  # given back for the last decoding
     assert all(same(a, b) for a, b in zip(wanted, streamed, strict=True))
@@ -84,16 +84,14 @@ class Failing:
 
 
 def drawn(model: Path, events: list[Event]) -> Iterator[Generation]:
-    yield from Pipeline(resolve_model(str(model)), device="cpu").generate(
-        SEEDS, on_event=events.append, stop=lambda: False
-    )
+    yield from Engine().draw(resolved_for(model, SEEDS), on_event=events.append)
 
 
 FAILURES = [
     ("loading.open_text_table", (0,), 0, "load encoder"),
-    ("loading.load_transformer", (0,), 0, "load transformer"),
-    ("sampling.denoise", (1,), 1, "denoise"),
-    ("decode", (2,), 2, "decode"),
+    ("loading.load_for_schedules", (0,), 0, "load transformer"),
+    ("pipeline.denoise", (1,), 1, "denoise"),
+    ("pipeline.decode", (2,), 2, "decode"),
 ]
 
 
@@ -110,11 +108,11 @@ def test_steps_down_once_and_goes_on(
     model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch, where: str, calls: tuple[int, ...],
     kept: int, phase: str,
 ) -> None:  # fmt: skip
-    stages: list[str] = []
+    phases: list[Phase] = []
 
-    def step_down(model: Any, machine: Any, plan: MemoryPlan, stage: str, *, on_host: bool) -> MemoryPlan:
+    def step_down(model: Any, machine: Any, plan: MemoryPlan, phase: Phase, *, on_host: bool) -> MemoryPlan:
         assert not on_host
-        stages.append(stage)
+        phases.append(phase)
         return leaner(plan)
 
     monkeypatch.setattr(product, "step_down", step_down)
@@ -127,12 +125,12 @@ def test_steps_down_once_and_goes_on(
     first, second = [event for event in events if isinstance(event, PlanMade)]
     assert first.reason is None and second.plan == leaner(first.plan)
     assert second.reason == f"memory ran out ({phase}): tried to allocate 2 GiB"
-    assert stages == [{"load encoder": "encode", "decode": "decode"}.get(phase, "denoise")]
+    assert phases == [phase]
 
 
 def test_a_second_failure_is_the_error_and_keeps_what_is_made(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(product, "step_down", lambda model, machine, plan, stage, on_host: leaner(plan))
-    fail(monkeypatch, "decode", 1, 2)
+    fail(monkeypatch, "pipeline.decode", 1, 2)
     made: list[Generation] = []
     with pytest.raises(OutOfMemoryError, match="not enough memory for 48x64 with tiny: tried to allocate") as raised:
         for generation in drawn(model, []):
@@ -143,7 +141,7 @@ def test_a_second_failure_is_the_error_and_keeps_what_is_made(model: Path, monke
 
 def test_no_leaner_plan_is_the_error_at_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this tiny model nothing can be saved: its plans differ by kilobytes."""
-    fail(monkeypatch, "decode", 0)
+    fail(monkeypatch, "pipeline.decode", 0)
     events: list[Event] = []
     with pytest.raises(OutOfMemoryError):
         list(drawn(model, events))
@@ -153,16 +151,16 @@ def test_no_leaner_plan_is_the_error_at_once(model: Path, monkeypatch: pytest.Mo
 def test_memory_that_cannot_be_pinned_asks_for_a_plan_with_less_of_the_host(
     model: Path, wanted: list[Generation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, bool]] = []
+    asked: list[tuple[Phase, bool]] = []
 
-    def step_down(model: Any, machine: Any, plan: MemoryPlan, stage: str, *, on_host: bool) -> MemoryPlan:
-        asked.append((stage, on_host))
+    def step_down(model: Any, machine: Any, plan: MemoryPlan, phase: Phase, *, on_host: bool) -> MemoryPlan:
+        asked.append((phase, on_host))
         return leaner(plan, Place.mapped)
 
     monkeypatch.setattr(product, "step_down", step_down)
-    fail(monkeypatch, "loading.load_transformer", 0, error=MemoryError("the system refuses to pin 5 bytes"))
+    fail(monkeypatch, "loading.load_for_schedules", 0, error=MemoryError("the system refuses to pin 5 bytes"))
     made = list(drawn(model, []))
-    assert asked == [("denoise", True)]
+    assert asked == [(Phase.load_transformer, True)]
     assert all(same(a, b) for a, b in zip(made, wanted, strict=True))
 
 
@@ -183,7 +181,7 @@ def test_which_errors_are_memory() -> None:
 
 
 def test_other_errors_pass_through(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail(monkeypatch, "decode", 0, error=RuntimeError("shapes differ"))
+    fail(monkeypatch, "pipeline.decode", 0, error=RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(drawn(model, []))
 
@@ -191,42 +189,41 @@ def test_other_errors_pass_through(model: Path, monkeypatch: pytest.MonkeyPatch)
 # ------------------------------------------------------------------------------------------------------- which device
 
 
-def on_a_card(model: Path, monkeypatch: pytest.MonkeyPatch, free: int, *, device: str = "auto") -> Pipeline:
-    """A pipeline that believes in a card with so many bytes free."""
+def on_a_card(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    """Believe in a card with so many bytes free."""
 
     def look_at(device: torch.device) -> Machine:
         return Machine(device=device.type, card=8 * GB, card_free=free, host_free=32 * GB)
 
     monkeypatch.setattr(product, "look_at", look_at)
     monkeypatch.setattr(product, "choose_device", lambda name: torch.device("cuda"))
-    return Pipeline(resolve_model(str(model)), device=device)
 
 
 def test_a_card_too_small_is_left_alone_unless_it_was_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    roomy = on_a_card(model, monkeypatch, 8 * GB)
-    assert roomy.plan_memory(REQUEST).plan.device == "cuda" and roomy.dtype == torch.bfloat16
-    full = on_a_card(model, monkeypatch, 100_000_000)
+    request, engine = replace(REQUEST, device="auto"), Engine()
+    on_a_card(monkeypatch, 8 * GB)
+    planned = engine.plan(resolved_for(model, request))
+    assert planned.plan.device == "cuda" and planned.dtype is DType.bfloat16
+    on_a_card(monkeypatch, 100_000_000)
     events: list[Event] = []
-    (made,) = full.generate(REQUEST, on_event=events.append, stop=lambda: False)
+    (made,) = engine.draw(resolved_for(model, request), on_event=events.append)
     assert made.plan is not None and made.plan.device == "cpu"
-    assert (full.device.type, full.dtype) == ("cpu", torch.float32)
+    assert (made.device, made.dtype) == ("cpu", "float32")
     (told,) = [event for event in events if isinstance(event, PlanMade)]
     assert told.plan == made.plan and "even in the leanest plan; 95.0 MB can be had" in str(told.reason)
     # Once there is room again, the GPU is used again.
-    monkeypatch.setattr(
-        product, "look_at", lambda device: Machine(device="cuda", card=8 * GB, card_free=8 * GB, host_free=32 * GB)
-    )
-    assert full.plan_memory(REQUEST).plan.device == "cuda" and full.device.type == "cuda"
-    with pytest.raises(OutOfMemoryError, match=r"of memory on the GPU even in the leanest plan; 95\.0 MB can be had"):
-        on_a_card(model, monkeypatch, 100_000_000, device="cuda").plan_memory(REQUEST)
+    on_a_card(monkeypatch, 8 * GB)
+    assert engine.plan(resolved_for(model, request)).plan.device == "cuda"
     with pytest.raises(OutOfMemoryError):
-        on_a_card(model, monkeypatch, 8 * GB).plan_memory(replace(REQUEST, vram=100_000_000))
+        engine.plan(resolved_for(model, replace(request, vram=100_000_000)))
+    on_a_card(monkeypatch, 100_000_000)
+    with pytest.raises(OutOfMemoryError, match=r"of memory on the GPU even in the leanest plan; 95\.0 MB can be had"):
+        engine.plan(resolved_for(model, replace(request, device="cuda")))
 
 
 def test_every_phase_belongs_to_a_prediction() -> None:
-    watch = product._Watch(lambda event: None)
-    stages = set[str]()
-    for phase in Phase:
-        watch.phase = phase
-        stages.add(watch.stage)
-    assert stages == {"encode", "denoise", "decode"}
+    peak = PeakBytes(encode=1, denoise=2, decode=3)
+    assert {phase: peak.at(phase) for phase in Phase} == {
+        Phase.rewrite: 1, Phase.load_encoder: 1, Phase.encode: 1, Phase.load_transformer: 2, Phase.fold: 2,
+        Phase.load_vae: 2, Phase.denoise: 2, Phase.decode: 3,
+    }  # fmt: skip

@@ -1,10 +1,11 @@
-"""A hand-made stand-in for `backend.pipeline`, so that the command line is tested in milliseconds and without torch.
+"""A hand-made stand-in for `backend.engine`, so that session and command line are tested in milliseconds and without
+torch.
 
 It keeps the interface's promises: pictures in order, events, a poll of `stop` after every step, pixels that depend on
-prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real pipeline, which has tests of
+prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real engine, which has tests of
 its own; `tests/lens_cli/test_nano.py` drives the two together.
 
-As a program (`python tests/fake_pipeline.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
+As a program (`python tests/fake_engine.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
 "nan" fails the picture whose seed is odd, "oom" fails everything, "slow" sleeps 50 ms a step, "hang" ignores stop,
 "broken" raises what nobody expects.
 """
@@ -23,6 +24,7 @@ from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
 from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, StepDone, Stop
 from backend.presets import Preset
+from backend.requests import ResolvedRequest
 from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase
 
 WEIGHTS = Path(__file__)  # stands for a weights file: it exists, and its SHA-256 can be told
@@ -35,6 +37,7 @@ class FakeFiles:
     name: str
     preset: Preset
     transformer: tuple[Path, ...] = ()
+    text_encoder: tuple[Path, ...] = ()
     revision: str | None = None
     notes: tuple[str, ...] = ()
     total_bytes: int = 12_345_678
@@ -47,15 +50,17 @@ def resolve_model(name: str) -> FakeFiles:
     return FakeFiles(name=name, preset=presets.get(name))
 
 
-class Pipeline:
-    def __init__(
-        self, files: FakeFiles, *, dtype: DType, device: str, stores: object = None, llama: object = None
-    ) -> None:
-        self.files, self.dtype, self.device = files, dtype, device
+class Engine:
+    def __init__(self, *, stores: object = None) -> None:
+        self.stores, self.unloaded = stores, 0
 
-    def generate(self, request: GenerationRequest, *, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
+    def unload(self) -> None:
+        self.unloaded += 1
+
+    def draw(self, resolved: ResolvedRequest, *, first: int = 0, on_event: OnEvent, stop: Stop) -> Iterator[Generation]:
         from PIL import Image
 
+        request, files = resolved.request, resolved.need_files()
         if "oom" in request.prompt:
             raise OutOfMemoryError("not enough memory", hint="make a smaller picture")
         if "broken" in request.prompt:
@@ -63,7 +68,7 @@ class Pipeline:
         for phase in (Phase.load_encoder, Phase.encode, Phase.load_transformer):
             on_event(PhaseStarted(phase=phase))
             on_event(PhaseDone(phase=phase, seconds=0.001, peak_bytes=1_000_000))
-        for index, seed in enumerate(request.seeds):
+        for index, seed in list(enumerate(request.seeds))[first:]:
             on_event(PhaseStarted(phase=Phase.denoise, total=request.steps, image=index))
             for step in range(1, request.steps + 1):
                 time.sleep(0.05 if "slow" in request.prompt or "hang" in request.prompt else 0)
@@ -81,7 +86,7 @@ class Pipeline:
                 index=index,
                 seed=seed,
                 model=ModelIdentity(
-                    name=self.files.name, sha256={"transformer": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()}
+                    name=files.name, sha256={"transformer": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()}
                 ),
                 sigmas=tuple(1 - step / request.steps for step in range(request.steps + 1)),
                 dtype="float32" if request.dtype is DType.auto else str(request.dtype),
@@ -105,9 +110,9 @@ def install() -> None:
     """Put the fake in place of the real modules, for this process."""
     from backend.checkpoints import resolve
 
-    module = types.ModuleType("backend.pipeline")
-    module.Pipeline = Pipeline  # pyright: ignore[reportAttributeAccessIssue]
-    sys.modules["backend.pipeline"] = module
+    module = types.ModuleType("backend.engine")
+    module.Engine = Engine  # pyright: ignore[reportAttributeAccessIssue]
+    sys.modules["backend.engine"] = module
     resolve.resolve_model = resolve_model  # pyright: ignore[reportAttributeAccessIssue]
 
 
