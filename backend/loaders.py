@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,8 @@ class FileLoader:
         return identify_model(self.files)
 
     def stamp(self, part: Component) -> Hashable:
-        return _stamp([path for name, path, _ in self.files.files() if name == part])
+        stats = [(path, path.stat()) for path in self.files.parts.files(part)]
+        return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
     def plan(self, request: GenerationRequest, machine: Machine) -> RunPlan:
         return plan_run(request, self.files, machine)
@@ -107,8 +108,3 @@ class FileLoader:
 
     def transformer_sha256(self) -> str:
         return files_sha256(self.files.transformer)
-
-
-def _stamp(paths: Sequence[Path]) -> tuple[tuple[Path, int, int], ...]:
-    stats = [path.stat() for path in paths]
-    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True))

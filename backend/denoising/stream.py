@@ -261,7 +261,7 @@ def making_room(source: StreamedBlocks[LensBlock] | None, guest: nn.Module, devi
         return
     source.release()
     home = guest.state_dict()
-    # On a GPU as `checkpoint.load_vae` lays it there.
+    # On a GPU as `loading.fill_vae` lays it there.
     cast(Any, guest).to(device, **({"memory_format": torch.channels_last} if device.type == "cuda" else {}))
     try:
         yield
