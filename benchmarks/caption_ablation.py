@@ -52,16 +52,21 @@ class Job:
         """Train, export, evaluate; what is there already is not done again. Raises CalledProcessError."""
         words = self.words
         stage = {
-            "steps": words.steps, "decay_steps": words.steps, "captions": ARMS[self.arm], "layouts": "",
-            "coloured_share": 0.82, "placed_share": 0.8, "orderly": "false", "square_share": 0.5, "flat_share": 0.85,
+            "steps": words.steps, "decay_steps": words.steps, "square_share": 0.5,
             "learning_rate": words.learning_rate, "time_offset": 0,
+        }  # fmt: skip
+        mix = {
+            "captions": ARMS[self.arm], "layouts": "none", "coloured_share": 0.82, "placed_share": 0.8,
+            "orderly": "false", "flat_share": 0.85,
         }  # fmt: skip
         fields = {
             "seed": self.seed, "start_from": words.start, "stages.0.steps": 0, "stages.2.steps": 0,
             **{f"stages.1.{key}": value for key, value in stage.items()},
-            "align": 0,  # its map would begin anew, and pull at a network that is past it
-            "warmup": 20, "scenes_per_round": words.scenes, "passes": 99, "validate_every": words.steps,
-            "preview_every": 10**9, "save_every": words.steps, "ema_decay": 0.98, "keep": 1,
+            **{f"data.mixes.1.{key}": value for key, value in mix.items()},
+            "data.align.weight": 0,  # its map would begin anew, and pull at a network that is past it
+            "data.per_round": words.scenes, "data.passes": 99, "optim.warmup": 20, "optim.ema_decay": 0.98,
+            "saving.validate_every": words.steps, "saving.preview_every": 10**9, "saving.save_every": words.steps,
+            "saving.keep": 1,
         }  # fmt: skip
         model = self.folder / "export"
         if not (model / "transformer").exists():

@@ -17,19 +17,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from backend.checkpoints.resolve import resolve_model
 from tests.backend.tiny_weights import write_runnable
-from tests.train import packed, ranks
+from tests.train import fine_tuning, packed, ranks
+from tests.train.changed import changed
 from tests.train.drawn_folder import draw_folder
 from train import pretrain
-from train.config import Base, Stage
+from train.config import Base, FrozenNames, PackedData, Stage
 from train.lora import run as lora
-from train.lora.config import LoraConfig
 from train.run import checkpoints
 from train.run.distributed import Ranks
 
@@ -37,8 +36,13 @@ TIMES = ("seconds", "pictures_per_s", "tflops", "eta_s")
 Run = Callable[[Path, Path, int, bool], object]  # inputs, run folder, steps, checkpoints in the background
 
 
+def saving(background: bool) -> dict[str, object]:
+    """A checkpoint every third step."""
+    return {"saving.save_every": 3, "saving.background": background}
+
+
 def run_random(_inputs: Path, run: Path, steps: int, background: bool) -> object:
-    return pretrain.run(replace(ranks.config(run, steps=steps), save_every=3, async_save=background))
+    return pretrain.run(changed(ranks.config(run, steps=steps), saving(background)))
 
 
 def run_packed(inputs: Path, run: Path, steps: int, background: bool) -> object:
@@ -46,22 +50,20 @@ def run_packed(inputs: Path, run: Path, steps: int, background: bool) -> object:
     mix = (Base(base=32, batch=3), Base(base=64, batch=2))
     stage = Stage(base=64, steps=steps, batch=2, groups=2, mix=mix, learning_rate=1e-3)
     return pretrain.run(
-        replace(
-            ranks.config(run), params=params.dit, template=params.text.template, stages=(stage,), source="packed",
-            data=inputs / "work", held_out=inputs / "held", encoders=str(inputs / "model"), cache=run.parent / "cache",
-            align=0.0, validate_every=10, save_every=3, async_save=background,
+        changed(
+            ranks.config(run), saving(background) | {"saving.validate_every": 10}, params=params.dit,
+            template=params.text.template, stages=(stage,), frozen=FrozenNames(encoders=str(inputs / "model")),
+            data=PackedData(work=inputs / "work", held_out=inputs / "held", cache=run.parent / "cache"),
         )
     )  # fmt: skip
 
 
-def run_lora(inputs: Path, run: Path, steps: int, _background: bool) -> object:
-    return lora.run(
-        LoraConfig(
-            run_dir=run, pictures=inputs / "photos", model=str(inputs / "model"), cache=run.parent / "cache", rank=4,
-            bases=(64,), steps=steps, batch=3, learning_rate=1e-3, warmup=2, device="cpu", compute="float32",
-            previews=0, validate_every=10, save_every=3, log_every=1, ema_decay=0.9,
-        )
+def run_lora(inputs: Path, run: Path, steps: int, background: bool) -> object:
+    config = fine_tuning.plan(
+        run, inputs / "photos", inputs / "model", run.parent / "cache", steps=steps, learning_rate=1e-3,
+        optim__ema_decay=0.9,
     )  # fmt: skip
+    return lora.run(changed(config, saving(background) | {"saving.validate_every": 10}))
 
 
 STAGES: dict[str, Run] = {"random": run_random, "packed": run_packed, "lora": run_lora}
@@ -112,7 +114,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=tuple(STAGES), default="random")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--background", action="store_true", help="write checkpoints in the background (pre-training)")
+    parser.add_argument("--background", action="store_true", help="write checkpoints in the background")
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
     rng, go = random.Random(words.seed), STAGES[words.stage]

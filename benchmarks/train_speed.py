@@ -7,7 +7,7 @@ The plain loops are what one would write first: forward, loss, backward, AdamW, 
 compiled; one in float32, one under bfloat16 autocast. They know nothing of the trainer: path, target and times stand
 here once more. The trainer does what the recipe `nano` says, so more than they do: Muon, clipping, an average of the
 weights, the loss of train.world.align, noise that derives from the step; and its blocks are compiled. Once more with
-every matrix moved in every step (`muon_every=1`), which the recipe does in turn.
+every matrix moved in every step (`optim.muon_every=1`), which the recipe does in turn.
 
 One process, the same pictures, captions and threads; in every round each of them takes `--steps` steps, in an order
 that turns from round to round, so that a machine that slows down slows all of them. Compiling and the first step of
@@ -29,11 +29,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train import recipes
+from train import pretrain, recipes
+from train.batches.random import RandomSource
 from train.config import PretrainConfig, locate
-from train.run.batch import Group, Loaded, RandomSource, noised, share
+from train.losses import flow
+from train.run.batch import Group, Loaded, noised, share
 from train.run.distributed import Ranks
-from train.run.step import Trained, build
+from train.run.network import build
+from train.run.step import take_step, transformer_losses
 
 Step = Callable[[int], float]  # number of the step -> loss
 
@@ -42,7 +45,8 @@ def plan(base: int, batch: int, compiled: bool, text: int = PretrainConfig.capti
     """The recipe `nano` at one shape."""
     config = recipes.choose("nano", Path(tempfile.gettempdir()) / "unused", [], random=True)
     stage = replace(config.stages[0], base=base, batch=batch, square_share=1.0, steps=10**6, decay_steps=0)
-    return replace(config, stages=(stage,), compile=compiled, caption_tokens=text)
+    machine = replace(config.machine, compile=compiled)
+    return replace(config, stages=(stage,), machine=machine, caption_tokens=text)
 
 
 def pictures(config: PretrainConfig) -> tuple[Group, Loaded]:
@@ -54,11 +58,13 @@ def pictures(config: PretrainConfig) -> tuple[Group, Loaded]:
 
 def trainer(config: PretrainConfig, group: Group, loaded: Loaded) -> Step:
     """A step as `train.pretrain` takes it, without reading and encoding."""
-    trained = Trained(config, Ranks(torch.device("cpu")))
+    ranks = Ranks(torch.device("cpu"))
+    learner, beside = pretrain.make_learners(config, ranks)
+    losses, rate = transformer_losses(flow.losses, ranks, config.machine.compute), config.stages[0].learning_rate
 
     def step(number: int) -> float:
-        batch = noised(config, locate(config.stages, number), group, loaded)
-        return trained.step([batch], config.stages[0].learning_rate, stop=False).loss
+        batch = noised(config.noise, config.seed, locate(config.stages, number), group, loaded)
+        return take_step(learner, [batch], losses, rate, config.optim.clip, beside=beside).loss
 
     return step
 
@@ -113,7 +119,7 @@ def main() -> None:
     group, loaded = pictures(config)
     steps: dict[str, Step] = {
         "trainer": trainer(config, group, loaded),
-        "every matrix": trainer(replace(config, muon_every=1), group, loaded),
+        "every matrix": trainer(replace(config, optim=replace(config.optim, muon_every=1)), group, loaded),
         "plain float32": plain(config, group, loaded, half=False),
         "plain bfloat16": plain(config, group, loaded, half=True),
     }

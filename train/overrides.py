@@ -6,30 +6,40 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from backend import fields
 from backend.errors import UsageError
+from backend.params import DiTParams, TemplateParams
 
 Config = TypeVar("Config")
 
 
 def set_fields(config: Config, settings: list[str]) -> Config:
-    """Apply `key=value` texts: keys are field names, `stages.0.steps` reaches into the stages.
+    """Apply `key=value` texts: keys are field names, `optim.clip` and `stages.0.steps` reach inside.
 
-    Raises UsageError for an unknown key or a value of the wrong type.
+    Raises UsageError for an unknown key, with the nearest one there is, or for a value of the wrong type.
     """
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise UsageError(f"--set needs key=value, got {setting!r}")
-        config = _set(config, key.strip(), key.strip().split("."), value.strip())
+        try:
+            config = _set(config, key.strip(), key.strip().split("."), value.strip())
+        except _UnknownFieldError as error:
+            raise UsageError(f"--set {key.strip()}: {error}", hint=_nearest(config, key.strip())) from None
     return config
+
+
+class _UnknownFieldError(Exception):
+    """A key that names no field."""
 
 
 def _set(target: Any, full: str, path: list[str], value: str) -> Any:
@@ -39,20 +49,50 @@ def _set(target: Any, full: str, path: list[str], value: str) -> Any:
         if not 0 <= index < len(items) or len(path) < 2:
             raise UsageError(f"--set {full}: there are {len(items)} of these, numbered from 0")
         return (*items[:index], _set(items[index], full, path[1:], value), *items[index + 1 :])
-    names = [field.name for field in dataclasses.fields(target)]
-    if path[0] not in names:
-        raise UsageError(f"--set {full}: unknown field {path[0]!r}", hint=f"fields: {', '.join(names)}")
+    if path[0] not in (field.name for field in dataclasses.fields(target)):
+        raise _UnknownFieldError(f"unknown field {path[0]!r}")
     current = getattr(target, path[0])
     if len(path) > 1:
         if not (isinstance(current, tuple) or dataclasses.is_dataclass(current)):
-            raise UsageError(f"--set {full}: {path[0]} has no fields of its own")
+            raise _UnknownFieldError(f"{path[0]} has no fields of its own")
         return replace(target, **{path[0]: _set(current, full, path[1:], value)})
     return replace(target, **{path[0]: _parse(full, value, typing.get_type_hints(type(target))[path[0]])})
 
 
+def _nearest(config: Any, key: str) -> str:
+    """What was meant, as a hint: the same name elsewhere, a key that is written nearly so, or the list of what is."""
+    known = list(_keys(config, ""))
+    same = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(key, known, n=1) or _like_the_end(key, known)
+    if near:
+        return f"did you mean {' or '.join(near[:3])}?"
+    return f"fields: {', '.join(field.name for field in dataclasses.fields(config))}"
+
+
+def _like_the_end(key: str, known: list[str]) -> list[str]:
+    ends = {one.rpartition(".")[2]: one for one in reversed(known)}
+    return [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1)]
+
+
+def _keys(config: Any, front: str) -> Iterator[str]:
+    """Every key that holds a single value."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _keys(value, f"{front}{field.name}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for number, one in enumerate(typing.cast("tuple[Any, ...]", value)):
+                yield from _keys(one, f"{front}{field.name}.{number}.")
+        else:
+            yield front + field.name
+
+
 def _parse(key: str, text: str, kind: Any) -> Any:
-    if dataclasses.is_dataclass(fields.plain(kind)) or any(map(dataclasses.is_dataclass, typing.get_args(kind))):
-        raise UsageError(f"--set {key}: this field holds several values; set one of them, for example {key}.0.steps")
+    nested = [part for part in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(part)]
+    if nested and not (type(None) in typing.get_args(kind) and text.lower() == "none"):
+        inner = dataclasses.fields(typing.cast(Any, nested[0]))[0].name
+        example = f"{key}.0.{inner}" if typing.get_origin(kind) is tuple else f"{key}.{inner}"
+        raise UsageError(f"--set {key}: this field holds several values; set one of them, for example {example}")
     try:
         return fields.from_text(text, kind, finite=False)
     except fields.Misfit as error:
@@ -69,18 +109,23 @@ def _complaint(error: fields.Misfit) -> str:
 
 
 def describe(config: Any) -> str:
-    """The resolved config as aligned `key = value` lines, nested parameters as one line each."""
+    """The resolved config as aligned `key  value` lines, one for each field of a nested config and each of several."""
     rows: list[tuple[str, object]] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name == "stages":
-            rows += [(f"stages.{i}", stage) for i, stage in enumerate(value)]
-        elif field.name == "params" and not hasattr(value, "num_layers"):  # three networks: a line each
-            rows += [(f"params.{part.name}", getattr(value, part.name)) for part in dataclasses.fields(value)]
+        if not dataclasses.is_dataclass(value) or isinstance(value, DiTParams | TemplateParams):
+            rows += _rows(field.name, value)
         else:
-            rows.append((field.name, value))
+            for part in dataclasses.fields(value):
+                rows += _rows(f"{field.name}.{part.name}", getattr(value, part.name))
     width = max(len(key) for key, _ in rows)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+
+
+def _rows(key: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return [(f"{key}.{i}", one) for i, one in enumerate(typing.cast("tuple[object, ...]", value))]
+    return [(key, value)]
 
 
 def as_json(config: Any) -> Any:

@@ -10,37 +10,39 @@ from (`train.run.batch`) nor how weights are spread (`train.run.distributed`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from backend.errors import CancelledError, LensError, UsageError, first_line
+from backend.errors import UsageError, first_line
 from backend.memory.exhausted import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
 from train import overrides
-from train.batches.scenes import Frozen, SceneSource
+from train.batches.encoders import Frozen
+from train.batches.open_packs import check_order, order
+from train.batches.scenes import SceneSource
+from train.batches.sources import Preview, open_source, usual_preview
 from train.config import At, PretrainConfig, Stage, learning_rate, locate
-from train.run import batch as sources
-from train.run import checkpoints, folder
-from train.run.batch import Batch, BatchSource, Grid, Group, Loaded
+from train.losses import flow
+from train.run import checkpoints, network, prefetch
+from train.run.batch import Batch, BatchSource, passes
 from train.run.distributed import Ranks, joined
+from train.run.folder import Fact, RunFolder, start_problem, start_weights
+from train.run.learner import Diverged, Learner
 from train.run.metrics import Metrics, on_stderr
+from train.run.optim import muon_and_adamw
 from train.run.pace import Pace
-from train.run.step import Diverged, Taken, Trained, build
+from train.run.step import NOT_TAKEN, Beside, Losses, Taken, take_step, transformer_losses
 from train.run.stopping import Stopper, stopped, stopped_before
+from train.run.torchrun import launch
+from train.run.validate import Held, at_times_in_turn, validate
+from train.world.align import Aligner
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Preview = Callable[[LensTransformer2DModel, int], "Image"]
 Say = Callable[[str], None]
-
-__all__ = ["PretrainConfig", "build", "check", "run"]
 
 
 def run(
@@ -59,14 +61,20 @@ def run(
     the first rank. Raises LensError; CancelledError where it was asked to stop, with its state saved.
     """
     check(config)
-    smaller = "--set micro_batch=… (smaller passes, the same step), checkpointing=full, or more GPUs; --dry-run"
-    with out_of_memory_in_training(smaller), joined(config) as ranks, folder.kept(config.run_dir, ranks):
-        return _run(config, ranks, frozen, initial, preview, say)
+    smaller = "--set machine.micro_batch=… (smaller passes, the same step), machine.checkpointing=full, or more GPUs; "
+    folder = RunFolder(config.run_dir, "pretrain")
+    with (
+        out_of_memory_in_training(smaller + "--dry-run"),
+        joined(config.machine.device, config.machine.replicate) as ranks,
+        folder.open(ranks),
+    ):
+        return _run(config, ranks, folder, frozen, initial, preview, say)
 
 
 def _run(
     config: PretrainConfig,
     ranks: Ranks,
+    folder: RunFolder,
     frozen: Frozen | None,
     initial: Mapping[str, Tensor] | None,
     preview: Preview | None,
@@ -75,270 +83,235 @@ def _run(
     # 1. The run's newest checkpoint, before anything large is loaded.
     found = checkpoints.latest(config.run_dir, ranks)
     if found is not None:
-        folder.may_go_on(config, found)
+        folder.check(found, _facts(config))
+        check_order(config, found.state.get("order"), found.step, str(found.folder))
+        folder.check_steps(found, config.steps)
     elif initial is None and config.start_from is not None:
-        ranks.together(folder.start_problem(config.start_from) if ranks.first else None)
+        ranks.together(start_problem(config.start_from) if ranks.first else None)
     # 2. The frozen networks and the data.
-    source, preview = _source(config, frozen, preview, ranks, say)
+    source, networks = open_source(config, frozen, ranks.device, say)
+    if preview is None and networks is not None:
+        preview = usual_preview(config, networks)
     if found is not None:
-        folder.same_source(found, source)
+        folder.check(found, _source_facts(source))
     # 3. What is trained.
     if initial is None and found is None and config.start_from is not None:
-        initial = folder.start_weights(config.start_from, ranks)
-    trained = Trained(config, ranks, initial)
-    if isinstance(source, SceneSource) and config.channel_power:
-        trained.channel_weights = source.channel_weights()
+        initial = start_weights(config.start_from, ranks)
+    learner, beside = make_learners(config, ranks, initial)
     if found is not None:
-        trained.restore(found)
+        learner.restore(found)
+        for other in beside:
+            if other.learner.known(found):
+                other.learner.restore(found)
     folder.write_config(config, ranks)  # only now: a command that is refused must not replace the run's own
     # 4. The loop.
-    reached = _loop(config, ranks, trained, source, 0 if found is None else found.step, preview, say)
+    weights_C = source.channel_weights(config.stages[0]) if isinstance(source, SceneSource) else None
+    formula = partial(flow.losses, channel_weights_C=weights_C)
+    losses = transformer_losses(formula, ranks, config.machine.compute)
+    start = 0 if found is None else found.step
+    reached = _loop(_Run(config, ranks, folder, learner, beside, losses, source, preview), start, say)
     if reached < config.steps:
         raise stopped(reached, config.steps)
-    return trained.shown
+    with learner.shown() as shown:
+        return shown
 
 
 def check(config: PretrainConfig) -> None:
     """Raises UsageError for what cannot be trained."""
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise UsageError(f"device={config.device}: {first_line(error)}", hint="cpu, cuda, or cuda:0") from error
     if config.steps < 1:
         raise UsageError("there are no steps to train", hint="--set stages.0.steps=…")
-    if config.source == "scenes" and any(stage.mix for stage in config.stages):
-        raise UsageError("drawn scenes have one base a stage, not a mix", hint="--data WORK, or --random")
-    if config.cache is not None and config.source != "packed":
-        raise UsageError(f"cache is of packed pictures, not of source={config.source}", hint="--data WORK")
-    if config.align and config.source == "packed":
-        raise UsageError("align needs drawn scenes: only there is known what covers each token", hint="--set align=0")
-    if config.channel_power and config.source != "scenes":
-        raise UsageError("channel_power is measured on drawn scenes", hint="--set channel_power=0")
-    if config.align and not 0 <= config.align_block < config.params.num_layers:
-        raise UsageError(f"align_block={config.align_block}: there are {config.params.num_layers} blocks")
+    if config.align.weight and not config.align.block < config.params.num_layers:
+        raise UsageError(f"align.block={config.align.block}: there are {config.params.num_layers} blocks")
+    name = config.machine.device
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: {first_line(error)}", hint="auto, cpu, cuda, or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device={config.device}: torch sees no GPU here", hint="--set device=cpu, or --dry-run")
+        raise UsageError(f"device={name}: torch sees no GPU here", hint="--set machine.device=cpu, or --dry-run")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={config.device}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
+        raise UsageError(f"device={name}: torch sees {torch.cuda.device_count()} GPUs here, counted from 0")
 
 
-def _loop(
-    config: PretrainConfig,
-    ranks: Ranks,
-    trained: Trained,
-    source: BatchSource,
-    start: int,
-    preview: Preview | None,
-    say: Say,
-) -> int:
+def _facts(config: PretrainConfig) -> list[Fact]:
+    """What a run keeps for ever, in a stage begun or not: where its pictures come from, the seed of their order, and
+    what it started from, by its folder's name: a run and its start may be moved to another machine.
+
+    Not all that decides which pictures a step has. Of packed pictures that is also what `order` notes; of drawn
+    scenes shares, batches and rounds may change under way, on purpose: the next step then has other scenes than it
+    would have had, none of which is lost, since new ones are drawn for ever.
+    """
+    start = "none" if config.start_from is None else config.start_from.resolve().name
+    return [Fact("source", config.data.source), Fact("seed", config.seed), Fact("start_from", start)]
+
+
+def _source_facts(source: BatchSource) -> list[Fact]:
+    """Data and frozen networks: with others the transformer would go on with latents that mean something else."""
+    data, networks = (getattr(source, name, None) for name in ("fingerprint", "networks"))
+    again = "or start a new run: --set start_from=… --run-dir …"
+    return [
+        Fact("data", data, "other packed pictures than --data holds now", f"give the folder it began with, {again}"),
+        Fact(
+            "networks",
+            networks,
+            "another autoencoder or text encoder than these",
+            f"frozen.encoders, frozen.vae, frozen.text_encoder as before, {again}",
+        ),
+    ]
+
+
+def make_learners(
+    config: PretrainConfig, ranks: Ranks, initial: Mapping[str, Tensor] | None = None
+) -> tuple[Learner[LensTransformer2DModel], list[Beside]]:
+    """The transformer with its optimiser and average, and what learns beside it. `initial` None: weights from nothing.
+
+    The averaged weights live in a network of their own, which is shown and validated: never compiled, since every new
+    shape and every change of gradient mode would compile anew.
+    """
+    optim, machine = config.optim, config.machine
+    place = partial(network.placed, config.params, ranks, machine, float8=machine.float8)
+    model = place().train()
+    if initial is None:
+        network.init_weights(model, config.params, torch.Generator().manual_seed(config.seed))
+    else:
+        network.adopt(model, initial)
+    average = None
+    if optim.ema_decay is not None:
+        average = place().eval().requires_grad_(False)
+        network.adopt(average, dict(model.named_parameters()))
+    optimizer = muon_and_adamw(
+        model,
+        muon=network.muon_matrices if optim.muon else None,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        muon_every=optim.muon_every,
+    )
+    learner = Learner(model, optimizer, ranks, ema_decay=optim.ema_decay, average=average)
+    beside = [_alignment(config, ranks, model)] if config.align.weight else []
+    network.finish(model, machine)  # after what watches a block has put its hook there
+    return learner, beside
+
+
+def _alignment(config: PretrainConfig, ranks: Ranks, model: LensTransformer2DModel) -> Beside:
+    aligner = Aligner(model.transformer_blocks[config.align.block], config.params.dim).to(ranks.device)
+    optimizer = muon_and_adamw(aligner, betas=config.optim.betas, weight_decay=0.0)
+
+    def loss(batch: Batch) -> Tensor | None:
+        return None if batch.labels_BN2 is None else aligner(batch.labels_BN2)
+
+    return Beside("align", Learner(aligner, optimizer, ranks, name="align"), config.align.weight, loss)
+
+
+@dataclass
+class _Run:
+    """What the loop works on."""
+
+    config: PretrainConfig
+    ranks: Ranks
+    folder: RunFolder
+    learner: Learner[LensTransformer2DModel]
+    beside: list[Beside]
+    losses: Losses
+    source: BatchSource
+    preview: Preview | None
+    metrics: Metrics | None = None  # of the first rank
+    held: tuple[Stage, Held] | None = None  # encoded when first asked for, of one stage
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's passes."""
+        config = self.config
+        return passes(
+            self.source, locate(config.stages, step), self.ranks, config.noise, seed=config.seed,
+            micro_batch=config.machine.micro_batch, average=config.average,
+        )  # fmt: skip
+
+    def look(self, step: int, stage: Stage, loss: float) -> None:
+        """Validation and previews, where it is time; on all ranks, since a sharded network needs them all."""
+        if step % self.config.saving.validate_every == 0:
+            if self.held is None or self.held[0] != stage:
+                self.held = stage, self.source.held(stage)
+            if self.held[1]:
+                with self.learner.shown() as model:
+                    judged = at_times_in_turn(self.held[1], self.ranks.device)
+                    found = validate(partial(self.losses, model), judged)
+                if self.metrics is not None:
+                    self.metrics.log(step, loss=loss, validation=found["validation"])
+        if self.preview is not None and step % self.config.saving.preview_every == 0:
+            with self.learner.shown() as model:
+                sheet = self.preview(model, stage.base)
+            if self.metrics is not None:
+                self.metrics.picture(step, sheet)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+        learners = (self.learner, *(other.learner for other in self.beside))
+        return {name: tensor for one in learners for name, tensor in one.tensors().items()}
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint says beside its tensors."""
+        facts = [*_facts(self.config), *_source_facts(self.source), Fact("order", order(self.config))]
+        params = overrides.as_json(self.config.params)
+        return {**self.learner.state(), "params": params, **self.folder.state(facts)}
+
+
+def _loop(this: _Run, start: int, say: Say) -> int:
     """Train from step `start` on; returns the step that was reached and saved."""
-    metrics, about = None, overrides.as_json(config)
+    config, saving, ranks, taken = this.config, this.config.saving, this.ranks, NOT_TAKEN
     if ranks.first:
-        metrics = Metrics(config.run_dir, start, say=say, wandb=config.wandb, about=about)
-    writer = checkpoints.Writer(config.run_dir, ranks, keep=config.keep, background=config.async_save)
-    pace = Pace(config, start, ranks.world)
-    watch = _Watch(config, trained, source, preview, metrics)
-    taken = Taken(float("nan"), float("nan"), None, asked_to_stop=False)
-
-    def save(step: int) -> None:
-        writer.save(step, trained.tensors(), folder.state(config, trained, source))
-
+        about = overrides.as_json(config)
+        this.metrics = Metrics(config.run_dir, start, say=say, wandb=saving.wandb, about=about)
+    writer = checkpoints.Writer(config.run_dir, ranks, keep=saving.keep, background=saving.background)
+    pace = Pace(config.params, ranks, config.steps, start)
+    ahead = prefetch.steps(this.batches, start, config.steps, ahead=config.machine.prefetch, device=ranks.device)
     try:
         with Stopper() as stopper:
-            for at, batches in _batches(config, ranks, source, start):
-                step, later = at.step, at.step != start
+            for step, batches in ahead:
+                at, later = locate(config.stages, step), step != start
                 with pace.paused():
                     if later:
-                        watch.look(step, at.stage, taken.loss)
+                        this.look(step, at.stage, taken.loss)
                     stop = taken.asked_to_stop or (ranks.world == 1 and stopper.asked)
-                    if (later and step % config.save_every == 0) or stop:
-                        save(step)
+                    if (later and step % saving.save_every == 0) or stop:
+                        writer.save(step, this.tensors(), this.state())
                 if stop:
                     writer.wait()
                     return step
 
+                rate = learning_rate(at, config.optim.warmup)
                 try:
-                    taken = trained.step(batches, learning_rate(config, at), stop=stopper.asked)
+                    taken = take_step(
+                        this.learner, batches, this.losses, rate, config.optim.clip, beside=this.beside,
+                        stop=stopper.asked,
+                    )  # fmt: skip
                 except Diverged as error:
                     writer.wait()  # a checkpoint may still be on its way to disk
-                    rate = f"stages.{at.place}.learning_rate"
-                    raise stopped_before(step, str(error), config.run_dir, rate) from error
+                    raise stopped_before(
+                        step, str(error), config.run_dir, f"stages.{at.place}.learning_rate"
+                    ) from error
                 pace.count(batches)
-                if metrics is not None and (step + 1) % config.log_every == 0:
-                    metrics.log(step + 1, **_values(taken, pace, config, at))
+                if this.metrics is not None and (step + 1) % saving.log_every == 0:
+                    this.metrics.log(step + 1, **_values(taken, rate, pace, at))
             if start < config.steps:
-                watch.look(config.steps, config.stages[-1], taken.loss)
-                save(config.steps)
+                this.look(config.steps, config.stages[-1], taken.loss)
+                writer.save(config.steps, this.tensors(), this.state())
         writer.wait()
     finally:
-        if metrics is not None:
-            metrics.close()
+        if this.metrics is not None:
+            this.metrics.close()
     return config.steps
 
 
-@dataclass
-class _Watch:
-    """Validation and previews, where it is time; on all ranks, since a sharded network needs them all."""
-
-    config: PretrainConfig
-    trained: Trained
-    source: BatchSource
-    preview: Preview | None
-    metrics: Metrics | None  # of the first rank
-    held: tuple[Stage, list[tuple[Grid, Loaded]]] | None = None  # encoded when first asked for, of one stage
-
-    def look(self, step: int, stage: Stage, loss: float) -> None:
-        if step % self.config.validate_every == 0:
-            if self.held is None or self.held[0] != stage:
-                self.held = stage, self.source.held(stage)
-            if self.held[1]:
-                validation = validate(self.config, self.trained, self.held[1])
-                if self.metrics is not None:
-                    self.metrics.log(step, loss=loss, validation=validation)
-        if self.preview is not None and step % self.config.preview_every == 0:
-            sheet = self.preview(self.trained.shown, stage.base)
-            if self.metrics is not None:
-                self.metrics.picture(step, sheet)
-
-
-def _values(taken: Taken, pace: Pace, config: PretrainConfig, at: At) -> dict[str, float]:
+def _values(taken: Taken, rate: float, pace: Pace, at: At) -> dict[str, float]:
     """What a line of the log holds."""
-    values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": learning_rate(config, at)}
-    if taken.align is not None:
-        values["align"] = taken.align
+    values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate, **taken.beside}
     return {**values, **pace.values(at.step + 1), "base": at.stage.base}
-
-
-# -------------------------------------------------------------------------------------------------------------- data
-
-
-def _source(
-    config: PretrainConfig, frozen: Frozen | None, preview: Preview | None, ranks: Ranks, say: Say
-) -> tuple[BatchSource, Preview | None]:
-    """The config's data, with the frozen networks they need."""
-    if config.source == "random":
-        return sources.RandomSource(config, ranks.device), preview
-    from train.batches import encoders
-
-    opened = None
-    if config.source == "packed":
-        from train.batches.open_packs import open_packed
-
-        opened = open_packed(config)
-    if frozen is not None:
-        ready = encoders.of_frozen(config, frozen, ranks.device)
-    else:
-        ready = encoders.load(config, ranks.device)
-    if preview is None and ready.frozen is not None:
-        preview = _usual_preview(config, ready.frozen)
-    if opened is not None:
-        from train.batches.packed import PackedSource
-
-        return PackedSource(config, opened, ready, ranks.device, say), preview
-    if ready.frozen is None:
-        raise UsageError("drawn scenes are encoded by Lens's own networks", hint="leave out vae and text_encoder")
-    networks = ready.networks() if ready.networks else None
-    return SceneSource(config, ready.frozen, ranks.device, networks), preview
-
-
-def _usual_preview(config: PretrainConfig, frozen: Frozen) -> Preview:
-    from backend.params import ModelParams
-    from backend.presets import PRESETS, get
-    from train.batches.preview import sheet
-
-    text = replace(frozen.encoder.params, template=config.template)
-    params = ModelParams(dit=config.params, text=text)
-    used = PRESETS.get(config.encoders or "", get("lens"))  # with whose networks it is trained
-    return lambda model, base: sheet(model, frozen, params, side=base, guidance=used.guidance)
-
-
-def _batches(config: PretrainConfig, ranks: Ranks, source: BatchSource, start: int) -> Iterator[tuple[At, list[Batch]]]:
-    """This rank's passes of every step from `start` on, made ahead of their use where the config says so."""
-    cuda = ranks.device.type == "cuda"
-    side = torch.cuda.Stream(ranks.device) if cuda and config.prefetch else None
-
-    def make(step: int) -> tuple[At, list[Batch], torch.cuda.Event | None]:
-        at = locate(config.stages, step)
-        mine = sources.share(
-            source.groups(at),
-            rank=ranks.rank,
-            world=ranks.world,
-            micro_batch=config.micro_batch,
-            average=config.average,
-        )
-        if side is None:
-            return at, [_ready(config, at, group, source) for group in mine], None
-        with torch.cuda.stream(side):  # beside the training, not in turn with it
-            batches = [_ready(config, at, group, source) for group in mine]
-            done = torch.cuda.Event()
-            done.record(side)
-            return at, batches, done
-
-    if not config.prefetch:
-        yield from (make(step)[:2] for step in range(start, config.steps))
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-        pending: list[Future[tuple[At, list[Batch], torch.cuda.Event | None]]] = []
-        try:
-            for step in range(start, config.steps + config.prefetch):
-                if step < config.steps:
-                    pending.append(thread.submit(make, step))
-                if len(pending) > config.prefetch or step >= config.steps:
-                    at, batches, done = pending.pop(0).result()
-                    if done is not None:
-                        _hand_over(batches, done)
-                    yield at, batches
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _ready(config: PretrainConfig, at: At, group: Group, source: BatchSource) -> Batch:
-    return sources.noised(config, at, group, source.load(at, group))
-
-
-def _hand_over(batches: Sequence[Batch], done: torch.cuda.Event) -> None:
-    """Let the training's stream wait for the other, and keep the memory until both are through with it."""
-    stream = torch.cuda.current_stream()
-    stream.wait_event(done)
-    for batch in batches:
-        for value in vars(batch).values():
-            if isinstance(value, Tensor):
-                value.record_stream(stream)
-
-
-# -------------------------------------------------------------------------------------------------------- validation
-
-
-@torch.no_grad()
-def validate(config: PretrainConfig, trained: Trained, held: Sequence[tuple[Grid, Loaded]]) -> float:
-    """Loss on held-out pictures with fixed noise, each at one of eight fixed times in turn: comparable across steps
-    and runs on the same pictures."""
-    total, count, device = 0.0, 0, trained.ranks.device
-    for number, (grid, loaded) in enumerate(held):
-        rows = len(loaded.x0_BNC)
-        generator = torch.Generator().manual_seed(rows + 1000 * number)
-        batch = Batch(
-            x0_BNC=loaded.x0_BNC.to(device),
-            eps_BNC=torch.randn(loaded.x0_BNC.shape, generator=generator).to(device),
-            t_B=(((count + torch.arange(rows)) % 8 + 0.5) / 8).to(device),
-            text_BLTF=loaded.text_BLTF.to(device),
-            mask_BL=loaded.mask_BL.to(device),
-            grid=grid,
-            weights_B=torch.ones(rows, device=device),
-            names=loaded.names,
-            labels_BN2=None,
-        )
-        total += float(trained.losses(trained.shown, batch).sum())
-        count += rows
-    return total / count
 
 
 def main() -> None:
     """`torchrun … -m train.pretrain --recipe NAME`: the options of `lens train pretrain`, on every rank."""
     import argparse
-    import os
-    import sys
 
     from train.recipes import PRETRAIN_RECIPES, choose
 
@@ -349,17 +322,7 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="noise instead of data, to time a step")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     words = parser.parse_args()
-    try:
-        run(choose(words.recipe, words.run_dir, words.set, data=words.data, random=words.random))
-    except LensError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
-            if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
-        elif not isinstance(error, (UsageError, CancelledError)):  # those are the same on every rank
-            print(f"rank {rank}: error: {error}", file=sys.stderr)  # what this one met alone, nobody else would tell
-        sys.exit(error.exit_code)
+    launch(lambda: run(choose(words.recipe, words.run_dir, words.set, data=words.data, random=words.random)))
 
 
 if __name__ == "__main__":

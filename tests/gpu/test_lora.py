@@ -13,6 +13,7 @@ from backend.loading import pack_weight
 from backend.types import Quant
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder
+from train.config import Machine, Optim, Saving
 from train.lora import run
 from train.lora.adapters import FrozenLinear
 from train.lora.config import LoraConfig
@@ -44,14 +45,11 @@ def test_it_learns_there(tmp_path: Path, quant: Quant, compiled: bool) -> None:
         steps=30,
         batch=3,
         learning_rate=1e-2,
-        warmup=2,
         quant=quant,
-        device="cuda",
-        checkpointing="full",
-        compile=compiled,
         previews=1,
-        preview_every=30,
-        validate_every=30,
+        optim=Optim(warmup=2),
+        machine=Machine(device="cuda", checkpointing="full", compile=compiled),
+        saving=Saving(preview_every=30, validate_every=30),
     )
     assert run.run(config).finished
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]

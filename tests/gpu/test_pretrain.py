@@ -10,13 +10,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.train import ranks
+from tests.train.changed import changed
 from train import pretrain
 from train.config import PretrainConfig
 from train.recipes import choose
@@ -29,7 +29,7 @@ def curve(run: Path, key: str = "loss") -> list[float]:
 
 
 def config(run: Path, steps: int = 6) -> PretrainConfig:
-    return replace(ranks.config(run, steps=steps), device="cuda")
+    return changed(ranks.config(run, steps=steps), {"machine.device": "cuda"})
 
 
 def test_a_resumed_run_goes_on_as_if(tmp_path: Path) -> None:
@@ -42,22 +42,31 @@ def test_a_resumed_run_goes_on_as_if(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 def test_every_saving_gives_the_plain_curve(tmp_path: Path, checkpointing: str) -> None:
-    plain = replace(config(tmp_path / "plain", steps=3), muon=False)
-    varied = replace(plain, run_dir=tmp_path / "varied", prefetch=2, compile=True, async_save=True)
+    plain = changed(config(tmp_path / "plain", steps=3), {"optim.muon": False})
+    varied = changed(
+        plain, {"machine.prefetch": 2, "machine.compile": True, "saving.background": True}, run_dir=tmp_path / "varied"
+    )
     pretrain.run(plain)
-    pretrain.run(replace(varied, checkpointing=checkpointing))  # type: ignore[arg-type]
+    pretrain.run(changed(varied, {"machine.checkpointing": checkpointing}))  # type: ignore[arg-type]
     assert curve(tmp_path / "varied") == pytest.approx(curve(tmp_path / "plain"), rel=1e-3)
 
 
 def big(run: Path, *more: str) -> PretrainConfig:
     """The published network, four blocks of it, at 512 x 512."""
-    words = ["params.num_layers=4", "stages.0.steps=8", "stages.0.groups=1", "log_every=1", "save_every=100", *more]
+    words = [
+        "params.num_layers=4",
+        "stages.0.steps=8",
+        "stages.0.groups=1",
+        "saving.log_every=1",
+        "saving.save_every=100",
+        *more,
+    ]
     return choose("paper-512", run, words, random=True)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 def test_memory_is_as_planned(tmp_path: Path, checkpointing: str) -> None:
-    plan = big(tmp_path, f"checkpointing={checkpointing}", "compile=false", "machine.gpus=1")
+    plan = big(tmp_path, f"machine.checkpointing={checkpointing}", "machine.compile=false", "hardware.gpus=1")
     torch.cuda.reset_peak_memory_stats()
     pretrain.run(plan)
     expected = costs.memory(plan, plan.stages[0], 0.0).total
@@ -69,13 +78,13 @@ def test_float8_trains_like_bfloat16(tmp_path: Path) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("float8 products need compute capability 8.9")
     pretrain.run(big(tmp_path / "bf16"))
-    pretrain.run(big(tmp_path / "fp8", "float8=true"))
+    pretrain.run(big(tmp_path / "fp8", "machine.float8=true"))
     assert curve(tmp_path / "fp8") == pytest.approx(curve(tmp_path / "bf16"), rel=0.02)
 
 
 def test_torchrun_on_one_gpu_is_the_same_run(tmp_path: Path) -> None:
     """FSDP2 over one rank against no process group: bfloat16 parameters against autocast, hence the tolerance."""
-    words = ["params.num_layers=2", "stages.0.steps=3", "stages.0.groups=1", "stages.0.batch=2", "log_every=1"]
+    words = ["params.num_layers=2", "stages.0.steps=3", "stages.0.groups=1", "stages.0.batch=2", "saving.log_every=1"]
     plan = choose("paper-512", tmp_path / "one", words, random=True)
     pretrain.run(plan)
     sets = [part for word in words for part in ("--set", word)]
@@ -89,7 +98,7 @@ def test_the_goal_for_one_gpu(tmp_path: Path) -> None:
     """MFU of 40 % for the published network at 512 x 512 on one H200; needs 120 GB and minutes to compile."""
     if torch.cuda.get_device_properties(0).total_memory < 120e9:
         pytest.skip("the whole published network with its moments needs 120 GB")
-    words = ["stages.0.steps=12", "stages.0.groups=1", "stages.0.batch=16", "log_every=4", "checkpointing=selective"]
-    words += ["ema_decay=none", "save_every=1000"]
+    words = ["stages.0.steps=12", "stages.0.groups=1", "stages.0.batch=16", "saving.log_every=4"]
+    words += ["machine.checkpointing=selective", "optim.ema_decay=none", "saving.save_every=1000"]
     pretrain.run(choose("paper-512", tmp_path, words, random=True))
     assert curve(tmp_path, "mfu")[-1] >= 0.40

@@ -36,7 +36,7 @@ def test_the_last_line_draws_with_what_was_trained(folder: Path) -> None:
     """The shipped model, two steps: from a folder of pictures to a picture."""
     draw_folder(folder / "my zorbs", 3, scale=2, captions=False)
     words = ["train", "lora", "my zorbs", "-m", "nano", "--run-dir", "run", "--set", "caption=a zorb's ladder"]
-    fields = ("steps=2", "previews=0", "rank=4", "batch=2", "held_out=0", "log_every=1")
+    fields = ("steps=2", "previews=0", "rank=4", "batch=2", "held_out=0", "saving.log_every=1")
     words += [word for field in fields for word in ("--set", field)]
     run = lens(*words, real=True)
     assert run.code == 0, run.err
@@ -88,7 +88,7 @@ def test_dry_run(folder: Path, inside: Callable[..., Run]) -> None:
 def test_dry_run_of_a_model_that_is_not_here(folder: Path, inside: Callable[..., Run]) -> None:
     """The published sizes: 4,104,225,152 numbers, of which NF4 packs the blocks' attention and MLPs to 4.5 bits."""
     draw_folder(folder / "pictures", 4, scale=12)
-    words = ("pictures", "-m", "lens-base", "--dry-run", "--json", "--set", "device=cuda")
+    words = ("pictures", "-m", "lens-base", "--dry-run", "--json", "--set", "machine.device=cuda")
     plain, packed = inside(*words), inside(*words, "--recipe", "lora-8gb")
     assert "not on this disk" in plain.json["warnings"][0] and plain.json["data"]["plan"]["base"] == 2 * 4_104_225_152
     values = 48 * (8 * 1536 * 1536 + 6 * 1536 * 4096)

@@ -47,8 +47,8 @@ def run(*words: str) -> Done:
 
 
 TINY = [
-    "params.num_layers=2", "params.num_attention_heads=2", "params.mlp_hidden_dim=64", "align=0", "stages.0.base=64",
-    "stages.0.steps=4", "stages.0.batch=2", "save_every=2", "log_every=1",
+    "params.num_layers=2", "params.num_attention_heads=2", "params.mlp_hidden_dim=64", "data.align.weight=0",
+    "stages.0.base=64", "stages.0.steps=4", "stages.0.batch=2", "saving.save_every=2", "saving.log_every=1",
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_export_gives_the_averaged_network(trained: Path) -> None:
 
 
 def test_the_plan_starts_nothing(tmp_path: Path) -> None:
-    done = run("train", "pretrain", "--recipe", "paper-512", "--dry-run", "--set", "machine.price=2", "--run-dir",
+    done = run("train", "pretrain", "--recipe", "paper-512", "--dry-run", "--set", "hardware.price=2", "--run-dir",
                str(tmp_path / "run"))  # fmt: skip
     assert done.code == 0 and not (tmp_path / "run").exists()
     assert "4,104,225,152 parameters" in done.out and "1,228,800,000 pictures" in done.out
@@ -129,7 +129,9 @@ def test_the_plan_knows_the_data(tmp_path: Path) -> None:
     made.pack(tmp_path / "work", [range(0, 12)], ((64, 64), (64, 64), (40, 40)))  # 8 of 64 x 64, 4 of 32 x 32
     sets = ["stages.0.steps=9", "stages.0.groups=2", "stages.0.mix.0.base=32", "stages.0.mix.0.batch=2"]
     sets += ["stages.0.mix.1.base=64", "stages.0.mix.1.batch=5", "stages.0.mix.2.base=96", "start_from=none"]
-    words = [word for setting in [*sets, "device=cpu", f"cache={tmp_path}/cache"] for word in ("--set", setting)]
+    words = [
+        word for setting in [*sets, "machine.device=cpu", f"data.cache={tmp_path}/cache"] for word in ("--set", setting)
+    ]
     plan = ["train", "pretrain", "--recipe", "paper-mixed", "--data", str(tmp_path / "work"), "--dry-run"]
     done = run(*plan, *words)
     assert done.code == 0, done.err
@@ -155,14 +157,14 @@ def test_quiet_is_quiet(tmp_path: Path) -> None:
     [
         (["--recipe", "paper"], "unknown recipe 'paper'"),
         (["--recipe", "nano", "--data", "x", "--random"], "contradict"),
-        (["--set", "source=pictures"], "is none of scenes, packed, random"),
-        (["--set", "machine.kind=toaster", "--dry-run"], "machine.kind='toaster' is unknown"),
+        (["--set", "clip=1"], "did you mean optim.clip?"),
+        (["--set", "hardware.kind=toaster", "--dry-run"], "hardware.kind='toaster' is unknown"),
         (["--recipe", "paper-512", "--random"], "torch sees no GPU here"),
-        (["--random", "--set", "float8=true", "--set", "align=0"], "float8 needs torchao"),
+        (["--random", "--set", "machine.float8=true", "--set", "data.align.weight=0"], "float8 needs torchao"),
         (["--data", "nowhere"], "nowhere/pack holds no packed pictures"),
-        (["--set", "save_every=0"], "save_every=0"),
-        (["--set", "device=toaster"], "device=toaster"),
-        (["--recipe", "paper-mixed", "--set", "device=cpu"], "start_from=runs/paper-512: "),
+        (["--set", "saving.save_every=0"], "save_every=0"),
+        (["--set", "machine.device=toaster"], "device=toaster"),
+        (["--recipe", "paper-mixed", "--set", "machine.device=cpu"], "start_from=runs/paper-512: "),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(words: list[str], says: str, tmp_path: Path) -> None:

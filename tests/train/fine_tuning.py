@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tests.train.changed import changed
+from train.config import Machine, Optim, Saving
 from train.lora.config import LoraConfig
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def plan(run_dir: Path, pictures: Path, model: Path, cache: Path, **fields: object) -> LoraConfig:
-    usual: dict[str, object] = {
-        "rank": 4, "alpha": 8.0, "bases": (64,), "steps": 6, "batch": 3, "learning_rate": 1e-2, "warmup": 2,
-        "device": "cpu", "previews": 0, "validate_every": 3, "save_every": 2, "log_every": 1, "compute": "float32",
-    }  # fmt: skip
-    return LoraConfig(run_dir=run_dir, pictures=pictures, model=str(model), cache=cache, **(usual | fields))  # pyright: ignore[reportArgumentType]
+def plan(run_dir: Path, pictures: Path, model: Path, cache: Path, **fields: Any) -> LoraConfig:
+    """Keys of nested fields have two underscores for the dot: `saving__keep=1`."""
+    config = LoraConfig(
+        run_dir=run_dir, pictures=pictures, model=str(model), cache=cache, rank=4, alpha=8.0, bases=(64,), steps=6,
+        batch=3, learning_rate=1e-2, previews=0, optim=Optim(warmup=2),
+        machine=Machine(device="cpu", compute="float32", compile=False),
+        saving=Saving(validate_every=3, preview_every=500, save_every=2, log_every=1),
+    )  # fmt: skip
+    return changed(config, {name.replace("__", "."): value for name, value in fields.items()})
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:

@@ -5,8 +5,10 @@ A helper of test_ranks.py: a process spawned by torch imports this module, so it
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,9 +17,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from backend.errors import FileError
 from backend.params import DiTParams, TemplateParams
+from tests.train.changed import changed
+from tests.train.fine_tuning import plan
 from train import pretrain
-from train.config import Base, PretrainConfig, Stage
-from train.run.distributed import Ranks
+from train.config import Align, Base, Cluster, MuonOptim, Noise, PretrainConfig, RandomData, Saving, Stage
+from train.lora import run as lora
+from train.lora.config import LoraConfig
+from train.run.distributed import Ranks, joined
 
 TINY = DiTParams(
     num_layers=2,
@@ -38,17 +44,12 @@ def config(run_dir: Path, steps: int = 4) -> PretrainConfig:
         params=TINY,
         template=TemplateParams(),
         stages=(Stage(base=64, batch=4, steps=steps, groups=3, mix=mix, learning_rate=1e-2, square_share=0.2),),
-        source="random",
-        encoders=None,
         caption_tokens=7,
-        align=0.1,
-        align_block=1,
-        warmup=0,
-        dropout=0.3,
-        compute="float32",
-        compile=False,
-        log_every=1,
-        save_every=2,
+        data=RandomData(align=Align(weight=0.1, block=1)),
+        noise=Noise(dropout=0.3),
+        optim=MuonOptim(betas=(0.9, 0.99), warmup=0, ema_decay=0.999),
+        machine=Cluster(compute="float32", compile=False),
+        saving=Saving(log_every=1, save_every=2),
     )
 
 
@@ -63,7 +64,8 @@ class Job:
 def jobs(folder: Path) -> list[Job]:
     """Every claim of test_ranks.py, each in a folder of its own."""
     plain = config(folder / "two")
-    every = replace(plain, run_dir=folder / "two-other-ways", replicate=2, micro_batch=1, prefetch=1, async_save=True)
+    other = {"machine.replicate": 2, "machine.micro_batch": 1, "machine.prefetch": 1, "saving.background": True}
+    every = changed(plain, other, run_dir=folder / "two-other-ways")
     return [
         Job(2, plain),
         Job(2, every),  # a copy of the state on each, passes of one picture, encoded ahead, saved in the background
@@ -73,6 +75,8 @@ def jobs(folder: Path) -> list[Job]:
 
 def child(rank: int, folder: Path) -> None:
     """One of three processes; takes part in the jobs of more processes than its number."""
+    _tune_on_two(rank, folder)
+    _leave_on_one(rank, folder)
     for number, job in enumerate(jobs(folder)):
         if rank >= job.world:
             continue
@@ -85,6 +89,42 @@ def child(rank: int, folder: Path) -> None:
         if number == 0:
             _fail_on_one(rank, job.world, folder)
         dist.destroy_process_group()
+
+
+def fine_tuning(folder: Path, name: str) -> LoraConfig:
+    """Three batches a step of a folder's pictures, each with a cache of its own that is empty; an average."""
+    where = folder / name
+    return plan(
+        where / "run", folder / "photos", folder / "model", where / "cache", accumulate=3, batch=2, steps=4,
+        optim__ema_decay=0.5, held_out=0.2,
+    )  # fmt: skip
+
+
+def _tune_on_two(rank: int, folder: Path) -> None:
+    if rank < 2:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store-lora", rank=rank, world_size=2)
+        lora.run(fine_tuning(folder, "lora-two"))
+        dist.destroy_process_group()
+
+
+def _leave_on_one(rank: int, folder: Path) -> None:
+    """The last of two has an error that it tells nobody; the other waits for it in a sum, and writes down its end."""
+    if rank > 1:
+        return
+    port = (folder / "port").read_text()
+    named = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(named)
+    began = time.monotonic()
+    try:
+        with joined("cpu", None) as both:
+            both.barrier()
+            if rank == 1:
+                raise MemoryError
+            both.sums([1.0])
+    except (MemoryError, RuntimeError) as error:
+        (folder / f"left-{rank}").write_text(f"{type(error).__name__} {time.monotonic() - began < 60}")
+    for name in named:
+        del os.environ[name]
 
 
 def _fail_on_one(rank: int, world: int, folder: Path) -> None:

@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,19 @@ from backend.errors import FileError, LensError, UsageError
 from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import DiTParams, VAEParams
+from tests.train.changed import changed
 from tests.train.small_language import small_language
 from train import pretrain
 from train.batches import scenes
-from train.config import LAYOUT_COUNT, Stage
+from train.batches.encoders import Frozen
+from train.config import Cluster, Layouts, MuonOptim, PretrainConfig, Saving, SceneData, SceneMix, Stage
+from train.losses import flow
 from train.nano import language, vae
-from train.run import checkpoints, parts
+from train.run import checkpoints, network, validate
 from train.run.batch import Batch, Loaded
 from train.run.distributed import Ranks
-from train.run.step import Trained
+from train.run.folder import alone
+from train.run.step import transformer_losses
 from train.world import dialogues
 from train.world.dialogues import caption_of
 from train.world.scene_text import Stating, brief_stating, kind_name
@@ -51,7 +56,7 @@ DIT = DiTParams(
 
 
 @pytest.fixture(scope="module")
-def frozen() -> scenes.Frozen:
+def frozen() -> Frozen:
     """Random networks: what they mean does not matter here, only that everything passes through them."""
     torch.manual_seed(0)
     tokenizer, text = small_language()
@@ -60,24 +65,27 @@ def frozen() -> scenes.Frozen:
     vae = build_vae(
         VAEParams(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
     )
-    return scenes.Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
+    return Frozen(vae=vae.requires_grad_(False), encoder=encoder.requires_grad_(False), tokenizer=tokenizer)
 
 
-def config(run_dir: Path, frozen: scenes.Frozen, steps: int = 6) -> pretrain.PretrainConfig:
-    return pretrain.PretrainConfig(
+def config(run_dir: Path, frozen: Frozen, steps: int = 6) -> PretrainConfig:
+    return PretrainConfig(
         params=DIT,
         template=frozen.encoder.params.template,
         run_dir=run_dir,
         stages=(Stage(base=64, steps=steps, batch=2, learning_rate=1e-2, square_share=0.5),),
-        scenes_per_round=4,
-        encode_batch=2,
-        passes=1,
-        workers=0,
-        warmup=2,
-        save_every=2,
-        log_every=1,
-        compile=False,
+        data=SceneData(per_round=4, encode_batch=2, passes=1),
+        optim=MuonOptim(betas=(0.9, 0.99), ema_decay=0.999, warmup=2),
+        machine=Cluster(workers=0, compile=False),
+        saving=Saving(save_every=2, log_every=1),
     )
+
+
+def drawing(plan: PretrainConfig) -> scenes.Scenes:
+    """What a source of its scenes has."""
+    assert isinstance(plan.data, SceneData)
+    blocks = plan.params.selected_layer_index
+    return scenes.Scenes(plan.data, plan.seed, plan.machine.workers, plan.template, blocks, torch.device("cpu"))
 
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -85,9 +93,9 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("align", [0.0, 0.1])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: scenes.Frozen, align: float) -> None:
-    def plan(folder: Path) -> pretrain.PretrainConfig:
-        return dataclasses.replace(config(folder, frozen), align=align, align_block=0)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: Frozen, align: float) -> None:
+    def plan(folder: Path) -> PretrainConfig:
+        return changed(config(folder, frozen), {"data.align.weight": align, "data.align.block": 0})
 
     whole = weights(pretrain.run(plan(tmp_path / "whole"), frozen))
 
@@ -109,38 +117,66 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, frozen: scene
     assert rows[0] == rows[1] and len(rows[0]) == 6  # all numbers of every line but the times
 
 
-def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: scenes.Frozen) -> None:
+def test_a_run_may_be_aligned_later(tmp_path: Path, frozen: Frozen) -> None:
+    plan = config(tmp_path / "run", frozen, steps=2)
+    pretrain.run(plan, frozen)
+    more = config(tmp_path / "run", frozen, steps=3)
+    pretrain.run(changed(more, {"data.align.weight": 0.1, "data.align.block": 0}), frozen)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["align" in row for row in rows] == [False, False, True]
+
+
+def test_training_lowers_the_validation_loss(tmp_path: Path, frozen: Frozen) -> None:
     """A wrong sign of the target or a network that does not learn fails this."""
-    plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=60), scenes_per_round=16, passes=4)
-    more = dataclasses.replace(plan, scenes_per_round=8)
-    held = scenes.SceneSource(more, frozen, torch.device("cpu")).held(plan.stages[0])
+    plan = changed(config(tmp_path / "run", frozen, steps=60), {"data.per_round": 16, "data.passes": 4})
+    more = changed(plan, {"data.per_round": 8})
+    held = scenes.SceneSource(drawing(more), frozen).held(plan.stages[0])
     model = pretrain.run(plan, frozen)
-    fresh = Trained(plan, Ranks(torch.device("cpu")))
-    first = pretrain.validate(plan, fresh, held)
-    fresh.shown.load_state_dict(model.state_dict())
-    last = pretrain.validate(plan, fresh, held)
-    assert pretrain.validate(plan, fresh, held) == last
+    fresh, _ = pretrain.make_learners(plan, Ranks(torch.device("cpu")))
+
+    def judged() -> float:
+        losses = partial(transformer_losses(flow.losses, fresh.ranks, plan.machine.compute), fresh.average)
+        return validate.validate(losses, validate.at_times_in_turn(held, fresh.ranks.device))["validation"]
+
+    first = judged()
+    assert fresh.average is not None
+    fresh.average.load_state_dict(model.state_dict())
+    last = judged()
+    assert judged() == last
     assert last < 0.93 * first
 
 
-def test_validation_looks_at_all_eight_times_whatever_the_shapes(
-    tmp_path: Path, frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_looks_at_all_eight_times_whatever_the_shapes() -> None:
     """Sixteen buckets of one held-out picture each: twice every time, not sixteen times the first."""
-    trained, times = Trained(config(tmp_path, frozen), Ranks(torch.device("cpu"))), list[float]()
+    times: list[float] = []
 
-    def noted(_model: object, batch: Batch) -> Tensor:
+    def noted(batch: Batch) -> Tensor:
         times.extend(batch.t_B.tolist())
         return torch.ones(len(batch.t_B))
 
-    monkeypatch.setattr(trained, "losses", noted)
     one = Loaded(torch.zeros(1, 4, 128), torch.zeros(1, 1, 2, 32), torch.ones(1, 1, dtype=torch.bool), ("held",))
-    assert pretrain.validate(trained.config, trained, [((2, 2), one)] * 16) == 1
+    turns = validate.at_times_in_turn([((2, 2), one)] * 16, torch.device("cpu"))
+    assert validate.validate(noted, turns) == {"validation": 1}
     assert sorted(times) == sorted([(i + 0.5) / 8 for i in range(8)] * 2)
 
 
-def test_a_round_too_small_for_a_batch_is_refused(tmp_path: Path, frozen: scenes.Frozen) -> None:
-    plan = dataclasses.replace(config(tmp_path / "run", frozen), scenes_per_round=2, encode_batch=2)
+def test_each_shape_has_its_validation_loss() -> None:
+    """Three pictures of two shapes at all eight times, against means taken by hand."""
+    held = [
+        (grid, Loaded(torch.zeros(1, 4, 1), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, dtype=torch.bool), (name,)))
+        for grid, name in (((2, 2), "a"), ((1, 4), "b"), ((2, 2), "c"))
+    ]
+
+    def losses(batch: Batch) -> Tensor:
+        return batch.t_B * {"a": 1.0, "b": 2.0, "c": 5.0}[batch.names[0]]
+
+    for at_once in (1, 3, 8):
+        found = validate.validate(losses, validate.at_all_times(held, torch.device("cpu"), at_once))
+        assert found == pytest.approx({"validation": 4 / 3, "validation_64x16": 1.0, "validation_32x32": 1.5})
+
+
+def test_a_round_too_small_for_a_batch_is_refused(tmp_path: Path, frozen: Frozen) -> None:
+    plan = changed(config(tmp_path / "run", frozen), {"data.per_round": 2, "data.encode_batch": 2})
     with pytest.raises(UsageError, match="fills no batch of 3"):
         pretrain.run(dataclasses.replace(plan, stages=(dataclasses.replace(plan.stages[0], batch=3),)), frozen)
 
@@ -170,7 +206,7 @@ def test_every_rank_tells_what_it_alone_met(
 
 def test_a_dropped_caption_is_the_unconditional_call() -> None:
     torch.manual_seed(1)
-    model = pretrain.build(DIT).eval()
+    model = network.build(DIT).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     x, t = torch.randn(2, 12, 128), torch.rand(2)
@@ -220,7 +256,7 @@ def test_where_all_batches_are_full_the_order_is_what_it_was() -> None:
 @pytest.mark.parametrize(("encode_batch", "per_round", "count"), [(300, 600, 128), (48, 600, 128), (8, 20, 20)])
 def test_as_many_scenes_are_held_as_said(
     tmp_path: Path,
-    frozen: scenes.Frozen,
+    frozen: Frozen,
     monkeypatch: pytest.MonkeyPatch,
     encode_batch: int,
     per_round: int,
@@ -228,12 +264,12 @@ def test_as_many_scenes_are_held_as_said(
 ) -> None:
     """Also where more are encoded at once than are held; and they are the first of those that are drawn."""
     monkeypatch.setattr(scenes, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
-    plan = dataclasses.replace(config(tmp_path, frozen), encode_batch=encode_batch, scenes_per_round=per_round)
-    held = scenes.SceneSource(plan, frozen, torch.device("cpu")).held(plan.stages[0])
+    plan = changed(config(tmp_path, frozen), {"data.encode_batch": encode_batch, "data.per_round": per_round})
+    held = scenes.SceneSource(drawing(plan), frozen).held(plan.stages[0])
     assert sum(len(loaded.x0_BNC) for _, loaded in held) == count
 
 
-def test_training_never_sees_a_held_out_scene(frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_sees_a_held_out_scene(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judged on what is really drawn for each of the three networks; 1 in 40 scenes of several things is held out."""
     drawn: list[Scene] = []
 
@@ -259,8 +295,8 @@ def test_training_never_sees_a_held_out_scene(frozen: scenes.Frozen, monkeypatch
     assert all_may_be_seen()
     template, tokenizer = frozen.encoder.params.template, frozen.tokenizer.to_str()
     scenes.draw(
-        0, seed=0, name="test", base=256, square_share=1.0, layouts=(0, 1, 1, 1, 1, 1, 0), flat_share=0.0, count=250,
-        tokenizer_json=tokenizer, template=template, captions=Stage.captions, often=Stating(),
+        0, seed=0, name="test", base=256, square_share=1.0, count=250, tokenizer_json=tokenizer, template=template,
+        mix=SceneMix(layouts=Layouts(pair=1, inside=1, trio=1, count=1, count_and_one=1)),
     )  # fmt: skip
     assert all_may_be_seen()
     kinds = tuple((kind, 1.0) for kind in dialogues.MAKERS)
@@ -269,7 +305,7 @@ def test_training_never_sees_a_held_out_scene(frozen: scenes.Frozen, monkeypatch
     assert all_may_be_seen()
 
 
-def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: scenes.Frozen) -> None:
+def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frozen: Frozen) -> None:
     """Counted on the scenes drawn: `layouts` are weights, none leave the scenes' own shares."""
     drawn: list[str] = []
 
@@ -279,25 +315,27 @@ def test_a_stage_chooses_its_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     # What they look like does not matter here, and drawing takes longer than all the rest.
     monkeypatch.setattr(scenes, "render", blank)
-    plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
-    only, never = (2.0, *(0.0,) * 6), (0.0, *(1.0,) * 6)
-    for layouts, low, high in ((only, 1.0, 1.0), (never, 0.0, 0.0), ((9.0, *(1.0,) * 6), 0.45, 0.75), ((), 0.12, 0.4)):
+    plan = changed(config(tmp_path / "run", frozen, steps=1), {"data.per_round": 160})
+    weights = {"only": (2.0, *(0.0,) * 6), "never": (0.0, *(1.0,) * 6), "often": (9.0, *(1.0,) * 6)}
+    only, never, often = (Layouts(**dict(zip(LAYOUTS, one, strict=True))) for one in weights.values())
+    for layouts, low, high in ((only, 1.0, 1.0), (never, 0.0, 0.0), (often, 0.45, 0.75), (None, 0.12, 0.4)):
         drawn.clear()
-        stage = dataclasses.replace(plan.stages[0], base=256, layouts=layouts, captions=(0.0, 0.0, 1.0))
-        scenes.encode_round(plan, stage, f"test {layouts}", frozen)
+        stage, mix = dataclasses.replace(plan.stages[0], base=256), SceneMix(layouts=layouts, captions=(0.0, 0.0, 1.0))
+        scenes.encode_round(drawing(plan), stage, mix, f"test {low}", frozen)
         assert low <= drawn.count("single") / len(drawn) <= high, layouts  # four deviations wide
 
 
-def test_weights_of_layouts_are_as_many_as_layouts() -> None:
-    assert LAYOUT_COUNT == len(LAYOUTS)  # they stand in two files
-    for layouts in ((1.0,), (0.0,) * LAYOUT_COUNT, (-1.0, *(1.0,) * 6)):
-        with pytest.raises(UsageError, match="layouts"):
-            Stage(base=128, steps=1, batch=1, learning_rate=1e-3, layouts=layouts)
+def test_every_layout_has_a_weight() -> None:
+    assert tuple(field.name for field in dataclasses.fields(Layouts)) == LAYOUTS  # they stand in two files
+    with pytest.raises(UsageError, match="layouts are all 0"):
+        Layouts()
+    with pytest.raises(UsageError, match="sign=-1"):
+        Layouts(single=1.0, sign=-1.0)
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: scenes.Frozen) -> None:
+def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: Frozen) -> None:
     plan = config(tmp_path / "run", frozen, steps=1)
-    with parts.alone(plan.run_dir), pytest.raises(UsageError, match="another process is training"):
+    with alone(plan.run_dir), pytest.raises(UsageError, match="another process is training"):
         pretrain.run(plan, frozen)
     assert [path.name for path in plan.run_dir.iterdir()] == [".lock"]  # nothing was begun
     pretrain.run(plan, frozen)
@@ -306,7 +344,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, frozen: scenes.Frozen) -> No
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 60, 100), (1.0, 160, 160)])
 def test_brief_captions_state_colours_and_places_as_often_as_asked(
-    tmp_path: Path, frozen: scenes.Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
+    tmp_path: Path, frozen: Frozen, monkeypatch: pytest.MonkeyPatch, share: float, low: int, high: int
 ) -> None:
     """Of 160; a plain background, for a caption may name the colours of skies and hills too. Two things whose places
     are not said are joined by "and"."""
@@ -325,12 +363,11 @@ def test_brief_captions_state_colours_and_places_as_often_as_asked(
     monkeypatch.setattr(scenes, "sample_on_grid", lambda *_arguments, **_options: pair)
     monkeypatch.setattr(scenes, "caption_of", recorded)
     monkeypatch.setattr(scenes, "render", lambda _scene, width, height: np.zeros((height, width, 3), np.uint8))
-    plan = dataclasses.replace(config(tmp_path / "run", frozen, steps=1), scenes_per_round=160)
-    stage = plan.stages[0]
-    # The usual shares stand in two files.
-    assert Stating(stage.coloured_share, stage.placed_share, stage.orderly) == Stating()
-    asked = dataclasses.replace(stage, captions=(0.0, 0.0, 1.0), coloured_share=share, placed_share=1 - share)
-    scenes.encode_round(plan, asked, "test", frozen)
+    plan = changed(config(tmp_path / "run", frozen, steps=1), {"data.per_round": 160})
+    usual = SceneMix()
+    assert Stating(usual.coloured_share, usual.placed_share, usual.orderly) == Stating()  # they stand in two files
+    asked = SceneMix(captions=(0.0, 0.0, 1.0), coloured_share=share, placed_share=1 - share)
+    scenes.encode_round(drawing(plan), plan.stages[0], asked, "test", frozen)
     assert low <= sum("purple" in caption for caption in captions) <= high  # three deviations wide
     assert low <= sum(" and " in caption for caption in captions) <= high
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,14 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from tests.train import ranks
+from tests.train.changed import changed
 from train import pretrain
+from train.batches.random import RandomSource
 from train.config import PretrainConfig, locate
-from train.run.batch import RandomSource, noised, share
+from train.losses import flow
+from train.run.batch import passes
 from train.run.distributed import Ranks
-from train.run.step import Trained
+from train.run.step import transformer_losses
 
 ALONE = Ranks(torch.device("cpu"))
 
@@ -34,7 +36,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 @pytest.mark.parametrize("mode", ["full", "selective"])
 def test_running_blocks_again_gives_the_same_bits(tmp_path: Path, plain: list[float], mode: str) -> None:
-    assert curve(replace(ranks.config(tmp_path, steps=2), checkpointing=mode)) == plain  # type: ignore[arg-type]
+    assert curve(changed(ranks.config(tmp_path, steps=2), {"machine.checkpointing": mode})) == plain  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["none", "full", "selective"])
@@ -45,26 +47,25 @@ def test_blocks_that_run_again_are_compiled(
     counter = CompileCounter()
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_(module, backend=counter))
-    config = replace(ranks.config(tmp_path, steps=2), checkpointing=mode, compile=True)  # type: ignore[arg-type]
+    config = changed(ranks.config(tmp_path, steps=2), {"machine.checkpointing": mode, "machine.compile": True})  # type: ignore[arg-type]
     torch._dynamo.reset()
     assert curve(config) == pytest.approx(plain, rel=1e-4)
     assert counter.frame_count > 0
 
 
 def test_small_passes_give_the_same_step(tmp_path: Path, plain: list[float]) -> None:
-    assert curve(replace(ranks.config(tmp_path, steps=2), micro_batch=1)) == pytest.approx(plain, rel=1e-5)
+    assert curve(changed(ranks.config(tmp_path, steps=2), {"machine.micro_batch": 1})) == pytest.approx(plain, rel=1e-5)
 
 
 def test_what_is_kept_shrinks(tmp_path: Path) -> None:
     """Bytes of distinct storages that a forward pass leaves behind, counted by autograd's own hooks."""
 
     def kept(mode: str) -> int:
-        config = replace(ranks.config(tmp_path), checkpointing=mode, align=0.0)  # type: ignore[arg-type]
-        trained = Trained(config, ALONE)
+        config = changed(ranks.config(tmp_path), {"machine.checkpointing": mode, "data.align.weight": 0.0})  # type: ignore[arg-type]
+        learner, _ = pretrain.make_learners(config, ALONE)
         source, at = RandomSource(config, ALONE.device), locate(config.stages, 0)
-        group = share(source.groups(at), rank=0, world=1, micro_batch=None, average="sample")[0]
-        batch = noised(config, at, group, source.load(at, group))
-        own = {p.data_ptr() for p in trained.model.parameters()}
+        batch = passes(source, at, ALONE, config.noise, seed=0, micro_batch=None, average="sample")[0]
+        own = {p.data_ptr() for p in learner.model.parameters()}
         seen: dict[int, int] = {}
         alive: list[Tensor] = []
 
@@ -75,7 +76,7 @@ def test_what_is_kept_shrinks(tmp_path: Path) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            trained.losses(trained.model, batch)
+            transformer_losses(flow.losses, ALONE, config.machine.compute)(learner.model, batch)
         return sum(seen.values())
 
     assert kept("full") < 0.3 * kept("none")

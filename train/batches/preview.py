@@ -17,7 +17,7 @@ from backend.pipeline import Grid, Networks, Progress, Sigmas, Texts
 from backend.sampling import Velocity
 from backend.text.harmony import encode_prompt
 from backend.types import GenerationRequest
-from train.batches.scenes import Frozen
+from train.batches.encoders import Frozen
 
 STEPS = 20
 PROMPTS = (

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from backend import latents
 from backend.errors import UsageError
-from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
+from backend.model.autoencoder import latent_statistics
 from backend.model.decode import decode_latent
-from backend.model.text_encoder import LensGptOssEncoder
 from backend.params import TemplateParams
 from backend.sizes import GRID, buckets
 from backend.text.harmony import encode_prompt
-from train.config import At, PretrainConfig, Stage
-from train.run.batch import Grid, Group, Loaded
+from train.batches.encoders import Frozen, encode_images, encode_texts
+from train.config import At, SceneData, SceneMix, Stage
+from train.run.batch import Grid, Group, Loaded, padded
 from train.run.feed import Feed
 from train.world.align import token_labels
 from train.world.dialogues import caption_of
@@ -39,15 +39,6 @@ HELD = 128  # scenes of the validation loss
 
 Samples = dict[Grid, list["Sample"]]
 Batches = list[tuple[Grid, list[int]]]  # of a round: grid and indices of its samples
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """The networks that are not trained here."""
-
-    vae: AutoencoderKLFlux2
-    encoder: LensGptOssEncoder
-    tokenizer: Tokenizer
 
 
 @dataclass
@@ -68,21 +59,22 @@ class Drawn:
 
 
 def draw(
-    chunk: int, *, seed: int, name: str, base: int, square_share: float, layouts: tuple[float, ...], flat_share: float,
-    count: int, tokenizer_json: str, template: TemplateParams, captions: tuple[float, float, float],
-    often: Stating,
+    chunk: int, *, seed: int, name: str, base: int, square_share: float, mix: SceneMix, count: int,
+    tokenizer_json: str, template: TemplateParams,
 ) -> Drawn:  # fmt: skip
     """One chunk of a round, all in one aspect-ratio bucket; a function of its arguments."""
     rng = random.Random(f"scenes {seed} {base} {name} {chunk}")
     width, height = buckets(base)[4] if rng.random() < square_share else rng.choice(buckets(base))
     tokenizer = _tokenizer(tokenizer_json)
+    weights = None if mix.layouts is None else mix.layouts.weights
+    often = Stating(mix.coloured_share, mix.placed_share, mix.orderly)
     images, ids, labels, prefix = [], [], [], 0
     for _ in range(count):
         cells = min(width, height) // GRID
-        scene = sample_on_grid(rng, cells, aspect=width / height, weights=layouts or None, flat_share=flat_share)
+        scene = sample_on_grid(rng, cells, aspect=width / height, weights=weights, flat_share=mix.flat_share)
         images.append(np.asarray(render(scene, width, height)))
         labels.append(token_labels(scene, width, height))
-        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, captions, often))
+        encoded = encode_prompt(tokenizer, template, caption_of(scene, rng, mix.captions, often))
         ids.append(encoded.ids)
         prefix = encoded.prefix
     return Drawn(np.stack(images), ids, prefix, np.stack(labels))
@@ -93,59 +85,45 @@ def _tokenizer(text: str) -> Tokenizer:
     return Tokenizer.from_str(text)
 
 
-@torch.no_grad()
-def encode_images(vae: AutoencoderKLFlux2, images: np.ndarray, device: torch.device) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, N, C) normalised, packed latent means."""
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.autocast(device.type, torch.bfloat16):
-        mean = encode_mean(vae, pixels.contiguous(memory_format=torch.channels_last))
-    return latents.pack(latents.normalise(latents.patchify(mean.float()), *latent_statistics(vae)))
+@dataclass(frozen=True)
+class Scenes:
+    """All that decides the scenes of a run but the stage."""
+
+    data: SceneData
+    seed: int
+    workers: int  # processes that draw
+    template: TemplateParams
+    blocks: tuple[int, ...]  # of the text encoder, that are read
+    device: torch.device
 
 
-@torch.no_grad()
-def encode_texts(
-    encoder: LensGptOssEncoder, ids: list[tuple[int, ...]], prefix: int, take: tuple[int, ...], device: torch.device
-) -> list[Tensor]:
-    """Features (L, T, F) of each conversation, without its first `prefix` tokens."""
-    width = max(len(row) for row in ids)
-    batch = torch.zeros(len(ids), width, dtype=torch.long)
-    for i, row in enumerate(ids):
-        batch[i, : len(row)] = torch.tensor(row)
-    with torch.autocast(device.type, torch.bfloat16):
-        states = encoder.hidden_states(batch.to(device), take)  # right padding is harmless: attention is causal
-    stacked = torch.stack(states, 2)
-    return [stacked[i, prefix : len(row)] for i, row in enumerate(ids)]
-
-
-def encode_round(config: PretrainConfig, stage: Stage, name: str, frozen: Frozen, count: int | None = None) -> Samples:
+def encode_round(
+    scenes: Scenes, stage: Stage, mix: SceneMix, name: str, frozen: Frozen, count: int | None = None
+) -> Samples:
     """Draw and encode one round, told from others by `name`: latent grid (h, w) -> samples.
 
-    `count`: exactly so many scenes; None: as many whole batches of `encode_batch` as `scenes_per_round` holds.
+    `count`: exactly so many scenes; None: as many whole batches of `encode_batch` as `per_round` holds.
     """
-    device = torch.device(config.device)
+    size = scenes.data.encode_batch
     make = functools.partial(
         draw,
-        seed=config.seed,
+        seed=scenes.seed,
         name=name,
         base=stage.base,
         square_share=stage.square_share,
-        layouts=stage.layouts,
-        flat_share=stage.flat_share,
-        count=config.encode_batch,
+        mix=mix,
+        count=size,
         tokenizer_json=frozen.tokenizer.to_str(),
-        template=config.template,
-        captions=stage.captions,
-        often=Stating(stage.coloured_share, stage.placed_share, stage.orderly),
+        template=scenes.template,
     )
-    size = config.encode_batch
-    left = config.scenes_per_round // size * size if count is None else count
+    left = scenes.data.per_round // size * size if count is None else count
     out: Samples = {}
-    for drawn in Feed(make, start=0, stop=-(-left // size), workers=config.workers):
+    for drawn in Feed(make, start=0, stop=-(-left // size), workers=scenes.workers):
         if left < size:
             drawn = Drawn(drawn.images[:left], drawn.ids[:left], drawn.prefix, drawn.labels[:left])
         left -= size
-        z = encode_images(frozen.vae, drawn.images, device).bfloat16().cpu()
-        texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, config.params.selected_layer_index, device)
+        z = encode_images(frozen.vae, drawn.images, scenes.device).bfloat16().cpu()
+        texts = encode_texts(frozen.encoder, drawn.ids, drawn.prefix, scenes.blocks, scenes.device)
         grid = (drawn.images.shape[1] // GRID, drawn.images.shape[2] // GRID)
         out.setdefault(grid, []).extend(
             Sample(latent, text.bfloat16().cpu().clone(), labels)
@@ -173,34 +151,26 @@ def batches(samples: Samples, batch: int, rng: random.Random, name: str) -> Batc
     return out
 
 
-def collate(rows: list[Sample], device: torch.device, multiple: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, N, C), features (B, L, T, F) padded to a multiple of `multiple` tokens, mask (B, L)."""
-    longest = max(len(row.text_LTF) for row in rows)
-    length = -(-longest // multiple) * multiple
-    text = rows[0].text_LTF.new_zeros(len(rows), length, *rows[0].text_LTF.shape[1:])
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        text[i, : len(row.text_LTF)] = row.text_LTF
-        mask[i, : len(row.text_LTF)] = True
+def collate(rows: list[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (B, N, C), features (B, L, T, F) and their mask (B, L), on the device."""
+    text, mask = padded([row.text_LTF for row in rows])
     return torch.stack([r.latent_NC for r in rows]).float().to(device), text.to(device), mask.to(device)
 
 
-def order_of(samples: Samples, stage: Stage, config: PretrainConfig, number: int) -> Batches:
+def order_of(samples: Samples, stage: Stage, scenes: Scenes, number: int) -> Batches:
     """All batches of round `number`, pass after pass; one pass more than is used, since part batches are left out."""
-    name = f"{config.seed} {stage.base} {number}"
+    name = f"{scenes.seed} {stage.base} {number}"
     rng = random.Random(f"order {name}")
-    passes = range(config.passes + 1)
+    passes = range(scenes.data.passes + 1)
     return [row for one in passes for row in batches(samples, stage.batch, rng, f"{name} {one}")]
 
 
 class SceneSource:
     """Drawn scenes. A group is a batch of the round's order; captions of similar length meet in it."""
 
-    def __init__(
-        self, config: PretrainConfig, frozen: Frozen, device: torch.device, networks: str | None = None
-    ) -> None:
+    def __init__(self, scenes: Scenes, frozen: Frozen, networks: str | None = None) -> None:
         """`networks`: the SHA-256 of `frozen`, for checkpoints."""
-        self.config, self.frozen, self.device, self.networks = config, frozen, device, networks
+        self.scenes, self.frozen, self.networks = scenes, frozen, networks
         self._first: int | None = None  # step at which the round in memory began
         self._samples: Samples = {}
         self._order: Batches = []
@@ -214,26 +184,32 @@ class SceneSource:
     def load(self, at: At, group: Group) -> Loaded:
         first = self._turn_to(at)
         rows = [self._samples[group.grid][i] for i in group.refs if isinstance(i, int)]
-        x0, text, mask = collate(rows, self.device)
         h, w = group.grid
         names = tuple(f"scene {i} of {w * GRID}x{h * GRID}, round from step {first}" for i in group.refs)
-        return Loaded(x0, text, mask, names, torch.stack([row.labels_N2 for row in rows]).to(self.device))
+        labels = torch.stack([row.labels_N2 for row in rows]).to(self.scenes.device)
+        return Loaded(*collate(rows, self.scenes.device), names, labels)
 
     def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
         """HELD scenes (fewer where a round has fewer), the same for every kind of stage at a base."""
         usual = Stage(base=stage.base, steps=stage.steps, batch=stage.batch, learning_rate=stage.learning_rate)
-        count = min(HELD, self.config.scenes_per_round)
-        at_once = replace(self.config, encode_batch=min(count, self.config.encode_batch))
-        drawn = encode_round(at_once, usual, "held out", self.frozen, count)
+        count = min(HELD, self.scenes.data.per_round)
+        drawn = encode_round(
+            self._drawing(encode_batch=min(count, self.scenes.data.encode_batch)), usual, SceneMix(), "held out",
+            self.frozen, count,
+        )  # fmt: skip
         return [
-            (grid, Loaded(*collate(rows, self.device), names=("held out",) * len(rows)))
+            (grid, Loaded(*collate(rows, self.scenes.device), names=("held out",) * len(rows)))
             for grid, rows in sorted(drawn.items())
         ]
 
-    def channel_weights(self) -> Tensor:
-        """(C,) for the loss, measured on eight scenes; the same on every rank and after a resume."""
-        stage = replace(self.config.stages[0], base=128, mix=(), square_share=1.0)
-        drawn = encode_round(replace(self.config, scenes_per_round=8, encode_batch=8), stage, "channels", self.frozen)
+    def channel_weights(self, first: Stage) -> Tensor | None:
+        """(C,) for the loss, measured on eight scenes of the run's first stage; the same on every rank and after a
+        resume. None: every channel the same."""
+        if not self.scenes.data.channel_power:
+            return None
+        stage = replace(first, base=128, square_share=1.0)
+        drawing = self._drawing(per_round=8, encode_batch=8)
+        drawn = encode_round(drawing, stage, self.scenes.data.mix(0), "channels", self.frozen)
         ((h, w), rows), *_ = drawn.items()
         statistics = latent_statistics(self.frozen.vae)
 
@@ -241,24 +217,28 @@ class SceneSource:
             z = latents.denormalise(latents.unpack(x_BNC, h, w), *statistics)
             return decode_latent(self.frozen.vae, latents.unpatchify(z))
 
-        x0 = torch.stack([row.latent_NC for row in rows]).float().to(self.device)
-        return loss_weights(sensitivity(decode, x0), self.config.channel_power)
+        x0 = torch.stack([row.latent_NC for row in rows]).float().to(self.scenes.device)
+        return loss_weights(sensitivity(decode, x0), self.scenes.data.channel_power)
+
+    def _drawing(self, **fields: int) -> Scenes:
+        return replace(self.scenes, data=replace(self.scenes.data, **fields))
 
     def _turn_to(self, at: At) -> int:
         """Have the round of a step in memory; returns the step at which it begins."""
+        data = self.scenes.data
         # 9 of 10: part batches are left out, so a pass has a few batches less than its scenes would fill.
         pictures = at.stage.batch * at.stage.groups
-        per_round = max(1, self.config.scenes_per_round // pictures * self.config.passes * 9 // 10)
-        number = (at.step - at.before) // per_round
-        first = at.before + number * per_round
+        rounds = max(1, data.per_round // pictures * data.passes * 9 // 10)  # steps of one
+        number = (at.step - at.before) // rounds
+        first = at.before + number * rounds
         if first != self._first:
-            self._samples = encode_round(self.config, at.stage, f"from {first}", self.frozen)
-            self._order = order_of(self._samples, at.stage, self.config, number)
+            self._samples = encode_round(self.scenes, at.stage, data.mix(at.place), f"from {first}", self.frozen)
+            self._order = order_of(self._samples, at.stage, self.scenes, number)
             if not self._order:
                 raise UsageError(
-                    f"a round of {self.config.scenes_per_round} scenes, drawn {self.config.encode_batch} of a shape at "
+                    f"a round of {data.per_round} scenes, drawn {data.encode_batch} of a shape at "
                     f"a time, fills no batch of {at.stage.batch}",
-                    hint="a larger scenes_per_round or encode_batch, or a smaller batch",
+                    hint="a larger data.per_round or data.encode_batch, or a smaller batch",
                 )
             self._first = first
         return first

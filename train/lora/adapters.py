@@ -26,11 +26,12 @@ from backend.lora.keys import LoraFile, UpdateKind, read_lora
 from backend.lora.names import find_lora
 from backend.lora.write import Factors
 from backend.model.tensors import transformer_shapes
-from backend.model.transformer import JointAttention, LensTransformer2DModel
+from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
 from backend.params import DiTParams
 from train.lora.config import GROUPS, LoraConfig, target_shapes
 from train.lora.plan import base_itemsize, base_plan
+from train.run.network import choose_attention
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -94,7 +95,7 @@ def with_adapters(config: LoraConfig, files: ModelFiles, device: torch.device) -
         up_OR = torch.zeros(outputs, config.rank)
         adapter = Adapter(network.get_submodule(name), down_RI.to(device), up_OR.to(device), config.alpha)
         network.set_submodule(name, adapter)
-    _for_training(network, device)
+    choose_attention(network, device)
     return network
 
 
@@ -104,7 +105,7 @@ def unfrozen(files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
     for parameter in network.parameters():
         parameter.data = parameter.data.clone()  # what was read may be the file's own pages
     network.requires_grad_(True)
-    _for_training(network, device)
+    choose_attention(network, device)
     return network
 
 
@@ -168,9 +169,3 @@ def begin_with(network: nn.Module, found: LoraFile) -> None:
         rank = len(down_RI)
         adapter.down_RI[:rank] = down_RI
         adapter.up_OR[:, :rank] = up_OR * (update.factor / adapter.scale)
-
-
-def _for_training(network: LensTransformer2DModel, device: torch.device) -> None:
-    for module in network.modules():
-        if isinstance(module, JointAttention):
-            module.explicit = device.type == "cpu"

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from backend.errors import UsageError
 from backend.packing.schemes import by_quant, trainable
-from backend.params import DiTParams, ModelParams
+from backend.params import DiTParams
 from backend.presets import Preset
 from backend.types import Quant
 from backend.words import joined
-from train.config import Base, PretrainConfig, Stage
+from train.config import Base, Machine, Noise, Optim, Saving, Stage, within
 from train.overrides import set_fields
 
 KIND = "lora"  # of a run, in its config.json
@@ -64,56 +64,29 @@ class LoraConfig:
     batch: int = 1  # pictures of one bucket that pass the network together
     accumulate: int = 1  # such batches a step
     learning_rate: float = 1e-4
-    warmup: int = 20  # steps in which the rate rises
     decay: float = 0.2  # share of the steps, at the end, in which it falls linearly to 0
-    dropout: float = 0.1  # probability of *no text tokens*, which is what guidance compares with
-    time_std: float = 1.0  # of the logit of t; its mean is the paper's mu(n) of the bucket
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
-    clip: float = 1.0  # gradient norm
-    ema_decay: float | None = None  # of the average that is validated, drawn and written instead; None: no average
     seed: int = 0
 
-    # The machine
-    device: str = "auto"  # cuda, else mps, else cpu
-    compute: Literal["bfloat16", "float32"] = "bfloat16"  # of the products; what is learned is always float32
-    micro_batch: int | None = None  # pictures of one pass; None: a whole batch
-    checkpointing: Literal["none", "full", "selective"] = "none"  # as in pre-training
-    compile: bool = False  # every block; minutes at the start
+    noise: Noise = field(default_factory=Noise)
+    optim: Optim = field(default_factory=lambda: Optim(warmup=20))
+    machine: Machine = field(default_factory=lambda: Machine(device="auto", compile=False))
+    # A LoRA file beside each sheet of previews.
+    saving: Saving = field(default_factory=lambda: Saving(validate_every=100, preview_every=500, log_every=10))
 
-    # What is written
-    validate_every: int = 100  # steps
+    # What is looked at and written
     held_most: int = 16  # held-out pictures that the validation loss looks at, each at eight times
-    preview_every: int = 500  # steps; a LoRA file beside each sheet
     previews: int = 4  # captions that are drawn; 0: no sheets
     preview_prompt: str | None = None  # drawn first, beside the captions; None: only those
-    save_every: int = 250  # steps
-    log_every: int = 10  # steps
-    keep: int = 2  # newest checkpoints that are kept
-    wandb: str | None = None  # project of Weights & Biases; None: not used
     export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the LoRA files; float32 rounds nothing
 
     def __post_init__(self) -> None:
-        counts = ("rank", "steps", "batch", "accumulate", "validate_every", "preview_every", "save_every", "log_every")
-        for name in (*counts, "keep", "held_most"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: at least 1")
+        within(self, 1, None, "rank", "steps", "batch", "accumulate", "held_most")
+        within(self, 0, None, "previews")
+        within(self, 0, 1, "held_out", "decay", below=True)
         if self.bases is not None and (not self.bases or min(self.bases) < 1):
             raise UsageError("bases must be numbers of pixels, at least one", hint="bases=512, or none: the model's")
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UsageError(f"micro_batch={self.micro_batch}: at least 1, or none")
-        for name in ("warmup", "previews", "time_std", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name}={getattr(self, name):g}: at least 0")
-        for name in ("held_out", "dropout", "decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name):g}: from 0 to below 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"betas={self.betas[0]:g},{self.betas[1]:g}: each from 0 to below 1")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UsageError(f"ema_decay={self.ema_decay:g}: between 0 and 1, or none")
-        if not 0 < self.learning_rate < math.inf or not 0 < self.alpha < math.inf or not self.clip > 0:
-            raise UsageError("learning_rate, alpha and clip must be numbers above 0")
+        if not 0 < self.learning_rate < math.inf or not 0 < self.alpha < math.inf:
+            raise UsageError("learning_rate and alpha must be numbers above 0")
         if self.start_from is not None and self.tune == "full":
             raise UsageError("start_from is a LoRA, which tune=full does not train")
         packing = by_quant(self.quant)
@@ -138,41 +111,18 @@ class LoraConfig:
             return self.bases
         return tuple(base for base in preset.bases if base <= preset.default_base)
 
-
-def as_pretraining(config: LoraConfig, preset: Preset, device: str) -> PretrainConfig:
-    """The same run in pre-training's words, for the parts that both share: one stage, AdamW, no average."""
-    bases = config.bases_of(preset)
-    stage = Stage(
-        base=bases[-1],
-        steps=config.steps,
-        batch=config.batch,
-        groups=config.accumulate,
-        mix=tuple(Base(base=base, batch=config.batch) for base in bases),
-        learning_rate=config.learning_rate,
-        decay_steps=round(config.decay * config.steps),
-    )
-    params: ModelParams = preset.params
-    return PretrainConfig(
-        run_dir=config.run_dir,
-        params=params.dit,
-        template=params.text.template,
-        stages=(stage,),
-        encoders=None,
-        dropout=config.dropout,
-        time_std=config.time_std,
-        muon=False,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        warmup=config.warmup,
-        clip=config.clip,
-        ema_decay=None,
-        seed=config.seed,
-        device=device,
-        compute=config.compute,
-        micro_batch=config.micro_batch,
-        checkpointing=config.checkpointing,
-        compile=config.compile,
-    )
+    def stage_of(self, preset: Preset) -> Stage:
+        """The whole run as one stage."""
+        bases = self.bases_of(preset)
+        return Stage(
+            base=bases[-1],
+            steps=self.steps,
+            batch=self.batch,
+            groups=self.accumulate,
+            mix=tuple(Base(base=base, batch=self.batch) for base in bases),
+            learning_rate=self.learning_rate,
+            decay_steps=round(self.decay * self.steps),
+        )
 
 
 def target_shapes(config: LoraConfig, params: DiTParams) -> dict[str, tuple[int, int]]:
@@ -215,27 +165,31 @@ def target_shapes(config: LoraConfig, params: DiTParams) -> dict[str, tuple[int,
 
 def lora(config: LoraConfig) -> LoraConfig:
     """A card of 24 GB at the published size: bfloat16 base, rank 16 on attention and MLP."""
-    return replace(config, batch=2, checkpointing="full")
+    return replace(config, batch=2, machine=_again(config))
 
 
 def lora_8gb(config: LoraConfig) -> LoraConfig:
     """A card of 8 GB: the base in NF4, one picture of 512 x 512 pixels at a time."""
-    return replace(config, quant=Quant.nf4, bases=(512,), batch=1, accumulate=4, checkpointing="full")
+    return replace(config, quant=Quant.nf4, bases=(512,), batch=1, accumulate=4, machine=_again(config))
 
 
 def full(config: LoraConfig) -> LoraConfig:
     """All weights, on one card of 80 GB: float32 masters and moments take 16 bytes a parameter."""
+    saving = replace(config.saving, save_every=500)
     return replace(
-        config, tune="full", learning_rate=1e-5, batch=1, accumulate=8, checkpointing="full", save_every=500
+        config, tune="full", learning_rate=1e-5, batch=1, accumulate=8, machine=_again(config), saving=saving
     )  # fmt: skip
 
 
 def nano(config: LoraConfig) -> LoraConfig:
     """Lens-Nano, on a processor: minutes. A small network takes a higher rate."""
-    return replace(
-        config, batch=4, learning_rate=1e-3, steps=400, validate_every=50, preview_every=200, save_every=100,
-        previews=2,
-    )  # fmt: skip
+    saving = replace(config.saving, validate_every=50, preview_every=200, save_every=100)
+    return replace(config, batch=4, learning_rate=1e-3, steps=400, previews=2, saving=saving)
+
+
+def _again(config: LoraConfig) -> Machine:
+    """Keep only the blocks' inputs for the backward pass."""
+    return replace(config.machine, checkpointing="full")
 
 
 RECIPES: Mapping[str, Callable[[LoraConfig], LoraConfig]] = MappingProxyType(

@@ -134,7 +134,7 @@ def header(config: LoraConfig, files: ModelFiles, step: int) -> Mapping[str, str
         "learning_rate": config.learning_rate,
         "quant": str(config.quant),
         "seed": config.seed,
-        "ema_decay": config.ema_decay,
+        "ema_decay": config.optim.ema_decay,
         "start_from": None if config.start_from is None else Path(config.start_from).name,
         "trigger": config.trigger,
         "caption": config.caption,

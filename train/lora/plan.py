@@ -18,9 +18,11 @@ from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams
 from backend.presets import Preset
 from backend.sizes import GRID
-from train.lora.config import LoraConfig, as_pretraining, target_shapes
+from train.lora.config import LoraConfig, target_shapes
 from train.lora.pictures import Folder
 from train.run import costs, status
+
+CAPTION_TOKENS = 170  # that activations are estimated by: 109 words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ class Forecast:
 
 def base_itemsize(config: LoraConfig, device_type: str) -> int:
     """Bytes of a frozen number. A processor has float32, where bfloat16 saves no time."""
-    return 2 if config.compute == "bfloat16" and device_type != "cpu" else 4
+    return 2 if config.machine.compute == "bfloat16" and device_type != "cpu" else 4
 
 
 def base_plan(config: LoraConfig, files: ModelFiles, device_type: str) -> QuantPlan:
@@ -80,26 +82,27 @@ def forecast(
 ) -> Forecast:  # fmt: skip
     """`files` None: of a model that is not on this disk. Raises UsageError for targets and ranks that cannot be."""
     params, full = preset.params, config.tune == "full"
-    plan = as_pretraining(config, preset, device_type)
     count = costs.parameters(params.dit)
     base, scheme = _base(config, files, params.dit, device_type)
     learned = count if full else sum(config.rank * sum(shape) for shape in target_shapes(config, params.dit).values())
     pictures = (*folder.training, *folder.held)
     speed, reached = _measured(config.run_dir)
     seen = config.steps * config.pictures_per_step
-    average = 0.0 if config.ema_decay is None else 4.0
-    lora_copies = 3 + config.steps // config.preview_every
+    average = 0.0 if config.optim.ema_decay is None else 4.0
+    lora_copies = 3 + config.steps // config.saving.preview_every
     return Forecast(
         base=0.0 if full else base,
         scheme=None if full else scheme,
         learned=learned,
         # Weights, gradients, two moments; autocast keeps a bfloat16 copy of each weight until a pass is over.
-        state=((18.0 if config.compute == "bfloat16" else 16.0) + average) * learned,
-        activations=costs.activations(plan, plan.stages[0]),
+        state=((18.0 if config.machine.compute == "bfloat16" else 16.0) + average) * learned,
+        activations=costs.activations(
+            params.dit, config.stage_of(preset), config.machine, caption_tokens=CAPTION_TOKENS
+        ),
         encoders=4.0 * vae_parameters(params.vae),
         latents=sum(4.0 * params.dit.in_channels * _tokens(picture.shape) for picture in pictures),
         features=_feature_bytes(params.dit, {picture.caption for picture in pictures}, device_type),
-        checkpoints=(12.0 + average) * learned * (config.keep + 1),
+        checkpoints=(12.0 + average) * learned * (config.saving.keep + 1),
         files=2.0 * count if full else 4.0 * learned * lora_copies,
         epochs=seen / len(folder.training),
         pictures_per_s=speed,

@@ -17,7 +17,7 @@ from backend.sizes import parse_ratio, size_for
 from train.batches.preview import draw, networks_of
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder
-from train.lora.source import Cache
+from train.lora.source import Kept
 
 BENEATH = 44  # pixels for the words under a picture
 
@@ -45,13 +45,13 @@ def drawn_prompts(config: LoraConfig, folder: Folder, preset: Preset) -> tuple[D
     return tuple(Drawn(prompt, i, width, height) for i, (prompt, width, height) in enumerate(rows[: config.previews]))
 
 
-def sheet(model: LensTransformer2DModel, files: ModelFiles, cache: Cache, rows: Sequence[Drawn]) -> Image.Image:
+def sheet(model: LensTransformer2DModel, files: ModelFiles, kept: Kept, rows: Sequence[Drawn]) -> Image.Image:
     """A row a prompt: at guidance 1, and at the model's where it has another. Raises NumericsError."""
     preset = files.preset
     scales = list(dict.fromkeys((1.0, preset.guidance)))
-    vae = load_vae(files, torch.float32, cache.device)  # read again each time: training needs the memory more
-    texts = dict(zip([row.prompt for row in rows], cache.texts([row.prompt for row in rows]), strict=True))
-    networks = networks_of(model, vae, lambda prompt: texts[prompt][None], cache.device)
+    vae = load_vae(files, torch.float32, kept.device)  # read again each time: training needs the memory more
+    texts = dict(zip([row.prompt for row in rows], kept.texts([row.prompt for row in rows]), strict=True))
+    networks = networks_of(model, vae, lambda prompt: texts[prompt][None], kept.device)
     model.eval()
     wide = max(row.width for row in rows)
     canvas = Image.new("RGB", (len(scales) * wide, sum(row.height + BENEATH for row in rows)), "white")

@@ -1,8 +1,6 @@
-"""A folder of pictures as a source of batches: latents and text features are computed once and kept on the disk.
+"""A folder of pictures as a source of batches: latents and text features are made once and kept on the disk.
 
-A file is named by the SHA-256 of everything that decides its numbers (the picture's contents, its crop and size, the
-autoencoder; the caption, the encoder, its template), so a changed picture or caption is encoded anew and nothing else
-is, and several runs may share one folder. The encoders are gone before the transformer is loaded.
+The encoders are gone before the transformer is loaded; the text encoder is read a layer at a time.
 
 Heavy ring: torch, Pillow.
 """
@@ -10,8 +8,10 @@ Heavy ring: torch, Pillow.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
 from textwrap import shorten
 
 import numpy as np
@@ -22,14 +22,14 @@ from torch import Tensor
 from backend.cache import tensors
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
-from backend.disk import make_folder
 from backend.errors import CheckpointError, FileError
 from backend.loading import load_vae
+from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.sizes import GRID
 from backend.text.features import FeatureSource
 from backend.types import Encoder
-from train.batches.kept import RunCache
-from train.batches.scenes import encode_images
+from train.batches.encoders import encode_images, feature_dtype
+from train.batches.keeper import Keeper
 from train.config import At, Stage
 from train.data import buckets
 from train.data.buckets import Placement
@@ -37,6 +37,7 @@ from train.data.pictures import Unreadable, decode
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, Picture
 from train.run.batch import Grid, Group, Loaded, padded
+from train.run.distributed import Ranks
 
 VERSION = 1  # raised when the same picture gives other numbers
 AT_ONCE = 64  # captions that share one pass over the text encoder's layers
@@ -44,75 +45,97 @@ AT_ONCE = 64  # captions that share one pass over the text encoder's layers
 Say = Callable[[str], None]
 
 
-class Cache:
-    """What the frozen networks make of pictures and captions."""
+class Kept:
+    """What the frozen networks make of the folder's pictures and captions."""
 
-    def __init__(self, config: LoraConfig, files: ModelFiles, device: torch.device, say: Say) -> None:
-        self.config, self.files, self.device, self.say = config, files, device, say
-        self.params = files.preset.params
-        self._latents, self._texts = (
-            RunCache(config.cache_dir / name, ".safetensors", 1, say) for name in ("latents", "texts")
-        )
+    def __init__(self, config: LoraConfig, files: ModelFiles, ranks: Ranks, say: Say) -> None:
+        self.files, self.ranks, self.device, self.say = files, ranks, ranks.device, say
+        params, dtype = files.preset.params, feature_dtype(ranks.device)
+        width = (len(params.dit.selected_layer_index), params.text.hidden_size)
+        self._latents = Keeper(config.cache_dir / "latents", (params.dit.in_channels,), torch.float32, say)
+        self._texts = Keeper(config.cache_dir / "texts", width, dtype, say)
         self._vae_sha256 = files_sha256(files.vae)
-        self._features = FeatureSource(
-            files=files,
-            encoder=Encoder.exact,
-            dtype=torch.float32 if device.type == "cpu" else torch.bfloat16,
-            device=device,
-            store=self._texts,
+        self._features = FeatureSource(files=files, encoder=Encoder.exact, dtype=dtype, device=ranks.device)
+        self._about_texts = tensors.cache_key(
+            {
+                "code": VERSION,
+                "torch": version("torch"),
+                "processor": tensors.processor(self.device),
+                "weights": files_sha256(files.text_encoder),
+                "tokenizer": files_sha256(files.tokenizer) if files.tokenizer else None,
+                "network and template": asdict(params.text),
+                "blocks": list(params.dit.selected_layer_index),
+            }
         )
 
     def has_latent(self, sha256: str, placed: Placement) -> bool:
-        return self._latents.path(self._latent_key(sha256, placed)).exists()
+        """Whether a picture is encoded already, so that its file need not be proved whole again."""
+        return self._latents.has(self._latent_key(sha256, placed))
 
     # --------------------------------------------------------------------------------------------------------- filling
 
     def fill(self, folder: Folder, prompts: Iterable[str]) -> None:
-        """Encode what is not kept yet. Raises FileError (no space, a picture gone), CheckpointError, NumericsError."""
-        for store in (self._latents, self._texts):
-            make_folder(store.folder)
+        """Encode what is not kept yet, each rank its share. Raises FileError (no space, a picture gone),
+        CheckpointError, NumericsError."""
+        self._latents.open()
+        self._texts.open()
         pictures = [*folder.training, *folder.held]
-        self._fill_latents([p for p in pictures if not self.has_latent(p.sha256, p.placed)])
-        self._fill_texts(list(dict.fromkeys([*(p.caption for p in pictures), *prompts])))
+        rank, world = self.ranks.rank, self.ranks.world
+        captions = list(dict.fromkeys([*(p.caption for p in pictures), *prompts]))
+        self._fill_latents([p for p in pictures if not self.has_latent(p.sha256, p.placed)][rank::world])
+        self._fill_texts(captions[rank::world])
 
     def _fill_latents(self, pictures: Sequence[Picture]) -> None:
         if not pictures:
             return
         self.say(f"encoding {len(pictures):,} pictures")
         vae = load_vae(self.files, torch.float32, self.device)
-        for number, picture in enumerate(pictures, 1):
-            # One at a time: what a latent is does not depend, not in its last bit, on what is encoded beside it.
-            latent_NC = encode_images(vae, pixels(picture)[None], self.device)[0]
-            if not bool(torch.isfinite(latent_NC).all()):
-                raise CheckpointError(f"{picture.path}: its latent is not finite", hint="check: lens models verify")
-            tensors.write_rows(self._latents, self._latent_key(picture.sha256, picture.placed), latent_NC)
-            if number % 100 == 0:
-                self.say(f"encoded {number:,} of {len(pictures):,} pictures")
+
+        def make(places: Sequence[int]) -> Iterator[Tensor]:
+            for done, place in enumerate(places, 1):
+                # One at a time: what a latent is does not depend, not in its last bit, on what is encoded beside it.
+                yield self._latent(vae, pictures[place])
+                if done % 100 == 0:
+                    self.say(f"encoded {done:,} of {len(places):,} pictures")
+
+        self._latents.fill([self._latent_key(p.sha256, p.placed) for p in pictures], make)
+
+    def _latent(self, vae: AutoencoderKLFlux2, picture: Picture) -> Tensor:
+        latent_NC = encode_images(vae, pixels(picture)[None], self.device)[0]
+        if not bool(torch.isfinite(latent_NC).all()):
+            raise CheckpointError(f"{picture.path}: its latent is not finite", hint="check: lens models verify")
+        return latent_NC
 
     def _fill_texts(self, captions: list[str]) -> None:
-        most = self.params.text.template.room
+        most = self.files.preset.params.text.template.room
         for start in range(0, len(captions), AT_ONCE):
             some = captions[start : start + AT_ONCE]
             # Also finds damaged files, which are then made again.
-            for caption, found in zip(some, self._features.features(some, lambda _: nullcontext()), strict=True):
-                if found.shape[1] >= most:
+            for caption, found in zip(some, self._rows(some), strict=True):
+                if len(found) >= most:
                     self.say(f"longer than the {most} tokens that are read, cut: {shorten(caption, 60)}")
 
     # --------------------------------------------------------------------------------------------------------- reading
 
     def latent(self, picture: Picture) -> Tensor:
         """(N, C) float32. Raises FileError where it is not kept."""
-        width = (self.params.dit.in_channels,)
-        rows = tensors.read_rows(self._latents, self._latent_key(picture.sha256, picture.placed), width, torch.float32)
+        rows = self._latents.read(self._latent_key(picture.sha256, picture.placed))
         h, w = grid_of(picture)
         if rows is None or len(rows) != h * w:
-            raise FileError(f"{picture.key}: its latent is gone from {self._latents.folder}", hint="run it again")
+            raise FileError(f"{picture.key}: its latent is gone from {self._latents.store.folder}", hint="run it again")
         return rows
 
     def texts(self, captions: Sequence[str]) -> list[Tensor]:
         """(L, T, F) of each, on the device."""
         # Made while training only where a file was removed meanwhile; then they come from inference mode.
-        return [found[0].clone() for found in self._features.features(captions, lambda _: nullcontext())]
+        return [rows.to(self.device).clone() for rows in self._rows(captions)]
+
+    def _rows(self, captions: Sequence[str]) -> list[Tensor]:
+        def make(places: Sequence[int]) -> list[Tensor]:
+            found = self._features.features([captions[place] for place in places], lambda _: nullcontext())
+            return [rows[0] for rows in found]
+
+        return self._texts.rows([tensors.cache_key({"network": self._about_texts, "what": c}) for c in captions], make)
 
     def _latent_key(self, sha256: str, placed: Placement) -> str:
         return tensors.cache_key(
@@ -150,8 +173,8 @@ class FolderSource:
     A bucket's last batch of an epoch may be smaller than the others: nothing is left out and nothing is repeated.
     """
 
-    def __init__(self, config: LoraConfig, folder: Folder, cache: Cache) -> None:
-        self.config, self.folder, self.cache = config, folder, cache
+    def __init__(self, config: LoraConfig, folder: Folder, kept: Kept) -> None:
+        self.config, self.folder, self.kept = config, folder, kept
         self._epoch: tuple[int, list[list[Picture]]] | None = None  # the one of the last step
 
     @property
@@ -172,8 +195,8 @@ class FolderSource:
         return [(grid_of(picture), self.loaded([picture])) for picture in chosen]
 
     def loaded(self, pictures: Sequence[Picture]) -> Loaded:
-        x0_BNC = torch.stack([self.cache.latent(picture) for picture in pictures]).to(self.cache.device)
-        text, mask = padded(self.cache.texts([picture.caption for picture in pictures]))
+        x0_BNC = torch.stack([self.kept.latent(picture) for picture in pictures]).to(self.kept.device)
+        text, mask = padded(self.kept.texts([picture.caption for picture in pictures]))
         return Loaded(x0_BNC, text, mask, tuple(picture.key for picture in pictures))
 
     def _batch(self, number: int) -> list[Picture]:

@@ -22,10 +22,12 @@ from backend.denoising.compile import allow_variants
 from backend.model.text_encoder import Block, LensGptOssEncoder
 from backend.params import TemplateParams, TextEncoderParams
 from backend.text.harmony import system_text
-from train.run import parts as checkpoint
+from train.run import checkpoints
+from train.run.distributed import Ranks
 from train.run.feed import Feed
+from train.run.learner import Learner
 from train.run.metrics import Metrics
-from train.run.optim import Optimizers
+from train.run.optim import muon_and_adamw
 from train.run.stopping import Stopper, check_finite
 from train.world.dialogues import LISTING, MAKERS, rewrite_pair
 from train.world.scene_text import dense
@@ -42,7 +44,7 @@ O200K_SPLIT = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-RATE = "language_learning_rate"  # what `train.recipes.NanoConfig` calls the rate
+RATE = "language.learning_rate"  # what `train.recipes.NanoConfig` calls the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,21 +155,14 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
     """Train to `config.steps`; the same call again resumes. Raises CancelledError where it was asked to stop, with its
     state saved; NumericsError before a step whose loss or gradient is not finite."""
     device = torch.device(config.device)
-    model = _network(config, device)
-    optimizer = Optimizers(
-        model,
-        muon=_matrices,
-        learning_rate=config.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=config.weight_decay,
-    )
-    start = 0
-    found = checkpoint.latest(config.run_dir)
+    ranks, model = Ranks(device), _network(config, device)
+    optimizer = muon_and_adamw(model, muon=_matrices, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+    learner = Learner(model, optimizer, ranks)
+    writer = checkpoints.Writer(config.run_dir, ranks, keep=2, background=False)
+    found = checkpoints.latest(config.run_dir, ranks)
     if found is not None:
-        parts, state = checkpoint.load(found)
-        model.load_state_dict(parts["model"])
-        optimizer.restore(parts["optimizer"])
-        start = int(state["step"])
+        learner.restore(found)
+    start = 0 if found is None else found.step
     make = functools.partial(
         make_batch,
         tokenizer_json=tokenizer.to_str(),
@@ -179,8 +174,7 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
     feed = Feed(make, start=start, stop=config.steps, workers=config.workers)
 
     def save(done: int) -> None:
-        parts = {"model": model.state_dict(), "optimizer": optimizer.tensors()}
-        checkpoint.save(config.run_dir, done, parts, {})
+        writer.save(done, learner.tensors(), {})
 
     with Stopper() as stopper, contextlib.closing(Metrics(config.run_dir, start)) as metrics:
         for step, (ids, targets) in stopper.steps(feed, start, config.steps, save=save, save_every=config.save_every):
@@ -193,10 +187,9 @@ def run(config: LanguageConfig, tokenizer: Tokenizer) -> LensGptOssEncoder:
                 logits = model.logits(ids, counts)
             loss = F.cross_entropy(logits.float(), targets[counts])
             optimizer.zero_grad()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            check_finite(step, loss.item(), norm.item(), config.run_dir, RATE)
-            optimizer.step(config.learning_rate * scale)
+            learner.backward(loss)
+            check_finite(step, loss.item(), learner.clip(1.0), config.run_dir, RATE)
+            learner.move(config.learning_rate * scale)
             if (step + 1) % 25 == 0 or step + 1 == config.steps:
                 metrics.log(step + 1, loss=loss.item(), batch=float(len(ids)))
     return model

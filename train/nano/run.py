@@ -24,17 +24,18 @@ from backend.checkpoints.write_safetensors import write_vae
 from backend.disk import write_atomic
 from backend.errors import UsageError
 from backend.loading import load_text_encoder, load_tokenizer, load_transformer, load_vae
+from backend.memory.device import choose_device
 from backend.model.autoencoder import build_vae
 from backend.model.text_encoder import LensGptOssEncoder
 from backend.presets import Embedded, get
 from train import pretrain
-from train.batches import scenes
+from train.batches.encoders import Frozen
 from train.batches.preview import sheet
 from train.nano import language, vae
 from train.recipes import PARTS, NanoConfig, transformer_of
 from train.run import checkpoints
-from train.run import parts as checkpoint
 from train.run.distributed import Ranks
+from train.run.folder import alone
 
 _START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
 _START_NOTE = "start.json"  # and the SHA-256 of each of that model's components
@@ -49,16 +50,15 @@ def run(
 
     Raises LensError; CancelledError where it was asked to stop, with the state of the part under way saved.
     """
+    if config.machine.device == "auto":
+        config = replace(config, machine=replace(config.machine, device=str(choose_device("auto"))))
     trained = [part for part in PARTS[:-1] if part in parts]
     # Before the run's folder is made: a command that is refused leaves none.
     if trained:
         pretrain.check(transformer_of(config))
-    begun, noted = ((config.run_dir / name).exists() for name in (_START, _START_NOTE))
-    start = None
-    if config.start_from is not None and (noted or not begun):  # a run of before there were notes goes on
-        start = resolve_model(str(config.start_from))
+    start = None if config.start_from is None else resolve_model(str(config.start_from))
     if trained or start is not None:
-        with checkpoint.alone(config.run_dir):
+        with alone(config.run_dir):
             if start is not None:
                 _adopt(config, start)
             for part in trained:
@@ -98,27 +98,27 @@ def _adopt(config: NanoConfig, files: ModelFiles) -> None:
         _START: load_transformer(files, torch.float32, "cpu"),  # last: its presence says that all are there
     }
     for name, network in parts.items():
-        checkpoint.save_part(config.run_dir / name, network.state_dict())
+        checkpoints.save_network(config.run_dir / name, network.state_dict())
 
 
 def _train_vae(config: NanoConfig) -> None:
     crops = vae.VAEConfig(
         params=config.params.vae,
         run_dir=config.run_dir / "vae",
-        steps=config.vae_steps,
-        batch=config.vae_batch,
-        learning_rate=config.vae_learning_rate,
+        steps=config.vae.steps,
+        batch=config.vae.batch,
+        learning_rate=config.vae.learning_rate,
         seed=config.seed,
-        workers=config.workers,
-        device=config.device,
+        workers=config.machine.workers,
+        device=config.machine.device,
     )
     whole = replace(
         crops,
         run_dir=config.run_dir / "vae-whole",
-        steps=config.vae_whole_steps,
-        batch=config.vae_whole_batch,
+        steps=config.vae.whole_steps,
+        batch=config.vae.whole_batch,
         crop=128,
-        learning_rate=0.4 * config.vae_learning_rate,
+        learning_rate=0.4 * config.vae.learning_rate,
         warmup=50,
         noise_warmup=1,
     )
@@ -126,13 +126,13 @@ def _train_vae(config: NanoConfig) -> None:
     if finished.exists() and all(_reached(part.run_dir) >= part.steps for part in (crops, whole)):
         return  # measured anew its latents might have another scale than those the transformer has learned
     trained = vae.run(whole, initial=vae.run(crops).state_dict())
-    checkpoint.save_part(finished, trained.state_dict())
+    checkpoints.save_network(finished, trained.state_dict())
 
 
 def _reached(run_dir: Path) -> int:
     """Steps of a part's newest checkpoint; 0: it has none."""
-    found = checkpoint.latest(run_dir)
-    return 0 if found is None else int(read_json(found / "state.json")["step"])
+    found = checkpoints.folders(run_dir)
+    return int(read_json(found[-1] / checkpoints.STATE)["step"]) if found else 0
 
 
 def _train_language(config: NanoConfig) -> None:
@@ -141,17 +141,17 @@ def _train_language(config: NanoConfig) -> None:
         language.LanguageConfig(
             params=config.params.text,
             run_dir=config.run_dir / "language",
-            steps=config.language_steps,
-            tokens_per_step=config.language_tokens,
-            learning_rate=config.language_learning_rate,
+            steps=config.language.steps,
+            tokens_per_step=config.language.tokens,
+            learning_rate=config.language.learning_rate,
             seed=config.seed,
-            workers=config.workers,
-            device=config.device,
-            compile=config.compile,
+            workers=config.machine.workers,
+            device=config.machine.device,
+            compile=config.machine.compile,
         ),
         tokenizer,
     )
-    checkpoint.save_part(config.run_dir / "language.safetensors", trained.state_dict())
+    checkpoints.save_network(config.run_dir / "language.safetensors", trained.state_dict())
 
 
 def _tokenizer(config: NanoConfig) -> Tokenizer:
@@ -166,15 +166,15 @@ def _tokenizer(config: NanoConfig) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def frozen(config: NanoConfig) -> scenes.Frozen:
+def frozen(config: NanoConfig) -> Frozen:
     """The trained autoencoder, language model and tokenizer of this run."""
-    device = torch.device(config.device)
+    device = torch.device(config.machine.device)
     autoencoder = build_vae(config.params.vae)
-    autoencoder.load_state_dict(checkpoint.load_part(config.run_dir / "vae.safetensors"))
+    autoencoder.load_state_dict(checkpoints.load_network(config.run_dir / "vae.safetensors"))
     cast(Any, autoencoder).to(device, memory_format=torch.channels_last)  # diffusers types its `to` as a wrapper
     encoder = LensGptOssEncoder(config.params.text, head=True)
-    encoder.load_state_dict(checkpoint.load_part(config.run_dir / "language.safetensors"))
-    return scenes.Frozen(
+    encoder.load_state_dict(checkpoints.load_network(config.run_dir / "language.safetensors"))
+    return Frozen(
         vae=autoencoder.eval().requires_grad_(False),
         encoder=encoder.to(device).eval().requires_grad_(False),
         tokenizer=_tokenizer(config),
@@ -188,9 +188,9 @@ def _train_transformer(config: NanoConfig) -> None:
         return sheet(model, ready, config.params, side=base, guidance=get("nano").guidance)
 
     start = config.run_dir / _START
-    initial = checkpoint.load_part(start) if start.exists() else None
+    initial = checkpoints.load_network(start) if start.exists() else None
     trained = pretrain.run(transformer_of(config), ready, initial=initial, preview=preview)
-    checkpoint.save_part(config.run_dir / "transformer.safetensors", trained.state_dict())
+    checkpoints.save_network(config.run_dir / "transformer.safetensors", trained.state_dict())
 
 
 def export(config: NanoConfig, folder: Path) -> None:
@@ -202,13 +202,13 @@ def export(config: NanoConfig, folder: Path) -> None:
     write_transformer_gguf(folder / names.transformer, state, config.params.dit, quant="Q8_0", metadata=about)
     write_text_encoder_gguf(
         folder / names.text_encoder,
-        checkpoint.load_part(config.run_dir / "language.safetensors"),
+        checkpoints.load_network(config.run_dir / "language.safetensors"),
         config.params.text,
         _tokenizer(config).to_str(),
         dtype="F16",
         metadata=about,
     )
-    write_vae(folder / names.vae, checkpoint.load_part(config.run_dir / "vae.safetensors"), config.params.vae)
+    write_vae(folder / names.vae, checkpoints.load_network(config.run_dir / "vae.safetensors"), config.params.vae)
 
 
 def _average(config: NanoConfig) -> dict[str, torch.Tensor]:
@@ -219,4 +219,4 @@ def _average(config: NanoConfig) -> dict[str, torch.Tensor]:
         return checkpoints.read_whole(found, "ema")
     if not finished.exists():
         raise FileNotFoundError(f"{folder}: no checkpoint yet; train the transformer first")
-    return checkpoint.load_part(finished)
+    return checkpoints.load_network(finished)

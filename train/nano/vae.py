@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,14 +25,18 @@ from torch.nn import functional as F
 from backend.model.autoencoder import AutoencoderKLFlux2, build_vae, encode_mean, set_latent_statistics
 from backend.model.decode import decode_latent
 from backend.params import VAEParams
-from train.run import parts as checkpoint
+from train.overrides import as_json
+from train.run import checkpoints
+from train.run.distributed import Ranks
 from train.run.feed import Feed
+from train.run.learner import Learner
 from train.run.metrics import Metrics
+from train.run.optim import Optimizers
 from train.run.stopping import Stopper, check_finite
 from train.world.drawing import render
 from train.world.scenes import sample_scene
 
-RATE = "vae_learning_rate"  # what `train.recipes.NanoConfig` calls the rate
+RATE = "vae.learning_rate"  # what `train.recipes.NanoConfig` calls the rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +103,14 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
     cast(Any, vae).to(device, memory_format=torch.channels_last)  # diffusers types its `to` as a wrapper
     if initial is not None:
         vae.load_state_dict(initial)
-    names = [name for name, _ in vae.named_parameters()]
-    optimizer = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
-
-    start = 0
-    found = checkpoint.latest(config.run_dir)
+    ranks = Ranks(device)
+    adam = torch.optim.AdamW(vae.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    learner = Learner(vae, Optimizers(vae, [adam]), ranks)
+    writer = checkpoints.Writer(config.run_dir, ranks, keep=2, background=False)
+    found = checkpoints.latest(config.run_dir, ranks)
     if found is not None:
-        parts, state = checkpoint.load(found)
-        vae.load_state_dict(parts["model"])
-        checkpoint.restore_optimizer(optimizer, names, parts["optimizer"])
-        start = int(state["step"])
+        learner.restore(found)
+    start = 0 if found is None else found.step
     make = functools.partial(
         draw_crops, seed=config.seed, batch=config.batch, crop=config.crop, per_scene=config.crops_per_scene
     )
@@ -120,13 +122,10 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
 
         def save(done: int) -> None:
             metrics.log(done, loss=loss.item(), psnr=evaluate(vae, held))
-            parts = {"model": vae.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer, names)}
-            checkpoint.save(config.run_dir, done, parts, {"config": _plain(config)})
+            writer.save(done, learner.tensors(), {"config": as_json(config)})
 
         for step, crops in stopper.steps(feed, start, config.steps, save=save, save_every=config.save_every):
             scale = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * scale
             image = _to_image(crops, device)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             shape = (config.batch, config.params.latent_channels, config.crop // 8, config.crop // 8)
@@ -135,11 +134,10 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
             with torch.autocast(device.type, torch.bfloat16):
                 loss, mean = _step_loss(vae, image, noise, config.gradient_weight)
             total = loss + config.mean_weight * mean.square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            check_finite(step, total.item(), norm.item(), config.run_dir, RATE)
-            optimizer.step()
+            learner.optimizer.zero_grad()
+            learner.backward(total)
+            check_finite(step, total.item(), learner.clip(1.0), config.run_dir, RATE)
+            learner.move(config.learning_rate * scale)
 
             if (step + 1) % 100 == 0 or step + 1 == config.steps:
                 metrics.log(step + 1, loss=loss.item(), latent_std=mean.std().item())
@@ -152,10 +150,6 @@ def _step_loss(vae: AutoencoderKLFlux2, image: Tensor, noise: Tensor, gradient_w
     mean = encode_mean(vae, image)
     out = decode_latent(vae, mean + noise.to(mean.dtype))
     return reconstruction_loss(out.float(), image, gradient_weight), mean.float()
-
-
-def _plain(config: VAEConfig) -> dict[str, object]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
 
 
 def _to_image(crops: np.ndarray, device: torch.device) -> Tensor:

@@ -13,7 +13,6 @@ Shapes: B pictures, N image tokens, C packed channels, L text tokens, T text-enc
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,9 +20,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from backend.sizes import GRID, buckets
-from train.config import At, PretrainConfig, Stage
+from train.config import At, Noise, Stage
 from train.losses import flow
+from train.run.distributed import Ranks
 
 Grid = tuple[int, int]  # height and width of a latent, in tokens
 
@@ -64,7 +63,7 @@ class Batch:
     grid: Grid
     weights_B: Tensor
     names: tuple[str, ...]
-    labels_BN2: Tensor | None
+    labels_BN2: Tensor | None = None
 
 
 class BatchSource(Protocol):
@@ -131,11 +130,11 @@ def _cut(group: Group, size: int) -> list[Group]:
 # ------------------------------------------------------------------------------------------------------------- noise
 
 
-def noised(config: PretrainConfig, at: At, group: Group, loaded: Loaded) -> Batch:
+def noised(noise: Noise, seed: int, at: At, group: Group, loaded: Loaded) -> Batch:
     """Give each picture its time and noise, and each caption its chance to be dropped."""
     x0 = loaded.x0_BNC
     mu = flow.training_mu(x0.shape[1]) + at.stage.time_offset
-    rows = [_draws(config, at.step, place, mu, tuple(x0.shape[1:])) for place in group.places]
+    rows = [_draws(noise, seed, at.step, place, mu, tuple(x0.shape[1:])) for place in group.places]
     t, eps, kept = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return Batch(
         x0_BNC=x0,
@@ -151,57 +150,19 @@ def noised(config: PretrainConfig, at: At, group: Group, loaded: Loaded) -> Batc
 
 
 def _draws(
-    config: PretrainConfig, step: int, place: int, mu: float, shape: tuple[int, ...]
+    noise: Noise, seed: int, step: int, place: int, mu: float, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Time, noise and whether the caption is kept, of one picture of a step."""
-    digest = hashlib.blake2b(f"{config.seed} {step} {place}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed} {step} {place}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    t = flow.sample_times(1, mu, generator, config.time_std)[0]
-    kept = torch.rand((), generator=generator) >= config.dropout
+    t = flow.sample_times(1, mu, generator, noise.time_std)[0]
+    kept = torch.rand((), generator=generator) >= noise.dropout
     return t, torch.randn(shape, generator=generator), kept
 
 
-# ------------------------------------------------------------------------------------------------------------ random
-
-
-class RandomSource:
-    """Noise of the right shapes: times a step without data or frozen networks. Its loss means nothing."""
-
-    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-
-    def groups(self, at: At) -> list[tuple[Grid, list[Hashable]]]:
-        out: list[tuple[Grid, list[Hashable]]] = []
-        for number in range(at.stage.groups):
-            rng = random.Random(f"random {self.config.seed} {at.step} {number}")
-            base = rng.choices(at.stage.bases, [base.weight for base in at.stage.bases])[0]
-            width, height = bucket(base.base, at.stage.square_share, rng)
-            refs: list[Hashable] = [(number, i) for i in range(base.batch)]
-            out.append(((height // GRID, width // GRID), refs))
-        return out
-
-    def load(self, at: At, group: Group) -> Loaded:
-        params, (h, w) = self.config.params, group.grid
-        text = (self.config.caption_tokens, len(params.selected_layer_index), params.enc_hidden_dim)
-        x0, features, labels = [], [], []
-        for place in group.places:  # one at a time: what a picture is does not depend on how a step is shared out
-            generator = torch.Generator(self.device).manual_seed((self.config.seed * 1009 + at.step) * 100_003 + place)
-            x0.append(torch.randn((h * w, params.in_channels), generator=generator, device=self.device))
-            features.append(torch.randn(text, generator=generator, device=self.device).bfloat16())
-            labels.append(torch.randint(0, 2, (h * w, 2), generator=generator, device=self.device))
-        return Loaded(
-            x0_BNC=torch.stack(x0),
-            text_BLTF=torch.stack(features),
-            mask_BL=torch.ones((len(x0), text[0]), dtype=torch.bool, device=self.device),
-            names=tuple(f"random picture {place} of step {at.step}" for place in group.places),
-            labels_BN2=torch.stack(labels),
-        )
-
-    def held(self, stage: Stage) -> list[tuple[Grid, Loaded]]:
-        return []
-
-
-def bucket(base: int, square_share: float, rng: random.Random) -> tuple[int, int]:
-    """(W, H) of one of a base's nine buckets: square with probability `square_share`, else any of the nine."""
-    sizes = buckets(base)
-    return sizes[4] if rng.random() < square_share else rng.choice(sizes)
+def passes(
+    source: BatchSource, at: At, ranks: Ranks, noise: Noise, *, seed: int, micro_batch: int | None, average: str
+) -> list[Batch]:
+    """This rank's passes of a step: planned for all, its own part read, encoded and given its noise."""
+    groups = share(source.groups(at), rank=ranks.rank, world=ranks.world, micro_batch=micro_batch, average=average)
+    return [noised(noise, seed, at, group, source.load(at, group)) for group in groups]

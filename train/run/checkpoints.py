@@ -5,7 +5,7 @@ written under a temporary name and renamed when all of it is on the disk, so one
 lists every file with its size and SHA-256, and has one of its own, so that what was changed afterwards is refused. On
 several machines the run's folder must be one that all of them see. No pickles.
 
-What `train.run.parts` wrote before there were many ranks (a file per part) is read too.
+A part that is finished (an autoencoder, a language model) is one safetensors file: `save_network`, `load_network`.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from backend.disk import file_sha256
+from backend.disk import file_sha256, sync_folder
 from backend.errors import CheckpointError, FileError, LensError, first_line, os_reason
 from backend.words import human_bytes
-from train.run import parts
-from train.run.distributed import Ranks, like
+from train.run.distributed import Ranks
 
 STATE = "state.json"
-FORMAT = 2  # of state.json; 1: train.run.parts's, which has no list of files
+FORMAT = 2  # of state.json
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def latest(run_dir: Path, ranks: Ranks) -> Found | None:
     try:
         state = _state(there[-1])
         _verify(there[-1], state, ranks)
-        names = _names(there[-1], state)
+        names = _names(there[-1])
     except CheckpointError as error:
         older = f", which leaves {there[-2].name}" if len(there) > 1 else ", and begin again"
         problem = CheckpointError(str(error), hint=f"restore it, or delete {there[-1]}{older}")
@@ -86,10 +86,10 @@ def _state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / STATE}: unreadable ({first_line(error)})") from error
     state = cast("dict[str, Any]", state)
-    if state.pop("sha256", None) not in (None, _state_sha256(state)):  # None: written before it had one
+    if state.pop("sha256", None) != _state_sha256(state):
         raise CheckpointError(f"{folder / STATE}: its contents were changed after it was written")
-    if int(state.get("format", 1)) > FORMAT:
-        raise CheckpointError(f"{folder}: written by a newer version of lens")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: written by another version of lens")
     if folder.name != f"step-{state['step']:08d}":
         raise CheckpointError(f"{folder}: it holds step {state['step']:,}, so this is not its name")
     return state
@@ -101,9 +101,7 @@ def _state_sha256(state: Mapping[str, Any]) -> str:
 
 def _verify(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> None:
     """Sizes of all files; contents of this rank's share of them."""
-    files = state.get("files")
-    if files is None:
-        return  # written before checkpoints listed their files
+    files = state["files"]
     present = {path.name for path in folder.iterdir()} - {STATE}
     for name in sorted(present ^ set(files)):
         raise CheckpointError(f"{folder}: {name} is {'missing' if name in files else 'not part of this checkpoint'}")
@@ -115,14 +113,13 @@ def _verify(folder: Path, state: Mapping[str, Any], ranks: Ranks) -> None:
             raise CheckpointError(f"{folder / name}: its contents were changed after it was written")
 
 
-def _names(folder: Path, state: Mapping[str, Any]) -> frozenset[str]:
-    """Tensors of a checkpoint; of one file per part, with the part's name in front."""
+def _names(folder: Path) -> frozenset[str]:
+    """The tensors of a checkpoint."""
     out: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                front = "" if "files" in state else f"{path.stem}."
-                out |= {front + name for name in file.keys()}
+                out |= set(file.keys())
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path}: unreadable ({first_line(error)})") from error
     return frozenset(out)
@@ -141,29 +138,16 @@ def read(found: Found, targets: Mapping[str, Tensor], ranks: Ranks) -> None:
                 f"{found.folder}: {name} is {list(shapes[name])}, this run has {list(target.shape)}",
                 hint="the same params as when the run began, or another --run-dir",
             )
-    if "files" not in found.state:
-        for path in sorted(found.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                for name, target in targets.items():
-                    if name.partition(".")[0] == path.stem:
-                        target.copy_(like(file.get_tensor(name.partition(".")[2]), target))
+    if not targets:
         return
     state = {name: tensor.detach() for name, tensor in targets.items()}  # filled in place
     _alone_is_meant()
-    state_dict_loader.load(
-        state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.mesh is None
-    )
+    state_dict_loader.load(state, storage_reader=HuggingFaceStorageReader(str(found.folder)), no_dist=ranks.alone)
 
 
 def _shapes(found: Found) -> dict[str, tuple[int, ...]]:
-    if "files" in found.state:
-        stored = HuggingFaceStorageReader(str(found.folder)).read_metadata().state_dict_metadata
-        return {name: tuple(cast(Any, entry).size) for name, entry in stored.items()}
-    out: dict[str, tuple[int, ...]] = {}
-    for path in found.folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            out |= {f"{path.stem}.{name}": tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    return out
+    stored = HuggingFaceStorageReader(str(found.folder)).read_metadata().state_dict_metadata
+    return {name: tuple(cast(Any, entry).size) for name, entry in stored.items()}
 
 
 def read_whole(found: Found, part: str) -> dict[str, Tensor]:
@@ -185,7 +169,7 @@ class Writer:
         self._pending: Future[None] | None = None
         # Collectives of a thread must not meet those of the training: a group of its own, and on the CPU.
         self._group: dist.ProcessGroup | None = None
-        if background and ranks.mesh is not None:
+        if background and not ranks.alone:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -197,8 +181,9 @@ class Writer:
         temporary = self.folder / f".step-{step:08d}.tmp"
         self.ranks.together(self._made(temporary, tensors) if self.ranks.first else None)
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        values = {name: tensor.detach() for name, tensor in tensors.items()}
-        alone = self.ranks.mesh is None
+        # .contiguous(): safetensors refuses other strides, as the convolutions of an autoencoder may have.
+        values = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        alone = self.ranks.alone
         _alone_is_meant()
         whole_state = {**state, "format": FORMAT, "step": step, "world": self.ranks.world}
         if not self.background:
@@ -232,7 +217,7 @@ class Writer:
         """An empty folder to write to, or why there is none."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            parts.sweep(self.folder)
+            _sweep(self.folder)
             _refuse_full_disk(self.folder, tensors)
             temporary.mkdir()
         except OSError as error:
@@ -267,7 +252,7 @@ class Writer:
             for path in (*paths, temporary / STATE):
                 with open(path, "rb") as handle:
                     os.fsync(handle.fileno())
-            parts.put_in_place(temporary, self.folder / f"step-{step:08d}", self.keep)
+            _put_in_place(temporary, self.folder / f"step-{step:08d}", self.keep)
         except OSError as error:
             self._abandon(temporary, error)
 
@@ -279,6 +264,34 @@ class Writer:
         if cause is None:
             raise error
         raise _refused(temporary.parent, cause) from error
+
+
+def _put_in_place(temporary: Path, final: Path, keep: int) -> None:
+    """Give a complete checkpoint its name, then delete all but the newest `keep` of its run. Raises OSError.
+
+    What has a checkpoint's name is whole at every moment, a power cut included: a folder loses its name before it is
+    deleted, and nothing old goes before the new name is on the disk.
+    """
+    sync_folder(temporary)
+    if final.exists():
+        _hide(final)
+    temporary.rename(final)
+    sync_folder(final.parent)
+    for old in folders(final.parent.parent)[:-keep]:
+        _hide(old)
+    _sweep(final.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what has no checkpoint's name: half-written ones and those on their way out, of killed processes too."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _hide(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
 
 
 def _refused(folder: Path, error: OSError) -> FileError:
@@ -321,3 +334,22 @@ def _os_error(error: BaseException | None) -> OSError | None:
 def _alone_is_meant() -> None:
     """Without torch's remark that a single process saves for itself; not undone, since it comes from a thread too."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
+# One part ------------------------------------------------------------------------------------------------------------
+
+
+def save_network(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one finished network as a single file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+    with open(temporary, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def load_network(path: Path) -> dict[str, Tensor]:
+    """What `save_network` wrote. Raises FileNotFoundError naming the missing part."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: not there yet; train this part of the run first")
+    return load_file(path)

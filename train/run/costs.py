@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from backend.params import DiTParams, TextEncoderParams, VAEParams
+from backend.params import DiTParams, TextEncoderParams
 from backend.sizes import GRID, buckets
-from train.config import PretrainConfig, Stage
+from train.config import Machine, PretrainConfig, Stage
 
 # Dense bfloat16 operations a second and bytes, as the makers' data sheets state them.
 PEAKS: dict[str, tuple[float, float]] = {
@@ -28,7 +28,7 @@ PEAKS: dict[str, tuple[float, float]] = {
 
 
 def parameters(params: DiTParams) -> int:
-    """Of the transformer; 4,104,225,152 for the published one."""
+    """Count the transformer's numbers; 4,104,225,152 for the published one."""
     d, m, head = params.dim, params.mlp_dim, params.attention_head_dim
     features = params.enc_hidden_dim * len(params.selected_layer_index)
     block = 2 * (6 * d * d + 6 * d) + 2 * (3 * d * d + 3 * d) + 2 * (d * d + d) + 6 * d * m + 4 * d + 4 * head
@@ -38,53 +38,43 @@ def parameters(params: DiTParams) -> int:
 
 
 def moment_bytes(config: PretrainConfig) -> int:
-    """Of the optimiser's state: two numbers a parameter, one where Muon takes it (attention and MLP of the blocks)."""
+    """Count the optimiser's state: two numbers a parameter, one of the blocks' attention and MLP under Muon."""
     params = config.params
     blocks = params.num_layers * (8 * params.dim**2 + 6 * params.dim * params.mlp_dim)
-    return 8 * parameters(params) - (4 * blocks if config.muon else 0)
+    return 8 * parameters(params) - (4 * blocks if config.optim.muon else 0)
 
 
 def checkpoint_bytes(config: PretrainConfig) -> int:
     """Weights, moments and average; without the few bytes of step counters and headers."""
-    copies = 1 if config.ema_decay is None else 2
+    copies = 1 if config.optim.ema_decay is None else 2
     return 4 * copies * parameters(config.params) + moment_bytes(config)
 
 
 def cache_bytes(config: PretrainConfig, shapes: Iterable[tuple[int, int, int]]) -> tuple[float, float]:
-    """Of the latents and of the text features of (width, height, pictures): `train.batches.kept`. The first is counted,
-    the second estimated by `caption_tokens`; brief captions come on top."""
+    """Count the latents, and estimate the text features by `caption_tokens`, of (width, height, pictures), as
+    `train.batches.keeper` holds them; brief captions come on top."""
     params, pictures, tokens = config.params, 0, 0
     for width, height, count in shapes:
         pictures, tokens = pictures + count, tokens + count * (width // GRID) * (height // GRID)
-    itemsize = 2 if config.device.startswith("cuda") else 4
+    itemsize = 2 if config.machine.device.startswith("cuda") else 4
     features = len(params.selected_layer_index) * params.enc_hidden_dim * itemsize
     return 4.0 * params.in_channels * tokens, float(pictures * config.caption_tokens * features)
 
 
 def encoder_parameters(params: TextEncoderParams) -> int:
-    """Of the GPT-OSS network, about: without norms, biases and router."""
+    """Count the GPT-OSS network's numbers, about: without norms, biases and router."""
     attention = params.hidden_size * params.head_dim * (2 * params.num_attention_heads + 2 * params.num_key_value_heads)
     experts = params.num_local_experts * 3 * params.hidden_size * params.intermediate_size
     return params.vocab_size * params.hidden_size + params.num_hidden_layers * (attention + experts)
 
 
 def forward_flops(params: DiTParams, image_tokens: int, text_tokens: int) -> float:
-    """Of one picture: a multiplication and an addition are two. Training takes three times as many."""
+    """Count one picture's operations: a multiplication and an addition are two. Training takes three times as many."""
     d, s = params.dim, image_tokens + text_tokens
     block = 2 * s * (4 * d * d + 3 * d * params.mlp_dim) + 4 * s * s * d + 2 * 2 * 6 * d * d
     features = params.enc_hidden_dim * len(params.selected_layer_index)
     ends = 2 * d * (image_tokens * (params.in_channels + params.patch_size**2 * params.out_channels))
     return block * params.num_layers + ends + 2 * text_tokens * features * d
-
-
-def vae_flops(params: VAEParams, pixels: int) -> float:
-    """Of encoding one picture, about: the residual blocks' convolutions, which are nearly all of it."""
-    total, below = 0.0, params.block_out_channels[0]
-    for level, width in enumerate(params.block_out_channels):
-        area = pixels / 4**level
-        total += 2 * 9 * area * (below * width + width * width * (2 * params.layers_per_block - 1))
-        below = width
-    return total
 
 
 def stage_tokens(stage: Stage) -> float:
@@ -101,7 +91,7 @@ def stage_tokens(stage: Stage) -> float:
 
 
 def step_flops(config: PretrainConfig, stage: Stage) -> float:
-    """Of a whole step on all machines, without recomputation and frozen networks."""
+    """Count a whole step's operations on all machines, without recomputation and frozen networks."""
     total = sum(base.weight for base in stage.bases)
     out = 0.0
     for base in stage.bases:
@@ -135,43 +125,44 @@ class Memory:
 
 
 def memory(config: PretrainConfig, stage: Stage, encoders: float) -> Memory:
-    """Of one GPU of `config.machine`. `encoders`: bytes of the frozen networks, which are not spread."""
+    """Add up one GPU of `config.hardware`. `encoders`: bytes of the frozen networks, which are not spread."""
     count = parameters(config.params)
-    ranks = max(1, config.machine.gpus // config.replicate)
-    share, itemsize = count / ranks, 2 if config.compute == "bfloat16" else 4
-    alone = config.machine.gpus == 1  # autocast keeps a converted copy of every matrix until the pass is over
+    ranks = max(1, config.hardware.gpus // config.machine.replicate)
+    share, itemsize = count / ranks, 2 if config.machine.compute == "bfloat16" else 4
+    alone = config.hardware.gpus == 1  # autocast keeps a converted copy of every matrix until the pass is over
     return Memory(
         weights=4 * share,
         gradients=4 * share,
         moments=moment_bytes(config) / ranks,
-        average=4 * share if config.ema_decay is not None else 0.0,
+        average=4 * share if config.optim.ema_decay is not None else 0.0,
         gathered=itemsize * (count if alone else 2 * count / config.params.num_layers),
-        activations=activations(config, stage),
+        activations=activations(
+            config.params, stage, config.machine, caption_tokens=config.caption_tokens, gpus=config.hardware.gpus
+        ),
         encoders=encoders,
     )
 
 
-def activations(config: PretrainConfig, stage: Stage) -> float:
+def activations(
+    params: DiTParams, stage: Stage, machine: Machine, *, caption_tokens: int, gpus: int = 1
+) -> float:  # fmt: skip
     """Bytes that one pass keeps for its backward pass: the costliest base decides."""
-    d, m = config.params.dim, config.params.mlp_dim
+    d, m, layers = params.dim, params.mlp_dim, params.num_layers
     worst = 0.0
     for base in stage.bases:
-        rank_batch = (
-            -(-base.batch * stage.groups // config.machine.gpus) if stage.groups < config.machine.gpus else base.batch
-        )
-        pictures = min(config.micro_batch or rank_batch, rank_batch)
-        tokens = pictures * (base.base**2 / GRID**2 + config.caption_tokens)
+        rank_batch = -(-base.batch * stage.groups // gpus) if stage.groups < gpus else base.batch
+        pictures = min(machine.micro_batch or rank_batch, rank_batch)
+        tokens = pictures * (base.base**2 / GRID**2 + caption_tokens)
         # What a block keeps of a token, counted with saved_tensors_hooks and without compilation, which keeps less
-        # (tests/train/test_costs/py); of the costly results alone, by adding up what `selective` names.
+        # (tests/train/run/test_costs.py); of the costly results alone, by adding up what `selective` names.
         whole, entry = tokens * (KEPT_WIDTHS * d + KEPT_HIDDEN * m) * 2, tokens * d * 2
         costly = tokens * (3.5 * d + m) * 2
-        layers = config.params.num_layers
         kept = {
             "none": layers * whole,
             "full": layers * entry + whole,
             "selective": layers * (entry + costly) + whole,
         }
-        worst = max(worst, kept[config.checkpointing])
+        worst = max(worst, kept[machine.checkpointing])
     return worst
 
 

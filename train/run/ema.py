@@ -24,6 +24,13 @@ class EMA:
         }
 
     @torch.no_grad()
+    def begin(self, model: nn.Module) -> None:
+        """Take the weights as they are for the first average."""
+        for name, p in model.named_parameters():
+            if name in self.shadow:
+                self.shadow[name].copy_(p.detach())
+
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

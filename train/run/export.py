@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from backend.checkpoints.config_files import TRANSFORMER_METADATA_KEY, read_json
+from backend.checkpoints.config_files import TRANSFORMER_METADATA_KEY
 from backend.checkpoints.write_packed import diffusers_config
 from backend.disk import make_folder, replacing, write_atomic, write_error
 from backend.errors import CheckpointError, FileError, UsageError
@@ -40,7 +40,7 @@ def export(run_dir: Path, out: Path, *, weights: str | None = None, dtype: str =
         raise UsageError(
             f"{run_dir} trained adapters, not a transformer", hint=f"they are in {run_dir / 'lora.safetensors'}"
         )
-    params = _params(run_dir, found)
+    params = overrides.from_json(DiTParams, found.state["params"], "params")
     averaged = any(name.startswith("ema.") for name in found.names)
     part = weights or ("ema" if averaged else "model")
     if part not in WEIGHTS or (part == "ema" and not averaged):
@@ -58,14 +58,6 @@ def export(run_dir: Path, out: Path, *, weights: str | None = None, dtype: str =
     write_atomic(folder / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     _same_bytes(folder / DIFFUSERS_FILE, single)
     return [folder, single]
-
-
-def _params(run_dir: Path, found: checkpoints.Found) -> DiTParams:
-    """As the checkpoint notes them; for one of before, as the run's config.json does."""
-    noted = found.state.get("params")
-    if noted is None:
-        noted = read_json(run_dir / "config.json").get("params")
-    return overrides.from_json(DiTParams, noted, "params")
 
 
 def _save(state: dict[str, torch.Tensor], path: Path, config: dict[str, object]) -> None:

@@ -8,12 +8,12 @@ torch.optim.Muon takes two-dimensional parameters only; experts and fused q, k, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.run import parts
 from train.run.distributed import like, whole
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients, from the same source
@@ -77,68 +77,92 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon over the named matrices and AdamW over the rest, driven as one. What is frozen has no part in it.
+    """Several of torch's optimisers over one network, driven as one. What is frozen has no part in it.
 
-    `muon(name, parameter)` is the number of matrices a parameter holds by rows (for stacks of three dimensions: any
-    number above 0), or 0 where AdamW takes it.
+    Its tensors are `<key>.<parameter name>`: `momentum` or `exp_avg` and `exp_avg_sq`, and `step`.
     """
 
-    def __init__(
-        self, model: nn.Module, *, muon: Callable[[str, nn.Parameter], int], learning_rate: float,
-        betas: tuple[float, float], weight_decay: float, fused: bool = True, muon_every: int = 1,
-    ) -> None:  # fmt: skip
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._name_of = {p: name for name, p in named.items()}
-        counts = {name: muon(name, p) for name, p in named.items()}
-        matrices = [name for name, count in counts.items() if count]
-        rest = [name for name, count in counts.items() if not count]
-        plain = [name for name in rest if named[name].dim() < 2]  # norms, biases, sinks: never decayed
-        self.parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            stacks = {named[name]: counts[name] for name in matrices}
-            self.parts.append(Muon(stacks, learning_rate, stacks=stacks, weight_decay=weight_decay, every=muon_every))
-        groups = [
-            {"params": [named[n] for n in rest if n not in plain], "weight_decay": weight_decay},
-            {"params": [named[n] for n in plain], "weight_decay": 0.0},
-        ]
-        self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], learning_rate, betas, fused=fused))
+    def __init__(self, model: nn.Module, parts: list[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        self._name_of = {p: name for name, p in model.named_parameters()}
 
     def step(self, learning_rate: float) -> None:
+        """Move all parameters that have a gradient."""
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate
             part.step()
 
     def zero_grad(self) -> None:
+        """Forget the gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as `<key>.<parameter name>`, for a checkpoint."""
-        out: dict[str, Tensor] = {}
-        for part in self.parts:
-            out |= parts.optimizer_tensors(part, self._names_of(part))
-        return out
+        """The state, for a checkpoint; nothing of what never had a gradient."""
+        return {
+            f"{key}.{self._name_of[p]}": value
+            for part, _, p in self._parameters()
+            for key, value in part.state.get(p, {}).items()
+        }
 
     def empty_tensors(self) -> dict[str, Tensor]:
         """What `tensors` gives after a step, all zeros: to be filled from a checkpoint."""
         out: dict[str, Tensor] = {}
+        for part, _, p in self._parameters():
+            for key in _moments(part):
+                out[f"{key}.{self._name_of[p]}"] = torch.zeros_like(p.detach())
+            out[f"step.{self._name_of[p]}"] = torch.zeros(())
+        return out
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave, which is emptied: two copies of all moments may not fit.
+
+        What never had a gradient, or had another optimiser, starts anew.
+        """
+        for part, group, p in self._parameters():
+            name, keys = self._name_of[p], _moments(part)
+            if any(f"{key}.{name}" not in tensors for key in (*keys, "step")):
+                continue
+            # A fused or capturable optimizer counts its steps on the parameter's device, any other on the CPU.
+            counter = p.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+            part.state[p]["step"] = tensors.pop(f"step.{name}").to(counter)
+            for key in keys:
+                part.state[p][key] = tensors.pop(f"{key}.{name}").to(p.device, p.dtype)
+
+    def _parameters(self) -> Iterator[tuple[torch.optim.Optimizer, dict[str, Any], nn.Parameter]]:
         for part in self.parts:
             for group in part.param_groups:
                 for p in group["params"]:
-                    for key in _moments(part):
-                        out[f"{key}.{self._name_of[p]}"] = torch.zeros_like(p.detach())
-                    out[f"step.{self._name_of[p]}"] = torch.zeros(())
-        return out
+                    yield part, group, p
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave. What never had a gradient, or had another optimiser, starts anew."""
-        for part in self.parts:
-            parts.restore_optimizer(part, self._names_of(part), tensors, _moments(part))
 
-    def _names_of(self, part: torch.optim.Optimizer) -> list[str]:
-        """Names of a part's parameters, in its order."""
-        return [self._name_of[p] for group in part.param_groups for p in group["params"]]
+def muon_and_adamw(
+    model: nn.Module,
+    *,
+    muon: Callable[[str, nn.Parameter], int] | None = None,
+    betas: tuple[float, float],
+    weight_decay: float,
+    muon_every: int = 1,
+) -> Optimizers:
+    """Muon over the named matrices and AdamW over the rest, of all that is trained.
+
+    `muon(name, parameter)` is the number of matrices a parameter holds by rows (for stacks of three dimensions: any
+    number above 0), or 0 where AdamW takes it; None: AdamW takes all.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    counts = {p: muon(name, p) if muon else 0 for name, p in named.items()}
+    stacks = {p: count for p, count in counts.items() if count}
+    rest = [p for p, count in counts.items() if not count]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},  # norms, biases, sinks: never decayed
+    ]
+    parts: list[torch.optim.Optimizer] = []
+    if stacks:
+        parts.append(Muon(stacks, 0.0, stacks=stacks, weight_decay=weight_decay, every=muon_every))
+    parts.append(torch.optim.AdamW([group for group in groups if group["params"]], 0.0, betas, fused=True))
+    return Optimizers(model, parts)
 
 
 def _moments(part: torch.optim.Optimizer) -> tuple[str, ...]:

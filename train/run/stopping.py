@@ -1,4 +1,4 @@
-"""What a run says that stops before a step whose loss or gradient is not finite."""
+"""How a run ends before its time: asked to by a signal, or before a step whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from backend.errors import CancelledError, NumericsError
-from train.run import parts
+from train.run import checkpoints
 
 
 def stopped_before(step: int, why: str, run_dir: Path, rate: str) -> NumericsError:
@@ -19,8 +19,8 @@ def stopped_before(step: int, why: str, run_dir: Path, rate: str) -> NumericsErr
     Nothing is saved there: the same weights would meet the same pictures, times and noise again, whatever the rate,
     which only enters after the loss. From the last checkpoint on a lower rate leads elsewhere.
     """
-    found = parts.latest(run_dir)
-    kept = f"the last checkpoint, {found.name}, is untouched" if found else "there is no checkpoint yet"
+    found = checkpoints.folders(run_dir)
+    kept = f"the last checkpoint, {found[-1].name}, is untouched" if found else "there is no checkpoint yet"
     goes_on = "goes on from there" if found else "begins anew"
     return NumericsError(
         f"step {step}: {why}; stopped before it, {kept}",

@@ -2,7 +2,7 @@
 
 The autoencoder's statistics bring every channel to variance 1, so a plain loss spends the same on each. They do not
 show alike: in Lens-Nano's autoencoder two of 32 channels make 54 % of what a disturbance changes in the picture, eight
-make 86 %, and sixteen less than 4 % together. The paper has no such weights; `PretrainConfig.channel_power` = 0 is its
+make 86 %, and sixteen less than 4 % together. The paper has no such weights; `SceneData.channel_power` = 0 is its
 loss.
 """
 

@@ -19,7 +19,8 @@ Recipe = Annotated[
 Data = Annotated[Path | None, typer.Option("--data", help="Work folder that `lens train data` has packed.")]
 Random = Annotated[bool, typer.Option("--random", help="Noise instead of data and frozen networks, to time a step.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value, repeatable: seed=1, stages.0.steps=500, device=cuda.")
+    list[str] | None,
+    typer.Option("--set", help="key=value, repeatable: seed=1, stages.0.steps=500, optim.clip=2, machine.device=cuda."),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print recipe, memory, disk, hours, tokens and money, and stop.")

@@ -92,8 +92,8 @@ def explain(config: LoraConfig, talk: Talk) -> None:
 
 def _device_type(config: LoraConfig) -> str:
     """cpu, cuda, …: a device that is asked for need not be here, since the plan may be made on another machine."""
-    if config.device != "auto":
-        return config.device.partition(":")[0]
+    if config.machine.device != "auto":
+        return config.machine.device.partition(":")[0]
     from backend.memory.device import choose_device
 
     return choose_device("auto").type

@@ -22,8 +22,8 @@ from train.run import costs
 def show(config: PretrainConfig, talk: Talk) -> None:
     """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU, and what `packed` raises."""
     plan = {**make(config), "data": packed(config)}
-    if plan["data"] is None and config.data is not None:
-        talk.warn(f"{config.data / 'pack'} holds no packed pictures: nothing is said about the data")
+    if plan["data"] is None and config.data.source == "packed" and config.data.work is not None:
+        talk.warn(f"{config.data.work / 'pack'} holds no packed pictures: nothing is said about the data")
     for line in [*describe(config).splitlines(), "", *lines(config, plan)]:
         talk.data(line)
     talk.result({"config": as_json(config), "plan": plan})
@@ -31,15 +31,15 @@ def show(config: PretrainConfig, talk: Talk) -> None:
 
 def make(config: PretrainConfig) -> dict[str, Any]:
     """The numbers. Raises UsageError."""
-    machine = config.machine
-    if machine.kind not in costs.PEAKS:
-        raise UsageError(f"machine.kind={machine.kind!r} is unknown", hint=f"one of {', '.join(costs.PEAKS)}")
-    peak, room = costs.PEAKS[machine.kind]
+    hardware = config.hardware
+    if hardware.kind not in costs.PEAKS:
+        raise UsageError(f"hardware.kind={hardware.kind!r} is unknown", hint=f"one of {', '.join(costs.PEAKS)}")
+    peak, room = costs.PEAKS[hardware.kind]
     stages: list[dict[str, Any]] = []
     for stage in config.stages:
         flops = costs.step_flops(config, stage)
         memory = costs.memory(config, stage, _encoder_bytes(config))
-        seconds = flops / (peak * machine.mfu * machine.gpus)
+        seconds = flops / (peak * hardware.mfu * hardware.gpus)
         stages.append(
             {
                 "pictures": stage.steps * stage.pictures,
@@ -53,17 +53,17 @@ def make(config: PretrainConfig) -> dict[str, Any]:
         )
     count = costs.parameters(config.params)
     hours = sum(stage["hours"] for stage in stages)
-    on_gpu = config.device.startswith("cuda")
+    on_gpu = config.machine.device.startswith("cuda")
     return {
         "parameters": count,
         "checkpoint_bytes": costs.checkpoint_bytes(config),
-        "disk_bytes": (config.keep + 1) * costs.checkpoint_bytes(config),
+        "disk_bytes": (config.saving.keep + 1) * costs.checkpoint_bytes(config),
         "stages": stages,
         "gpu_bytes": room,
         # Of a GPU's peak: nothing is known about a processor's, whose speed `lens train status` tells once it runs.
         "hours": hours if on_gpu else None,
-        "gpu_hours": hours * machine.gpus if on_gpu else None,
-        "money": hours * machine.gpus * machine.price if on_gpu and machine.price is not None else None,
+        "gpu_hours": hours * hardware.gpus if on_gpu else None,
+        "money": hours * hardware.gpus * hardware.price if on_gpu and hardware.price is not None else None,
     }
 
 
@@ -73,11 +73,12 @@ def packed(config: PretrainConfig) -> dict[str, Any] | None:
     Raises what the run itself would: FileError for a tar that is gone or for held-out pictures that are not there,
     UsageError where they are trained on too, or where the plan has no batch size for a base of the data.
     """
-    if config.source != "packed" or config.data is None or not (config.data / "pack").is_dir():
+    data = config.data
+    if data.source != "packed" or data.work is None or not (data.work / "pack").is_dir():
         return None
     from train.batches.open_packs import open_packed  # pyarrow, only for data that are there
 
-    opened = open_packed(config)
+    opened = open_packed(data, config.stages, config.seed)
     index = opened.index
     stages: list[dict[str, Any]] = []
     for place, stage in enumerate(config.stages):
@@ -94,7 +95,7 @@ def packed(config: PretrainConfig) -> dict[str, Any] | None:
         "pictures": len(index),
         "shapes": len(shapes),
         "stages": stages,
-        "cache": {"kept": config.cache is not None, "latents": latents, "features": features},
+        "cache": {"kept": data.cache is not None, "latents": latents, "features": features},
     }
 
 
@@ -107,18 +108,19 @@ def _data_lines(config: PretrainConfig, data: dict[str, Any]) -> list[str]:
         out.append(line)
     cache = data["cache"]
     size = f"latents {human_bytes(cache['latents'])} and text features about {human_bytes(cache['features'])}"
-    if config.cache is None:
-        out.append(f"cache         none; --set cache=FOLDER would keep {size}")
+    assert config.data.source == "packed"
+    if config.data.cache is None:
+        out.append(f"cache         none; --set data.cache=FOLDER would keep {size}")
     else:
-        brief = "; brief captions come on top" if config.brief_share else ""
-        free = human_bytes(free_bytes(config.cache))
-        out.append(f"cache         {size} in {config.cache}, where {free} are free{brief}")
+        brief = "; brief captions come on top" if config.data.brief_share else ""
+        free = human_bytes(free_bytes(config.data.cache))
+        out.append(f"cache         {size} in {config.data.cache}, where {free} are free{brief}")
     return out
 
 
 def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
     """What a person reads. Everything is an estimate but parameters, pictures, tokens and disk."""
-    machine = config.machine
+    hardware = config.hardware
     out = [f"transformer   {plan['parameters']:,} parameters"]
     for number, (stage, part) in enumerate(zip(config.stages, plan["stages"], strict=True)):
         out.append(
@@ -130,47 +132,48 @@ def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
         out += _data_lines(config, plan["data"])
     out.append(
         f"disk          {human_bytes(plan['checkpoint_bytes'])} a checkpoint; "
-        f"{human_bytes(plan['disk_bytes'])} with the {config.keep} that are kept and the one being written; "
+        f"{human_bytes(plan['disk_bytes'])} with the {config.saving.keep} that are kept and the one being written; "
         f"{human_bytes(free_bytes(config.run_dir))} are free there"
     )
     if plan["hours"] is None:
-        out.append(f"time          not known for {config.device} before it runs: `lens train status {config.run_dir}`")
+        device = config.machine.device
+        out.append(f"time          not known for {device} before it runs: `lens train status {config.run_dir}`")
         return out
     worst = max((part["memory"] for part in plan["stages"]), key=lambda memory: memory["total"])
     detail = ", ".join(f"{key} {human_bytes(value)}" for key, value in worst.items() if value and key != "total")
     verdict = "fits" if worst["total"] < 0.92 * plan["gpu_bytes"] else "does NOT fit"
     out.append(
-        f"memory        about {human_bytes(worst['total'])} on each of {machine.gpus} {machine.kind} "
+        f"memory        about {human_bytes(worst['total'])} on each of {hardware.gpus} {hardware.kind} "
         f"({human_bytes(plan['gpu_bytes'])}): {verdict}; {detail}"
     )
-    if config.text_encoder is not None and _stated_parameters(config.text_encoder) is None:
-        out.append(f"              without the text encoder {config.text_encoder}, whose size is not known here")
+    if config.frozen.text_encoder is not None and _stated_parameters(config.frozen.text_encoder) is None:
+        out.append(f"              without the text encoder {config.frozen.text_encoder}, whose size is not known here")
     for number, part in enumerate(plan["stages"]):
         if len(plan["stages"]) > 1:
             out.append(f"stages.{number}      about {duration(3600 * part['hours'])}")
     out.append(
-        f"time          about {duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.0f} GPU-hours, if {machine.gpus} "
-        f"{machine.kind} reach {100 * machine.mfu:g} % of their peak (machine.mfu)"
+        f"time          about {duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.0f} GPU-hours, if {hardware.gpus} "
+        f"{hardware.kind} reach {100 * hardware.mfu:g} % of their peak (hardware.mfu)"
     )
     if plan["money"] is None:
-        out.append("money         say what a GPU-hour costs: --set machine.price=2.5")
+        out.append("money         say what a GPU-hour costs: --set hardware.price=2.5")
     else:
-        out.append(f"money         about {plan['money']:,.0f} at {machine.price:g} a GPU-hour")
+        out.append(f"money         about {plan['money']:,.0f} at {hardware.price:g} a GPU-hour")
     return out
 
 
 def _encoder_bytes(config: PretrainConfig) -> float:
-    """Of the frozen networks on a GPU, as far as their sizes are known without opening them."""
-    if config.source == "random" or config.encoders is None:
+    """Add up the frozen networks on a GPU, as far as their sizes are known without opening them."""
+    if config.data.source == "random" or config.frozen.encoders is None:
         return 0.0
-    known = get(config.encoders) if config.encoders in PRESETS else get("lens")
+    known = get(config.frozen.encoders) if config.frozen.encoders in PRESETS else get("lens")
     vae = 4.0 * vae_parameters(known.params.vae)
-    if config.text_encoder is None:
+    if config.frozen.text_encoder is None:
         return vae + 2.0 * costs.encoder_parameters(known.params.text)
-    return vae + 2.0 * (_stated_parameters(config.text_encoder) or 0.0)
+    return vae + 2.0 * (_stated_parameters(config.frozen.text_encoder) or 0.0)
 
 
 def _stated_parameters(name: str) -> float | None:
-    """Of a language model whose name says it, as Qwen3-0.6B does; None where it does not."""
+    """Read the size of a language model off its name, as Qwen3-0.6B states it; None where it does not."""
     stated = re.search(r"(\d+(?:\.\d+)?)\s*[bB](?![a-zA-Z])", Path(name).name)
     return 1e9 * float(stated.group(1)) if stated else None

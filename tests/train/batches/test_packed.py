@@ -22,14 +22,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from backend.errors import CheckpointError, FileError, UsageError
 from tests.train import packed as made
 from tests.train import ranks
+from tests.train.changed import changed
 from train import pretrain
-from train.batches import encoders
+from train.batches import ablations, encoders
 from train.batches.encoders import Encoders
-from train.batches.open_packs import open_packed
+from train.batches.open_packs import Opened, open_packed
 from train.batches.packed import PackedSource
-from train.config import Base, PretrainConfig, Stage, locate
+from train.config import Base, PackedData, PretrainConfig, Stage, locate
 from train.data.tars.reader import PackedIndex
-from train.run import folder as run_folder
 from train.run.batch import Group
 
 SIZES = ((64, 64), (128, 64), (40, 40))
@@ -54,9 +54,17 @@ def config(work: Path, run_dir: Path) -> PretrainConfig:
     held = work.parent / f"{work.name}-held"
     mix = (Base(base=32, batch=3), Base(base=64, batch=2))
     stage = Stage(base=64, steps=4, batch=2, groups=2, mix=mix, learning_rate=1e-2)
-    return replace(
-        ranks.config(run_dir), source="packed", data=work, held_out=held, stages=(stage,), align=0.0, validate_every=2
+    return changed(
+        ranks.config(run_dir),
+        {"saving.validate_every": 2},
+        data=PackedData(work=work, held_out=held),
+        stages=(stage,),
     )
+
+
+def opened(plan: PretrainConfig) -> Opened:
+    assert isinstance(plan.data, PackedData)
+    return open_packed(plan.data, plan.stages, plan.seed)
 
 
 def seen_through(networks: str = "these") -> Encoders:
@@ -75,7 +83,7 @@ def seen_through(networks: str = "these") -> Encoders:
 
 def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
     plan = config(work, tmp_path)
-    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
+    source = PackedSource(plan, opened(plan), seen_through(), torch.device("cpu"))
     for step in range(4):
         at = locate(plan.stages, step)
         groups = source.groups(at)
@@ -93,8 +101,8 @@ def test_pictures_meet_their_captions(work: Path, tmp_path: Path) -> None:
 
 
 def test_a_brief_caption_where_it_is_asked_for(work: Path, tmp_path: Path) -> None:
-    plan = replace(config(work, tmp_path), brief_share=0.5)
-    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
+    plan = changed(config(work, tmp_path), {"data.brief_share": 0.5})
+    source = PackedSource(plan, opened(plan), seen_through(), torch.device("cpu"))
     index = source.index.buckets[0]
     sample = source.opened.readers[0].sample(index, 0)  # a packed picture with both captions is what this needs
     both = replace(sample, record={**sample.record, "brief": "short"})
@@ -108,7 +116,7 @@ def test_two_stages_that_are_alike_see_other_orders(work: Path, tmp_path: Path) 
     plan = config(work, tmp_path)
     stage = plan.stages[0]
     plan = replace(plan, stages=(stage, stage))
-    source = PackedSource(plan, open_packed(plan), seen_through(), torch.device("cpu"))
+    source = PackedSource(plan, opened(plan), seen_through(), torch.device("cpu"))
     orders = [
         [source.groups(locate(plan.stages, place * stage.steps + step)) for step in range(stage.steps)]
         for place in range(2)
@@ -117,7 +125,7 @@ def test_two_stages_that_are_alike_see_other_orders(work: Path, tmp_path: Path) 
 
 
 def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+    monkeypatch.setattr(encoders, "load", lambda *_: seen_through())
 
     def curve(folder: Path) -> list[tuple[float, ...]]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -132,13 +140,13 @@ def test_a_run_on_packed_pictures_resumes(work: Path, tmp_path: Path, monkeypatc
     assert any(validation > 0 for _, _, validation in curve(tmp_path / "whole"))
 
     with monkeypatch.context() as upgraded:
-        upgraded.setattr(encoders, "load", lambda _config, _device: seen_through("others"))
+        upgraded.setattr(encoders, "load", lambda *_: seen_through("others"))
         with pytest.raises(CheckpointError, match="another autoencoder or text encoder"):
             pretrain.run(cut)
     other = tmp_path / "other"
     made.pack(other, [range(0, 30)], SIZES)
     with pytest.raises(CheckpointError, match="other packed pictures"):
-        pretrain.run(replace(cut, data=other))
+        pretrain.run(changed(cut, {"data.work": other}))
     with pytest.raises(UsageError, match="no batch size is given"):
         pretrain.run(replace(cut, stages=(replace(cut.stages[0], mix=()),), run_dir=tmp_path / "third"))
     assert PackedIndex.load(work / "pack").fingerprint != PackedIndex.load(other / "pack").fingerprint
@@ -148,28 +156,28 @@ def test_what_the_config_names_is_opened_before_any_network(work: Path, tmp_path
     """A wrong folder of held-out pictures, and a later stage that the data do not fit."""
     plan = config(work, tmp_path)
     with pytest.raises(FileError, match="none/pack holds no packed pictures"):
-        open_packed(replace(plan, held_out=tmp_path / "none"))
+        opened(changed(plan, {"data.held_out": tmp_path / "none"}))
     second = replace(plan.stages[0], mix=(Base(base=64, batch=2),))
     with pytest.raises(UsageError, match="holds pictures of base 32"):
-        open_packed(replace(plan, stages=(plan.stages[0], second)))
-    open_packed(replace(plan, stages=(plan.stages[0], replace(second, steps=0))))
+        opened(replace(plan, stages=(plan.stages[0], second)))
+    opened(replace(plan, stages=(plan.stages[0], replace(second, steps=0))))
 
 
 def test_pictures_that_are_trained_on_are_not_held_out(work: Path, tmp_path: Path) -> None:
     plan = config(work, tmp_path)
     with pytest.raises(UsageError, match="the very pictures that are trained on") as caught:
-        open_packed(replace(plan, held_out=work))
+        opened(changed(plan, {"data.held_out": work}))
     assert "held_out=none" in (caught.value.hint or "")
     made.pack(tmp_path / "some", [range(0, 3), range(100, 103)], SIZES)  # three of the 36, and three others
     with pytest.raises(UsageError, match=r"3 of the 6 pictures of held_out=.*/some are trained on too"):
-        open_packed(replace(plan, held_out=tmp_path / "some"))
-    assert open_packed(replace(plan, held_out=None)).held is None
+        opened(changed(plan, {"data.held_out": tmp_path / "some"}))
+    assert opened(changed(plan, {"data.held_out": None})).held is None
 
 
 def test_a_stage_that_has_begun_keeps_its_batches(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Position k of a stage is group k: with other groups a step is elsewhere. Stages to come may be anything."""
-    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
-    plan = replace(config(work, tmp_path / "run"), validate_every=100)
+    monkeypatch.setattr(encoders, "load", lambda *_: seen_through())
+    plan = changed(config(work, tmp_path / "run"), {"saving.validate_every": 100})
     (first,) = plan.stages
     pretrain.run(replace(plan, stages=(replace(first, steps=2), replace(first, groups=1, steps=1))))
 
@@ -188,22 +196,6 @@ def test_a_stage_that_has_begun_keeps_its_batches(work: Path, tmp_path: Path, mo
     pretrain.run(goes_on(*begun, replace(first, groups=5, mix=other, steps=1)))
 
 
-def test_a_run_from_before_batches_were_noted_goes_on(
-    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
-    plan = replace(config(work, tmp_path / "run"), validate_every=100)
-    state = run_folder.state
-
-    def older(*args: Any) -> dict[str, Any]:
-        return {key: value for key, value in state(*args).items() if key != "order"}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "state", older)
-        pretrain.run(replace(plan, stages=(replace(plan.stages[0], steps=2),)))
-    pretrain.run(replace(plan, stages=(replace(plan.stages[0], steps=3, groups=1),)))
-
-
 def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
     """Qwen3's class, tiny: the features are its own hidden states before the last norm, and padding changes nothing."""
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
@@ -219,8 +211,8 @@ def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
     )  # fmt: skip
     model: Any = Qwen3Model(shape).eval()
     model.save_pretrained(tmp_path)
-    plan = replace(config(tmp_path, tmp_path), text_encoder=str(tmp_path))
-    texts, about = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    plan = config(tmp_path, tmp_path)
+    texts, about = ablations.language_model(str(tmp_path), plan.params, plan.template, torch.device("cpu"))
     before = about()
     captions = ["a red ball", "a ball on the red sea"]
     for caption, features in zip(captions, texts(captions), strict=True):
@@ -237,11 +229,11 @@ def test_another_language_model_reads_the_captions(tmp_path: Path) -> None:
     with torch.no_grad():
         model.layers[1].mlp.up_proj.weight[0, 0] += 1
     model.save_pretrained(tmp_path)
-    _, about = encoders._transformers(str(tmp_path), plan, torch.device("cpu"))
+    _, about = ablations.language_model(str(tmp_path), plan.params, plan.template, torch.device("cpu"))
     assert about() != before and about()["tokenizer"] == before["tokenizer"]
     with pytest.raises(UsageError, match="is 24 wide and has 3 blocks"):
-        wrong = replace(plan, params=replace(plan.params, enc_hidden_dim=32))
-        encoders._transformers(str(tmp_path), wrong, torch.device("cpu"))
+        wrong = replace(plan.params, enc_hidden_dim=32)
+        ablations.language_model(str(tmp_path), wrong, plan.template, torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------ cache
@@ -264,7 +256,7 @@ def counting(seen: list[str], weights: str = "a") -> Encoders:
 
 def run_cached(plan: PretrainConfig, monkeypatch: pytest.MonkeyPatch, weights: str = "a") -> tuple[Any, list[str]]:
     seen: list[str] = []
-    monkeypatch.setattr(encoders, "load", lambda _config, _device: counting(seen, weights))
+    monkeypatch.setattr(encoders, "load", lambda *_: counting(seen, weights))
     pretrain.run(plan)
     rows = [json.loads(line) for line in (plan.run_dir / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["loss"], row.get("grad_norm"), row.get("validation")) for row in rows], seen
@@ -274,7 +266,7 @@ def test_what_is_kept_is_encoded_once_and_is_the_same(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cold, warm, half filled with a damaged file, and in passes of one: the same numbers bit for bit."""
-    plan = replace(config(work, tmp_path / "cold"), cache=tmp_path / "cache")
+    plan = changed(config(work, tmp_path / "cold"), {"data.cache": tmp_path / "cache"})
     cold, first = run_cached(plan, monkeypatch)
     kept = {name: sorted((tmp_path / "cache" / name).iterdir()) for name in ("latents", "texts")}
     assert len(kept["latents"]) == first.count("picture") > 0
@@ -286,7 +278,7 @@ def test_what_is_kept_is_encoded_once_and_is_the_same(
     data = bytearray(kept["texts"][1].read_bytes())
     data[-1] ^= 1
     kept["texts"][1].write_bytes(data)
-    mended, third = run_cached(replace(plan, run_dir=tmp_path / "mended", micro_batch=1), monkeypatch)
+    mended, third = run_cached(changed(plan, {"machine.micro_batch": 1}, run_dir=tmp_path / "mended"), monkeypatch)
     assert len(third) == 2 and "picture" in third  # what was taken away, and what was damaged
     assert [row[1] for row in mended] == pytest.approx([row[1] for row in cold], rel=1e-5)  # sums in another order
     _, other = run_cached(replace(plan, run_dir=tmp_path / "other"), monkeypatch, weights="b")
@@ -294,7 +286,7 @@ def test_what_is_kept_is_encoded_once_and_is_the_same(
 
 
 def test_a_full_disk_leaves_no_half_entry(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = replace(config(work, tmp_path / "run"), cache=tmp_path / "cache")
+    plan = changed(config(work, tmp_path / "run"), {"data.cache": tmp_path / "cache"})
     (tmp_path / "cache" / "texts").mkdir(parents=True)
     left = tmp_path / "cache" / "texts" / ".lens-killed.tmp"
     left.write_bytes(b"half")
@@ -315,8 +307,6 @@ def test_a_full_disk_leaves_no_half_entry(work: Path, tmp_path: Path, monkeypatc
 
 
 def test_networks_of_memory_cannot_be_kept(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "load", lambda _config, _device: seen_through())
+    monkeypatch.setattr(encoders, "load", lambda *_: seen_through())
     with pytest.raises(UsageError, match="only in memory"):
-        pretrain.run(replace(config(work, tmp_path / "run"), cache=tmp_path / "cache"))
-    with pytest.raises(UsageError, match="cache is of packed pictures"):
-        pretrain.run(replace(ranks.config(tmp_path / "run"), cache=tmp_path / "cache"))
+        pretrain.run(changed(config(work, tmp_path / "run"), {"data.cache": tmp_path / "cache"}))

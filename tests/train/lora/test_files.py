@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,30 +20,34 @@ from backend.loading import load_transformer
 from backend.lora.keys import read_lora
 from backend.lora.names import parse_lora
 from backend.model.tensors import transformer_shapes
+from backend.model.transformer import LensTransformer2DModel
 from tests.backend import lora_files
 from tests.backend.tiny_weights import write_diffusers, write_runnable
+from tests.train.changed import changed
 from tests.train.fine_tuning import CPU, plan, rows, velocity
 from train.lora import run
 from train.lora.adapters import adapters, begin_with, read_start, with_adapters
 from train.lora.files import beside_its_parts
-from train.run import checkpoints
+from train.run import checkpoints, step
 from train.run.export import export
-from train.run.step import Trained
+from train.run.learner import Learner
 
 
 def test_what_gen_loads_has_the_trainers_velocities(
     tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[Trained] = []
-    usual = Trained.__init__
+    trained: list[Learner[LensTransformer2DModel]] = []
+    usual = run.make_learner
 
-    def kept(self: Trained, *args: object, **options: object) -> None:
-        usual(self, *args, **options)  # type: ignore[arg-type]
-        trained.append(self)
+    def kept(*args: Any) -> Learner[LensTransformer2DModel]:
+        trained.append(usual(*args))
+        return trained[-1]
 
-    monkeypatch.setattr(Trained, "__init__", kept)
+    monkeypatch.setattr(run, "make_learner", kept)
     every = ("attn", "mlp", "mod", "io")
-    config = plan(tmp_path / "run", pictures, tiny, cache, targets=every, trigger="a sks", preview_every=3, previews=1)
+    config = plan(
+        tmp_path / "run", pictures, tiny, cache, targets=every, trigger="a sks", saving__preview_every=3, previews=1
+    )
     result = run.run(config)
     files = resolve_model(str(tiny))
     expected = velocity(trained[0].model.eval())
@@ -75,7 +80,7 @@ def test_what_gen_loads_has_the_trainers_velocities(
 
 @pytest.mark.parametrize("part", ["model", "ema"])
 def test_full_fine_tuning_ends_as_a_model(tmp_path: Path, pictures: Path, tiny: Path, cache: Path, part: str) -> None:
-    fields = {"ema_decay": 0.9 if part == "ema" else None, "tune": "full", "learning_rate": 1e-3, "steps": 4}
+    fields = {"optim__ema_decay": 0.9 if part == "ema" else None, "tune": "full", "learning_rate": 1e-3, "steps": 4}
     config = plan(tmp_path / "run", pictures, tiny, cache, **fields)
     single, folder = run.run(config).files
     found = checkpoints.latest(config.run_dir, run.Ranks(CPU))
@@ -119,18 +124,17 @@ def test_the_average_is_judged_and_written(
 ) -> None:
     """Against the recurrence of the weights as each step leaves them."""
     seen: list[Tensor] = []
-    usual = Trained.step
     module = "transformer_blocks.1.attn.to_out.0"
 
-    def step(self: Trained, *args: object, **options: object) -> object:
+    def take_step(learner: Learner[LensTransformer2DModel], *args: Any, **options: Any) -> step.Taken:
         if not seen:
-            seen.append(dict(adapters(self.model))[module].down_RI.detach().clone())
-        taken = usual(self, *args, **options)  # type: ignore[arg-type]
-        seen.append(dict(adapters(self.model))[module].down_RI.detach().clone())
+            seen.append(dict(adapters(learner.model))[module].down_RI.detach().clone())
+        taken = step.take_step(learner, *args, **options)
+        seen.append(dict(adapters(learner.model))[module].down_RI.detach().clone())
         return taken
 
-    monkeypatch.setattr(Trained, "step", step)
-    config = plan(tmp_path / "run", pictures, tiny, cache, ema_decay=0.25)
+    monkeypatch.setattr(run, "take_step", take_step)
+    config = plan(tmp_path / "run", pictures, tiny, cache, optim__ema_decay=0.25)
     result = run.run(config)
     wanted = seen[0]
     for n, weight in enumerate(seen[1:], 1):
@@ -138,7 +142,7 @@ def test_the_average_is_judged_and_written(
         wanted = decay * wanted + (1 - decay) * weight
     written = load_file(result.files[0])[f"diffusion_model.{module}.lora_A.weight"]
     assert torch.allclose(written, wanted, rtol=1e-5, atol=1e-7) and not torch.allclose(written, seen[-1], rtol=1e-3)
-    plain = replace(config, run_dir=tmp_path / "plain", ema_decay=None)
+    plain = changed(config, {"optim.ema_decay": None}, run_dir=tmp_path / "plain")
     run.run(plain)
     both = [{row["step"]: row for row in rows(one.run_dir) if "validation" in row} for one in (config, plain)]
     assert both[0][0]["validation"] == both[1][0]["validation"]  # nothing is learned yet

@@ -20,9 +20,8 @@ from backend.errors import LensError, OutOfMemoryError, UsageError
 from backend.types import Quant
 from tests.train.fine_tuning import ROOT, plan, rows
 from train.lora import run as lora
-from train.run import checkpoints
+from train.run import checkpoints, step
 from train.run import status as runs
-from train.run.step import Trained
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
@@ -60,18 +59,18 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path,
 def test_asked_to_stop_it_saves_and_goes_on(
     tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float | None
 ) -> None:
-    whole = plan(tmp_path / "whole", pictures, tiny, cache, ema_decay=ema_decay)
+    whole = plan(tmp_path / "whole", pictures, tiny, cache, optim__ema_decay=ema_decay)
     lora.run(whole)
-    usual, asked = Trained.step, []
+    asked: list[int] = []
 
-    def step(self: Trained, *args: object, **options: object) -> object:
-        taken = usual(self, *args, **options)  # type: ignore[arg-type]
+    def take_step(*args: Any, **options: Any) -> step.Taken:
+        taken = step.take_step(*args, **options)
         if not asked:
             asked.append(1)
             os.kill(os.getpid(), signal.SIGINT)
         return taken
 
-    monkeypatch.setattr(Trained, "step", step)
+    monkeypatch.setattr(lora, "take_step", take_step)
     cut = replace(whole, run_dir=tmp_path / "cut")
     result = lora.run(cut)
     assert (result.step, result.finished) == (1, False) and result.files[0].exists()
@@ -102,17 +101,17 @@ def test_killed_before_the_first_checkpoint_the_log_begins_anew(
 ) -> None:
     whole = plan(tmp_path / "whole", pictures, tiny, cache, steps=3)
     lora.run(whole)
-    usual, taken = Trained.step, []
+    taken: list[step.Taken] = []
 
-    def step(self: Trained, *args: object, **options: object) -> object:
-        taken.append(usual(self, *args, **options))  # type: ignore[arg-type]
+    def take_step(*args: Any, **options: Any) -> step.Taken:
+        taken.append(step.take_step(*args, **options))
         if len(taken) == 2:
             raise SystemExit  # as good as a kill: nothing is saved
         return taken[-1]
 
     cut = replace(whole, run_dir=tmp_path / "cut")
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(Trained, "step", step)
+        patched.setattr(lora, "take_step", take_step)
         lora.run(cut)
     assert [row["step"] for row in rows(cut.run_dir)] == [0, 1] and not checkpoints.folders(cut.run_dir)
     lora.run(cut)
@@ -122,14 +121,14 @@ def test_killed_before_the_first_checkpoint_the_log_begins_anew(
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"alpha": 4.0}, "another alpha"),
+        ({"alpha": 4.0}, "alpha=8.0, this is alpha=4.0"),
         ({"trigger": "sks"}, "other pictures or captions"),
-        ({"rank": 2}, "another rank \\(4\\)"),
+        ({"rank": 2}, "rank=4, this is rank=2"),
         ({"targets": ("attn",)}, "other targets"),
         ({"targets": ("attn", "mlp", "io")}, "other targets"),
-        ({"tune": "full"}, "tune=lora"),
-        ({"seed": 1}, "another seed \\(0\\)"),
-        ({"quant": Quant.int8}, "another quant \\(auto\\)"),
+        ({"tune": "full"}, "tune=lora, this is tune=full"),
+        ({"seed": 1}, "seed=0, this is seed=1"),
+        ({"quant": Quant.int8}, "another quant: an adapter fits the weights"),
         ({"steps": 1}, "is at step 2 already"),
     ],
 )
@@ -143,37 +142,12 @@ def test_a_run_goes_on_as_it_began(
     assert caught.value.hint or "already" in says
 
 
-def test_a_run_from_before_seed_and_quant_were_noted_goes_on(
-    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    identity = lora._identity
-
-    def older(*args: Any) -> dict[str, Any]:
-        return {key: value for key, value in identity(*args).items() if key not in ("seed", "quant")}
-
-    begun = plan(tmp_path / "run", pictures, tiny, cache, steps=2, held_out=0.0)
-    with monkeypatch.context() as patched:
-        patched.setattr(lora, "_identity", older)
-        lora.run(begun)
-    assert lora.run(replace(begun, steps=3)).finished
-
-
 def test_a_folder_with_another_run_is_refused(tmp_path: Path, pictures: Path, tiny: Path, cache: Path) -> None:
     config = plan(tmp_path / "run", pictures, tiny, cache)
     config.run_dir.mkdir()
     (config.run_dir / "config.json").write_text('{"stages": [{"steps": 5}]}')
     with pytest.raises(UsageError, match="another kind of run"):
         lora.run(config)
-
-
-def test_torchrun_is_refused(
-    tmp_path: Path, pictures: Path, tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    config = plan(tmp_path / "run", pictures, tiny, cache)
-    with pytest.raises(UsageError, match="one process, and torchrun started 2"):
-        lora.run(config)
-    assert not config.run_dir.exists()
 
 
 def test_running_out_of_memory_while_encoding_says_what_to_do(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,16 +22,17 @@ from backend.loading import load_transformer, pack_weight
 from backend.model.transformer import JointAttention
 from backend.presets import get
 from backend.types import Quant
+from tests.train.changed import changed
 from tests.train.drawn_folder import draw_folder
 from tests.train.fine_tuning import CPU, plan, rows, velocity
 from tests.train.overflow import overflows_beyond
-from train.config import At, PretrainConfig, Stage, locate
+from train.config import At, Noise, locate
 from train.lora import plan as lora_plan
 from train.lora import run
 from train.lora.adapters import FrozenLinear, adapters, with_adapters
-from train.lora.config import as_pretraining, choose, target_shapes
+from train.lora.config import choose, target_shapes
 from train.lora.pictures import read_folder
-from train.lora.source import Cache, FolderSource
+from train.lora.source import FolderSource, Kept
 from train.run import checkpoints
 from train.run.batch import Batch, noised
 
@@ -40,11 +42,11 @@ from train.run.batch import Batch, noised
 def test_the_validation_loss_falls_and_does_not_depend_on_the_batch(
     tmp_path: Path, pictures: Path, tiny: Path, cache: Path
 ) -> None:
-    config = plan(tmp_path / "run", pictures, tiny, cache, steps=40, validate_every=20, dropout=0.0)
+    config = plan(tmp_path / "run", pictures, tiny, cache, steps=40, saving__validate_every=20, noise__dropout=0.0)
     run.run(config)
     judged = {row["step"]: row["validation"] for row in rows(config.run_dir) if "validation" in row}
     assert list(judged) == [0, 20, 40] and judged[40] < 0.9 * judged[0]
-    other = replace(config, run_dir=tmp_path / "other", batch=1, steps=1, validate_every=1)
+    other = changed(config, {"saving.validate_every": 1}, run_dir=tmp_path / "other", batch=1, steps=1)
     run.run(other)
     again = next(row["validation"] for row in rows(other.run_dir) if row["step"] == 0)
     assert again == pytest.approx(judged[0], rel=1e-5)  # of the untouched model, whatever else is asked
@@ -77,8 +79,8 @@ def test_a_packed_base_gives_the_gradients_of_its_decoded_weights(quant: Quant) 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_qlora_trains(tmp_path: Path, pictures: Path, tiny: Path, cache: Path, checkpointing: str) -> None:
-    fields = {"quant": Quant.nf4, "steps": 20, "compute": "bfloat16", "checkpointing": checkpointing}
-    config = plan(tmp_path / "run", pictures, tiny, cache, validate_every=30, **fields)
+    fields = {"quant": Quant.nf4, "steps": 20, "machine__compute": "bfloat16", "machine__checkpointing": checkpointing}
+    config = plan(tmp_path / "run", pictures, tiny, cache, saving__validate_every=30, **fields)
     run.run(config)
     judged = [row["validation"] for row in rows(config.run_dir) if "validation" in row]
     assert judged[-1] < 0.95 * judged[0]
@@ -91,8 +93,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 ) -> None:
     bad: list[str] = []
 
-    def damaged(config: PretrainConfig, at: At, *rest: object) -> Batch:
-        batch = noised(config, at, *rest)  # pyright: ignore[reportArgumentType]
+    def damaged(noise: Noise, seed: int, at: At, *rest: Any) -> Batch:
+        batch = noised(noise, seed, at, *rest)
         if at.step == 3:
             batch.x0_BNC[-1, 0, 0] = float("nan")
             bad.append(batch.names[-1])
@@ -114,7 +116,7 @@ def test_a_run_that_learns_too_fast_goes_on_at_a_lower_rate(
 ) -> None:
     """As one that had the lower rate from its last checkpoint on, also where it keeps one only."""
     overflows_beyond(0.8, monkeypatch)  # the adapters' matrices begin well below
-    slow = plan(tmp_path / "slow", pictures, tiny, cache, held_out=0.0, keep=1, warmup=0)
+    slow = plan(tmp_path / "slow", pictures, tiny, cache, held_out=0.0, saving__keep=1, optim__warmup=0)
     fast = replace(slow, run_dir=tmp_path / "fast", learning_rate=1.0)
     run.run(replace(slow, run_dir=fast.run_dir, steps=2, decay=0.0))
     with pytest.raises(NumericsError, match=r"step 3: .*, step-00000002, is untouched") as caught:
@@ -131,9 +133,9 @@ def test_an_epoch_has_every_picture_once(tmp_path: Path, pictures: Path, tiny: P
     config = plan(tmp_path / "run", pictures, tiny, cache, steps=50, batch=2, accumulate=2)
     files = resolve_model(str(tiny))
     folder = read_folder(config, (64,))
-    source = FolderSource(config, folder, Cache(config, files, CPU, lambda _: None))
-    stages = as_pretraining(config, files.preset, "cpu").stages
-    assert isinstance(stages[0], Stage) and len(folder.held) == 1 and len(folder.buckets()) == 3
+    source = FolderSource(config, folder, Kept(config, files, run.Ranks(CPU), lambda _: None))
+    stages = (config.stage_of(files.preset),)
+    assert len(folder.held) == 1 and len(folder.buckets()) == 3
     order = [group for step in range(50) for group in source.groups(locate(stages, step))]
     an_epoch = sum(-(-len(found) // 2) for found in folder.buckets().values())
     epochs = [order[i : i + an_epoch] for i in range(0, len(order) - an_epoch, an_epoch)]
@@ -143,7 +145,7 @@ def test_an_epoch_has_every_picture_once(tmp_path: Path, pictures: Path, tiny: P
         assert all(len(refs) <= 2 and len({(p.shape) for p in refs}) == 1 for _, refs in epoch)  # pyright: ignore[reportAttributeAccessIssue]
     assert epochs[0] != epochs[1]
     # A function of the step alone: a resumed run asks in another order.
-    fresh = FolderSource(config, folder, source.cache)
+    fresh = FolderSource(config, folder, source.kept)
     assert fresh.groups(locate(stages, 31)) == order[62:64]
 
 
@@ -197,14 +199,18 @@ def test_targets_and_ranks(tmp_path: Path) -> None:
 
 
 def test_recipes_and_wrong_values(tmp_path: Path) -> None:
-    assert choose(tmp_path, "nano", None, []).batch == 4 and choose(tmp_path, "lens", None, []).checkpointing == "full"
+    assert (
+        choose(tmp_path, "nano", None, []).batch == 4
+        and choose(tmp_path, "lens", None, []).machine.checkpointing == "full"
+    )
     small = choose(tmp_path, "lens", None, ["rank=8"], recipe="lora-8gb")
     assert (small.quant, small.bases, small.rank) == (Quant.nf4, (512,), 8)
     assert choose(tmp_path, "lens-base", None, [], full=True).tune == "full"
     assert choose(tmp_path, "lens", None, []).bases_of(get("lens")) == (512, 768, 1024)
     for wrong in (
-        "rank=0", "dropout=1", "quant=fp8", "quant=q9", "bases=abc", "learning_rate=0", "learning_rate=inf",
-        "warmup=-1", "previews=-1", "time_std=-1", "betas=0.9,1", "weight_decay=-1", "alpha=inf", "ema_decay=1",
+        "rank=0", "noise.dropout=1.1", "quant=fp8", "quant=q9", "bases=abc", "learning_rate=0", "learning_rate=inf",
+        "optim.warmup=-1", "previews=-1", "noise.time_std=-1", "optim.betas=0.9,1", "optim.weight_decay=-1",
+        "optim.ema_decay=1", "machine.device=toaster", "alpha=inf",
         "bases=", "bases=0",
     ):  # fmt: skip
         with pytest.raises(UsageError):

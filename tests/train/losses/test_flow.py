@@ -16,7 +16,7 @@ from backend.model.diffusers_transformer import LensTransformer2DModel
 from backend.params import DiTParams
 from backend.sampling import denoise, schedule
 from train.losses import flow
-from train.run.step import init_weights
+from train.run.network import init_weights
 
 # Height x width: mean of the logit of t.
 MU = {

@@ -21,7 +21,7 @@ from backend.errors import CancelledError, NumericsError
 from backend.params import TextEncoderParams, VAEParams
 from tests.train.small_language import small_language
 from train.nano import language, vae
-from train.run import parts
+from train.run import checkpoints
 
 STEPS, STOP = 5, 3
 
@@ -69,7 +69,7 @@ def test_autoencoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut = replace(whole, run_dir=tmp_path / "cut")
     theirs = vae.run(whole).state_dict()
     assert same(interrupted(monkeypatch, vae, "_step_loss", lambda: vae.run(cut)).state_dict(), theirs)
-    assert parts.load(tmp_path / "cut" / "checkpoints" / f"step-{STOP:08d}")[1]["step"] == STOP
+    assert [path.name for path in checkpoints.folders(cut.run_dir)] == [f"step-{step:08d}" for step in (STOP, STEPS)]
 
 
 @pytest.mark.parametrize("loss", [True, False])
@@ -91,7 +91,7 @@ def test_an_autoencoder_that_diverges_stops_before_the_step(
     monkeypatch.setattr(vae, "_step_loss", computed)
     with pytest.raises(NumericsError, match=r"^step 3: .*nan.*, step-00000002, is untouched$") as caught:
         vae.run(config)
-    assert "--set vae_learning_rate=" in (caught.value.hint or "")
+    assert "--set vae.learning_rate=" in (caught.value.hint or "")
     trained = vae.run(replace(config, learning_rate=1e-4)).state_dict()
     assert all(bool(tensor.isfinite().all()) for tensor in trained.values())
 
@@ -108,7 +108,7 @@ def test_a_language_model_that_diverges_stops_before_the_step(tmp_path: Path, mo
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", computed)
     with pytest.raises(NumericsError, match=r"^step 3: loss inf.*, step-00000002, is untouched$") as caught:
         language.run(config, tokenizer)
-    assert "--set language_learning_rate=" in (caught.value.hint or "")
+    assert "--set language.learning_rate=" in (caught.value.hint or "")
     trained = language.run(replace(config, learning_rate=1e-4), tokenizer).state_dict()
     assert all(bool(tensor.isfinite().all()) for tensor in trained.values())
 

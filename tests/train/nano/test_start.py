@@ -15,7 +15,9 @@ import torch
 from backend.errors import LensError, UsageError
 from train.nano import run, vae
 from train.recipes import NanoConfig, nano_smoke
-from train.run import parts
+from train.run import checkpoints
+from train.run.distributed import Ranks
+from train.run.folder import alone
 
 FROZEN = ("vae", "language")  # parts that a run with start_from takes from there
 
@@ -37,6 +39,12 @@ def adopt(config: NanoConfig) -> list[str]:
     said: list[str] = []
     run.run(config, parts=FROZEN, say=said.append)
     return said
+
+
+def reached(run_dir: Path, step: int) -> None:
+    """A part's checkpoint of one number."""
+    writer = checkpoints.Writer(run_dir, Ranks(torch.device("cpu")), keep=1, background=False)
+    writer.save(step, {"model.a": torch.zeros(1)}, {})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -68,21 +76,12 @@ def test_cut_short_it_begins_with_the_same_model_only(tmp_path: Path, tiny: Path
     assert contents(config.run_dir) == before
 
 
-def test_a_run_from_before_models_were_noted_goes_on(tmp_path: Path, tiny: Path) -> None:
-    config = replace(nano_smoke(tmp_path / "run"), start_from=tiny)
-    adopt(config)
-    (config.run_dir / "start.json").unlink()
-    before = contents(config.run_dir)
-    adopt(replace(config, start_from=tmp_path / "moved away"))  # nothing of it is needed any more
-    assert contents(config.run_dir) == before
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "vae.safetensors", "language.safetensors", "transformer"])
 def test_a_run_that_began_from_nothing_takes_nothing_over(tmp_path: Path, tiny: Path, name: str) -> None:
     config = replace(nano_smoke(tmp_path / "run"), start_from=tiny)
     config.run_dir.mkdir()
     if name == "transformer":
-        parts.save(config.run_dir / name, 3, {}, {})
+        reached(config.run_dir / name, 3)
     else:
         (config.run_dir / name).write_bytes(b"its own")
     before = contents(config.run_dir)
@@ -93,7 +92,7 @@ def test_a_run_that_began_from_nothing_takes_nothing_over(tmp_path: Path, tiny: 
 
 def test_nothing_is_taken_over_beside_another_process(tmp_path: Path, tiny: Path) -> None:
     config = replace(nano_smoke(tmp_path / "run"), start_from=tiny)
-    with parts.alone(config.run_dir), pytest.raises(UsageError, match="another process is training"):
+    with alone(config.run_dir), pytest.raises(UsageError, match="another process is training"):
         adopt(config)
     assert not contents(config.run_dir)
 
@@ -119,11 +118,11 @@ def test_a_finished_autoencoder_is_not_measured_again(tmp_path: Path, monkeypatc
     ran: list[int] = []
     monkeypatch.setattr(vae, "run", trained)
     config = nano_smoke(tmp_path / "run")
-    for name, steps in (("vae", config.vae_steps), ("vae-whole", config.vae_whole_steps)):
-        parts.save(config.run_dir / name, steps, {}, {})
+    for name, steps in (("vae", config.vae.steps), ("vae-whole", config.vae.whole_steps)):
+        reached(config.run_dir / name, steps)
     run.run(config, parts=("vae",), say=lambda _: None)  # its file is not there yet
     assert len(ran) == 2
     run.run(config, parts=("vae",), say=lambda _: None)
     assert len(ran) == 2
-    run.run(replace(config, vae_steps=config.vae_steps + 1), parts=("vae",), say=lambda _: None)
+    run.run(replace(config, vae=replace(config.vae, steps=config.vae.steps + 1)), parts=("vae",), say=lambda _: None)
     assert len(ran) == 4  # more was asked for

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.train import ranks
+from train.batches.random import RandomSource
 from train.config import locate
 from train.losses import flow
 from train.recipes import pretrain_config
-from train.run.batch import Grid, RandomSource, noised, share
+from train.run.batch import Grid, Group, Loaded, noised, share
 
 GROUPS: list[tuple[Grid, list[str]]] = [((4, 4), ["a", "b", "c", "d", "e"]), ((2, 8), ["f", "g"]), ((8, 2), ["h"])]
 
@@ -56,11 +57,11 @@ def test_a_pictures_noise_depends_on_its_place_alone() -> None:
     at = locate(config.stages, 3)
     groups = source.groups(at)
     whole = [
-        noised(config, at, group, source.load(at, group))
+        noised(config.noise, config.seed, at, group, source.load(at, group))
         for group in share(groups, rank=0, world=1, micro_batch=None, average="sample")
     ]
     cut = [
-        noised(config, at, group, source.load(at, group))
+        noised(config.noise, config.seed, at, group, source.load(at, group))
         for rank in range(3)
         for group in share(groups, rank=rank, world=3, micro_batch=2, average="sample")
     ]
@@ -90,17 +91,15 @@ def test_times_and_dropout_are_the_configs(offset: float) -> None:
     at = locate(config.stages, 0)
     for number in range(60):
         rows = torch.zeros(200, 16, 4)
-        from train.run.batch import Group, Loaded
-
         group = Group((4, 4), tuple(range(200)), tuple(range(number * 200, number * 200 + 200)), (1.0,) * 200)
         loaded = Loaded(rows, torch.zeros(200, 3, 1, 1), torch.ones(200, 3, dtype=torch.bool), ("",) * 200)
-        batch = noised(config, at, group, loaded)
+        batch = noised(config.noise, config.seed, at, group, loaded)
         times.append(batch.t_B)
         kept.append(batch.mask_BL.any(1))
         assert torch.equal(batch.mask_BL.any(1), batch.mask_BL.all(1))  # all tokens or none
     median = torch.cat(times).median().item()
     assert median == pytest.approx(torch.sigmoid(torch.tensor(flow.training_mu(16) + offset)).item(), abs=0.01)
-    assert 1 - torch.cat(kept).float().mean().item() == pytest.approx(config.dropout, abs=0.02)
+    assert 1 - torch.cat(kept).float().mean().item() == pytest.approx(config.noise.dropout, abs=0.02)
     assert source.held(config.stages[0]) == []
 
 
@@ -129,6 +128,7 @@ def test_the_papers_values() -> None:
     assert (mixed.stages[0].steps, mixed.stages[0].learning_rate) == (400_000, 1e-4)
     assert mixed.average == "group"  # the paper is silent: a plain mean over ranks, of which each has one group
     for config in (low, mixed):
-        assert (config.betas, config.clip, config.compute, config.muon) == ((0.9, 0.999), 1.0, "bfloat16", False)
-        assert config.checkpointing == "full" and config.machine.gpus == 128
-        assert config.warmup == 0 and config.stages[0].decay_steps == 0  # "a constant learning rate"
+        optim, machine = config.optim, config.machine
+        assert (optim.betas, optim.clip, machine.compute, optim.muon) == ((0.9, 0.999), 1.0, "bfloat16", False)
+        assert machine.checkpointing == "full" and config.hardware.gpus == 128
+        assert optim.warmup == 0 and config.stages[0].decay_steps == 0  # "a constant learning rate"

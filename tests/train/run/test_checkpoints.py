@@ -24,12 +24,13 @@ import torch
 
 from backend.errors import CancelledError, CheckpointError, FileError, NumericsError, UsageError
 from tests.train import ranks
+from tests.train.changed import changed
 from tests.train.overflow import overflows_beyond
 from train import pretrain
+from train.batches.random import RandomSource
 from train.config import At, PretrainConfig
-from train.run import batch, checkpoints
-from train.run import parts as checkpoint
-from train.run.batch import Group, Loaded, RandomSource
+from train.run import checkpoints
+from train.run.batch import Group, Loaded
 from train.run.distributed import Ranks
 
 ALONE = Ranks(torch.device("cpu"))
@@ -85,25 +86,11 @@ def test_the_same_command_goes_on(half: PretrainConfig, whole: Path) -> None:
     assert same(weights(half.run_dir), weights(whole))
 
 
-def test_a_run_begun_before_there_were_many_ranks_goes_on(half: PretrainConfig, whole: Path) -> None:
-    """A file per part and no list of hashes, as `train.run.parts` writes them: read, and gone on with bit for bit."""
-    config = half
-    found = checkpoints.latest(config.run_dir, ALONE)
-    assert found is not None
-    names = {name.partition(".")[0] for name in found.names}
-    assert names == {"model", "ema", "optimizer", "align", "align_optimizer"}
-    parts = {name: checkpoints.read_whole(found, name) for name in names}
-    shutil.rmtree(config.run_dir / "checkpoints")
-    old = checkpoint.save(config.run_dir, 4, parts, {"ema_updates": found.state["ema_updates"]})
-    assert {path.name for path in old.iterdir()} == {f"{name}.safetensors" for name in names} | {"state.json"}
-    pretrain.run(config)
-    assert curve(config.run_dir) == curve(whole)
-    assert same(weights(config.run_dir), weights(whole))
-
-
 def test_background_writing_saves_the_moment_it_was_asked(tmp_path: Path, whole: Path) -> None:
     """The tensors go on changing while they are written: what is on disk must be of the step that its name says."""
-    config = replace(ranks.config(tmp_path / "run", steps=6), async_save=True, save_every=1, keep=9)
+    config = changed(
+        ranks.config(tmp_path / "run", steps=6), {"saving.background": True, "saving.save_every": 1, "saving.keep": 9}
+    )
     pretrain.run(config)
     assert [path.name for path in checkpoints.folders(config.run_dir)] == [f"step-{step:08d}" for step in range(1, 7)]
     for step in (4, 6):
@@ -196,9 +183,9 @@ def test_a_run_goes_on_only_as_it_began(half: PretrainConfig) -> None:
     with pytest.raises(UsageError, match="at step 4 already, the plan ends at 2"):
         pretrain.run(replace(half, stages=(replace(half.stages[0], steps=2),)))
     with pytest.raises(CheckpointError, match="this run's network has no"):
-        pretrain.run(replace(half, params=replace(half.params, num_layers=1), align_block=0))
+        pretrain.run(changed(half, {"data.align.block": 0}, params=replace(half.params, num_layers=1)))
     with pytest.raises(CheckpointError, match="the run began with another optimiser"):
-        pretrain.run(replace(half, muon=False))
+        pretrain.run(changed(half, {"optim.muon": False}))
     assert (half.run_dir / "config.json").read_text() == before
     (half.run_dir / "config.json").write_text('{"kind": "lora"}')
     with pytest.raises(UsageError, match="holds another kind of run"):
@@ -217,7 +204,7 @@ def test_asked_to_stop_it_saves_and_says_so(half: PretrainConfig, whole: Path, m
 
     (half.run_dir / "checkpoints" / ".step-00000003.tmp").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(batch.RandomSource, "load", signalled)
+        patch.setattr(RandomSource, "load", signalled)
         with pytest.raises(CancelledError, match="stopped after step 5 of 6; the state is saved"):
             pretrain.run(half)
     kept = sorted(path.name for path in (half.run_dir / "checkpoints").iterdir())
@@ -229,7 +216,7 @@ def test_asked_to_stop_it_saves_and_says_so(half: PretrainConfig, whole: Path, m
 
 def test_another_network_is_refused_by_name(half: PretrainConfig) -> None:
     with pytest.raises(CheckpointError, match="this run's network has no 'transformer_blocks"):
-        pretrain.run(replace(half, params=replace(half.params, num_layers=1), align_block=0))
+        pretrain.run(changed(half, {"data.align.block": 0}, params=replace(half.params, num_layers=1)))
     with pytest.raises(CheckpointError, match=r"is \[48, 32\], this run has \[64, 32\]"):
         pretrain.run(replace(half, params=replace(half.params, mlp_hidden_dim=64)))
 
@@ -254,7 +241,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full_while_saving)
             with pytest.raises(FileError, match="no space left on device") as caught:
-                pretrain.run(replace(half, async_save=background))
+                pretrain.run(changed(half, {"saving.background": background}))
         assert "free some space and run the same command again" in (caught.value.hint or "")
         assert sorted(path.name for path in (half.run_dir / "checkpoints").iterdir()) == before
     pretrain.run(half)
@@ -274,7 +261,7 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
         return loaded
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch.RandomSource, "load", poisoned)
+        patch.setattr(RandomSource, "load", poisoned)
         says = r"^step 5: loss nan.*: random picture 4 of step 5; stopped .*, step-00000004, is untouched$"
         with pytest.raises(NumericsError, match=says):
             pretrain.run(half)
@@ -289,7 +276,7 @@ def test_a_run_that_learns_too_fast_goes_on_at_a_lower_rate(
 ) -> None:
     """Also where it keeps one checkpoint only: the one before the bad step must be that one, or nothing helps."""
     overflows_beyond(1.5, monkeypatch)  # a norm's weights begin at 1
-    fast = replace(half, keep=1, stages=(replace(half.stages[0], learning_rate=1.0),))
+    fast = changed(half, {"saving.keep": 1}, stages=(replace(half.stages[0], learning_rate=1.0),))
     for _ in range(2):  # the same again ends the same way, and costs nothing
         with pytest.raises(NumericsError, match=r"step 5: .*, step-00000004, is untouched") as caught:
             pretrain.run(fast)
@@ -303,7 +290,7 @@ def test_a_run_that_learns_too_fast_from_the_start_has_nothing_to_go_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overflows_beyond(1.5, monkeypatch)
-    plan = replace(ranks.config(tmp_path / "run"), save_every=100)
+    plan = changed(ranks.config(tmp_path / "run"), {"saving.save_every": 100})
     with pytest.raises(NumericsError, match=r"step [123]: .*there is no checkpoint yet$") as caught:
         pretrain.run(replace(plan, stages=(replace(plan.stages[0], learning_rate=1.0),)))
     assert "it begins anew" in (caught.value.hint or "")

@@ -15,11 +15,12 @@ from backend.model.transformer import JointAttention
 from backend.params import DiTParams, ModelParams
 from backend.presets import NANO
 from tests.train import ranks
-from train import recipes
+from tests.train.changed import changed
+from train import pretrain, recipes
 from train.config import PretrainConfig
 from train.run import checkpoints, costs
 from train.run.distributed import Ranks
-from train.run.step import Trained, build
+from train.run.network import build
 
 SMALL = DiTParams(
     num_layers=2,
@@ -90,12 +91,14 @@ def test_kept_activations_are_counted(width: int, hidden: int) -> None:
 @pytest.mark.parametrize("muon", [True, False])
 @pytest.mark.parametrize("average", [0.99, None])
 def test_a_checkpoints_size_is_counted(tmp_path: Path, muon: bool, average: float | None) -> None:
-    config: PretrainConfig = replace(ranks.config(tmp_path), muon=muon, ema_decay=average, align=0.0, params=SMALL)
-    trained = Trained(config, Ranks(torch.device("cpu")))
-    for parameter in trained.model.parameters():
+    config: PretrainConfig = changed(
+        ranks.config(tmp_path), {"optim.muon": muon, "optim.ema_decay": average, "data.align.weight": 0.0}, params=SMALL
+    )
+    learner, _ = pretrain.make_learners(config, Ranks(torch.device("cpu")))
+    for parameter in learner.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trained.optimizer.step(0.0)
-    checkpoints.Writer(tmp_path, Ranks(torch.device("cpu")), keep=1, background=False).save(1, trained.tensors(), {})
+    learner.optimizer.step(0.0)
+    checkpoints.Writer(tmp_path, Ranks(torch.device("cpu")), keep=1, background=False).save(1, learner.tensors(), {})
     written = sum(path.stat().st_size for path in checkpoints.folders(tmp_path)[0].glob("*.safetensors"))
     assert costs.checkpoint_bytes(config) == pytest.approx(written, rel=0.05)  # headers are the rest
 

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from train.run import parts as checkpoint
-from train.run.optim import Muon, Optimizers, orthogonalise
+from train.run import checkpoints
+from train.run.distributed import Ranks
+from train.run.learner import Learner
+from train.run.optim import Muon, Optimizers, muon_and_adamw, orthogonalise
+
+ALONE = Ranks(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
@@ -91,10 +95,9 @@ def test_a_stack_is_so_many_separate_matrices() -> None:
 def _small(muon_every: int = 1) -> tuple[nn.Module, Optimizers]:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(6, 12), nn.SiLU(), nn.Linear(12, 6))
-    return model, Optimizers(
-        model, muon=lambda name, _: int(name == "0.weight"), learning_rate=0.01, betas=(0.9, 0.99),
-        weight_decay=0.1, muon_every=muon_every,
-    )  # fmt: skip
+    return model, muon_and_adamw(
+        model, muon=lambda name, _: int(name == "0.weight"), betas=(0.9, 0.99), weight_decay=0.1, muon_every=muon_every
+    )
 
 
 def _train(model: nn.Module, optimizer: Optimizers, steps: range) -> None:
@@ -111,11 +114,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, muon_every: i
     _train(whole, optimizer, range(6))
     first, optimizer = _small(muon_every)
     _train(first, optimizer, range(3))
-    checkpoint.save(tmp_path, 3, {"model": first.state_dict(), "optimizer": optimizer.tensors()}, {})
+    writer = checkpoints.Writer(tmp_path, ALONE, keep=1, background=False)
+    writer.save(3, Learner(first, optimizer, ALONE).tensors(), {})
     second, optimizer = _small(muon_every)
-    parts, _ = checkpoint.load(tmp_path / "checkpoints" / "step-00000003")
-    second.load_state_dict(parts["model"])
-    optimizer.restore(parts["optimizer"])
+    found = checkpoints.latest(tmp_path, ALONE)
+    assert found is not None
+    Learner(second, optimizer, ALONE).restore(found)
     _train(second, optimizer, range(3, 6))
     for a, b in zip(whole.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)

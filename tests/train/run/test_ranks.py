@@ -10,18 +10,23 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
+from tests.backend.tiny_weights import write_runnable
 from tests.train import ranks
+from tests.train.drawn_folder import draw_folder
 from train import pretrain
+from train.batches.random import RandomSource
 from train.config import locate
+from train.lora import run as lora
 from train.run import checkpoints
-from train.run.batch import RandomSource
 from train.run.distributed import Ranks
 
 ALONE = Ranks(torch.device("cpu"))
@@ -33,10 +38,16 @@ RESUMED = 1e-4  # the same after more steps on other ranks, with Muon's bfloat16
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of all jobs, and the same on one process."""
     root = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (root / "port").write_text(str(free.getsockname()[1]))
+    write_runnable(root / "model")
+    draw_folder(root / "photos")
     # A server that has imported everything once forks the three: a third of the time of three fresh interpreters.
     multiprocessing.set_forkserver_preload(["tests.train.ranks", "torch.utils.tensorboard", "torch._dynamo"])
     start_processes(ranks.child, (root,), nprocs=3, start_method="forkserver")
     pretrain.run(ranks.config(root / "one", steps=6))
+    lora.run(ranks.fine_tuning(root, "lora-one"))
     return root
 
 
@@ -67,8 +78,27 @@ def test_two_processes_train_like_one(folder: Path) -> None:
     assert len(curve(folder / "two")) == 4 * 3
 
 
+def test_adapters_on_two_processes_learn_like_on_one(folder: Path) -> None:
+    """Nothing is sharded there: each process has all adapters, and their gradients are averaged."""
+    two, one = folder / "lora-two" / "run", folder / "lora-one" / "run"
+    assert curve(two, "loss") == pytest.approx(curve(one, "loss"), rel=EXACT) and len(curve(one, "loss")) > 4
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (two, one)]
+    judged = [[row["validation"] for row in run if "validation" in row] for run in rows]
+    assert judged[0] == pytest.approx(judged[1], rel=EXACT) and len(judged[0]) == 3
+    ours, theirs = (load_file(run / "lora.safetensors") for run in (two, one))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    kept = [{path.name for path in (run.parent / "cache").rglob("*.safetensors")} for run in (two, one)]
+    assert kept[0] == kept[1]  # each encoded its share, and nothing twice or otherwise
+
+
 def test_what_one_rank_meets_every_rank_raises(folder: Path) -> None:
     assert [(folder / f"met-{rank}").read_text() for rank in range(2)] == ["no space free some"] * 2
+
+
+def test_one_rank_that_leaves_takes_the_others_with_it(folder: Path) -> None:
+    """Instead of leaving them in a collective for ever."""
+    assert [(folder / f"left-{rank}").read_text() for rank in range(2)] == ["RuntimeError True", "MemoryError True"]
 
 
 def test_copies_small_passes_and_prefetching_change_nothing(folder: Path) -> None:

@@ -1,0 +1,37 @@
+"""`torchrun … -m train.lora PICTURES -m MODEL`: the options of `lens train lora`, on every rank."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from backend.types import Quant
+from train.lora.config import RECIPES, choose
+from train.lora.run import run
+from train.run.metrics import on_stderr
+from train.run.torchrun import launch
+
+
+def main() -> None:
+    """Read the options and fine-tune."""
+    parser = argparse.ArgumentParser(prog="train.lora", description="Fine-tune under torchrun.")
+    parser.add_argument("pictures", type=Path, help="folder of pictures; the caption of a.png is a.txt beside it")
+    parser.add_argument("--model", "-m", default="nano")
+    parser.add_argument("--run-dir", type=Path, default=None)
+    parser.add_argument("--recipe", default=None, choices=sorted(RECIPES))
+    parser.add_argument("--quant", type=Quant, default=None)
+    parser.add_argument("--full", action="store_true", help="train all weights instead of adapters")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    words = parser.parse_args()
+
+    def tune() -> None:
+        config = choose(
+            words.pictures, words.model, words.run_dir, words.set, recipe=words.recipe, quant=words.quant,
+            full=words.full,
+        )  # fmt: skip
+        run(config, on_stderr)
+
+    launch(tune)
+
+
+main()
