@@ -15,6 +15,7 @@ from backend.disk import make_folder, write_atomic
 from backend.errors import CheckpointError
 from backend.paths import data_dir
 from backend.presets import Layout
+from backend.untrusted import UntrustedError, path_below
 
 VERSION = 1
 
@@ -51,18 +52,21 @@ def load(name: str) -> Record | None:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["v"] != VERSION:
             raise ValueError(f"version {table['v']}")
+        folder, repo = Path(table["folder"]), table["repo"]
+        for inside in table["files"] if repo is not None else ():  # a person's own files are named whole
+            path_below(folder, inside, source="the record", links_within=folder.parent.parent)
         return Record(
             name=name,
-            folder=Path(table["folder"]),
+            folder=folder,
             layout=Layout(table["layout"]),
-            repo=table["repo"],
+            repo=repo,
             revision=table["revision"],
             when=table["when"],
             files={str(k): FileRecord(size=int(v["size"]), sha256=str(v["sha256"])) for k, v in table["files"].items()},
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UntrustedError) as error:
         raise CheckpointError(
             f"{path}: a damaged record of a pulled model ({error})", hint=f"delete it and pull {name} again"
         ) from error

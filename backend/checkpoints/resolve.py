@@ -164,6 +164,11 @@ def _embedded_preset(preset: Preset) -> ModelFiles:
     return _finish(preset.name, preset, Layout.embedded, parts, None, None)
 
 
+def of_record(preset: Preset, record: records.Record) -> ModelFiles:
+    """The files of a registry model as a record states them, which need not be written yet. Raises as `of_preset`."""
+    return _from_record(preset, record, _Asked())
+
+
 def _from_record(preset: Preset, record: records.Record, asked: _Asked) -> ModelFiles:
     """What `lens models pull` wrote down: a snapshot in the hub cache, or a folder the person named."""
     if record.repo is None:

@@ -8,18 +8,21 @@ Light ring: huggingface_hub is imported inside the functions.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.checkpoints import records
 from backend.checkpoints.records import FileRecord, Record
-from backend.checkpoints.resolve import of_preset
+from backend.checkpoints.resolve import of_record
 from backend.disk import file_sha256, write_error
 from backend.errors import FileError, ModelMissingError, NetworkError
-from backend.hub.pull_plan import PlannedFile, PullPlan, Say, partial_of, short
+from backend.hub.pull_plan import PlannedFile, PullPlan, Say, hub_is_safe, partial_of, short
 from backend.paths import hub_cache, hub_repo
+from backend.untrusted import check_address, check_etag, path_below
 from backend.words import human_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +32,6 @@ ATTEMPTS = 4  # of one file, before the person is asked to come back; huggingfac
 XET_FAILURES = 2  # failures of the Xet protocol for one file before plain HTTP takes over
 PAUSE = 2.0  # seconds before the second attempt; doubles
 MARGIN = 256 * 2**20  # bytes of disk that stay free
-CHUNK = 8 * 2**20  # bytes hashed at a time
 
 
 def check_disk(plan: PullPlan) -> None:
@@ -69,45 +71,71 @@ def pull(plan: PullPlan, *, say: Say, bars: bool = True) -> Record:
         when=time.strftime("%Y-%m-%d"),
         files=files,
     )
+    of_record(plan.preset, record)  # the pull is only done when the model can be found and its headers are whole
     records.save(record)
-    of_preset(plan.preset)  # the pull is only done when the model can be found and its headers are whole
     return record
 
 
 def _fetch_checked(plan: PullPlan, file: PlannedFile, say: Say) -> FileRecord:
-    path = _fetch(plan, file, say)
-    size, sha256 = path.stat().st_size, file_sha256(path)
-    if size != file.size or (file.sha256 is not None and sha256 != file.sha256):
-        path.resolve().unlink(missing_ok=True)  # the blob; a snapshot link without one counts as absent
-        path.unlink(missing_ok=True)
+    """One file in the snapshot, with the size and the SHA-256 that were announced.
+
+    Contents are checked before they get a name in the cache, so what is deleted is only ever an unfinished file of
+    lens itself. Raises ModelMissingError for other contents, those of a file that was here before included.
+    """
+    there = path_below(plan.folder, file.path, source=plan.repo, links_within=hub_repo(plan.repo))
+    here = there.exists()
+    if not here:
+        _link(_fetch(plan, file, say), there)
+    size, sha256 = there.stat().st_size, file_sha256(there)
+    if not _as_announced(file, size, sha256):
+        stored = there.resolve()
+        if not here:
+            there.unlink()
         raise ModelMissingError(
-            f"{file.path} from {plan.repo} is not what was announced: {size:,} bytes, SHA-256 {sha256[:12]}…; "
-            f"expected {file.size:,} bytes{f', {file.sha256[:12]}…' if file.sha256 else ''}. It was deleted",
-            hint="pull again; if it happens twice, take another source with --from",
+            f"{stored} was here before, and is not what {plan.repo} announces: {_difference(file, size, sha256)}",
+            hint="lens deletes nothing that it did not fetch just now: delete it yourself and pull again",
         )
     return FileRecord(size=size, sha256=sha256)
 
 
+def _as_announced(file: PlannedFile, size: int, sha256: str) -> bool:
+    return size == file.size and file.sha256 in (None, sha256)
+
+
+def _difference(file: PlannedFile, size: int, sha256: str) -> str:
+    expected = f", {file.sha256[:12]}…" if file.sha256 else ""
+    return f"{size:,} bytes, SHA-256 {sha256[:12]}…; expected {file.size:,} bytes{expected}"
+
+
+def _link(blob: Path, there: Path) -> None:
+    """Give a content of the cache its name in the snapshot, as huggingface_hub does: a relative link."""
+    there.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(there):  # a link whose content is gone
+        there.unlink()
+    try:
+        there.symlink_to(os.path.relpath(blob, there.parent))
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EACCES):
+            raise
+        shutil.copyfile(blob, there)  # a file system without links
+
+
 def _fetch(plan: PullPlan, file: PlannedFile, say: Say) -> Path:
-    """One file, with several attempts, each going on where the last one stopped."""
+    """The content of one file in the cache; several attempts, each going on where the last one stopped."""
     from httpx2 import HTTPError
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, XetDownloadError
     from huggingface_hub.file_download import get_hf_file_metadata
 
-    there = plan.folder / file.path
-    if there.exists():
-        return there
     url = hf_hub_url(plan.repo, file.path, revision=plan.revision)
     xet_failures = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            metadata = get_hf_file_metadata(url)
-            blob = _blob(plan.repo, metadata)
-            if not _use_xet(metadata, blob, xet_failures):
-                _resume(metadata, blob, file)
-            # Finds the finished blob and links it into the snapshot; or fetches it through Xet.
-            return Path(hf_hub_download(plan.repo, file.path, revision=plan.revision, cache_dir=str(hub_cache())))
+            metadata = get_hf_file_metadata(url, token=None if hub_is_safe() else False)
+            blob = _blob(plan, metadata)
+            if not blob.exists():
+                _transfer(plan, file, metadata, blob, xet=_use_xet(metadata, blob, xet_failures))
+            return blob
         except XetDownloadError as error:
             xet_failures += 1
             say(f"{file.path}: Xet failed ({short(error)})")
@@ -125,6 +153,11 @@ def _fetch(plan: PullPlan, file: PlannedFile, say: Say) -> Path:
             if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
                 raise  # the disk, not the network
             reason = error  # also huggingface_hub's plain OSError for a transfer of the wrong length
+        except (ValueError, TypeError, RecursionError) as error:  # headers that its client cannot read
+            raise NetworkError(
+                f"{file.path}: the hub's answer cannot be used ({type(error).__name__})",
+                hint="check HF_ENDPOINT if it is set",
+            ) from error
         if attempt < ATTEMPTS:
             say(f"{file.path}: interrupted ({short(reason)}); attempt {attempt + 1} of {ATTEMPTS}")
             time.sleep(PAUSE * 2 ** (attempt - 1))
@@ -142,20 +175,17 @@ def _use_xet(metadata: HfFileMetadata, blob: Path, failures: int) -> bool:
 
     if constants.HF_HUB_DISABLE_XET or metadata.xet_file_data is None or not is_xet_available():
         return False
-    return failures < XET_FAILURES and not partial_of(blob).exists()
+    return failures < XET_FAILURES and not partial_of(blob).exists() and _is_hub(metadata.xet_file_data.refresh_route)
 
 
-def _resume(metadata: HfFileMetadata, blob: Path, file: PlannedFile) -> None:
-    """Fetch over HTTP into `blob`, going on from `blob.incomplete`.
+def _transfer(plan: PullPlan, file: PlannedFile, metadata: HfFileMetadata, blob: Path, *, xet: bool) -> None:
+    """Fetch the bytes into `blob.incomplete`, going on from there, check them, and only then name them `blob`.
 
-    huggingface_hub 2 itself deletes an unfinished file when its process ends (its issue #4196), so the unfinished
-    file is kept here and its `http_get`, which can start anywhere, does the transfer.
+    huggingface_hub moves the bytes; it is given no name to join, and it would delete an unfinished file when its
+    process ends (its issue #4196). Raises ModelMissingError where the bytes are not what was announced.
     """
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock
 
-    if blob.exists():
-        return
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock = hub_cache() / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -163,20 +193,54 @@ def _resume(metadata: HfFileMetadata, blob: Path, file: PlannedFile) -> None:
         partial = partial_of(blob)
         if partial.exists() and partial.stat().st_size > file.size:
             partial.unlink()  # of another version, or written by two at once
-        with partial.open("ab") as out:
-            # A signed address of a content network must not be sent the person's token.
-            headers = build_hf_headers(token=None if _is_hub(metadata.location) else False)
-            http_get(
-                metadata.location,
-                out,
-                resume_size=out.tell(),
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=file.path,
+        if xet:
+            _get_xet(metadata, partial, file)
+        else:
+            _get_http(metadata, partial, file)
+        size, sha256 = partial.stat().st_size, file_sha256(partial)
+        if not _as_announced(file, size, sha256):
+            partial.unlink()
+            raise ModelMissingError(
+                f"{file.path} from {plan.repo} is not what was announced: {_difference(file, size, sha256)}. "
+                "It was deleted",
+                hint="pull again; if it happens twice, take another source with --from",
             )
-            out.flush()
-            os.fsync(out.fileno())
         os.replace(partial, blob)
+
+
+def _get_xet(metadata: HfFileMetadata, partial: Path, file: PlannedFile) -> None:
+    from huggingface_hub.file_download import xet_get
+    from huggingface_hub.utils import build_hf_headers
+
+    assert metadata.xet_file_data is not None
+    xet_get(
+        incomplete_path=partial,
+        xet_file_data=metadata.xet_file_data,
+        headers=build_hf_headers(token=None if hub_is_safe() else False),
+        expected_size=file.size,
+        displayed_filename=file.path,
+    )
+
+
+def _get_http(metadata: HfFileMetadata, partial: Path, file: PlannedFile) -> None:
+    """Raises UsageError where the hub sends its client on to an address without encryption."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    own = _is_hub(metadata.location)
+    safe = hub_is_safe() if own else check_address(metadata.location, what=f"where the hub keeps {file.path}")
+    with partial.open("ab") as out:
+        http_get(
+            metadata.location,
+            out,
+            resume_size=out.tell(),
+            # A signed address of a content network must not be sent the person's token.
+            headers=build_hf_headers(token=None if own and safe else False),
+            expected_size=file.size,
+            displayed_filename=file.path,
+        )
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _is_hub(location: str) -> bool:
@@ -185,7 +249,7 @@ def _is_hub(location: str) -> bool:
     return location.startswith(constants.ENDPOINT + "/")
 
 
-def _blob(repo: str, metadata: HfFileMetadata) -> Path:
-    if metadata.etag is None:
-        raise NetworkError(f"{repo}: the hub states no ETag", hint="check HF_ENDPOINT if it is set")
-    return hub_repo(repo) / "blobs" / metadata.etag
+def _blob(plan: PullPlan, metadata: HfFileMetadata) -> Path:
+    """Where the cache keeps a content. Raises UntrustedError for an ETag that is no plain token."""
+    said = f"{plan.repo}: the hub"
+    return path_below(hub_repo(plan.repo) / "blobs", check_etag(metadata.etag, said), source=said)

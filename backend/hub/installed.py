@@ -21,7 +21,7 @@ from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset,
 from backend.disk import file_sha256, write_error
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
 from backend.hub.pull_plan import Say, matches
-from backend.paths import HUB_REPO, hub_cache, hub_repo, nano_dir
+from backend.paths import hub_cache, hub_repo, nano_dir
 from backend.presets import Component, Preset
 
 SUMS = "SHA256SUMS"  # beside Lens-Nano's files, in the form of sha256sum
@@ -163,7 +163,8 @@ def plan_removal(name: str) -> Removal:
     if preset.embedded is not None:
         raise UsageError(f"{preset.name} is part of the package and cannot be removed")
     record = records.load(preset.name)
-    if record is not None and record.repo is None:
+    outside = record is not None and not record.folder.is_relative_to(hub_cache())
+    if record is not None and (record.repo is None or outside):
         note = f"the files in {record.folder} are yours and stay; only the name is taken back"
         return Removal(name=preset.name, links=(), blobs=(), kept=(), record=True, note=note)
     used = _used_by_others(preset)
@@ -249,7 +250,8 @@ def _blob_of(link: Path) -> Path:
 
 def _repo_of(path: Path) -> Path:
     """The repository folder of a path in a hub cache."""
-    return next(parent for parent in path.parents if parent.name.startswith(HUB_REPO))
+    cache = hub_cache()
+    return next((parent for parent in path.parents if parent.parent == cache), path.parent)
 
 
 def _tidy(repo: Path) -> None:

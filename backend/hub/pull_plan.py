@@ -19,6 +19,7 @@ from backend.disk import free_bytes
 from backend.errors import ModelMissingError, NetworkError, UsageError
 from backend.paths import hub_cache, hub_repo
 from backend.presets import HubSource, Layout, Preset
+from backend.untrusted import check_address, check_commit, check_sha256, check_size, path_below
 
 Say = Callable[[str], None]
 
@@ -60,7 +61,7 @@ class PullPlan:
     @property
     def folder(self) -> Path:
         """The snapshot folder in the hub cache."""
-        return hub_repo(self.repo) / "snapshots" / self.revision
+        return snapshot_folder(self.repo, self.revision)
 
     @property
     def provenance(self) -> str:
@@ -131,7 +132,9 @@ def _plan(preset: Preset, source: HubSource) -> PullPlan:
     )
 
     try:
-        info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
+        info = HfApi(token=None if hub_is_safe() else False).model_info(
+            source.repo, revision=source.revision, files_metadata=True
+        )
     except RepositoryNotFoundError as error:  # also gated and private ones
         raise ModelMissingError("not there, or closed to you") from error
     except RevisionNotFoundError as error:
@@ -144,33 +147,54 @@ def _plan(preset: Preset, source: HubSource) -> PullPlan:
         raise NetworkError(
             f"the hub cannot be reached ({short(error)})", hint="check the connection, or HF_ENDPOINT if it is set"
         ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # its answer is no listing
+        raise NetworkError(
+            f"the hub's answer about {source.repo} cannot be used ({type(error).__name__})",
+            hint="check HF_ENDPOINT if it is set",
+        ) from error
     if info.sha is None:
         raise ModelMissingError("the hub states no commit")
+    revision = check_commit(info.sha, f"the hub's listing of {source.repo}")
     listed = {
         sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs is not None else None)
         for sibling in info.siblings or ()
+        if isinstance(sibling.rfilename, str)  # pyright: ignore[reportUnnecessaryIsInstance]  what a hub really sends
     }
     layout, chosen = _select(preset, source, listed)
     pinned = {file.path: file.sha256 for file in source.files if file.sha256 is not None}
     files: list[PlannedFile] = []
     for path in chosen:
-        size, sha256 = listed[path]
+        size, sha256 = _checked(source.repo, revision, path, *listed[path])
         expected = pinned.get(path.removeprefix("split_files/"))
         if expected is not None and sha256 is not None and sha256 != expected:
             raise ModelMissingError(f"{path} has the SHA-256 {sha256[:12]}…, published was {expected[:12]}…")
         sha256 = sha256 or expected
-        have = _have(source.repo, info.sha, path, sha256, size)
+        have = _have(source.repo, revision, path, sha256, size)
         files.append(PlannedFile(path=path, size=size, sha256=sha256, have=have))
     return PullPlan(
         preset=preset,
         repo=source.repo,
-        revision=info.sha,
-        pinned=source.revision == info.sha,
+        revision=revision,
+        pinned=source.revision == revision,
         layout=layout,
         note=source.note,
         files=tuple(files),
         free=free_bytes(hub_cache()),
     )
+
+
+def hub_is_safe() -> bool:
+    """Whether the hub may be given the token: not without encryption. Raises UsageError as `check_address` does."""
+    from huggingface_hub import constants
+
+    return check_address(constants.ENDPOINT, what="the hub's address (HF_ENDPOINT)")
+
+
+def _checked(repo: str, revision: str, path: str, size: object, sha256: object) -> tuple[int, str | None]:
+    """What a hub says of a file, if it can be so. Raises UntrustedError."""
+    said = f"the hub's listing of {repo}"
+    path_below(snapshot_folder(repo, revision), path, source=said, links_within=hub_repo(repo))
+    return check_size(size, said), None if sha256 is None else check_sha256(sha256, said)
 
 
 def _select(preset: Preset, source: HubSource, listed: Iterable[str]) -> tuple[Layout, list[str]]:
@@ -219,6 +243,11 @@ def _single(preset: Preset, names: list[str], part: str) -> str:
 # The hub cache --------------------------------------------------------------------------------------------------------
 
 
+def snapshot_folder(repo: str, revision: str) -> Path:
+    """Where huggingface_hub keeps one commit of a repository."""
+    return hub_repo(repo) / "snapshots" / revision
+
+
 def partial_of(blob: Path) -> Path:
     """The unfinished form of a blob."""
     return blob.with_name(blob.name + ".incomplete")
@@ -226,7 +255,7 @@ def partial_of(blob: Path) -> Path:
 
 def _have(repo: str, revision: str, path: str, sha256: str | None, size: int) -> int:
     """Bytes of a file that are on this disk: all, or the length of an unfinished blob (named by its SHA-256)."""
-    there = hub_repo(repo) / "snapshots" / revision / path
+    there = snapshot_folder(repo, revision) / path
     if there.exists():
         return size
     if sha256 is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,10 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     served: list[tuple[str, str, int]] = field(default_factory=list)  # (path, Range header, bytes sent)
     corrupt: set[str] = field(default_factory=set)  # paths whose content arrives with one byte changed
+    listing: Callable[[dict[str, Any]], Any] = lambda answer: answer  # what the listing is turned into
+    raw: bytes | None = None  # the listing's body, instead of JSON of it
+    headers: dict[str, str] = field(default_factory=dict)  # of every content, in place of the right ones
+    tokens: list[str] = field(default_factory=list)  # Authorization headers that came
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
@@ -46,6 +50,8 @@ class Hub:
                 self.answer(body=True)
 
             def answer(self, *, body: bool) -> None:
+                if "Authorization" in self.headers:
+                    hub.tokens.append(self.headers["Authorization"])
                 if hub.dead:
                     self.plain(503, b"down")
                     return
@@ -77,7 +83,8 @@ class Hub:
                     root = hub.repos[repo]
                     siblings = [_sibling(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
                     answer = {"id": repo, "modelId": repo, "sha": COMMIT, "tags": [], "siblings": siblings}
-                    self.plain(200, json.dumps(answer).encode(), Content_Type="application/json")
+                    text = hub.raw or json.dumps(hub.listing(answer)).encode()
+                    self.plain(200, text, Content_Type="application/json")
 
             def content(self, repo: str, path: str, body: bool) -> None:
                 file = hub.repos[repo] / path
@@ -90,8 +97,8 @@ class Hub:
                 if span:
                     first = int(span.removeprefix("bytes=").split("-")[0])
                 self.send_response(206 if span else 200)
-                self.send_header("X-Repo-Commit", COMMIT)
-                self.send_header("ETag", f'"{_etag(file)}"')
+                for name, value in {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(file)}"', **hub.headers}.items():
+                    self.send_header(name, value)
                 self.send_header("Accept-Ranges", "bytes")
                 self.send_header("Content-Length", str(len(data) - first))
                 if span:

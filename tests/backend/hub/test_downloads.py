@@ -163,17 +163,14 @@ def test_a_hub_that_is_down_is_retryable(hub: Hub, said: list[str], monkeypatch:
 
 def test_after_two_failures_of_xet_http_takes_over(hub: Hub, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake hub has no Xet, so its failures are staged: the real choice, with a download that always fails."""
-    import huggingface_hub
     from huggingface_hub.errors import XetDownloadError
 
-    real, path = huggingface_hub.hf_hub_download, "vae/diffusion_pytorch_model.safetensors"
-
-    def broken(repo_id: str, filename: str, **arguments: Any) -> str:
-        if filename == path and not any("HF_HUB_DISABLE_XET=1" in line for line in said):
+    def broken(metadata: Any, partial: Path, file: pull_plan.PlannedFile) -> None:
+        if file.path == "vae/diffusion_pytorch_model.safetensors":
             raise XetDownloadError("connection reset")
-        return real(repo_id, filename, **arguments)
+        downloads._get_http(metadata, partial, file)  # pyright: ignore[reportPrivateUsage]
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", broken)
+    monkeypatch.setattr(downloads, "_get_xet", broken)
     monkeypatch.setattr(downloads, "_use_xet", lambda _metadata, blob, failures: failures < downloads.XET_FAILURES)
     pull(said)
     assert sum("Xet failed" in line for line in said) == 2
