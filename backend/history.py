@@ -1,0 +1,426 @@
+"""Every picture that was made, in one SQLite file: searched by its words, followed through its lineage, rated.
+
+Pictures stay plain files and the database only points at them: `reconcile` follows those that were moved, and marks
+those that are gone. Several processes may write at once (write-ahead log, a busy timeout of five seconds); the layout
+is raised inside one immediate transaction, so that two processes that start together raise it once.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+from backend.errors import FileError, UsageError
+
+VERSION = 1  # of the layout, kept in PRAGMA user_version
+BUSY = 5.0  # seconds to wait for another process's write
+RATINGS = range(6)  # 0 is "not for me", 5 the best; None: not rated
+RECORD_BYTES = 1 << 20  # of one picture's record
+
+_LAYOUT = """
+CREATE TABLE pictures (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,            -- of the record
+    path TEXT,                          -- absolute; NULL: written to stdout
+    pixels TEXT NOT NULL,               -- SHA-256 of the pixels
+    created TEXT NOT NULL,              -- ISO 8601, UTC
+    prompt TEXT NOT NULL,               -- what was drawn
+    original TEXT,                      -- what was typed, where a reasoner rewrote it
+    negative TEXT NOT NULL,
+    model TEXT NOT NULL,
+    width INTEGER NOT NULL, height INTEGER NOT NULL,
+    seed INTEGER NOT NULL, steps INTEGER NOT NULL, guidance REAL NOT NULL,
+    parent TEXT,                        -- id of the picture it came from
+    relation TEXT,                      -- how: rerun, variation, grid, init, hires, import
+    rating INTEGER,
+    seconds REAL NOT NULL,              -- of its own phases
+    record TEXT NOT NULL,               -- the whole record, JSON
+    gone INTEGER NOT NULL DEFAULT 0     -- 1: the file was not where it should be
+);
+CREATE INDEX pictures_parent ON pictures (parent);
+CREATE INDEX pictures_pixels ON pictures (pixels);
+CREATE INDEX pictures_path ON pictures (path);
+CREATE INDEX pictures_created ON pictures (created);
+CREATE VIRTUAL TABLE words USING fts5 (
+    prompt, original, negative, model, content='pictures', content_rowid='number', tokenize='unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER pictures_in AFTER INSERT ON pictures BEGIN
+    INSERT INTO words (rowid, prompt, original, negative, model)
+    VALUES (new.number, new.prompt, new.original, new.negative, new.model);
+END;
+CREATE TRIGGER pictures_out AFTER DELETE ON pictures BEGIN
+    INSERT INTO words (words, rowid, prompt, original, negative, model)
+    VALUES ('delete', old.number, old.prompt, old.original, old.negative, old.model);
+END;
+"""
+_COLUMNS = (
+    "id path pixels created prompt original negative model width height seed steps guidance parent relation rating "
+    "seconds record gone"
+).split()
+
+
+_INSERT = (
+    f"INSERT INTO pictures ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _COLUMNS)}) "
+    "ON CONFLICT (id) DO NOTHING"
+)
+PixelsOf = Callable[[Path], str | None]
+
+
+class HistoryError(FileError):
+    """The history cannot be read or written; pictures themselves are not touched by it."""
+
+    code = "history"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture of the history."""
+
+    id: str
+    path: Path | None  # None: written to stdout
+    pixels: str
+    created: str
+    prompt: str
+    original: str | None
+    negative: str
+    model: str
+    width: int
+    height: int
+    seed: int
+    steps: int
+    guidance: float
+    parent: str | None
+    relation: str | None
+    rating: int | None
+    seconds: float
+    record: Mapping[str, Any]
+    gone: bool
+
+    def data(self) -> dict[str, Any]:
+        """JSON of the entry, without the whole record."""
+        row = {name: getattr(self, name) for name in _COLUMNS if name != "record"}
+        return {**row, "path": None if self.path is None else str(self.path)}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A picture with what was made from it."""
+
+    entry: Entry
+    children: tuple[Node, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciled:
+    """What a look at the disk found."""
+
+    seen: int
+    moved: int
+    gone: int
+
+
+class History:
+    """An open history. One object belongs to one thread; a second process may have the file open as well."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file. Raises HistoryError: no database, cut short, or of a newer lens."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise HistoryError(f"cannot open the history {path}: {error}") from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _prepare(self) -> None:
+        with self._ours():
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            if self._version() == VERSION:
+                return
+            self._db.execute("BEGIN IMMEDIATE")  # whoever comes second waits here, and finds it done
+            try:
+                found = self._version()
+                if found > VERSION:
+                    raise HistoryError(
+                        f"the history {self.path} was written by a newer lens (layout {found}, this one knows {VERSION})",
+                        hint="update lens, or name another with LENS_HOME",
+                    )
+                if found == 0:
+                    for statement in _statements(_LAYOUT):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """SQLite's errors in our words."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise HistoryError(
+                    f"the history {self.path} is busy: another process has been writing for {BUSY:g} s",
+                    hint="try again",
+                ) from error
+            raise HistoryError(
+                f"the history {self.path} is damaged: {error}",
+                hint="move it away, and `lens history import FOLDER` makes a new one from the pictures themselves",
+            ) from error
+
+    # ---------------------------------------------------------------------------------------------------------- writing
+
+    def add(self, record: Mapping[str, Any], path: Path | None, *, relation: str | None = None) -> None:
+        """Enter a saved picture by its record (`backend.picture.metadata`); one that is there already stays as it is.
+
+        `relation`: to the record's parent. Raises HistoryError; FileError for a record that is none.
+        """
+        self.add_all([(record, path)], relation=relation)
+
+    def add_all(self, pictures: Iterable[tuple[Mapping[str, Any], Path | None]], *, relation: str | None = None) -> int:
+        """Enter many in one transaction; returns how many were new. Raises as `add`."""
+        rows = [_row(record, path, relation) for record, path in pictures]
+        with self._ours():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                before = self._count()
+                self._db.executemany(_INSERT, rows)
+                added = self._count() - before
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        return added
+
+    def rate(self, name: str, rating: int | None) -> Entry:
+        """Rate a picture 0..5, or take its rating back (None). Raises UsageError and HistoryError."""
+        if rating is not None and rating not in RATINGS:
+            raise UsageError(f"{rating} is no rating", hint="0 to 5, or none")
+        entry = self.find(name)
+        with self._ours():
+            self._db.execute("UPDATE pictures SET rating = ? WHERE id = ?", (rating, entry.id))
+        return self.find(entry.id)
+
+    def forget(self, name: str) -> Entry:
+        """Take a picture out of the history; its file stays. Raises UsageError and HistoryError."""
+        entry = self.find(name)
+        with self._ours():
+            self._db.execute("DELETE FROM pictures WHERE id = ?", (entry.id,))
+        return entry
+
+    # ---------------------------------------------------------------------------------------------------------- reading
+
+    def __len__(self) -> int:
+        with self._ours():
+            return self._count()
+
+    def _count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM pictures").fetchone()[0])
+
+    def find(self, name: str) -> Entry:
+        """The picture of an id, or of the first letters of one. Raises UsageError where none or several fit."""
+        escaped = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        with self._ours():
+            rows = self._db.execute(
+                "SELECT * FROM pictures WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (f"{escaped}%",)
+            ).fetchall()
+        if not name or not rows:
+            raise UsageError(f"no picture {name!r} in the history", hint="lens history shows their ids")
+        if len(rows) > 1 and rows[0]["id"] != name:
+            raise UsageError(f"several pictures begin with {name!r}", hint="write more of the id")
+        return _entry(rows[0])
+
+    def search(
+        self,
+        words: str = "",
+        *,
+        model: str | None = None,
+        rating: int | None = None,
+        limit: int = 50,
+        before: str | None = None,
+    ) -> list[Entry]:
+        """The newest pictures whose prompts hold all `words`, or their beginnings; "" is all.
+
+        `rating`: at least so much. `before`: made before this moment (ISO 8601), for the next page. What a person
+        types is text: no operator of the search language has a meaning.
+        """
+        wanted, values = ["1"], list[Any]()
+        terms = [term for term in _terms(words) if term]
+        if words.strip() and not terms:
+            return []  # only signs, which no prompt is searched by
+        if terms:
+            wanted.append("number IN (SELECT rowid FROM words WHERE words MATCH ?)")
+            values.append(" ".join(f'"{term}"*' for term in terms))
+        for column, sign, value in (("model", "=", model), ("rating", ">=", rating), ("created", "<", before)):
+            if value is not None:
+                wanted.append(f"{column} {sign} ?")
+                values.append(value)
+        with self._ours():
+            rows = self._db.execute(
+                f"SELECT * FROM pictures WHERE {' AND '.join(wanted)} ORDER BY created DESC, number DESC LIMIT ?",
+                (*values, limit),
+            ).fetchall()
+        return [_entry(row) for row in rows]
+
+    def tree(self, name: str) -> Node:
+        """The whole family of a picture: from its oldest ancestor that is known, down. Raises UsageError."""
+        entry, known = self.find(name), set[str]()
+        while entry.parent is not None and entry.id not in known:
+            known.add(entry.id)
+            try:
+                entry = self.find(entry.parent)
+            except UsageError:
+                break  # it was made elsewhere, or forgotten
+        return self._node(entry, set())
+
+    def _node(self, entry: Entry, known: set[str]) -> Node:
+        known.add(entry.id)
+        with self._ours():
+            rows = self._db.execute("SELECT * FROM pictures WHERE parent = ? ORDER BY number", (entry.id,)).fetchall()
+        below = [_entry(row) for row in rows]
+        return Node(entry, tuple(self._node(child, known) for child in below if child.id not in known))
+
+    # -------------------------------------------------------------------------------------------------------- the disk
+
+    def reconcile(self, folders: Sequence[Path], pixels_of: PixelsOf) -> Reconciled:
+        """Look for every picture where it should be; follow those that are found elsewhere below `folders`.
+
+        `pixels_of(path)`: the recorded SHA-256 of a file's pixels, None where it holds no record of ours. A file is
+        opened only while pictures are missing. Marks what is nowhere as gone, and what came back as there.
+        """
+        missing, seen = dict[str, list[int]](), 0
+        changes = list[tuple[str | None, int, int]]()
+        with self._ours():
+            rows = self._db.execute("SELECT number, path, pixels, gone FROM pictures WHERE path IS NOT NULL").fetchall()
+        for row in rows:
+            if Path(row["path"]).is_file():
+                seen += 1
+                if row["gone"]:
+                    changes.append((row["path"], 0, row["number"]))
+            else:
+                missing.setdefault(row["pixels"], []).append(row["number"])
+        known, moved = {row["path"] for row in rows}, 0
+        for path in _pictures(folders) if missing else ():
+            if str(path) in known:
+                continue
+            pixels = pixels_of(path)
+            if pixels in missing:
+                number = missing[pixels].pop()
+                changes.append((str(path), 0, number))
+                moved += 1
+                if not missing[pixels]:
+                    del missing[pixels]
+                if not missing:
+                    break
+        lost = [number for numbers in missing.values() for number in numbers]
+        with self._ours():
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("UPDATE pictures SET path = ?, gone = ? WHERE number = ?", changes)
+            self._db.executemany("UPDATE pictures SET gone = 1 WHERE number = ?", [(number,) for number in lost])
+            self._db.execute("COMMIT")
+        return Reconciled(seen=seen, moved=moved, gone=len(lost))
+
+
+# ----------------------------------------------------------------------------------------------------------- rows, words
+
+
+def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> dict[str, Any]:
+    """A record as a row. Raises FileError where it lacks what a picture has."""
+    text = json.dumps(record, ensure_ascii=False)
+    if len(text) > RECORD_BYTES:
+        raise FileError(f"a record of {len(text):,} characters is too long for the history")
+    model, timings = record.get("model"), record.get("timings")
+    parent = record.get("parent_id")
+    try:
+        return {
+            "id": _typed(record, "id", str),
+            "path": None if path is None else str(path.absolute()),
+            "pixels": _typed(record, "pixel_sha256", str),
+            "created": _typed(record, "created", str),
+            "prompt": _typed(record, "prompt", str),
+            "original": record.get("original_prompt") if isinstance(record.get("original_prompt"), str) else None,
+            "negative": _typed(record, "negative_prompt", str),
+            "model": _typed(cast("Mapping[str, Any]", model), "name", str),
+            **{name: _typed(record, name, int) for name in ("width", "height", "seed", "steps")},
+            "guidance": float(_typed(record, "guidance", (int, float))),
+            "parent": parent if isinstance(parent, str) else None,
+            "relation": (relation or "rerun") if isinstance(parent, str) else relation,
+            "rating": None,
+            "seconds": sum(float(seconds) for seconds in dict(timings or {}).values()),
+            "record": text,
+            "gone": 0,
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FileError(f"the record of {path or 'a picture'} cannot enter the history: {error}") from error
+
+
+def _typed(source: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    value = source.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{key} = {str(value)[:40]!r}")
+    return value
+
+
+def _entry(row: sqlite3.Row) -> Entry:
+    values: dict[str, Any] = {name: row[name] for name in _COLUMNS}
+    path = values["path"]
+    return Entry(
+        **{
+            **values,
+            "path": None if path is None else Path(path),
+            "record": json.loads(values["record"]),
+            "gone": bool(values["gone"]),
+        }
+    )
+
+
+def _terms(words: str) -> list[str]:
+    """The letters and digits of what was typed: everything else separates, as in the index."""
+    return "".join(c if c.isalnum() else " " for c in words).split()
+
+
+def _pictures(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and path.is_file():
+                yield path.absolute()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would end the transaction around it."""
+    begun = ""
+    for line in script.splitlines():
+        begun += line + "\n"
+        if sqlite3.complete_statement(begun):
+            yield begun
+            begun = ""
