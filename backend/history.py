@@ -50,7 +50,8 @@ CREATE INDEX pictures_pixels ON pictures (pixels);
 CREATE INDEX pictures_path ON pictures (path);
 CREATE INDEX pictures_created ON pictures (created);
 CREATE VIRTUAL TABLE words USING fts5 (
-    prompt, original, negative, model, content='pictures', content_rowid='number', tokenize='unicode61 remove_diacritics 2'
+    prompt, original, negative, model,
+    content='pictures', content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3'
 );
 CREATE TRIGGER pictures_in AFTER INSERT ON pictures BEGIN
     INSERT INTO words (rowid, prompt, original, negative, model)
@@ -167,7 +168,7 @@ class History:
                 found = self._version()
                 if found > VERSION:
                     raise HistoryError(
-                        f"the history {self.path} was written by a newer lens (layout {found}, this one knows {VERSION})",
+                        f"the history {self.path} was written by a newer lens (layout {found}; known: {VERSION})",
                         hint="update lens, or name another with LENS_HOME",
                     )
                 if found == 0:
@@ -269,25 +270,30 @@ class History:
         limit: int = 50,
         before: str | None = None,
     ) -> list[Entry]:
-        """The newest pictures whose prompts hold all `words`, or their beginnings; "" is all.
+        """The pictures whose prompts hold all `words`, or their beginnings, the last entered first; "" is all.
 
-        `rating`: at least so much. `before`: made before this moment (ISO 8601), for the next page. What a person
-        types is text: no operator of the search language has a meaning.
+        `rating`: at least so much. `before`: entered before the picture of this id, for the next page. What a person
+        types is text: no operator of the search language has a meaning. Raises UsageError for an unknown `before`.
         """
-        wanted, values = ["1"], list[Any]()
-        terms = [term for term in _terms(words) if term]
+        wanted, values, source = ["1"], list[Any](), "pictures"
+        terms = _terms(words)
         if words.strip() and not terms:
             return []  # only signs, which no prompt is searched by
-        if terms:
-            wanted.append("number IN (SELECT rowid FROM words WHERE words MATCH ?)")
+        if terms:  # in the index's own order, so that the first page of 100,000 hits does not wait for the last
+            source = "words JOIN pictures ON pictures.number = words.rowid"
+            wanted.append("words MATCH ?")
             values.append(" ".join(f'"{term}"*' for term in terms))
-        for column, sign, value in (("model", "=", model), ("rating", ">=", rating), ("created", "<", before)):
+        number = "words.rowid" if terms else "number"
+        if before is not None:
+            wanted.append(f"{number} < (SELECT number FROM pictures WHERE id = ?)")
+            values.append(self.find(before).id)
+        for column, sign, value in (("pictures.model", "=", model), ("rating", ">=", rating)):
             if value is not None:
                 wanted.append(f"{column} {sign} ?")
                 values.append(value)
         with self._ours():
             rows = self._db.execute(
-                f"SELECT * FROM pictures WHERE {' AND '.join(wanted)} ORDER BY created DESC, number DESC LIMIT ?",
+                f"SELECT pictures.* FROM {source} WHERE {' AND '.join(wanted)} ORDER BY {number} DESC LIMIT ?",
                 (*values, limit),
             ).fetchall()
         return [_entry(row) for row in rows]
@@ -351,7 +357,7 @@ class History:
         return Reconciled(seen=seen, moved=moved, gone=len(lost))
 
 
-# ----------------------------------------------------------------------------------------------------------- rows, words
+# ---------------------------------------------------------------------------------------------------------------- rows
 
 
 def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> dict[str, Any]:

@@ -36,12 +36,8 @@ def test_what_is_entered_comes_back(history: History, tmp_path: Path) -> None:
     told = record("a blue fish", original_prompt="fish")
     history.add(told, tmp_path / "a.png")
     entry = history.find(told["id"][:8])
-    assert (entry.prompt, entry.original, entry.path, entry.seconds) == (
-        "a blue fish",
-        "fish",
-        tmp_path / "a.png",
-        1.75,
-    )
+    assert (entry.prompt, entry.original, entry.seconds) == ("a blue fish", "fish", 1.75)
+    assert entry.path == tmp_path / "a.png"
     assert dict(entry.record) == told and json.loads(json.dumps(entry.data()))["rating"] is None
     history.add(told, tmp_path / "b.png")  # the same picture once more
     assert len(history) == 1 and history.find(told["id"]).path == tmp_path / "a.png"
@@ -54,11 +50,11 @@ def test_a_search_finds_what_a_plain_scan_finds(history: History) -> None:
     assert history.add_all((row, None) for row in told) == 300
     for query in ("red", "red fish", "cast", "uber", "猫", "x1 cat", "RED", "red, fish!"):
         terms = query.lower().replace(",", "").replace("!", "").split()
-        plain = {"über": "uber", "naïve": "naive"}
+        plain: dict[str, str] = {"über": "uber", "naïve": "naive"}
         expected = [
             row["id"]
             for row in reversed(told)
-            if all(any(plain.get(w, w).startswith(t) for w in row["prompt"].split()) for t in terms)
+            if all(any(plain.get(w, w).startswith(t) for w in str(row["prompt"]).split()) for t in terms)
         ]
         assert [entry.id for entry in history.search(query, limit=1000)] == expected, query
 
@@ -73,7 +69,7 @@ def test_what_is_typed_is_no_query_language(history: History, query: str) -> Non
 def test_pages_models_and_ratings(history: History) -> None:
     told = [record(second=k, model={"name": "nano" if k % 2 else "lens"}) for k in range(6)]
     history.add_all((row, None) for row in told)
-    assert [e.id for e in history.search(limit=2, before=told[4]["created"])] == [told[3]["id"], told[2]["id"]]
+    assert [e.id for e in history.search(limit=2, before=told[4]["id"])] == [told[3]["id"], told[2]["id"]]
     assert {e.model for e in history.search(model="lens")} == {"lens"} and len(history.search(model="lens")) == 3
     history.rate(told[0]["id"], 5)
     assert [e.id for e in history.search(rating=4)] == [told[0]["id"]]
@@ -85,14 +81,8 @@ def test_pages_models_and_ratings(history: History) -> None:
 
 def test_names_that_fit_none_or_several(history: History) -> None:
     history.add_all([(record(id="abc1"), None), (record(id="abc2"), None)])
-    for name, said in (
-        ("", "no picture"),
-        ("x", "no picture"),
-        ("abc", "several"),
-        ("%", "no picture"),
-        ("_", "no picture"),
-    ):
-        with pytest.raises(UsageError, match=said):
+    for name, said in (("", "no"), ("x", "no"), ("abc", "several"), ("%", "no"), ("_", "no")):
+        with pytest.raises(UsageError, match=f"^{said}"):
             history.find(name)
 
 
@@ -161,9 +151,11 @@ def test_a_file_of_the_future_cut_short_or_foreign(tmp_path: Path) -> None:
         history.search("x")
         history.add(record(), None)
     assert "history import" in str(raised.value.hint)
-    path.write_bytes(b"no database at all" * 100)
+    foreign = tmp_path / "foreign.db"
+    foreign.write_bytes(b"no database at all" * 100)
     with pytest.raises(HistoryError, match="damaged"):
-        History(path)
+        History(foreign)
+    assert foreign.read_bytes() == b"no database at all" * 100
 
 
 def test_two_processes_raise_the_layout_once(tmp_path: Path) -> None:
