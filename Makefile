@@ -58,4 +58,4 @@ cold-start: $(STAMP) ## Time `lens --help`, five times
 		print(f'{(time.perf_counter() - t) * 1e3:.0f} ms')"; done
 
 clean: ## Remove .venv and caches; pictures and runs stay
-	rm -rf .venv .pytest_cache .ruff_cache build dist
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build dist

@@ -27,7 +27,7 @@ from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
 from backend.sampling import Velocity
 from backend.sizes import GRID
-from backend.types import GenerationRequest, Phase
+from backend.types import GenerationRequest, Phase, Sampler
 
 Grid = tuple[int, int]  # latent height and width
 Sigmas = tuple[float, ...]  # steps + 1 of them, the last 0
@@ -55,6 +55,7 @@ class Prepared:
     grid: Grid
     sigmas: Sigmas
     velocity: Velocity
+    sampler: Sampler
 
 
 def draw(
@@ -94,13 +95,13 @@ def prepare(networks: Networks, request: GenerationRequest) -> Prepared:
     grid = request.height // GRID, request.width // GRID
     sigmas = sampling.schedule(grid[0] * grid[1], request.steps)
     velocity = networks.velocity(request, texts, grid, sigmas)
-    return Prepared(texts=texts, grid=grid, sigmas=sigmas, velocity=velocity)
+    return Prepared(texts=texts, grid=grid, sigmas=sigmas, velocity=velocity, sampler=request.sampler)
 
 
 def denoise(ready: Prepared, x_1NC: Tensor, on_step: Callable[[int, Tensor], None] | None = None) -> Tensor:
     """Noise (1, N, C) -> latent, float32. `on_step` as `sampling.denoise` has it."""
     with torch.no_grad(), failing_as_ours():
-        return sampling.denoise(ready.velocity, x_1NC, ready.sigmas, on_step)
+        return sampling.denoise(ready.velocity, x_1NC, ready.sigmas, on_step, ready.sampler)
 
 
 def _on_step(progress: Progress, total: int, image: int, stop: Stop) -> Callable[[int, Tensor], None]:

@@ -1,4 +1,4 @@
-"""What a person asked for -> a complete `GenerationRequest`.
+"""What a person asked for -> a complete `GenerationRequest`, with its model looked up.
 
 The only place where `None` is resolved, a size checked and a seed drawn. Precedence: flag > environment >
 settings files > the model's default (`backend.settings` has already merged the middle ones).
@@ -13,14 +13,15 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import ModelMissingError, UsageError
 from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
-from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
+from backend.types import GenerationRequest, LoraMode, LoraUse
+from backend.wish import NO_LORA, Wish
 
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
@@ -30,7 +31,6 @@ PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tok
 STEPS_LIMIT = 250  # keeps the schedule small enough for every format's metadata
 GUIDANCE_LIMIT = 100.0
 PICTURES_LIMIT = 10_000  # of one run
-NO_LORA = "none"  # as the only LoRA: not even those of the settings; a file of that name is ./none
 SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
 
 Warn = Callable[[str], None]
@@ -46,15 +46,8 @@ class FoundModel:
     missing: ModelMissingError | None = None
 
     def need_files(self) -> ModelFiles:
-        """Raises ModelMissingError with the command that fetches them."""
+        """The model's files. Raises ModelMissingError with the command that fetches them."""
         return _needed(self.files, self.missing)
-
-
-def _needed(files: ModelFiles | None, missing: ModelMissingError | None) -> ModelFiles:
-    if files is None:
-        assert missing is not None, "a model that is not here says why"
-        raise missing
-    return files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,101 +60,53 @@ class ResolvedRequest:
     missing: ModelMissingError | None = None
 
     def need_files(self) -> ModelFiles:
-        """Raises ModelMissingError with the command that fetches them."""
+        """The model's files. Raises ModelMissingError with the command that fetches them."""
         return _needed(self.files, self.missing)
 
 
-def resolve(*, found: FoundModel | None = None, **given: Any) -> ResolvedRequest:
-    """`build_request`, with the model's files beside it. Raises what it does, and CheckpointError for damaged files."""
-    settings: Settings = given["settings"]
-    found = found or find_model(given.get("model") or settings.model or _default_model())
-    request = build_request(**given, found=found)
-    return ResolvedRequest(request=request, preset=found.preset, files=found.files, missing=found.missing)
+def _needed(files: ModelFiles | None, missing: ModelMissingError | None) -> ModelFiles:
+    if files is None:
+        assert missing is not None, "a model that is not here says why"
+        raise missing
+    return files
 
 
-def build_request(
-    *,
-    prompt: str,
-    original_prompt: str | None = None,
-    expander: Expander | None = None,
-    negative_prompt: str | None = None,
-    model: str | None = None,
-    seeds: Sequence[str] = (),
-    num: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    ar: str | None = None,
-    base: int | None = None,
-    size: str | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    dtype: DType | None = None,
-    device: str | None = None,
-    encoder: Encoder | None = None,
-    loras: Sequence[str] | None = None,
-    lora_mode: LoraMode | None = None,
-    quant: Quant | None = None,
-    profile: str | None = None,
-    vram: str | None = None,
-    compiled: bool = False,
-    settings: Settings,
-    warn: Warn,
-    found: FoundModel | None = None,
-) -> GenerationRequest:
-    """A complete request from what was given; None and () mean "not given".
+def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundModel | None = None) -> ResolvedRequest:
+    """A complete request: every None of the wish decided by the settings, and what they leave open by the model.
 
-    `seeds` are texts: "42", "-1" (draw one), "100..120"; `loras` too: "NAME=0.8" or "PATH=0.8", or "none" alone. `warn`
-    is called with one line for everything that was asked for and cannot be honoured. `found`: the model, where it was
-    looked up already. Raises UsageError; for a model given as a path also what `resolve_model` raises, for a LoRA what
-    `parse_lora` does.
+    `warn` is called with one line for everything that was asked for and cannot be honoured. `found`: the wish's model,
+    where it was looked up already. Raises UsageError; for the model also what `find_model` raises, for a LoRA what
+    `parse_lora` and `find_again` raise.
     """
-    if found is None:
-        name, preset = find_preset(model or settings.model or _default_model())
-    else:
-        name, preset = found.name, found.preset
-    chosen = settings.generate
-
-    guidance_origin = _origin("guidance", guidance, settings)
-    guidance = guidance if guidance is not None else chosen.guidance
-    negative_prompt = negative_prompt if negative_prompt is not None else chosen.negative_prompt
-    guidance, negative_prompt = _honour_guidance(preset, guidance_origin, guidance, negative_prompt or "", warn)
-
-    explicit = size is not None or width is not None or height is not None
-    if base is None and not explicit and chosen.base is not None:
-        if chosen.base in preset.bases:
-            base = chosen.base
-        else:
-            warn(f"the setting base = {chosen.base} is ignored: {preset.name} has {_list(preset.bases)}")
-    width, height = resolve_size(
-        ar=ar if ar is not None or explicit else chosen.ar,
-        base=base,
-        size=size,
-        width=width,
-        height=height,
-        bases=preset.bases,
-        default_base=preset.default_base,
-    )
-    device, profile, memory = _memory(device, profile, vram, settings)
-    return GenerationRequest(
-        prompt=check_prompt(prompt, "prompt"),
-        original_prompt=check_prompt(original_prompt, "original prompt") if original_prompt is not None else None,
-        expander=expander,
+    found = found or find_model(wish.model or settings.model or _default_model())
+    preset = found.preset
+    full = settings.generate.overridden_by(wish)
+    guidance, negative_prompt = _honour_guidance(preset, _origin("guidance", wish.guidance, settings), full, warn)
+    width, height = _resolve_size(preset, full, wish, warn)
+    device, profile, vram = _memory(wish, settings.generate)
+    original, loras = full.original_prompt, full.loras or ()
+    decided = dict[str, Any](
+        prompt=check_prompt(full.prompt or "", "prompt"),
+        original_prompt=check_prompt(original, "original prompt") if original is not None else None,
         negative_prompt=check_prompt(negative_prompt, "negative prompt") if negative_prompt else "",
-        model=name,
-        seeds=draw_seeds(seeds, num),
+        model=found.name,
+        seeds=draw_seeds(full.seeds or (), full.num),
         width=width,
         height=height,
-        steps=_in_range(_origin("steps", steps, settings), _first(steps, chosen.steps, preset.steps), 1, STEPS_LIMIT),
+        steps=_in_range(
+            _origin("steps", wish.steps, settings), preset.steps if full.steps is None else full.steps, 1, STEPS_LIMIT
+        ),
         guidance=guidance,
-        dtype=dtype or chosen.dtype,
         device=device,
-        encoder=encoder or chosen.encoder,
-        loras=_find_loras(chosen.loras if loras is None else loras, lora_mode or chosen.lora_mode),
-        quant=quant or chosen.quant,
+        loras=_find_loras(loras, full.lora_mode or LoraMode.auto),
         profile=profile,
-        vram=memory,
-        compiled=compiled,
+        vram=vram,
     )
+    # What needs no decision is as it was asked for; where it was not, as GenerationRequest has it.
+    known = {item.name for item in fields(GenerationRequest)}
+    asked = {key: value for key, value in full.given().items() if key in known}
+    request = GenerationRequest(**asked | decided)
+    return ResolvedRequest(request=request, preset=preset, files=found.files, missing=found.missing)
 
 
 def find_model(model: str) -> FoundModel:
@@ -170,7 +115,7 @@ def find_model(model: str) -> FoundModel:
     Raises what `resolve_model` does, but not for a registry model that is not on this disk.
     """
     from backend import presets
-    from backend.checkpoints.resolve import resolve_model
+    from backend.checkpoints.resolve import resolve_model  # reads the files' headers
 
     try:
         preset = presets.get(model)
@@ -186,26 +131,23 @@ def find_model(model: str) -> FoundModel:
     return FoundModel(name=preset.name, preset=preset, files=files)
 
 
-def find_preset(model: str) -> tuple[str, Preset]:
-    """(registry name or absolute path, its preset). A registry name wins over a folder of the same name.
-
-    Raises what `weights.resolve_model` does for a path, and for what is neither a name nor a path.
-    """
-    from backend import presets
-
-    try:
-        preset = presets.get(model)
-    except UsageError:
-        from backend.checkpoints.resolve import resolve_model  # reads the files' headers; not for a name
-
-        path = Path(model).expanduser()
-        where = str(path.absolute()) if path.exists() else model
-        return where, resolve_model(where).preset
-    return preset.name, preset
+def _resolve_size(preset: Preset, full: Wish, wish: Wish, warn: Warn) -> tuple[int, int]:
+    """(width, height) of the wish over the settings. A base of the settings that the model lacks is named and left."""
+    base = full.base
+    if wish.base is None and base is not None and base not in preset.bases:
+        warn(f"the setting base = {base} is ignored: {preset.name} has {_list(preset.bases)}")
+        base = None
+    return resolve_size(
+        ar=full.ar, base=base, size=full.size, width=full.width, height=full.height,
+        bases=preset.bases, default_base=preset.default_base,
+    )  # fmt: skip
 
 
 def check_prompt(text: str, what: str) -> str:
     """The text as it will be encoded: line ends unified, outer blanks gone. Raises UsageError.
+
+    The reference encodes outer blanks. Here they are no part of a prompt: `echo`, a file and an argument say the same
+    and get the same picture, and no record or text for other tools, whose grammars drop such blanks, says another.
 
     Control tokens (`<|start|>`) and `[markup]` are plain text and pass. Control characters do not: they have no meaning
     in a sentence, are illegal in image metadata, and would act on the terminal that prints them.
@@ -269,14 +211,12 @@ def _parse_seed(text: str) -> Sequence[int]:
     return range(first, last + 1)
 
 
-def _memory(
-    wanted: str | None, profile: str | None, vram: str | None, settings: Settings
-) -> tuple[str, str | None, int | None]:
+def _memory(wish: Wish, chosen: Wish) -> tuple[str, str | None, int | None]:
     """(device, profile, bytes of a GPU) that fit each other; a flag for one of them sets the others' defaults aside
-    where they contradict it. Raises UsageError.
+    where they contradict it. `chosen` are the settings. Raises UsageError.
     """
-    chosen = settings.generate
-    device = check_device(wanted or chosen.device)
+    profile, vram = wish.profile, wish.vram
+    device = check_device(wish.device or chosen.device or "auto")
     by_default = profile is None and vram is None
     if by_default and device not in ("cpu", "mps"):  # a default for the GPU says nothing there
         profile, vram = chosen.profile, chosen.vram
@@ -284,7 +224,7 @@ def _memory(
         return device, None, None
     from backend.memory.plan import find_profile, parse_bytes
 
-    if by_default and vram is None and wanted not in (None, "auto") and profile and not find_profile(profile).card:
+    if by_default and vram is None and wish.device not in (None, "auto") and profile and not find_profile(profile).card:
         return device, None, None
     if profile is not None and vram is not None:
         raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
@@ -299,17 +239,20 @@ def _memory(
         if not row.card:
             return "cpu", profile, None
     if device in ("cpu", "mps"):
-        wish = f"--profile {profile}" if profile is not None else f"--vram {vram}"
-        raise UsageError(f"{wish} is about a CUDA GPU, and the device is {device}", hint="drop one of the two")
+        typed = f"--profile {profile}" if profile is not None else f"--vram {vram}"
+        raise UsageError(f"{typed} is about a CUDA GPU, and the device is {device}", hint="drop one of the two")
     return device, profile, memory
 
 
-def _find_loras(texts: Sequence[str], mode: LoraMode) -> tuple[LoraUse, ...]:
-    if not texts or list(texts) == [NO_LORA]:
+def _find_loras(wanted: Sequence[str | LoraUse], mode: LoraMode) -> tuple[LoraUse, ...]:
+    """The files of LoRAs that are named, or that a picture was made with."""
+    if not wanted or list(wanted) == [NO_LORA]:
         return ()
-    from backend.lora.names import parse_lora  # with hashlib and what it names; only where there are some
+    from backend.lora.names import find_again, parse_lora  # with hashlib and what it names; only where there are some
 
-    return tuple(parse_lora(text, mode) for text in texts)
+    return tuple(
+        replace(find_again(lora), mode=mode) if isinstance(lora, LoraUse) else parse_lora(lora, mode) for lora in wanted
+    )
 
 
 def check_device(device: str) -> str:
@@ -319,11 +262,10 @@ def check_device(device: str) -> str:
     return device
 
 
-def _honour_guidance(
-    preset: Preset, origin: str, guidance: float | None, negative_prompt: str, warn: Warn
-) -> tuple[float, str]:
+def _honour_guidance(preset: Preset, origin: str, full: Wish, warn: Warn) -> tuple[float, str]:
     """(guidance, negative prompt) that will really run; one warning for each wish that cannot be met. `origin` is what
     a refused guidance is called."""
+    guidance, negative_prompt = full.guidance, full.negative_prompt or ""
     if guidance is not None and not (math.isfinite(guidance) and 0 <= guidance <= GUIDANCE_LIMIT):
         raise UsageError(f"{origin} {guidance:g} is outside 0..{GUIDANCE_LIMIT:g}", hint="1 means no guidance")
     if preset.distilled:
@@ -337,11 +279,6 @@ def _honour_guidance(
         warn(f"the negative prompt is ignored: {why}, so nothing runs that would read it")
         negative_prompt = ""
     return guidance, negative_prompt.strip()
-
-
-def _first(*values: int | None) -> int:
-    """The first that was given; the last always is."""
-    return next(value for value in values if value is not None)
 
 
 def _origin(name: str, flag: object, settings: Settings) -> str:

@@ -11,6 +11,7 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import tomllib
@@ -21,28 +22,10 @@ from typing import Any, cast, get_origin
 
 from backend import fields, paths
 from backend.errors import UsageError, os_reason
-from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
+from backend.types import Effort, ImageFormat, ReasonerMode
+from backend.wish import Wish
 
 DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
-    """Defaults of `lens gen`; None: the model's own."""
-
-    steps: int | None = None  # sampler steps
-    guidance: float | None = None  # 1.0: none
-    negative_prompt: str | None = None
-    ar: str | None = None  # aspect ratio W:H
-    base: int | None = None  # base resolution in pixels
-    dtype: DType = DType.auto
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
-    encoder: Encoder = Encoder.auto  # of text; auto: exact
-    loras: tuple[str, ...] = ()  # each NAME=SCALE or PATH=SCALE
-    lora_mode: LoraMode = LoraMode.auto
-    profile: str | None = None  # memory plan for a class of card: cpu, 4GB … 141GB; None: for what is free
-    vram: str | None = None  # of the GPU to use at most, such as "8GB"; None: what is free
-    quant: Quant = Quant.auto  # of the transformer's linears; auto never rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +71,11 @@ class Settings:
 
     model: str | None = None  # registry name or path; None: the registry's default
     output_dir: str | None = None  # folder for pictures; None: the working folder
-    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
-    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    origins: Mapping[str, str] = field(default_factory=dict[str, str], metadata={"setting": False})
 
 
 # A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
@@ -121,8 +104,9 @@ def load() -> Settings:
 
 def keys(owner: type = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key and the type that a written value must have, in the order of the dataclasses."""
+    own = {item.name: item.metadata.get("setting", True) for item in dataclasses.fields(owner)}
     for name, kind in fields.types_of(owner).items():
-        if name == "origins":
+        if not own[name]:
             continue
         if is_dataclass(kind):
             yield from keys(cast("type", kind), f"{prefix}{name}.")

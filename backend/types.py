@@ -40,6 +40,13 @@ class Quant(StrEnum):
     gguf = "gguf"  # a GGUF file's own types; any other file as Q8_0
 
 
+class Sampler(StrEnum):
+    """What solves the steps from noise to data; see `backend.sampling.SAMPLERS`."""
+
+    euler = "euler"  # first order
+    dpmpp_2m = "dpmpp_2m"  # DPM-Solver++(2M): second order, from the step before as well
+
+
 class QuantTarget(StrEnum):
     """What `lens models quantize` writes; `backend.packing.schemes` says into which kind of file."""
 
@@ -121,6 +128,11 @@ class LoraUse:
     scale: float = 1.0  # beside the file's own alpha / rank; may be negative; 0: as if it were not there
     mode: LoraMode = LoraMode.auto  # of a finished picture: what ran, never auto
 
+    @property
+    def text(self) -> str:
+        """`PATH=SCALE`, which `backend.lora.names.parse_lora` reads back as the same LoRA and scale."""
+        return f"{self.path}={self.scale!r}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
@@ -136,6 +148,7 @@ class GenerationRequest:
     height: int  # pixels, a multiple of 16
     steps: int  # sampler steps, >= 1
     guidance: float  # 1.0: no unconditional branch
+    sampler: Sampler = Sampler.euler
     dtype: DType = DType.auto  # auto: float32 on a CPU for a float32 checkpoint, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto

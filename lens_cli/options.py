@@ -1,26 +1,30 @@
-"""Options that several commands share, each defined once. `None` means "left out": the request decides later.
+"""Options that several commands share, each defined once: those of a wish by its table, the others here.
 
 Light ring: typer and the standard library.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_origin
 
 import typer
 
 from backend.errors import FileError, UsageError, os_reason
 from backend.packing.schemes import quant_help
-from backend.types import DType, Effort, Encoder, ImageFormat, LoraMode, Quant, ReasonerMode
+from backend.types import Effort, ImageFormat
+from backend.wish import OUTPUT, REQUEST, Row, Wish, rows_of
 from lens_cli.terminal.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
     from backend.picture.outputs import OutputPlan
     from backend.settings import Settings
 
-_REQUEST, _PICTURE, _WHERE, _SPEECH = "Request", "Picture", "Output", "Speech"
+_SPEECH = "Speech"  # a panel of --help
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
 
 
@@ -31,169 +35,11 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in names() if name.startswith(incomplete)]
 
 
-NegativePrompt = Annotated[
-    str | None, typer.Option("--negative-prompt", help="What to avoid.", rich_help_panel=_PICTURE)
-]
-Reasoner = Annotated[
-    ReasonerMode | None,
-    typer.Option(
-        "--reasoner",
-        help="Who rewrites the request first, or refuses it: local is the model's own language model, api the endpoint "
-        "of the settings, off nobody; auto takes the endpoint where there is one, else the model's default.",
-        rich_help_panel=_REQUEST,
-    ),
-]
-SystemPromptName = Annotated[
-    str | None,
-    typer.Option(
-        "--system-prompt",
-        metavar="NAME|FILE",
-        help="The reasoner's instructions: general, geneval, oneig, text, nano, or a file.",
-        rich_help_panel=_REQUEST,
-    ),
-]
 Thinking = Annotated[
-    Effort | None, typer.Option("--effort", help="How long the language model thinks.", rich_help_panel=_REQUEST)
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="A name from `lens models list`, or a path.",
-        autocompletion=complete_model,
-        rich_help_panel=_PICTURE,
-    ),
-]
-Num = Annotated[int | None, typer.Option("--num", "-n", help="Number of pictures.", rich_help_panel=_PICTURE)]
-Seed = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--seed", "-s", help="A seed, a range 100..120, or -1 to draw one. Repeatable.", rich_help_panel=_PICTURE
-    ),
-]
-Steps = Annotated[
-    int | None, typer.Option("--steps", help="Sampler steps. Default: the model's.", rich_help_panel=_PICTURE)
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        "--cfg",
-        "--cfg-scale",
-        help="How strongly to follow the prompt; 1 is off.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Ratio = Annotated[
-    str | None,
-    typer.Option("--ar", help="Shape W:H from 1:2 to 2:1, or portrait, landscape, square.", rich_help_panel=_PICTURE),
-]
-Base = Annotated[
-    int | None,
-    typer.Option("--base", help="Base resolution: about base² pixels, whatever the shape.", rich_help_panel=_PICTURE),
-]
-Size = Annotated[
-    str | None, typer.Option("--size", metavar="WxH", help="Exact size in pixels.", rich_help_panel=_PICTURE)
-]
-Width = Annotated[int | None, typer.Option("--width", "-W", help="Exact width in pixels.", rich_help_panel=_PICTURE)]
-Height = Annotated[int | None, typer.Option("--height", "-H", help="Exact height in pixels.", rich_help_panel=_PICTURE)]
-Arithmetic = Annotated[
-    DType | None, typer.Option("--dtype", help="Arithmetic of the networks.", rich_help_panel=_PICTURE)
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_PICTURE)
-]
-TextEncoder = Annotated[
-    Encoder | None,
-    typer.Option(
-        "--encoder",
-        help="What reads the prompt: exact (torch, any format; the default), or llama (llama.cpp, GGUF only), which is "
-        "near-exact: it rounds gpt-oss's positions. Lens-Nano was trained with the rounding.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Quantise = Annotated[
-    Quant | None,
-    typer.Option(
-        "--quant",
-        help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, "
-        f"none unpacks it: the same picture. {quant_help()} approximate.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="NAME|PATH[=SCALE]",
-        help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left "
-        "out. Repeatable: they add up. `none`: without those of the settings.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-LoraHow = Annotated[
-    LoraMode | None,
-    typer.Option(
-        "--lora-mode",
-        help="fused adds them to the weights, live runs low-rank ones beside the weights; auto: live where those are "
-        "quantised.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-
-Profile = Annotated[
-    str | None,
-    typer.Option(
-        "--profile",
-        metavar="NAME",
-        help="Plan memory for a class of machine: 4GB, 6GB, 8GB, 12GB, 16GB, 24GB, 80GB, 141GB or cpu. Left out: for "
-        "what is free.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Vram = Annotated[
-    str | None,
-    typer.Option(
-        "--vram",
-        metavar="SIZE",
-        help="Use at most so much of the GPU, such as 8GB: planned for, and kept to.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-Compiled = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Let torch.compile fuse the transformer's blocks. The first picture waits for it; kept for later runs. "
-        "Other last bits than without, just as exact.",
-        rich_help_panel=_PICTURE,
-    ),
-]
-
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="DIR/, a file name, a template such as '{date}/{slug}-{seed}.png', or - for bytes on stdout.",
-        rich_help_panel=_WHERE,
-    ),
-]
-Format = Annotated[ImageFormat | None, typer.Option("--format", help="File format.", rich_help_panel=_WHERE)]
-Quality = Annotated[
-    int | None,
-    typer.Option("--quality", help="1..100 for JPEG (95) and WebP (lossless if left out).", rich_help_panel=_WHERE),
-]
-NoMetadata = Annotated[
-    bool, typer.Option("--no-metadata", help="Write pixels only: no prompt, no seed.", rich_help_panel=_WHERE)
-]
-Show = Annotated[
-    bool | None,
-    typer.Option("--show/--no-show", help="Draw the picture in the terminal.", rich_help_panel=_WHERE),
+    Effort | None, typer.Option("--effort", help="How long the language model thinks.", rich_help_panel=REQUEST)
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be done and stop; loads nothing.", rich_help_panel=_WHERE)
+    bool, typer.Option("--dry-run", help="Show what would be done and stop; loads nothing.", rich_help_panel=OUTPUT)
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON answer on stdout.", rich_help_panel=_SPEECH)]
@@ -215,6 +61,51 @@ Verbose = Annotated[
 ]
 NoTorch = Annotated[bool, typer.Option("--no-torch", help="Leave out torch and its devices: answers at once.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_SPEECH)]
+
+
+def takes_wish(command: str, first: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command's function, in the place of its parameter `wish`, the options of the table's rows it takes.
+
+    What was typed arrives as one `Wish`. The rows named `first` stand first in --help, the others as in the table.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        taken = rows_of(command, first)
+
+        @wraps(function)
+        def run(**typed: Any) -> None:
+            given = {row.name: _as_field(typed.pop(row.name)) for row in taken}
+            function(wish=Wish(**given), **typed)
+
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        parameters = [one for item in own for one in ([*map(_option, taken)] if item.name == "wish" else [item])]
+        vars(run)["__signature__"] = inspect.Signature(
+            [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
+        )
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        return run
+
+    return decorate
+
+
+def _as_field(value: Any) -> Any:
+    """What Typer gives for an option, as the field of a wish: a tuple in a list's place."""
+    return tuple(cast("list[str]", value)) if isinstance(value, list) else value
+
+
+def _option(row: Row) -> inspect.Parameter:
+    """A row as a parameter that Typer makes an option of."""
+    kind = list[str] if get_origin(row.kind) is tuple else row.kind
+    about = typer.Option(
+        *row.flags,
+        help=row.help.replace("{packings}", quant_help()),
+        metavar=row.metavar,
+        autocompletion=complete_model if row.name == "model" else None,
+        rich_help_panel=row.panel,
+    )
+    return inspect.Parameter(
+        row.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, about]
+    )
 
 
 def talk_for(
@@ -260,17 +151,9 @@ def read_prompt(words: list[str] | None, option: str | None, file: Path | None, 
 
 
 def plan_for(
-    output: str | None,
-    format: ImageFormat | None,  # noqa: A002  the flag's own name
-    quality: int | None,
-    no_metadata: bool,
-    pictures: int,
-    settings: Settings,
-    talk: Talk,
-    *,
-    usual_format: ImageFormat | None = None,
+    wish: Wish, pictures: int, settings: Settings, talk: Talk, *, usual_format: ImageFormat | None = None
 ) -> OutputPlan:
-    """Where the pictures go, from flags and settings. Raises UsageError, also where stdout cannot take them.
+    """Where the pictures go, by the wish and the settings. Raises UsageError, also where stdout cannot take them.
 
     `usual_format` stands before the settings' format; neither flag nor name need say it.
     """
@@ -278,10 +161,10 @@ def plan_for(
 
     chosen = settings.output
     plan = plan_output(
-        output,
-        format=format,
-        quality=quality,
-        metadata=chosen.metadata and not no_metadata,
+        wish.output,
+        format=wish.format,
+        quality=wish.quality,
+        metadata=chosen.metadata and not wish.no_metadata,
         default_folder=settings.output_dir,
         default_template=chosen.template,
         default_format=usual_format or chosen.format,

@@ -28,11 +28,11 @@ LIGHT = [
     *(
         f"backend.{name}"
         for name in (
-            "chat.client disk errors events fields params paths presets requests session settings sizes types"
+            "chat.client disk errors events fields params paths presets requests sampling session settings sizes types "
+            "wish words"
         ).split()
     ),
     "backend.checkpoints.resolve",
-    "backend.words",
     "backend.kernels.switches",
     "backend.packing.schemes",
     "backend.picture.metadata",

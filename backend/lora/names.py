@@ -45,11 +45,6 @@ def parse_lora(text: str, mode: LoraMode = LoraMode.auto) -> LoraUse:
     return LoraUse(path=str(path), sha256=lora_sha256(path), scale=scale, mode=mode)
 
 
-def written(use: LoraUse) -> str:
-    """The text that `parse_lora` reads back as the same LoRA and scale."""
-    return f"{use.path}={use.scale!r}"
-
-
 def find_lora(named: str) -> Path:
     """A file, a folder that holds one, or a name in the folder of LoRAs -> the absolute path of the file.
 

@@ -1,5 +1,4 @@
-"""Pictures on disk, both ways: `save_image` writes a finished picture with its record, `read_metadata` and
-`read_request` give back what made one.
+"""Pictures on disk, both ways: `save_image` writes a finished picture with its record, `read_metadata` gives it back.
 
 PNG: text chunks `parameters` and `lens`. JPEG and WebP: the A1111 text in EXIF UserComment, the record in XMP. All
 three: the IPTC DigitalSourceType in XMP and the software's name. The grammar is in `backend.picture.metadata`.
@@ -20,7 +19,7 @@ from backend.disk import write_new
 from backend.errors import FileError, os_reason
 from backend.events import Generation
 from backend.picture import metadata
-from backend.types import GenerationRequest, ImageFormat
+from backend.types import ImageFormat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -148,17 +147,6 @@ def read_metadata(path: Path) -> ImageMetadata:
             fields=fields,
             source_type=metadata.source_type_in_xmp(packet),
         )
-
-
-def read_request(path: Path) -> GenerationRequest:
-    """The request that made a picture, with its seed. Raises FileError where the file holds no lens record."""
-    found = read_metadata(path)
-    if found.record is None:
-        made = f": it was made by {found.generator}" if found.generator else ""
-        raise FileError(
-            f"{path} holds no lens record{made}", hint=f"`lens info {path.name}` shows what it says about itself"
-        )
-    return metadata.request_from(found.record, str(path))
 
 
 def loses_nothing(path: Path) -> bool:

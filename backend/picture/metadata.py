@@ -23,15 +23,18 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import PurePath
 from typing import Any, cast
 
 from backend.errors import FileError
 from backend.events import Generation
-from backend.types import DType, Encoder, Expander, GenerationRequest, LoraMode, LoraUse, Quant
+from backend.fields import from_data, types_of
+from backend.sampling import SAMPLERS
+from backend.types import Encoder, Expander, LoraMode, LoraUse, Quant, Sampler
+from backend.wish import ROWS, USUAL, Row, Wish
 
 VERSION = 1
-SAMPLER = "FlowMatchEuler"
 NOISE = "cpu float32"  # torch.Generator("cpu"): the same start on every device
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP_NAMESPACE = "urn:lens:record:1"
@@ -54,7 +57,7 @@ def pixel_sha256(size: tuple[int, int], rgb: bytes) -> str:
 def make_record(generation: Generation, *, pixels: str, parent_id: str | None = None) -> dict[str, Any]:
     """The record of one finished picture. `pixels` is its `pixel_sha256`; `parent_id` the picture it was rerun from."""
     request = generation.request
-    return {
+    record: dict[str, Any] = {
         "v": VERSION,
         "id": uuid.uuid4().hex,
         "parent_id": parent_id,
@@ -71,7 +74,7 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "height": request.height,
         "steps": request.steps,
         "guidance": request.guidance,
-        "sampler": SAMPLER,
+        "sampler": SAMPLERS[request.sampler].name,
         "sigmas": list(generation.sigmas),
         "noise": NOISE,
         "model": {
@@ -97,6 +100,9 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "timings": {phase: round(seconds, 3) for phase, seconds in generation.timings.items()},
         "pixel_sha256": pixels,
     }
+    # Above is what ran. What was asked for and ran as it was asked for is recorded by its row alone.
+    asked = {row.record: getattr(request, row.name) for row in ROWS.values() if row.record not in (None, *record)}
+    return record | asked
 
 
 def dump_record(record: Mapping[str, Any]) -> str:
@@ -130,115 +136,90 @@ def _finite(text: str) -> float:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    """True for a finite number, also for a whole one: which may be too long for a float."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:
-        return False
+def wish_from(record: Mapping[str, Any], where: str) -> Wish:
+    """The wish that made a picture: all that its record says, so that no setting can bend it. Raises FileError.
 
-
-def request_from(record: Mapping[str, Any], where: str) -> GenerationRequest:
-    """The request that made a picture, with the dtype that ran and its one seed. Raises FileError.
-
-    Model and LoRAs are named as recorded: where they were paths, only their base names are known.
+    The model and the LoRAs are named as recorded: where they were paths, only their base names are known. A key that
+    is absent is what pictures were before there was such a choice.
     """
-    known = {str(kind) for kind in DType}
-
-    def text(key: str, source: Mapping[str, Any] = record) -> str:
-        return _field(source, key, where, lambda value: isinstance(value, str))
-
-    def whole(key: str, low: int, high: int) -> int:
-        return _field(record, key, where, lambda value: type(value) is int and low <= value < high)
-
-    original = record.get("original_prompt")
-    dtype = _field(record, "dtype", where, lambda value: isinstance(value, str) and value in known)
-    guidance = _field(record, "guidance", where, _is_number)
-    model = _field(record, "model", where, lambda value: isinstance(value, dict))
-    return GenerationRequest(
-        prompt=text("prompt"),
-        original_prompt=original if isinstance(original, str) else None,
-        expander=_expander(record, where),
-        negative_prompt=text("negative_prompt"),
-        model=text("name", model),
-        seeds=(whole("seed", 0, 2**63),),
-        width=whole("width", 1, 2**20),
-        height=whole("height", 1, 2**20),
-        steps=whole("steps", 1, 2**20),
-        guidance=float(guidance),
-        dtype=DType(dtype),
-        device=text("device"),
-        encoder=_encoder(record, where),
-        loras=_loras(record, where),
-        quant=_quant(record, where),
-        compiled=record.get("compiled") is True,
-    )
+    given = {row.name: _recorded(row, record, where) for row in ROWS.values() if row.record is not None}
+    modes = {use.mode for use in given["loras"]}
+    return Wish(**given, lora_mode=modes.pop() if len(modes) == 1 else LoraMode.auto)  # several: auto had chosen them
 
 
-def _encoder(record: Mapping[str, Any], where: str) -> Encoder:
-    """The encoder that ran; a record without one is older than the choice, when it was always exact."""
-    if "encoder" not in record:
-        return Encoder.exact
-    ran = {str(kind) for kind in Encoder if kind is not Encoder.auto}
-    return Encoder(_field(record, "encoder", where, lambda value: isinstance(value, str) and value in ran))
+def _recorded(row: Row, record: Mapping[str, Any], where: str) -> Any:
+    """One field of the wish, checked."""
+    assert row.record is not None
+    value = record.get(row.record)
+    if row.name in USUAL and (row.record not in record or (value is None and USUAL[row.name] is None)):
+        return USUAL[row.name]
+    try:
+        return _READERS.get(row.name, lambda value: from_data(value, row.kind))(value)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise FileError(f"{where}: the lens record is damaged: {row.record} = {value!r}"[:300]) from error
 
 
-def _quant(record: Mapping[str, Any], where: str) -> Quant:
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if type(value) is int and low <= value < high:
+            return value
+        raise ValueError(value)
+
+    return read
+
+
+def _ran(kind: type[StrEnum], *never: StrEnum) -> Callable[[Any], StrEnum]:
+    """A reader of what ran, which is never one of the choices that decide later."""
+
+    def read(value: Any) -> StrEnum:
+        found = from_data(value, kind)
+        if found in never:
+            raise ValueError(value)
+        return found
+
+    return read
+
+
+def _quant(value: Any) -> Quant:
     """What approximated the weights. Where nothing did, auto: it never does, and how they lie in memory is free."""
-    rounding = {str(kind) for kind in Quant if kind not in (Quant.auto, Quant.none)}
-    found = _field({"quant": None, **record}, "quant", where, lambda value: value is None or str(value) in rounding)
-    return Quant.auto if found is None else Quant(found)
+    return Quant.auto if value is None else cast("Quant", _ran(Quant, Quant.auto, Quant.none)(value))
 
 
-def _loras(record: Mapping[str, Any], where: str) -> tuple[LoraUse, ...]:
-    """The LoRAs that acted; none in a record that is older than they are."""
-    ran = {str(mode) for mode in LoraMode if mode is not LoraMode.auto}
-    found = _field({"loras": [], **record}, "loras", where, lambda value: isinstance(value, list))
+def _sampler(value: Any) -> Sampler:
+    return {solver.name: sampler for sampler, solver in SAMPLERS.items()}[value]
+
+
+def _loras(value: Any) -> tuple[LoraUse, ...]:
+    """The LoRAs that acted, by base name and hash."""
     uses: list[LoraUse] = []
-    for said in cast("list[Any]", found):
-        if not isinstance(said, dict):
-            raise FileError(f"{where}: the lens record is damaged: loras = {found!r}"[:300])
-        one = cast("dict[str, Any]", said)
-        name = _field(one, "name", where, lambda value: isinstance(value, str) and PurePath(value).name == value)
-        scale = _field(one, "scale", where, _is_number)
-        sha256 = _field(one, "sha256", where, lambda value: isinstance(value, str))
-        mode = _field(one, "mode", where, lambda value: isinstance(value, str) and value in ran)
-        uses.append(LoraUse(path=name, sha256=sha256, scale=float(scale), mode=LoraMode(mode)))
+    for said in from_data(value, list):
+        name = from_data(said["name"], str)
+        if PurePath(name).name != name:
+            raise ValueError(name)
+        mode = _ran(LoraMode, LoraMode.auto)(said["mode"])
+        sha256, scale = from_data(said["sha256"], str), from_data(said["scale"], float)
+        uses.append(LoraUse(path=name, sha256=sha256, scale=scale, mode=cast("LoraMode", mode)))
     return tuple(uses)
 
 
-def _expander(record: Mapping[str, Any], where: str) -> Expander | None:
-    """Who rewrote the prompt, checked field by field. Raises FileError."""
-    found = record.get("expander")
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        raise FileError(f"{where}: the lens record is damaged: expander = {found!r}"[:300])
-    said = cast("dict[str, Any]", found)
-
-    def text(key: str) -> str:
-        return _field(said, key, where, lambda value: isinstance(value, str))
-
-    def number(value: Any) -> bool:
-        return value is None or _is_number(value)
-
-    temperature = _field(said, "temperature", where, number)
-    return Expander(
-        kind=text("kind"),
-        model=text("model"),
-        system_prompt=text("system_prompt"),
-        instructions_sha256=text("instructions_sha256"),
-        effort=text("effort"),
-        temperature=None if temperature is None else float(temperature),
-        seed=_field(said, "seed", where, lambda value: value is None or type(value) is int),
-    )
+def _expander(value: Any) -> Expander:
+    """Who rewrote the prompt, checked field by field."""
+    return Expander(**{name: from_data(value[name], kind) for name, kind in types_of(Expander).items()})
 
 
-def _field(record: Mapping[str, Any], key: str, where: str, fits: Callable[[Any], bool]) -> Any:
-    value = record.get(key)
-    if not fits(value):
-        raise FileError(f"{where}: the lens record is damaged: {key} = {value!r}"[:300])
-    return value
+# What a record says in another form than a wish, or within limits.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "model": lambda value: from_data(value["name"], str),
+    "seeds": lambda value: (str(_whole(0, 2**63)(value)),),
+    "steps": _whole(1, 2**20),
+    "width": _whole(1, 2**20),
+    "height": _whole(1, 2**20),
+    "sampler": _sampler,
+    "encoder": _ran(Encoder, Encoder.auto),
+    "quant": _quant,
+    "loras": _loras,
+    "expander": _expander,
+}
 
 
 def environment(record: Mapping[str, Any]) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backend.wish import Wish
 from lens_cli import options
 
 
@@ -56,23 +58,13 @@ Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="What the tex
 Plot = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.svg", help="Draw the result as bars (SVG).")]
 
 
+@options.takes_wish("bench", first=("model", "ar", "base", "size"))
 def bench(
-    model: options.Model = None,
+    *,
+    wish: Wish,
     random: Random = None,
     prompt: Prompt = None,
     text_tokens: TextTokens = 200,
-    ar: options.Ratio = None,
-    base: options.Base = None,
-    size: options.Size = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    dtype: options.Arithmetic = None,
-    device: options.Device = None,
-    encoder: options.TextEncoder = None,
-    quant: options.Quantise = None,
-    profile: options.Profile = None,
-    vram: options.Vram = None,
-    compiled: options.Compiled = None,
     runs: Runs = 3,
     against: Against = None,
     float32_run: Float32Run = True,
@@ -92,15 +84,9 @@ def bench(
     talk = options.talk_for("bench", json=json, quiet=quiet, verbose=verbose)
     bench.bench(
         bench.Choice(
-            model=model,
+            wish=replace(wish, prompt=prompt or None),
             random=random,
-            prompt=prompt,
             text_tokens=text_tokens,
-            given={
-                "ar": ar, "base": base, "size": size, "steps": steps, "guidance": guidance, "dtype": dtype,
-                "device": device, "encoder": encoder, "quant": quant, "profile": profile, "vram": vram,
-                "compiled": compiled or False,
-            },
             sweep=tuple(sweep or ()),
             runs=runs,
             against=against is not None,
@@ -108,4 +94,4 @@ def bench(
             plot=output,
         ),
         talk,
-    )  # fmt: skip
+    )

@@ -9,6 +9,7 @@ import typer
 
 from backend.errors import UsageError
 from backend.types import ReasonerMode
+from backend.wish import Wish
 from lens_cli import options
 
 SCENES = 1000
@@ -43,21 +44,17 @@ Degrade = Annotated[
 
 
 @app.command("nano")
+@options.takes_wish("eval", first=("model", "steps", "guidance", "base"))
 def nano(
-    model: options.Model = None,
+    *,
+    wish: Wish,
     prompts: Wording = "brief",
     images_per_prompt: Images = 1,
     limit: Limit = None,
     kind: Kinds = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    base: options.Base = None,
     seed: Seed = 0,
     reasoner: Reasoner = ReasonerMode.off,
-    system_prompt: options.SystemPromptName = None,
     compare: Compare = False,
-    dtype: options.Arithmetic = None,
-    device: options.Device = None,
     out: Out = None,
     contact_sheet: Sheet = None,
     prove_verifier: Prove = False,
@@ -85,21 +82,15 @@ def nano(
         raise UsageError(f"--contact-sheet {contact_sheet}: the sheet is a PNG", hint="a name that ends in .png")
     eval_nano(
         Choice(
-            model=model,
+            wish=wish,
             wording=prompts,
             images_per_prompt=images_per_prompt,
             limit=limit,
             kinds=tuple(kind or ()),
-            steps=steps,
-            guidance=guidance,
-            base=base,
             seed=seed,
-            dtype=dtype,
-            device=device,
             out=out,
             contact_sheet=contact_sheet,
             reasoner=reasoner,
-            system_prompt=system_prompt,
             compare=compare,
         ),
         talk,

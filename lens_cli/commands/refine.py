@@ -7,39 +7,44 @@ from typing import Annotated
 
 import typer
 
+from backend.wish import Wish
 from lens_cli import options
 
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PROMPT",
+        help="The request; several words are joined into one. - reads stdin.",
+        show_default=False,
+    ),
+]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", help="The request, as a flag.")]
+File = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", help="Read the request from a file (- is stdin): all of it is one request."),
+]
+Edit = Annotated[bool, typer.Option("--edit", help="Open the rewrite in $VISUAL or $EDITOR; what is saved is printed.")]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="Ask about 100 built-in requests instead; print over-refusal and miss rates."),
+]
+Seed = Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of the words, for another rewrite.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="0 takes the likeliest words; more varies with the seed.")
+]
 
+
+@options.takes_wish("refine")
 def refine(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="PROMPT",
-            help="The request; several words are joined into one. - reads stdin.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The request, as a flag.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", help="Read the request from a file (- is stdin): all of it is one request."),
-    ] = None,
-    edit: Annotated[
-        bool, typer.Option("--edit", help="Open the rewrite in $VISUAL or $EDITOR; what is saved is printed.")
-    ] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="Ask about 100 built-in requests instead; print over-refusal and miss rates."),
-    ] = False,
-    model: options.Model = None,
-    reasoner: options.Reasoner = None,
-    system_prompt: options.SystemPromptName = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", "-s", min=0, help="Seed of the words, for another rewrite.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", help="0 takes the likeliest words; more varies with the seed.")
-    ] = None,
+    *,
+    words: Words = None,
+    prompt: Prompt = None,
+    file: File = None,
+    edit: Edit = False,
+    check: Check = False,
+    wish: Wish,
+    seed: Seed = None,
+    temperature: Temperature = None,
     effort: options.Thinking = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -65,16 +70,11 @@ def refine(
 
     talk = options.talk_for("refine", json=json, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load()
-    chosen = settings.reasoner
-    chosen = replace(
-        chosen,
-        seed=chosen.seed if seed is None else seed,
-        temperature=chosen.temperature if temperature is None else temperature,
-        effort=effort or chosen.effort,
-    )
-    settings = replace(settings, reasoner=chosen)
-    found = find_model(model or settings.model or default_name())
-    asked = ask_reasoner(settings, found, talk, mode=reasoner, system_prompt=system_prompt, insist=True)
+    typed = {"seed": seed, "temperature": temperature, "effort": effort}
+    typed = {key: value for key, value in typed.items() if value is not None}
+    settings = replace(settings, reasoner=replace(settings.reasoner, **typed))
+    found = find_model(wish.model or settings.model or default_name())
+    asked = ask_reasoner(settings, found, talk, mode=wish.reasoner, system_prompt=wish.system_prompt, insist=True)
     if asked.off:
         raise UsageError("the reasoner is off, so there is nothing to refine", hint="--reasoner local, or api")
     with Session(settings) as session:

@@ -5,7 +5,7 @@ Light ring at module scope; torch arrives with the first measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from backend.errors import LensError, PartialBatchError, UsageError
-from backend.types import DType, Quant
+from backend.types import Sampler
+from backend.wish import ROWS, Wish
 from lens_cli.terminal import bench_tables
 from lens_cli.terminal.console import Talk
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from backend.requests import ResolvedRequest
 
 POINTS_LIMIT = 100  # of one sweep
+SWEPT = ("size", "ar", "base", "steps", "guidance", "sampler", "dtype", "quant", "profile", "vram")  # fields of a wish
 # About as long as the dense captions a reasoner writes.
 PROMPT = (
     "A bright studio photograph of three red balloons floating above a low green hill in the early morning. A small "
@@ -36,11 +38,9 @@ PROMPT = (
 class Choice:
     """What was typed; None means "the model's default"."""
 
-    model: str | None
+    wish: Wish
     random: str | None  # registry name; None: weights from files
-    prompt: str | None
     text_tokens: int  # of the random features
-    given: Mapping[str, Any]  # arguments of `build_request`
     sweep: tuple[str, ...]  # "steps=4,20"
     runs: int
     against: bool
@@ -84,51 +84,32 @@ def bench(choice: Choice, talk: Talk) -> None:
 def build_cases(choice: Choice, talk: Talk) -> list[ResolvedRequest]:
     """One complete case for every combination of the sweep's values. Raises UsageError."""
     from backend import presets
-    from backend.requests import find_model, resolve
+    from backend.requests import build_request, find_model
     from backend.settings import load
 
     if choice.random is not None:
-        if choice.model is not None:
+        if choice.wish.model is not None:
             raise UsageError("--model and --random exclude each other", hint="drop one of them")
         presets.get(choice.random)
-        if choice.prompt is not None:
+        if choice.wish.prompt is not None:
             raise UsageError("--random encodes no prompt", hint="--text-tokens sets the length of the text")
     settings = load()
-    found = find_model(choice.random or choice.model or settings.model or presets.default_name())
+    same = Wish(prompt=PROMPT, model=choice.random, seeds=("0",), loras=()).overridden_by(choice.wish)
+    found = find_model(same.model or settings.model or presets.default_name())
     cases: list[ResolvedRequest] = []
-    for values in parse_sweep(choice.sweep):
-        resolved = resolve(
-            found=found,
-            prompt=choice.prompt or PROMPT,
-            model=choice.random or choice.model,
-            seeds=("0",),
-            loras=(),
-            **_override(choice.given, values),
-            settings=settings,
-            warn=talk.detail if cases else talk.warn,  # what cannot be honoured is said once
-        )
+    for swept in parse_sweep(choice.sweep):
+        # What cannot be honoured is said once.
+        warn = talk.detail if cases else talk.warn
+        resolved = build_request(same.overridden_by(swept), settings, warn, found=found)
+        if choice.against and resolved.request.sampler is not Sampler.euler:
+            raise UsageError("--against reference takes --sampler euler: the published pipeline has no other")
         cases.append(resolved if choice.random is None else replace(resolved, files=None))
     return cases
 
 
-def _override(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A swept size replaces every way of giving one."""
-    out = dict(given)
-    if "size" in values:
-        out |= {"ar": None, "base": None}
-    elif "base" in values or "ar" in values:
-        out |= {"size": None}
-    if "vram" in values or "profile" in values:
-        out |= {"vram": None, "profile": None}
-    return out | dict(values)
-
-
-def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
-    """["steps=4,20", "base=128"] -> [{steps: 4, base: 128}, {steps: 20, base: 128}]. Raises UsageError."""
-    kinds: dict[str, Callable[[str], Any]] = {
-        "size": str, "ar": str, "base": int, "steps": int, "guidance": float, "dtype": DType, "quant": Quant,
-        "profile": str, "vram": str,
-    }  # fmt: skip
+def parse_sweep(texts: Sequence[str]) -> list[Wish]:
+    """["steps=4,20", "base=128"] -> the wishes for 4 steps and base 128, and for 20 and 128. Raises UsageError."""
+    kinds: dict[str, Callable[[str], Any]] = {name: ROWS[name].kind for name in SWEPT}
     axes: dict[str, list[Any]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
@@ -149,7 +130,7 @@ def parse_sweep(texts: Sequence[str]) -> list[dict[str, Any]]:
             raise UsageError(f"--sweep {text!r} holds a value that is no {key}", hint=f"known: {known}") from None
     if "size" in axes and ("base" in axes or "ar" in axes):
         raise UsageError("--sweep size and --sweep base or ar exclude each other", hint="drop one of them")
-    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    points = [Wish(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     if len(points) > POINTS_LIMIT:
         raise UsageError(
             f"the sweep has {len(points)} points; the limit is {POINTS_LIMIT}", hint="sweep less at once: all combine"

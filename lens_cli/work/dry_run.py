@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.session import check_loras
-from backend.settings import GenerateSettings
+from backend.wish import Wish
 from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.wording import arithmetic, command_line, describe
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def explain(
-    resolved: ResolvedRequest, plan: OutputPlan, settings: GenerateSettings, talk: Talk, *, output: str | None,
+    resolved: ResolvedRequest, plan: OutputPlan, settings: Wish, talk: Talk, *, output: str | None,
     reasoner: RewritePlan | None = None, flags: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Output names on stdout, one per line; everything else on stderr, or all of it as JSON.

@@ -15,10 +15,11 @@ from backend.cache.store import Stores
 from backend.errors import UsageError
 from backend.events import PictureFailed
 from backend.presets import default_name
-from backend.requests import FoundModel, check_prompt, find_model, resolve
+from backend.requests import build_request, check_prompt, find_model
 from backend.session import Session
-from backend.settings import Settings, load
-from backend.types import DType, ReasonerMode
+from backend.settings import load
+from backend.types import ReasonerMode
+from backend.wish import Wish
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import say_remarks
 from lens_cli.work.reasoner import AskedReasoner, ask_reasoner
@@ -35,21 +36,15 @@ if TYPE_CHECKING:
 class Choice:
     """What was typed; None means "the model's default"."""
 
-    model: str | None
+    wish: Wish  # of every picture: the model, and how it draws
     wording: str  # "brief" or "dense"
     images_per_prompt: int
     limit: int | None  # prompts; None: all
     kinds: tuple[str, ...]  # empty: all
-    steps: int | None
-    guidance: float | None
-    base: int | None
     seed: int
-    dtype: DType | None
-    device: str | None
     out: Path | None
     contact_sheet: Path | None
     reasoner: ReasonerMode  # off: prompts are drawn as they are
-    system_prompt: str | None  # of the reasoner
     compare: bool  # run without a reasoner as well, and give the difference
 
 
@@ -105,11 +100,13 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     if choice.contact_sheet is not None:
         make_folder(choice.contact_sheet.resolve().parent)
     settings = load()
-    found = find_model(choice.model or settings.model or default_name())
-    reasoner = ask_reasoner(settings, found, talk, mode=choice.reasoner, system_prompt=choice.system_prompt)
+    found = find_model(choice.wish.model or settings.model or default_name())
+    reasoner = ask_reasoner(settings, found, talk, mode=choice.reasoner, system_prompt=choice.wish.system_prompt)
     if choice.compare and reasoner.off:
         raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
-    resolved = _resolved(choice, found, settings, chosen[0].wording(choice.wording), talk)
+    # What all pictures share but for prompt and seed.
+    shared = replace(choice.wish, prompt=chosen[0].wording(choice.wording), seeds=(str(choice.seed),), ar="1:1")
+    resolved = build_request(shared, settings, talk.warn, found=found)
     request, files = resolved.request, resolved.need_files()
     what: dict[str, Any] = {
         "model": request.model,
@@ -122,6 +119,7 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
         "width": request.width,
         "height": request.height,
         "dtype": str(request.dtype),
+        "sampler": str(request.sampler),
         "encoder": str(request.encoder),
         "quant": str(request.quant),
         "loras": [[use.sha256, use.scale] for use in request.loras],
@@ -230,21 +228,3 @@ def _write_sheet(
     contact_sheet([(result, picture_of(result)) for result in report.results]).save(stream, "PNG")
     write_atomic(path, stream.getvalue())
     talk.say(f"contact sheet: {path}")
-
-
-def _resolved(choice: Choice, found: FoundModel, settings: Settings, example: str, talk: Talk) -> ResolvedRequest:
-    """The request that all pictures share but for prompt and seed."""
-    return resolve(
-        found=found,
-        prompt=example,
-        model=choice.model,
-        seeds=(str(choice.seed),),
-        steps=choice.steps,
-        guidance=choice.guidance,
-        ar="1:1",
-        base=choice.base,
-        dtype=choice.dtype,
-        device=choice.device,
-        settings=settings,
-        warn=talk.warn,
-    )

@@ -236,13 +236,13 @@ def record(quant: object) -> dict[str, object]:
 
 
 def test_a_record_brings_back_the_rounding() -> None:
-    assert metadata.request_from(record("nf4"), "x").quant is Quant.nf4
-    assert metadata.request_from(record(None), "x").quant is Quant.auto
+    assert metadata.wish_from(record("nf4"), "x").quant is Quant.nf4
+    assert metadata.wish_from(record(None), "x").quant is Quant.auto
     older = {key: value for key, value in record(None).items() if key != "quant"}
-    assert metadata.request_from(older, "x").quant is Quant.auto
+    assert metadata.wish_from(older, "x").quant is Quant.auto
     for wrong in ("auto", "q3", 4, ["nf4"]):
         with pytest.raises(FileError, match="damaged: quant"):
-            metadata.request_from(record(wrong), "x")
+            metadata.wish_from(record(wrong), "x")
 
 
 def test_files_without_linears_hold_nothing(plain: ModelFiles) -> None:

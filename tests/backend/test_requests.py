@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from backend import presets
-from backend.errors import UsageError
+from backend.errors import ModelMissingError, UsageError
 from backend.requests import PROMPT_LIMIT, build_request, draw_seeds
-from backend.settings import GenerateSettings, Settings
+from backend.settings import Settings
 from backend.types import DType, GenerationRequest
+from backend.wish import Wish
 
 
 def build(settings: Settings | None = None, **wish: Any) -> tuple[GenerationRequest, list[str]]:
     warnings: list[str] = []
-    request = build_request(**{"prompt": "a red ball", **wish}, settings=settings or Settings(), warn=warnings.append)
-    return request, warnings
+    asked = Wish(**{"prompt": "a red ball", **wish})
+    return build_request(asked, settings or Settings(), warnings.append).request, warnings
 
 
 def test_nothing_given_is_the_model_s_own() -> None:
@@ -31,7 +32,7 @@ def test_nothing_given_is_the_model_s_own() -> None:
 
 
 def test_flag_over_settings_over_model() -> None:
-    settings = Settings(model="lens", generate=GenerateSettings(steps=7, guidance=2.0, ar="16:9", base=512))
+    settings = Settings(model="lens", generate=Wish(steps=7, guidance=2.0, ar="16:9", base=512))
     request, _ = build(settings)
     assert (request.model, request.steps, request.guidance) == ("lens", 7, 2.0)
     assert (request.width, request.height) == (672, 384)
@@ -41,13 +42,13 @@ def test_flag_over_settings_over_model() -> None:
 
 
 def test_explicit_size_sets_aside_the_settings_shape() -> None:
-    request, warnings = build(Settings(generate=GenerateSettings(ar="16:9", base=128)), size="256x320")
+    request, warnings = build(Settings(generate=Wish(ar="16:9", base=128)), size="256x320")
     assert (request.width, request.height) == (256, 320)
     assert warnings == []
 
 
 def test_a_base_setting_of_another_model_is_named_and_left() -> None:
-    request, warnings = build(Settings(generate=GenerateSettings(base=1024)))
+    request, warnings = build(Settings(generate=Wish(base=1024)))
     assert request.width == presets.get("nano").default_base
     assert "base = 1024 is ignored" in warnings[0]
 
@@ -192,6 +193,32 @@ def test_seeds_refused(seeds: list[str], num: int | None) -> None:
 
 
 def test_a_path_takes_the_preset_of_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fake_models(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    request, _ = build(model="mine")
+    assert (request.model, request.steps, request.width) == (str(tmp_path / "mine"), 4, 1024)
+    (tmp_path / "lens").mkdir()  # the folder of a clone, say
+    assert build(model="lens")[0].model == "lens"
+    assert asked == [str(tmp_path / "mine"), "lens"]  # once each
+
+
+def test_a_request_carries_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known model whose files are absent still gives a request, and whoever needs the files hears what is missing."""
+    asked = fake_models(monkeypatch)
+    resolved = build_request(Wish(prompt="a", model="lens-turbo"), Settings(), pytest.fail)
+    assert resolved.preset is presets.get("lens-turbo") and resolved.missing is None
+    assert resolved.files is resolved.need_files() is not None
+    absent = build_request(Wish(prompt="a", model="lens"), Settings(), pytest.fail)
+    assert absent.request.model == "lens" and absent.preset is presets.get("lens") and absent.files is None
+    with pytest.raises(ModelMissingError) as caught:
+        absent.need_files()
+    assert caught.value is absent.missing
+    assert asked == ["lens-turbo", "lens"]
+
+
+def fake_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every model but lens is here, and is lens-turbo; returns the names that are looked up."""
     from types import SimpleNamespace
 
     from backend.checkpoints import resolve as weights
@@ -200,14 +227,9 @@ def test_a_path_takes_the_preset_of_its_files(tmp_path: Path, monkeypatch: pytes
 
     def resolve(name: str) -> SimpleNamespace:
         asked.append(name)
+        if name == "lens":
+            raise ModelMissingError("lens is not here")
         return SimpleNamespace(preset=presets.get("lens-turbo"))
 
     monkeypatch.setattr(weights, "resolve_model", resolve)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    request, _ = build(model="mine")
-    assert (request.model, request.steps, request.width) == (str(tmp_path / "mine"), 4, 1024)
-    assert asked == [str(tmp_path / "mine")]
-    (tmp_path / "lens").mkdir()  # the folder of a clone, say
-    assert build(model="lens")[0].model == "lens"
-    assert len(asked) == 1
+    return asked

@@ -1,7 +1,9 @@
-"""Schedule, guidance and Euler steps against the published tables and against plain loops.
+"""Schedule, guidance and samplers against the published tables, plain loops and flows whose solution is known.
 
 Why it can be trusted: the tables were worked out outside of this project and are transcribed digit by digit; guidance
-is compared with a loop over tokens in Python floats; the sampler is given a velocity whose answer is known.
+is compared with a loop over tokens in Python floats; the samplers are given velocities whose answer is known (data on
+a line, and Gaussian data, whose whole path is a formula), and the second-order one is held against its paper's own
+formula in float64.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from backend.sampling import denoise, empirical_mu, guide, schedule
+from backend.sampling import SAMPLERS, denoise, empirical_mu, guide, schedule
+from backend.types import Sampler
 
 # (height, width): mu at 4, 8, 20 and 50 steps; None: not in the table.
 MU = {
@@ -175,27 +179,31 @@ def test_guidance_is_computed_in_float32() -> None:
 # ------------------------------------------------------------------------------------------------------------- steps
 
 
+@pytest.mark.parametrize("sampler", Sampler)
 @pytest.mark.parametrize("steps", [1, 4, 20])
-def test_true_velocity_lands_on_the_data(steps: int) -> None:
+def test_true_velocity_lands_on_the_data(steps: int, sampler: Sampler) -> None:
     """On the straight path v = eps - x0 is constant: any number of steps arrives."""
     generator = torch.Generator().manual_seed(0)
     x0, eps = torch.randn(2, 1, 6, 8, generator=generator)
-    torch.testing.assert_close(denoise(lambda x, t: eps - x0, eps, schedule(6, steps)), x0, rtol=1e-5, atol=1e-5)
+    arrived = denoise(lambda x, t: eps - x0, eps, schedule(6, steps), sampler=sampler)
+    torch.testing.assert_close(arrived, x0, rtol=1e-5, atol=1e-5)
 
 
-def test_direction_and_sign() -> None:
+@pytest.mark.parametrize("sampler", Sampler)
+def test_direction_and_sign(sampler: Sampler) -> None:
     """With v = (x - x0) / t, the velocity of a network that knows x0, every step stays on the line."""
     x0, eps = torch.full((1, 2, 3), 0.25), torch.full((1, 2, 3), -1.5)
     sigmas = schedule(2, 5)
     seen: list[tuple[int, Tensor]] = []
-    denoise(lambda x, t: (x - x0) / t, eps, sigmas, lambda i, x: seen.append((i, x)))
+    denoise(lambda x, t: (x - x0) / t, eps, sigmas, lambda i, x: seen.append((i, x)), sampler)
     assert [i for i, _ in seen] == [0, 1, 2, 3, 4]
     for i, x in seen:
         t = sigmas[i + 1]
         torch.testing.assert_close(x, (1 - t) * x0 + t * eps)
 
 
-def test_contract_of_denoise() -> None:
+@pytest.mark.parametrize("sampler", Sampler)
+def test_contract_of_denoise(sampler: Sampler) -> None:
     """The velocity gets float32 and each sigma but the last; x is kept in float32; the input is not changed."""
     sigmas = schedule(4, 3)
     start = torch.ones(1, 4, 2, dtype=torch.bfloat16)
@@ -206,7 +214,7 @@ def test_contract_of_denoise() -> None:
         return (torch.ones_like(x) * 1e-3).bfloat16()
 
     order: list[str] = []
-    out = denoise(velocity, start, sigmas, lambda i, x: order.append(f"{i} {len(calls)}"))
+    out = denoise(velocity, start, sigmas, lambda i, x: order.append(f"{i} {len(calls)}"), sampler)
     assert calls == [(torch.float32, sigma) for sigma in sigmas[:-1]]
     assert order == ["0 1", "1 2", "2 3"]  # after each step, before the next velocity
     assert out.dtype == torch.float32
@@ -215,7 +223,8 @@ def test_contract_of_denoise() -> None:
     torch.testing.assert_close(out, torch.full_like(out, 1 - float(torch.tensor(1e-3).bfloat16())))
 
 
-def test_on_step_may_stop() -> None:
+@pytest.mark.parametrize("sampler", Sampler)
+def test_on_step_may_stop(sampler: Sampler) -> None:
     calls: list[float] = []
 
     class Stop(Exception):
@@ -230,5 +239,86 @@ def test_on_step_may_stop() -> None:
             raise Stop
 
     with pytest.raises(Stop):
-        denoise(velocity, torch.ones(1, 1, 1), schedule(1, 5), on_step)
+        denoise(velocity, torch.ones(1, 1, 1), schedule(1, 5), on_step, sampler)
     assert len(calls) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ second order
+
+MEAN, SPREAD = 0.3, 1.0  # of Gaussian data, x0 ~ N(MEAN, SPREAD^2)
+START = torch.linspace(-2, 2, 5)
+
+
+def gaussian_velocity(x: Tensor, t: float) -> Tensor:
+    """E[eps - x0 | x_t = x] in closed form: both are a regression on x_t, whose variance is (1-t)^2 SPREAD^2 + t^2."""
+    away = (x - (1 - t) * MEAN) / ((1 - t) ** 2 * SPREAD**2 + t**2)
+    return t * away - (MEAN + (1 - t) * SPREAD**2 * away)
+
+
+def gaussian_path(z: Tensor, t: float) -> Tensor:
+    """The flow's solution: the quantile z keeps its place in the normal distribution of x_t."""
+    return (1 - t) * MEAN + math.sqrt((1 - t) ** 2 * SPREAD**2 + t**2) * z
+
+
+def order(sampler: Sampler, first: float, last: float, few: int) -> float:
+    """log2 of how much smaller the error is with twice the steps, between two times."""
+    errors: list[float] = []
+    for steps in (few, 2 * few):
+        sigmas = [first + (last - first) * i / steps for i in range(steps + 1)]
+        got = denoise(gaussian_velocity, gaussian_path(START, first), sigmas, sampler=sampler)
+        errors.append(float((got - gaussian_path(START, last)).abs().max()))
+    return math.log2(errors[0] / errors[1])
+
+
+def test_order_of_convergence() -> None:
+    """Between two times within the path, and over the whole of it, where the first two steps and the last are Euler's
+    (which costs less than one order: there are only three of them)."""
+    assert order(Sampler.euler, 0.9, 0.1, 64) == pytest.approx(1, abs=0.1)
+    assert order(Sampler.dpmpp_2m, 0.9, 0.1, 64) == pytest.approx(2, abs=0.15)
+    assert order(Sampler.euler, 1.0, 0.0, 64) == pytest.approx(1, abs=0.1)
+    assert order(Sampler.dpmpp_2m, 1.0, 0.0, 64) > 1.7
+
+
+def published_2m(velocity: Callable[[float, float], float], x: float, sigmas: Sequence[float]) -> float:
+    """DPM-Solver++(2M) as its paper writes it, for alpha = 1 - sigma, on one number in float64; no lambda is infinite
+    in its second-order steps, and its first-order step is written by its limits."""
+    data: list[float] = []
+    for i, (s, t) in enumerate(itertools.pairwise(sigmas)):
+        data.append(x - s * velocity(x, s))
+        shrink = math.exp(-h) if (h := log_ratio(t) - log_ratio(s)) < math.inf else 0.0
+        towards = data[-1]
+        if i >= 1 and h < math.inf and (before := log_ratio(s) - log_ratio(sigmas[i - 1])) < math.inf:
+            r = before / h
+            towards = (1 + 1 / (2 * r)) * data[-1] - 1 / (2 * r) * data[-2]
+        x = t / s * x - (1 - t) * (shrink - 1) * towards
+    return x
+
+
+def log_ratio(sigma: float) -> float:
+    return -math.inf if sigma == 1 else math.inf if sigma == 0 else math.log(1 - sigma) - math.log(sigma)
+
+
+@pytest.mark.parametrize("sigmas", [schedule(4096, 10), schedule(256, 4), (0.8, 0.5, 0.45, 0.1), (0.9, 0.6, 0.4, 0.0)])
+def test_second_order_against_the_published_formula(sigmas: tuple[float, ...]) -> None:
+    starts = [-1.7, 0.0, 0.4, 2.2]
+    first, second = (
+        denoise(lambda x, t: torch.tanh(3 * x) - t * x**2, torch.tensor(starts), sigmas, sampler=one) for one in Sampler
+    )
+    wanted = [published_2m(lambda x, t: math.tanh(3 * x) - t * x**2, start, sigmas) for start in starts]
+    torch.testing.assert_close(second, torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+    assert (first - second).abs().max() > 1e-3  # so that the bound above says something
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_what_has_no_second_order_step_is_euler(steps: int) -> None:
+    """From noise alone lambda is -inf, so the second step has no slope to go by either: only from 4 steps on is there
+    one that has. To the last bit, and finite."""
+    x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
+    euler, second = (denoise(gaussian_velocity, x, schedule(6, steps), sampler=one) for one in Sampler)
+    assert torch.equal(euler, second) and torch.isfinite(euler).all()
+    assert not torch.equal(*(denoise(gaussian_velocity, x, schedule(6, 4), sampler=one) for one in Sampler))
+
+
+def test_every_sampler_has_a_row_and_a_name_of_its_own() -> None:
+    assert set(SAMPLERS) == set(Sampler)
+    assert len({solver.name for solver in SAMPLERS.values()}) == len(SAMPLERS)

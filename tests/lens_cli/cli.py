@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from backend.picture.images import read_metadata
+from backend.picture.metadata import wish_from
+from backend.wish import Wish
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -54,6 +58,13 @@ def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: f
     if "LENS_DEBUG" not in env:
         assert "Traceback" not in run.err, run.err
     return run
+
+
+def recorded(path: str | Path) -> Wish:
+    """The wish that a picture records."""
+    record = read_metadata(Path(path)).record
+    assert record is not None, f"{path} holds no record"
+    return wish_from(record, str(path))
 
 
 def lens_inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str) -> Run:

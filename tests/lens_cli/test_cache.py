@@ -11,13 +11,14 @@ import pytest
 from backend import paths
 from backend.cache.store import CACHES
 from backend.errors import UsageError
-from backend.picture.images import read_request
-from backend.requests import resolve
+from backend.requests import build_request
 from backend.session import Session
 from backend.settings import Settings
 from backend.types import Encoder
+from backend.wish import Wish
 from tests.backend import tiny_weights as tiny
 from tests.lens_cli.cli import lens_inside as inside
+from tests.lens_cli.cli import recorded
 
 
 @pytest.fixture(autouse=True)
@@ -95,14 +96,14 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     )  # the stand-in has no files
     run = inside(monkeypatch, capfd, "gen", "a fish", "-s", "1", "--steps", "1", "-o", "a.png")
     assert run.code == 0 and "--encoder llama" in run.err.splitlines()[-1]
-    assert read_request(Path("a.png")).encoder is Encoder.llama
+    assert recorded("a.png").encoder is Encoder.llama
     monkeypatch.delenv("LENS_GENERATE__ENCODER")
     again = inside(monkeypatch, capfd, "rerun", "a.png", "-o", "b.png")
-    assert again.code == 0 and read_request(Path("b.png")).encoder is Encoder.llama
+    assert again.code == 0 and recorded("b.png").encoder is Encoder.llama
     words = shlex.split(again.err.splitlines()[-1])
     assert words[words.index("--encoder") + 1] == "llama"
     assert inside(monkeypatch, capfd, "rerun", "a.png", "--encoder", "exact", "-o", "c.png").code == 0
-    assert read_request(Path("c.png")).encoder is Encoder.exact
+    assert recorded("c.png").encoder is Encoder.exact
     bad = inside(monkeypatch, capfd, "gen", "x", "--encoder", "fast")
     assert bad.code == 2 and "'auto', 'exact', 'llama'" in bad.err
 
@@ -110,6 +111,6 @@ def test_the_encoder_travels(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 def test_llama_without_a_gguf_is_said_before_anything_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "backend.engine", None)  # importing it would fail
     model = str(tiny.write_diffusers(tmp_path / "published"))
-    wish = {"prompt": "x", "model": model, "encoder": Encoder.llama, "settings": Settings(), "warn": pytest.fail}
+    wish = Wish(prompt="x", model=model, encoder=Encoder.llama)
     with pytest.raises(UsageError, match="as one GGUF file"):
-        next(Session(Settings()).draw(resolve(**wish), on_event=lambda event: None))
+        next(Session(Settings()).draw(build_request(wish, Settings(), pytest.fail), on_event=lambda event: None))

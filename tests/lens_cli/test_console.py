@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 
 import pytest
 
 from backend.events import Noticed, PhaseDone, PhaseStarted, StepDone
-from backend.requests import build_request
-from backend.settings import GenerateSettings, Settings
-from backend.types import DType, GenerationRequest, Phase, Quant
+from backend.types import DType, GenerationRequest, Phase
+from backend.wish import Wish, seed_runs
 from backend.words import human_bytes
 from lens_cli.terminal import progress
 from lens_cli.terminal.console import Talk, one_line, printable
 from lens_cli.terminal.progress import Meter
-from lens_cli.terminal.wording import command_line, seed_runs
+from lens_cli.terminal.wording import command_line
 
 
 @pytest.mark.parametrize(
@@ -75,40 +73,11 @@ def test_command_line_is_quoted() -> None:
         dtype=DType.float32,
         device="cuda:1",
     )
-    assert shlex.split(command_line(request, GenerateSettings(), "{date}/x y.png")) == [
+    assert shlex.split(command_line(request, Wish(), "{date}/x y.png")) == [
         *["lens", "gen", "it's $HOME\n`x`", "--model", "nano", "--size", "32x16", "--steps", "3", "--guidance", "2.5"],
         *["--negative-prompt=-a b", "--seed", "1..2", "--seed", "9", "--dtype", "float32", "--device", "cuda:1"],
         *["--output", "{date}/x y.png"],
     ]
-
-
-def test_command_line_is_the_same_request_under_other_settings() -> None:
-    """What the settings would fill in is written out; read back, the line is the request it was made from."""
-    chosen = GenerateSettings(
-        negative_prompt="blurry", quant=Quant.int8, dtype=DType.bfloat16, device="cpu", loras=("sky=0.5",), steps=9
-    )
-    request = GenerationRequest(
-        prompt="a", model="nano", seeds=(1,), width=256, height=256, steps=3, guidance=4.33333333
-    )
-    words = shlex.split(command_line(request, chosen))
-    assert words[words.index("--guidance") + 1] == "4.33333333"
-    flags = dict(itertools.pairwise(words))
-    again = build_request(
-        prompt=words[2],
-        negative_prompt="" if "--negative-prompt=" in words else None,
-        model=flags["--model"],
-        seeds=(flags["--seed"],),
-        steps=int(flags["--steps"]),
-        guidance=float(flags["--guidance"]),
-        size=flags["--size"],
-        dtype=DType(flags["--dtype"]),
-        device=flags["--device"],
-        quant=Quant(flags["--quant"]),
-        loras=[flags["--lora"]],
-        settings=Settings(generate=chosen),
-        warn=pytest.fail,
-    )
-    assert again == request
 
 
 def test_events_are_held_back_to_ten_a_second(

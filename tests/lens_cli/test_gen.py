@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from backend import presets
-from backend.picture.images import read_request
-from tests.lens_cli.cli import lens, lens_inside
+from tests.lens_cli.cli import lens, lens_inside, recorded
 
 NANO = presets.get("nano")
 
@@ -50,7 +49,7 @@ def test_last_line_makes_the_same_picture() -> None:
     assert words[0] == "lens"
     second = lens(*words[1:])
     assert second.lines == ["a-1.png"]
-    assert read_request(Path("a.png")) == read_request(Path("a-1.png"))
+    assert recorded("a.png") == recorded("a-1.png")
     assert Image.open("a.png").tobytes() == Image.open("a-1.png").tobytes()
 
 
@@ -150,7 +149,7 @@ def test_bytes_on_stdout() -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
 def test_formats(name: str) -> None:
     assert lens("gen", "x", "-o", name, "--steps", "1", "-q").lines == [name]
-    assert read_request(Path(name)).steps == 1
+    assert recorded(name).steps == 1
 
 
 def test_no_metadata() -> None:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from backend.picture.images import read_metadata, read_request
-from tests.lens_cli.cli import lens
+from backend.picture.images import read_metadata
+from tests.lens_cli.cli import lens, recorded
 
 
 @pytest.fixture(autouse=True)
@@ -69,15 +69,15 @@ def test_rerun_makes_the_same_pixels() -> None:
     first, second = read_metadata(Path("a.png")).record, read_metadata(Path(again)).record
     assert first is not None and second is not None
     assert second["parent_id"] == first["id"] and second["id"] != first["id"]
-    assert read_request(Path("a.png")) == read_request(Path(again))
+    assert recorded("a.png") == recorded(again)
 
 
 def test_rerun_with_overrides() -> None:
     make()
     words = ["-s", "9", "--steps", "3", "-p", "a blue fish", "--ar", "16:9", "--base", "256", "-o", "b.png"]
     assert lens("rerun", "a.png", *words).lines == ["b.png"]
-    request = read_request(Path("b.png"))
-    assert (request.seeds, request.steps, request.prompt) == ((9,), 3, "a blue fish")
+    request = recorded("b.png")
+    assert (request.seeds, request.steps, request.prompt) == (("9",), 3, "a blue fish")
     assert (request.width, request.height) == (336, 192)
 
 
@@ -119,9 +119,9 @@ def test_rerun_is_not_bent_by_settings() -> None:
         "model = 'lens'\n[generate]\nsteps = 9\nguidance = 2\nnegative_prompt = 'x'\nar = '2:1'\n"
     )
     request = lens("rerun", "a.png", "--dry-run", "--json").json["data"]["request"]
-    recorded = read_request(Path("a.png"))
+    before = recorded("a.png")
     for key in ("model", "steps", "guidance", "negative_prompt", "width", "height"):
-        assert request[key] == getattr(recorded, key)
+        assert request[key] == getattr(before, key)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])

@@ -34,7 +34,7 @@ def test_a_call_reaches_the_real_command() -> None:
     name, command, rest = group.resolve_command(context, ["train", "data", "--help"])  # type: ignore[attr-defined]
     assert name == "train" and rest == ["data", "--help"] and set(command.commands) >= {"data", "nano", "pretrain"}
     _, gen, _ = group.resolve_command(context, ["gen", "x"])  # type: ignore[attr-defined]
-    assert {"prompt", "seed", "size"} <= {param.name for param in gen.params}
+    assert {"prompt", "seeds", "size"} <= {param.name for param in gen.params}
 
 
 def test_a_group_of_one_command_stays_a_group() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from backend import presets
 from backend.picture.images import read_metadata
-from backend.types import LoraMode
+from backend.types import LoraMode, LoraUse
 from tests.lens_cli.cli import Run, lens, lens_inside
 
 DIM = presets.get("nano").params.dit.dim
@@ -164,21 +164,22 @@ def test_what_is_left_aside_is_said_once() -> None:
 
 def test_a_record_that_was_tampered_with() -> None:
     from backend.errors import FileError
-    from backend.picture.metadata import request_from
+    from backend.picture.metadata import wish_from
 
     make("x.safetensors")
     assert lens(*WORDS, "--lora", "x.safetensors", "-o", "x.png").code == 0
     good = record("x.png")
-    (use,) = request_from(good, "x").loras
+    uses = wish_from(good, "x").loras
+    assert uses is not None and len(uses) == 1 and isinstance(use := uses[0], LoraUse)
     assert (use.path, use.scale, use.mode) == ("x.safetensors", 1.0, LoraMode.fused)
-    assert request_from({key: value for key, value in good.items() if key != "loras"}, "x").loras == ()
+    assert wish_from({key: value for key, value in good.items() if key != "loras"}, "x").loras == ()
     entry = {"name": "x.safetensors", "sha256": "0", "scale": 1.0, "mode": "fused"}
     for bad in (
         "x", [1], [{**entry, "name": "../x"}], [{**entry, "scale": "1"}], [{**entry, "mode": "auto"}],
         [{**entry, "sha256": None}],
     ):  # fmt: skip
         with pytest.raises(FileError, match="damaged"):
-            request_from({**good, "loras": bad}, "x")
+            wish_from({**good, "loras": bad}, "x")
 
 
 # ------------------------------------------------------------------------------------------------------- the real one

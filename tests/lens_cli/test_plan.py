@@ -6,14 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backend.errors import UsageError
 from backend.picture.images import read_metadata
 from backend.requests import build_request
-from backend.settings import GenerateSettings, Settings
+from backend.settings import Settings
 from backend.types import GenerationRequest
+from backend.wish import Wish
 from tests.lens_cli.cli import lens
 
 
@@ -78,25 +80,23 @@ def test_refused(words: list[str], message: str) -> None:
     assert not list(Path().iterdir())
 
 
-def built(settings: GenerateSettings, **given: str | None) -> GenerationRequest:
-    return build_request(
-        prompt="a fish", model="nano", settings=Settings(generate=settings), warn=lambda line: None,
-        **given,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
+def built(settings: Wish, **given: Any) -> GenerationRequest:
+    asked = Wish(prompt="a fish", model="nano", **given)
+    return build_request(asked, Settings(generate=settings), lambda line: None).request
 
 
 def test_settings_and_flags() -> None:
-    capped = GenerateSettings(vram="6GiB")
+    capped = Wish(vram="6GiB")
     assert built(capped).vram == 6 * 2**30
     assert built(capped, vram="8GB").vram == 8 * 10**9
     assert (built(capped, profile="12gb").profile, built(capped, profile="12gb").vram) == ("12GB", None)
     assert built(capped, device="cpu").vram is None  # a default for the GPU says nothing there
-    assert built(GenerateSettings(profile="cpu")).device == "cpu"
-    on_a_card = built(GenerateSettings(profile="cpu"), device="cuda")
+    assert built(Wish(profile="cpu")).device == "cpu"
+    on_a_card = built(Wish(profile="cpu"), device="cuda")
     assert (on_a_card.device, on_a_card.profile) == ("cuda", None)
-    assert (built(GenerateSettings()).profile, built(GenerateSettings()).vram) == (None, None)
+    assert (built(Wish()).profile, built(Wish()).vram) == (None, None)
     with pytest.raises(UsageError, match="no amount of memory"):
-        built(GenerateSettings(vram="plenty"))
+        built(Wish(vram="plenty"))
 
 
 def test_the_last_line_keeps_the_cap() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import prompts
-from backend.picture.images import read_metadata, read_request
+from backend.picture.images import read_metadata
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion
-from tests.lens_cli.cli import Run, environment, lens_inside
+from tests.lens_cli.cli import Run, environment, lens_inside, recorded
 
 KEY = "sk-very-secret"
 Lens = Callable[..., Run]
@@ -164,7 +164,7 @@ def test_gen_shows_stores_and_repeats_the_rewrite(endpoint: Endpoint, lens: Lens
     first = lens("gen", "a cat", "-n", "3", "-s", "5", "--steps", "2", "--base", "128")
     assert first.code == 0 and first.lines == ["a-cat-5.png", "a-cat-6.png", "a-cat-7.png"]  # named by the request
     assert "rewritten by m (api): a cat, all in red" in first.err
-    request = read_request(Path("a-cat-5.png"))
+    request = recorded("a-cat-5.png")
     assert (request.prompt, request.original_prompt) == ("a cat, all in red", "a cat")
     assert request.expander and (request.expander.kind, request.expander.model) == ("api", "m")
     record = read_metadata(Path("a-cat-5.png")).record
@@ -182,7 +182,7 @@ def test_gen_shows_stores_and_repeats_the_rewrite(endpoint: Endpoint, lens: Lens
     assert rerun.json["data"]["images"][0]["pixel_sha256"] == hashes[0]["pixel_sha256"]
     assert lens("rerun", "a-cat-5.png", "--verify").code == 0
     assert len(endpoint.asked) == 1  # for three pictures, their repetition and two reruns
-    other = read_request(Path(lens("rerun", "a-cat-5.png", "-p", "a dog", "-o", "dog.png").lines[0]))
+    other = recorded(lens("rerun", "a-cat-5.png", "-p", "a dog", "-o", "dog.png").lines[0])
     assert (other.prompt, other.original_prompt, other.expander) == ("a dog", None, None)
 
 

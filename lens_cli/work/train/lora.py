@@ -10,7 +10,7 @@ from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes
 from backend.errors import CancelledError, ModelMissingError
 from backend.presets import Preset
-from backend.requests import find_preset
+from backend.requests import find_model
 from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 from lens_cli.work.train.status import duration
@@ -61,7 +61,7 @@ def explain(config: LoraConfig, talk: Talk) -> None:
         files = resolve_model(config.model)
         preset = files.preset
     except ModelMissingError as error:  # what it takes is known before it is fetched
-        preset = find_preset(config.model)[1]
+        preset = find_model(config.model).preset
         talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
     folder = read_folder(config, config.bases_of(preset))
     for key, why in folder.left_out:

@@ -18,7 +18,7 @@ from backend import paths
 from backend.checkpoints.identity import known_sha256
 from backend.errors import CheckpointError, LensError, UsageError
 from backend.lora.keys import read_lora
-from backend.lora.names import find_again, find_lora, known_loras, lora_sha256, parse_lora, settle, written
+from backend.lora.names import find_again, find_lora, known_loras, lora_sha256, parse_lora, settle
 from backend.model.tensors import transformer_shapes
 from backend.types import LoraMode, LoraUse
 from tests.backend import tiny_weights as tiny
@@ -136,7 +136,7 @@ def test_parse(tail: str, name: str, scale: float, tmp_path: Path) -> None:
     use = parse_lora(f"{path}{tail}", LoraMode.fused)
     assert (use.path, use.scale, use.mode) == (str(path), scale, LoraMode.fused)
     assert use.sha256 == known_sha256(path)
-    assert parse_lora(written(use), LoraMode.fused) == use
+    assert parse_lora(use.text, LoraMode.fused) == use
 
 
 @pytest.mark.parametrize("text", ["", "=", "=0.5", "absent", "absent=0.5", "absent.safetensors", "/nowhere/x=y"])

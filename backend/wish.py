@@ -1,0 +1,274 @@
+"""What a person asks for, before anything is decided: one record, whose fields are the one table of what can be asked.
+
+`None` means "not given" in every field. A field's row says by which flag it is typed, which commands take that flag,
+whether a settings file may hold it, under which key a picture records it, and what it replaces. From the table are
+made: the options of the commands (`lens_cli.options.takes_wish`), the section `generate` of the settings and its names
+in the environment (`backend.settings`), what a record holds and gives back (`backend.picture.metadata`), and the
+command line that makes a picture again (`command_words`). `backend.requests.build_request` decides what is left open.
+
+A new flag is a row here and, where it decides pixels, a field of the same name in `GenerationRequest`.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_args, get_origin, get_type_hints
+
+from backend.types import (
+    DType,
+    Encoder,
+    Expander,
+    GenerationRequest,
+    ImageFormat,
+    LoraMode,
+    LoraUse,
+    Quant,
+    ReasonerMode,
+    Sampler,
+)
+
+NO_LORA = "none"  # as the only LoRA: not even those of the settings; a file of that name is ./none
+PICTURE, REQUEST, OUTPUT = "Picture", "Request", "Output"  # panels of --help
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """How one field of a wish is typed, set, recorded and replaced."""
+
+    name: str  # of the field; in a GenerationRequest too, where it decides pixels
+    kind: Any  # its type beside None: str, int, float, bool, a StrEnum, a tuple of texts
+    flags: tuple[str, ...] = ()  # the first is the one that is printed; none: given in other ways only
+    help: str = ""  # {packings} in it: those that approximate, of their own table
+    panel: str = PICTURE
+    metavar: str | None = None  # None: Typer's own, from the type
+    commands: frozenset[str] = frozenset()  # that take the flag
+    setting: bool = False  # whether the settings may hold it, as generate.NAME and LENS_GENERATE__NAME
+    record: str | None = None  # key in a picture's record; None: not recorded
+    verify: bool = False  # whether `rerun --verify` takes it: it says where and how the same picture is computed
+    aside: frozenset[str] = frozenset()  # fields of an older wish that mean nothing beside this one
+
+
+def _row(
+    *flags: str, help: str = "", panel: str = PICTURE, metavar: str | None = None, on: str = "gen rerun",  # noqa: A002
+    setting: bool = False, record: str | None = None, verify: bool = False, aside: str = "",
+) -> Any:  # fmt: skip
+    """A field of the table; `on` are the commands that take its flags, `aside` the fields it replaces."""
+    commands, replaced = frozenset(on.split() if flags else ()), frozenset(aside.split())
+    row = {"flags": flags, "help": help, "panel": panel, "metavar": metavar, "commands": commands}
+    row |= {"setting": setting, "record": record, "verify": verify, "aside": replaced}
+    return field(default=None, metadata={"row": row, "setting": setting})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What was asked for, by flag, settings file, record or request of a server. None: not given."""
+
+    prompt: str | None = _row(record="prompt", aside="original_prompt expander")
+    original_prompt: str | None = _row(record="original_prompt")  # what a reasoner made the prompt of
+    expander: Expander | None = _row(record="expander")  # that reasoner
+    negative_prompt: str | None = _row(
+        "--negative-prompt", help="What to avoid.", setting=True, record="negative_prompt"
+    )
+    model: str | None = _row(
+        "--model", "-m", help="A name from `lens models list`, or a path.", on="gen rerun refine bench eval",
+        record="model", verify=True,
+    )  # fmt: skip
+    num: int | None = _row("--num", "-n", help="Number of pictures.")
+    seeds: tuple[str, ...] | None = _row(
+        "--seed", "-s", help="A seed, a range 100..120, or -1 to draw one. Repeatable.", record="seed"
+    )
+    steps: int | None = _row(
+        "--steps", help="Sampler steps. Default: the model's.", on="gen rerun bench eval", setting=True, record="steps"
+    )
+    guidance: float | None = _row(
+        "--guidance", "--cfg", "--cfg-scale", help="How strongly to follow the prompt; 1 is off.",
+        on="gen rerun bench eval", setting=True, record="guidance",
+    )  # fmt: skip
+    sampler: Sampler | None = _row(
+        "--sampler",
+        help="What solves the steps: euler (first order; the default), or dpmpp_2m (DPM++ 2M: second order, from the "
+        "step before as well, at the same cost).",
+        on="gen rerun bench", setting=True, record="sampler",
+    )  # fmt: skip
+    ar: str | None = _row(
+        "--ar", help="Shape W:H from 1:2 to 2:1, or portrait, landscape, square.", on="gen rerun bench", setting=True,
+        aside="size width height",
+    )  # fmt: skip
+    base: int | None = _row(
+        "--base", help="Base resolution: about base² pixels, whatever the shape.", on="gen rerun bench eval",
+        setting=True, aside="size width height",
+    )  # fmt: skip
+    size: str | None = _row(
+        "--size", metavar="WxH", help="Exact size in pixels.", on="gen rerun bench", aside="ar base width height"
+    )
+    width: int | None = _row(
+        "--width", "-W", help="Exact width in pixels.", record="width", aside="ar base size height"
+    )
+    height: int | None = _row(
+        "--height", "-H", help="Exact height in pixels.", record="height", aside="ar base size width"
+    )
+    dtype: DType | None = _row(
+        "--dtype", help="Arithmetic of the networks.", on="gen rerun bench eval", setting=True, record="dtype",
+        verify=True,
+    )  # fmt: skip
+    device: str | None = _row(
+        "--device", help="auto, cpu, cuda, cuda:N or mps.", on="gen rerun bench eval", setting=True, record="device",
+        verify=True,
+    )  # fmt: skip
+    encoder: Encoder | None = _row(
+        "--encoder",
+        help="What reads the prompt: exact (torch, any format; the default), or llama (llama.cpp, GGUF only), which is "
+        "near-exact: it rounds gpt-oss's positions. Lens-Nano was trained with the rounding.",
+        on="gen rerun bench", setting=True, record="encoder", verify=True,
+    )  # fmt: skip
+    loras: tuple[str, ...] | tuple[LoraUse, ...] | None = _row(
+        "--lora", metavar="NAME|PATH[=SCALE]",
+        help="A LoRA (.safetensors): a file, or the name of one in the folder of LoRAs; =0.8 weakens it, 1 if left "
+        "out. Repeatable: they add up. `none`: without those of the settings.",
+        setting=True, record="loras",
+    )  # fmt: skip
+    lora_mode: LoraMode | None = _row(
+        "--lora-mode",
+        help="fused adds them to the weights, live runs low-rank ones beside the weights; auto: live where those are "
+        "quantised.",
+        setting=True, verify=True,
+    )  # fmt: skip
+    quant: Quant | None = _row(
+        "--quant",
+        help="How the transformer's linears lie in memory. auto keeps a packed file packed where that saves memory, "
+        "none unpacks it: the same picture. {packings} approximate.",
+        on="gen rerun bench", setting=True, record="quant", verify=True,
+    )  # fmt: skip
+    profile: str | None = _row(
+        "--profile", metavar="NAME",
+        help="Plan memory for a class of machine: 4GB, 6GB, 8GB, 12GB, 16GB, 24GB, 80GB, 141GB or cpu. Left out: for "
+        "what is free.",
+        on="gen rerun bench", setting=True, verify=True, aside="vram",
+    )  # fmt: skip
+    vram: str | None = _row(
+        "--vram", metavar="SIZE", help="Use at most so much of the GPU, such as 8GB: planned for, and kept to.",
+        on="gen rerun bench", setting=True, verify=True, aside="profile",
+    )  # fmt: skip
+    compiled: bool | None = _row(
+        "--compile/--no-compile",
+        help="Let torch.compile fuse the transformer's blocks. The first picture waits for it; kept for later runs. "
+        "Other last bits than without, just as exact.",
+        on="gen rerun bench", record="compiled", verify=True,
+    )  # fmt: skip
+    reasoner: ReasonerMode | None = _row(
+        "--reasoner",
+        help="Who rewrites the request first, or refuses it: local is the model's own language model, api the endpoint "
+        "of the settings, off nobody; auto takes the endpoint where there is one, else the model's default.",
+        panel=REQUEST, on="gen refine",
+    )  # fmt: skip
+    system_prompt: str | None = _row(
+        "--system-prompt", metavar="NAME|FILE",
+        help="The reasoner's instructions: general, geneval, oneig, text, nano, or a file.",
+        panel=REQUEST, on="gen refine eval",
+    )  # fmt: skip
+    output: str | None = _row(
+        "--output", "-o",
+        help="DIR/, a file name, a template such as '{date}/{slug}-{seed}.png', or - for bytes on stdout.",
+        panel=OUTPUT, verify=True,
+    )  # fmt: skip
+    format: ImageFormat | None = _row("--format", help="File format.", panel=OUTPUT, verify=True)
+    quality: int | None = _row(
+        "--quality", help="1..100 for JPEG (95) and WebP (lossless if left out).", panel=OUTPUT, verify=True
+    )
+    no_metadata: bool | None = _row(
+        "--no-metadata", help="Write pixels only: no prompt, no seed.", panel=OUTPUT, verify=True
+    )
+    show: bool | None = _row("--show/--no-show", help="Draw the picture in the terminal.", panel=OUTPUT, verify=True)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that were given, by name, in the table's order."""
+        return {row.name: value for row in ROWS.values() if (value := getattr(self, row.name)) is not None}
+
+    def overridden_by(self, other: Wish) -> Wish:
+        """All that `other` gives, and of this wish what is left: a size, say, sets aside every other way to say one."""
+        given = other.given()
+        aside = {name for key in given for name in ROWS[key].aside}
+        return Wish(**{name: value for name, value in self.given().items() if name not in aside} | given)
+
+
+def _table() -> dict[str, Row]:
+    kinds = {name: get_args(kind)[0] for name, kind in get_type_hints(Wish).items()}  # beside None
+    return {item.name: Row(name=item.name, kind=kinds[item.name], **item.metadata["row"]) for item in fields(Wish)}
+
+
+ROWS = _table()
+# What a request has where nothing is said about the field; the others have no such value.
+USUAL = {item.name: item.default for item in fields(GenerationRequest) if item.default is not MISSING}
+
+
+def rows_of(command: str, first: Sequence[str] = ()) -> list[Row]:
+    """The rows whose flags a command takes: those named `first` in that order, then the others in the table's."""
+    return [row for row in in_order(first) if command in row.commands]
+
+
+def in_order(first: Sequence[str]) -> list[Row]:
+    """The whole table, with the rows named `first` in front."""
+    return [*(ROWS[name] for name in first), *(row for row in ROWS.values() if row.name not in first)]
+
+
+# ------------------------------------------------------------------------------------------------ as a command line
+
+# What a person looks for first; the order of the line, not of --help.
+_FIRST = "prompt model size steps guidance negative_prompt seeds dtype device encoder quant sampler".split()
+
+
+def command_words(wish: Wish) -> list[str]:
+    """The words behind `lens gen` that say this wish, but for what no flag says (`original_prompt`, `expander`)."""
+    return [word for row in in_order(_FIRST) for word in _words(row, getattr(wish, row.name))]
+
+
+def _words(row: Row, value: Any) -> Iterator[str]:
+    if value is None or (not row.flags and row.name != "prompt"):
+        return
+    if row.name == "prompt":  # one that begins with a hyphen would be read as a flag, and "-" as stdin
+        yield f"--prompt={value}" if value.startswith("-") else value
+    elif row.kind is bool:
+        on, _, off = row.flags[0].partition("/")
+        yield from [on] if value else [off] if off else []
+    elif get_origin(row.kind) is tuple:
+        for part in value:
+            yield from (row.flags[0], part.text if isinstance(part, LoraUse) else part)
+    elif row.name == "negative_prompt":
+        yield f"{row.flags[0]}={value}"
+    else:
+        yield from (row.flags[0], _number(value) if isinstance(value, float) else str(value))
+
+
+def _number(value: float) -> str:
+    """As short as a person writes it, and the same number again."""
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def wish_of(request: GenerationRequest) -> Wish:
+    """The wish that gives this very request, whatever the settings are."""
+    same = {name: getattr(request, name) for name in ROWS if hasattr(request, name)}
+    seeds = tuple(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
+    more: dict[str, Any] = {
+        "seeds": seeds,
+        "size": f"{request.width}x{request.height}",
+        "width": None,
+        "height": None,
+        "loras": request.loras or (NO_LORA,),
+        "lora_mode": request.loras[0].mode if request.loras else None,
+        "vram": None if request.vram is None else f"{request.vram / 10**6:.15g}MB",
+    }
+    return Wish(**same | more)
+
+
+def seed_runs(seeds: Sequence[int]) -> list[tuple[int, int]]:
+    """Consecutive seeds as (first, last): 5, 6, 7, 9 -> (5, 7), (9, 9)."""
+    runs: list[tuple[int, int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], seed)
+        else:
+            runs.append((seed, seed))
+    return runs
