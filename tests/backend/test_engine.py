@@ -113,11 +113,12 @@ def test_fifty_mixed_requests(
 
     The bound: whatever was drawn in between, the process is as large after a request as it was after the first of its
     kind, to 8 MB, a tenth of what one forgotten network of Lens-Nano takes (62 MB in float32 without its modulation).
-    Measured: 2 MB. What the C library keeps of freed memory is given back first.
+    Measured: 0.3 MB. What the C library keeps of freed memory is given back first.
     """
     nano, tiny = models["nano"], models["tiny"]
     kinds = [
-        changed(nano, seeds=(5, 6)), changed(nano, width=80, steps=1, prompt="two blue fish"),
+        changed(nano, seeds=(5, 6), steps=1),
+        changed(nano, width=80, steps=1, prompt="two blue fish"),
         changed(nano, loras=(lora,), steps=1),
         changed(nano, quant=Quant.int8, guidance=3.0, negative_prompt="blue", steps=1),
         tiny, changed(tiny, height=64), changed(tiny, guidance=2.0), changed(tiny, steps=3),
@@ -129,18 +130,18 @@ def test_fifty_mixed_requests(
     rng = random.Random(3)
     order = list(range(len(kinds)))
     while len(order) < 50:  # each model for a while, as people ask
-        some = range(4) if rng.random() < 0.3 else range(4, len(kinds))
-        order += [rng.choice(some) for _ in range(rng.randrange(1, 5))]
+        some = range(4) if rng.random() < 0.2 else range(4, len(kinds))
+        order += [rng.choice(some) for _ in range(rng.randrange(2, 6))]
     levels: dict[int, list[int]] = {}
     with Engine() as engine:
         for number, index in enumerate(order[:50]):
             assert drawn(engine, kinds[index]) == wanted[index], (number, index)
-            gc.collect()
             assert len(alive) == 2, "one transformer and one VAE"
             trim_host()
             levels.setdefault(index, []).append(psutil.Process().memory_info().rss)
     if sys.platform == "linux":
-        assert max(max(level) - level[0] for level in levels.values()) < 8e6
+        grown = max(max(level) - level[0] for level in levels.values())
+        assert grown < 8e6
 
 
 def test_unload_gives_everything_back(models: dict[str, ResolvedRequest], alive: weakref.WeakSet[nn.Module]) -> None:
