@@ -1,9 +1,12 @@
-"""Every error a person may see: one root class that carries its exit code, a stable code and a hint.
+"""Every error a person may see: one root class that carries its exit code, a stable code and a hint; and the words that
+messages are made of.
 
 Light ring: standard library only. `lens_cli.app` is the one place that turns these into text and exit codes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class LensError(Exception):
@@ -119,3 +122,18 @@ def first_line(error: BaseException) -> str:
 def os_reason(error: OSError) -> str:
     """What the system says is wrong, in the words of a message: "no space left on device"."""
     return (error.strerror or str(error)).lower()
+
+
+def human_bytes(number: float) -> str:
+    """1536 -> "1.5 kB". Decimal units, as disks and download pages count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def joined(words: Iterable[str], last: str = "or") -> str:
+    """ "a, b or c". Raises ValueError for no words."""
+    *first, end = words
+    return f"{', '.join(first)} {last} {end}" if first else end

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backend.checkpoints import formats
+from backend.checkpoints.compare import compare
 from backend.checkpoints.formats import Entry, TensorTable
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan
 from backend.checkpoints.resolve import ModelFiles
 from backend.checkpoints.tokenizer_files import load_tokenizer
-from backend.errors import CheckpointError, NumericsError, UsageError
+from backend.errors import CheckpointError, NumericsError, UsageError, joined
 from backend.kernels.pointwise import has_fp8_units
 from backend.lora import apply
 from backend.model.tensors import transformer_shapes
@@ -30,7 +31,6 @@ from backend.packing.linears import PackedLinear
 from backend.packing.schemes import Scheme
 from backend.params import DiTParams, VAEParams
 from backend.types import LoraUse, Quant
-from backend.words import joined
 
 if TYPE_CHECKING:
     from backend.model.autoencoder import AutoencoderKLFlux2
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 DTYPES = (torch.float32, torch.bfloat16)  # float16 overflows: activations reach 3e7
 Device = torch.device | str
 Network = TypeVar("Network", bound=nn.Module)
-SHOWN = 3  # names listed in one error
 
 __all__ = ["load_text_encoder", "load_tokenizer", "load_transformer", "load_vae", "open_text_table"]  # a re-export
 
@@ -190,32 +189,6 @@ def _fill(
     hollow = [n for n, tensor in chain(network.named_parameters(), network.named_buffers()) if tensor.is_meta]
     assert not hollow, f"tensors without memory: {hollow}"  # a table made in __init__ must not depend on the device
     return network.eval().requires_grad_(False)
-
-
-def compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], origin: str) -> None:
-    """Raises CheckpointError naming the first missing, unexpected or misshapen tensors."""
-    problems: list[str] = []
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    if missing:
-        problems.append(f"{_counted(missing, 'missing')}")
-    if extra:
-        problems.append(f"{_counted(extra, 'unexpected')}")
-    misshapen = [name for name in expected if name in found and found[name] != expected[name]]
-    if misshapen:
-        shown = "; ".join(f"{n} is {list(found[n])}, expected {list(expected[n])}" for n in misshapen[:SHOWN])
-        problems.append(f"{len(misshapen)} of another shape: {shown}{_more(misshapen)}")
-    if problems:
-        raise CheckpointError(f"{origin}: {'; '.join(problems)}")
-
-
-def _counted(names: list[str], what: str) -> str:
-    plural = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {plural} {what}: {', '.join(names[:SHOWN])}{_more(names)}"
-
-
-def _more(names: list[str]) -> str:
-    return ", …" if len(names) > SHOWN else ""
 
 
 # Packed linears -------------------------------------------------------------------------------------------------------

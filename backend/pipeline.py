@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from backend import latents, sampling
+from backend import sampling
+from backend.denoising import latents
 from backend.denoising.compile import failing_as_ours
 from backend.errors import CancelledError, NumericsError
 from backend.events import FinishedPicture, OnEvent, PhaseDone, PhaseStarted, StepDone, Stop

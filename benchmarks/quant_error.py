@@ -29,8 +29,9 @@ import gguf
 import torch
 from torch import Tensor, nn
 
-from backend import latents, sampling
+from backend import sampling
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION
+from backend.denoising import latents
 from backend.kernels.pointwise_torch import FP8, FP8_MAX
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing import block_scaled, fp8, int8, nf4

@@ -30,7 +30,7 @@ from train.config import At, PretrainConfig, Stage, learning_rate, locate
 from train.losses import flow
 from train.run import checkpoints, network, prefetch
 from train.run.batch import Batch, BatchSource, passes
-from train.run.distributed import Ranks, joined
+from train.run.distributed import Ranks, joined, launch
 from train.run.folder import Fact, RunFolder, start_problem, start_weights
 from train.run.learner import Diverged, Learner
 from train.run.metrics import Metrics, on_stderr
@@ -38,7 +38,6 @@ from train.run.optim import muon_and_adamw
 from train.run.pace import Pace
 from train.run.step import NOT_TAKEN, Beside, Losses, Taken, take_step, transformer_losses
 from train.run.stopping import Stopper, stopped, stopped_before
-from train.run.torchrun import launch
 from train.run.validate import Held, at_times_in_turn, validate
 from train.world.align import Aligner
 

@@ -16,9 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from backend import latents
 from backend.bench import reference
 from backend.bench.timing import Spread, Took, timed, walls
+from backend.denoising import latents
 from backend.denoising.denoiser import Denoiser
 from backend.errors import NumericsError
 from backend.loaders import Loader

@@ -26,7 +26,7 @@ from backend.bench.random_weights import random_loader
 from backend.bench.timing import Spread, Stopwatch, Took, added, processors, walls
 from backend.checkpoints.resolve import ModelFiles
 from backend.engine import Engine
-from backend.errors import LensError, OutOfMemoryError, UsageError
+from backend.errors import LensError, OutOfMemoryError, UsageError, human_bytes
 from backend.events import Event, PlanMade
 from backend.loaders import FileLoader, Loader
 from backend.memory.device import choose_device, describe_device
@@ -36,7 +36,6 @@ from backend.model.tensors import transformer_shapes
 from backend.pipeline import Texts
 from backend.requests import ResolvedRequest
 from backend.types import DType, GenerationRequest, Phase
-from backend.words import human_bytes
 
 Say = Callable[[str], None]
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from backend.checkpoints import layouts, parameters, records
 from backend.checkpoints.layouts import Parts
-from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
+from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError, human_bytes, joined
 from backend.params import DiTParams
 from backend.paths import hub_repo, nano_dir
 from backend.presets import PRESETS, Component, Embedded, HubSource, Layout, Preset, default_name, get, names
-from backend.words import human_bytes, joined
 
 ACCEPTED = (
     f"a model is a name ({', '.join(names())}); a folder with model_index.json (the published layout); a folder with "

@@ -19,11 +19,10 @@ from backend.checkpoints import records
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_record
 from backend.disk import file_sha256, write_error
-from backend.errors import FileError, ModelMissingError, NetworkError
+from backend.errors import FileError, ModelMissingError, NetworkError, human_bytes
 from backend.hub.pull_plan import PlannedFile, PullPlan, Say, hub_is_safe, partial_of, short
 from backend.paths import hub_cache, hub_repo
 from backend.untrusted import check_address, check_etag, path_below
-from backend.words import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata

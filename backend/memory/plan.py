@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from backend.errors import OutOfMemoryError, UsageError
+from backend.errors import OutOfMemoryError, UsageError, human_bytes
 from backend.memory import footprint
 from backend.memory.footprint import GB, Job
 from backend.model.decode_plan import DecodePlan
 from backend.types import Phase
-from backend.words import human_bytes
 
 SLOTS = 3  # device memory of streamed blocks, in blocks: one runs, one arrives, one has a start
 LEANER = 200_000_000  # bytes

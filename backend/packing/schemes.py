@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
+from backend.errors import joined
 from backend.packing.ggml_layout import GGML_BLOCKS, GGML_NAMES
 from backend.types import Quant, QuantTarget
-from backend.words import joined
 
 if TYPE_CHECKING:
     from backend.packing.storage import Code

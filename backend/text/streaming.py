@@ -21,8 +21,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from backend.checkpoints.compare import compare
 from backend.checkpoints.formats import TensorTable
-from backend.loading import DTYPES, Uninitialised, compare
+from backend.loading import DTYPES, Uninitialised
 from backend.model.tensors import text_encoder_shapes
 from backend.model.text_encoder import Block, Experts, Router, Surroundings
 from backend.params import TextEncoderParams

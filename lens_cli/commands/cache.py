@@ -22,8 +22,8 @@ def show(json: options.Json = False) -> None:
     The caps are settings: embeddings_mb = 512 under \\[cache], or LENS_CACHE__EMBEDDINGS_MB. 0 keeps nothing.
     """
     from backend.cache import store
+    from backend.errors import human_bytes
     from backend.settings import load
-    from backend.words import human_bytes
 
     talk = options.talk_for("cache show", json=json)
     settings = load()
@@ -56,7 +56,7 @@ def clear(names: Names = None, json: options.Json = False, quiet: options.Quiet 
     Examples: lens cache clear   ·   lens cache clear embeddings
     """
     from backend.cache import store
-    from backend.words import human_bytes
+    from backend.errors import human_bytes
 
     talk = options.talk_for("cache clear", json=json, quiet=quiet)
     rows: list[dict[str, object]] = []

@@ -27,7 +27,7 @@ def doctor(
 
 
 def _text(value: Any) -> str:
-    from backend.words import human_bytes
+    from backend.errors import human_bytes
 
     if value is None:
         return "unknown"

@@ -179,8 +179,8 @@ def rm(name: Name, yes: Yes = False, json: options.Json = False, quiet: options.
 
     Files that another model here uses stay, and so does what was adopted with --from PATH.
     """
+    from backend.errors import human_bytes
     from backend.hub.installed import plan_removal, remove
-    from backend.words import human_bytes
 
     talk = options.talk_for("models rm", json=json, quiet=quiet)
     removal = plan_removal(name)

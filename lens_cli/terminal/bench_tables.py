@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.words import human_bytes
+from backend.errors import human_bytes
 from lens_cli.terminal.bars import Bar
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from backend.errors import human_bytes
 from backend.events import Event, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, Severity, StepDone
 from backend.types import Phase
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.disk import free_bytes
-from backend.errors import FileError
-from backend.words import human_bytes
+from backend.errors import FileError, human_bytes
 from lens_cli.terminal.console import looking_at_stdout
 
 Section = dict[str, Any]

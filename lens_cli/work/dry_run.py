@@ -8,11 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.errors import human_bytes
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.session import check_loras
 from backend.wish import Wish
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.wording import arithmetic, command_line, describe
 from lens_cli.work.reasoner import describe_plan

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backend import latents
+from backend.denoising import latents
 from backend.errors import CheckpointError, ModelMissingError, UsageError
 from backend.params import DiTParams, TemplateParams
 

@@ -19,10 +19,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from backend import latents
 from backend.cache import tensors
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
+from backend.denoising import latents
 from backend.errors import UsageError
 from backend.loading import load_text_encoder, load_tokenizer, load_vae
 from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from backend import latents
+from backend.denoising import latents
 from backend.errors import UsageError
 from backend.model.autoencoder import latent_statistics
 from backend.model.decode import decode_latent

@@ -8,8 +8,8 @@ from pathlib import Path
 from backend.types import Quant
 from train.lora.config import RECIPES, choose
 from train.lora.run import run
+from train.run.distributed import launch
 from train.run.metrics import on_stderr
-from train.run.torchrun import launch
 
 
 def main() -> None:

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from backend.errors import UsageError
+from backend.errors import UsageError, joined
 from backend.packing.schemes import by_quant, trainable
 from backend.params import DiTParams
 from backend.presets import Preset
 from backend.types import Quant
-from backend.words import joined
 from train.config import Base, Machine, Noise, Optim, Saving, Stage, within
 from train.overrides import set_fields
 

@@ -32,8 +32,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from backend.disk import file_sha256, sync_folder
-from backend.errors import CheckpointError, FileError, LensError, first_line, os_reason
-from backend.words import human_bytes
+from backend.errors import CheckpointError, FileError, LensError, first_line, human_bytes, os_reason
 from train.run.distributed import Ranks
 
 STATE = "state.json"

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from backend.errors import LensError, UsageError
+from backend.errors import CancelledError, LensError, UsageError
 from backend.memory.device import choose_device
 from backend.model.transformer import LensTransformer2DModel
 
@@ -181,3 +182,18 @@ def like(full: Tensor, target: Tensor) -> Tensor:
         return full.to(target.device, target.dtype)
     local = full.to(target.device_mesh.device_type, target.dtype)
     return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def launch(run: Callable[[], object]) -> None:
+    """Call `run`; exit with its error's code, having said what only this rank knows, or on the first what all do."""
+    try:
+        run()
+    except LensError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+        elif not isinstance(error, (UsageError, CancelledError)):  # those are the same on every rank
+            print(f"rank {rank}: error: {error}", file=sys.stderr)  # what this one met alone, nobody else would tell
+        sys.exit(error.exit_code)

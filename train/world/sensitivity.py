@@ -13,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-PATCH = 4  # packed channels that are one of the autoencoder's: the 2 x 2 positions of `backend.latents.patchify`
+PATCH = (
+    4  # packed channels that are one of the autoencoder's: the 2 x 2 positions of `backend.denoising.latents.patchify`
+)
 _NUDGE = 0.5  # standard deviation of the disturbance, where the channel's own is 1
 
 

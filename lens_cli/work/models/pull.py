@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from backend.checkpoints.resolve import resolve_model
-from backend.words import human_bytes
+from backend.errors import human_bytes
 from lens_cli.terminal.console import Talk
 
 

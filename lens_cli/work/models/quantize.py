@@ -7,10 +7,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from backend.convert import Conversion, convert, missing_companions, plan_conversion
-from backend.errors import CancelledError
+from backend.errors import CancelledError, human_bytes
+from backend.hub.convert import Conversion, convert, missing_companions, plan_conversion
 from backend.types import QuantTarget
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
 from lens_cli.work.interrupt import Interrupt
 

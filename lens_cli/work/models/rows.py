@@ -8,10 +8,9 @@ from typing import Any
 from backend import presets
 from backend.checkpoints import records
 from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
-from backend.errors import LensError, ModelMissingError, UsageError
+from backend.errors import LensError, ModelMissingError, UsageError, human_bytes
 from backend.hub.installed import partial_bytes
 from backend.presets import HubSource, Preset
-from backend.words import human_bytes
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ import typer
 
 from backend import presets
 from backend.checkpoints.resolve import of_preset
-from backend.errors import CheckpointError, LensError, ModelMissingError, PartialBatchError
+from backend.errors import CheckpointError, LensError, ModelMissingError, PartialBatchError, human_bytes
 from backend.hub.installed import verify
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 
 

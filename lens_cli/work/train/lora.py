@@ -8,10 +8,9 @@ from pathlib import Path
 
 from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes
-from backend.errors import CancelledError, ModelMissingError
+from backend.errors import CancelledError, ModelMissingError, human_bytes
 from backend.presets import Preset
 from backend.requests import find_model
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 from lens_cli.work.train.status import duration
 from train.lora.config import LoraConfig

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from backend.disk import free_bytes
-from backend.errors import UsageError
+from backend.errors import UsageError, human_bytes
 from backend.memory.footprint import vae_parameters
 from backend.presets import PRESETS, get
-from backend.words import human_bytes
 from lens_cli.terminal.console import Talk
 from lens_cli.work.train.status import duration
 from train.config import PretrainConfig

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend import latents, sampling
+from backend import sampling
 from backend.bench import reference
+from backend.denoising import latents
 from backend.params import DiTParams
 from tests.backend import plain_lens
 from tests.backend.plain_lens import Array

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from backend import latents, loading, sampling
+from backend import loading, sampling
 from backend.checkpoints.resolve import resolve_model
+from backend.denoising import latents
 from backend.denoising.denoiser import Denoiser
 from backend.denoising.modulation import Folded, fold
 from backend.denoising.stream import StreamedBlocks

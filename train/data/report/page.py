@@ -23,9 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from backend.disk import write_atomic
-from backend.errors import FileError
+from backend.errors import FileError, human_bytes
 from backend.fields import check_ranges, within
-from backend.words import human_bytes
 from train.data import select
 from train.data.captions.checks import count_words
 from train.data.filters import DRAWN, Bins, Filter, Thresholds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backend.words import human_bytes
+from backend.errors import human_bytes
 from lens_cli.work.train.data.call import Call, run_todo, span, tell_reasons
 from train.data import pack_stages
 from train.data.buckets import TOO_SMALL, BucketConfig

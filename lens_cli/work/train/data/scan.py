@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.disk import free_bytes
-from backend.errors import UsageError
-from backend.words import human_bytes
+from backend.errors import UsageError, human_bytes
 from lens_cli.work.train.data.call import Call, run_todo, span
 from train.data import estimate
 from train.data import scan as scanning

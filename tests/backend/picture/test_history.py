@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from backend.errors import FileError, UsageError
-from backend.history import History, HistoryError, Node
+from backend.picture.history import History, HistoryError, Node
 
 
 def record(prompt: str = "a red ball", *, second: int = 0, **more: Any) -> dict[str, Any]:
@@ -162,11 +162,11 @@ def test_two_processes_raise_the_layout_once(tmp_path: Path) -> None:
     path = tmp_path / "history.db"
     code = (
         "import sys, uuid; from pathlib import Path\n"
-        "from backend.history import History\nfrom tests.backend.test_history import record\n"
+        "from backend.picture.history import History\nfrom tests.backend.picture.test_history import record\n"
         "history = History(Path(sys.argv[1]))\n"
         "for _ in range(50): history.add(record(), None)"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     children = [subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=root) for _ in range(4)]
     assert [child.wait(120) for child in children] == [0, 0, 0, 0]
     assert len(History(path)) == 200

@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from backend import convert as conversion
 from backend.checkpoints.formats import open_transformer
 from backend.checkpoints.packing_plan import plan_quant, stored_packing
 from backend.checkpoints.resolve import resolve_model
-from backend.convert import convert, missing_companions, packed_names, plan_conversion
 from backend.errors import CancelledError, CheckpointError, FileError, ModelMissingError, UsageError
+from backend.hub import convert as conversion
+from backend.hub.convert import convert, missing_companions, packed_names, plan_conversion
 from backend.loading import load_transformer
 from backend.model.tensors import transformer_shapes
 from backend.packing.bitsandbytes import library

@@ -11,7 +11,7 @@ import hashlib
 import pytest
 import torch
 
-from backend import latents
+from backend.denoising import latents
 
 
 def counted(*shape: int) -> torch.Tensor:

@@ -17,13 +17,12 @@ from backend.checkpoints.headers import read_summary
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, stored_packing
 from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes, make_folder, write_atomic
-from backend.errors import FileError, LensError, ModelMissingError, UsageError
+from backend.errors import FileError, LensError, ModelMissingError, UsageError, human_bytes
 from backend.model.tensors import transformer_shapes
 from backend.packing.schemes import Container, Scheme, by_target
 from backend.params import DiTParams
 from backend.presets import Component
 from backend.types import QuantTarget
-from backend.words import human_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -108,8 +107,8 @@ def convert(plan: Conversion, on_tensor: Callable[[int], None] = lambda nbytes: 
 
     Interrupted or failing, nothing stays but what was there before. Raises CheckpointError, FileError, LensError.
     """
+    from backend.checkpoints.compare import compare
     from backend.checkpoints.formats import open_transformer
-    from backend.loading import compare
 
     table = open_transformer(plan.source.paths)
     shapes = transformer_shapes(plan.source.params)
