@@ -11,8 +11,10 @@ def doctor(
     json: options.Json = False,
     no_torch: options.NoTorch = False,
 ) -> None:
-    """Show Python, memory, disks, torch and its devices, packages, models, the terminal's graphics, and what the
-    environment switches off."""
+    """Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.
+
+    Also which pieces of the code for GPUs the environment switches off.
+    """
     from lens_cli.work.doctor import report
 
     talk = options.talk_for("doctor", json=json)
