@@ -36,7 +36,7 @@ from backend.kernels.graphs import cuda_graphs
 from backend.loaders import TORCH_DTYPES, FileLoader, Loader
 from backend.loading import check_device, device_note
 from backend.lora.apply import fingerprint, fuse
-from backend.lora.names import settle
+from backend.lora.names import decide_modes
 from backend.memory.device import choose_device, describe_device
 from backend.memory.exhausted import give_back, give_back_freed, host_ran_out, ran_out, too_little
 from backend.memory.machine import RunPlan, capped, look_at
@@ -149,7 +149,7 @@ class Engine:
         if request.compiled and not planned.plan.streamed:
             check_compiler(device)
         # What of a LoRA does not fit was said by whoever made the request: here it is only left aside.
-        loras = settle(request.loras, loader.params.dit, quantised=planned.quant.packed, warn=lambda _: None)
+        loras = decide_modes(request.loras, loader.params.dit, quantised=planned.quant.packed, warn=lambda _: None)
         encoder = loader.encoder(request.encoder)
         self._on_event = on_event
         about = device_note(planned.quant, device)

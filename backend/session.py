@@ -261,10 +261,10 @@ def check_loras(resolved: ResolvedRequest, warn: Callable[[str], None]) -> None:
     request, files = resolved.request, resolved.need_files()
     if request.loras:
         from backend.checkpoints.packing_plan import plan_quant
-        from backend.lora.names import settle
+        from backend.lora.names import decide_modes
 
         rounds = plan_quant(files, request.quant).approximation is not None  # a packing that is kept rounds nothing
-        settle(request.loras, files.preset.params.dit, quantised=rounds, warn=warn)
+        decide_modes(request.loras, files.preset.params.dit, quantised=rounds, warn=warn)
 
 
 def _save(made: Generation, output: OutputPlan, now: datetime, parent_id: str | None) -> PictureSaved:

@@ -117,7 +117,7 @@ def _places(name: str) -> Iterator[Path]:
 # Before anything loads -----------------------------------------------------------------------------------------------
 
 
-def settle(
+def decide_modes(
     uses: Sequence[LoraUse], params: DiTParams, *, quantised: bool, warn: Callable[[str], None]
 ) -> tuple[LoraUse, ...]:
     """The LoRAs with the mode each will run in, fused or live; reads headers only.
@@ -125,14 +125,14 @@ def settle(
     `quantised`: whether the blocks' linears will be. Warns of keys that are left aside and of updates that quantising
     rounds. Raises CheckpointError for a file that does not fit, UsageError for a wish that cannot be met.
     """
-    return tuple(_settled(use, params, quantised, warn) for use in uses)
+    return tuple(_decide_mode(use, params, quantised, warn) for use in uses)
 
 
 def block_bits(uses: Sequence[LoraUse], params: DiTParams, quant: QuantPlan, *, itemsize: int) -> float | None:
     """Bits of a weight of the blocks' linears in memory, on average, with the LoRAs; None: those of the dtype.
 
     A live LoRA lies beside its linear; one that is fused makes a linear plain that its file's packing would keep.
-    `itemsize`: bytes of a number of the dtype. Raises as `settle` does.
+    `itemsize`: bytes of a number of the dtype. Raises as `decide_modes` does.
     """
     from backend.checkpoints.headers import read_header
     from backend.lora.keys import read_lora
@@ -141,7 +141,7 @@ def block_bits(uses: Sequence[LoraUse], params: DiTParams, quant: QuantPlan, *, 
     held = quant.bits if quant.packed else None
     shapes = transformer_shapes(params)
     beside, plain = 0, set[str]()
-    for use in settle(uses, params, quantised=quant.packed, warn=lambda _: None):
+    for use in decide_modes(uses, params, quantised=quant.packed, warn=lambda _: None):
         if not use.scale:
             continue
         tensors = read_header(Path(use.path)).tensors
@@ -160,7 +160,7 @@ def block_bits(uses: Sequence[LoraUse], params: DiTParams, quant: QuantPlan, *, 
     return bits + ((8 * itemsize - bits) * decoded + 8 * itemsize * beside) / quant.values
 
 
-def _settled(use: LoraUse, params: DiTParams, quantised: bool, warn: Callable[[str], None]) -> LoraUse:
+def _decide_mode(use: LoraUse, params: DiTParams, quantised: bool, warn: Callable[[str], None]) -> LoraUse:
     from backend.lora.keys import listed, read_lora
     from backend.model.tensors import transformer_shapes
 

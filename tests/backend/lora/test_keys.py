@@ -18,7 +18,7 @@ from backend import paths
 from backend.checkpoints.identity import known_sha256
 from backend.errors import CheckpointError, LensError, UsageError
 from backend.lora.keys import read_lora
-from backend.lora.names import find_again, find_lora, known_loras, lora_sha256, parse_lora, settle
+from backend.lora.names import decide_modes, find_again, find_lora, known_loras, lora_sha256, parse_lora
 from backend.model.tensors import transformer_shapes
 from backend.types import LoraMode, LoraUse
 from tests.backend import tiny_weights as tiny
@@ -112,11 +112,11 @@ def test_keys_that_match_nothing_are_named(tmp_path: Path) -> None:
     }  # fmt: skip
     use = parse_lora(str(save(tmp_path / "x.safetensors", {**GOOD, **extra})))
     said: list[str] = []
-    settle([use], tiny.DIT, quantised=False, warn=said.append)
+    decide_modes([use], tiny.DIT, quantised=False, warn=said.append)
     assert len(said) == 2 and all(line.startswith("x.safetensors: left aside") for line in said)
     assert "transformer_blocks.40.attn.img_qkv.lora_A.weight" in said[0] and "set_weight" in said[0]
     assert "lora_te_text_model" in said[1] and "text_encoder.layers.0" in said[1]
-    settle([parse_lora(str(save(tmp_path / "y.safetensors", GOOD)))], tiny.DIT, quantised=False, warn=said.append)
+    decide_modes([parse_lora(str(save(tmp_path / "y.safetensors", GOOD)))], tiny.DIT, quantised=False, warn=said.append)
     assert len(said) == 2
 
 
@@ -211,7 +211,7 @@ def test_settle(tmp_path: Path) -> None:
     def mode(case: str, wish: LoraMode, quantised: bool) -> LoraMode:
         said.clear()
         path = {**HEADERS, **LOW_RANK}[case].write(tmp_path / f"{case}.safetensors")
-        (use,) = settle([parse_lora(str(path), wish)], tiny.DIT, quantised=quantised, warn=said.append)
+        (use,) = decide_modes([parse_lora(str(path), wish)], tiny.DIT, quantised=quantised, warn=said.append)
         return use.mode
 
     auto, fused, live = LoraMode.auto, LoraMode.fused, LoraMode.live

@@ -29,7 +29,7 @@ from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.errors import CheckpointError
 from backend.loading import load_transformer, pack_weight
 from backend.lora.apply import LiveLora, LowRank, fingerprint, fuse, live_updates
-from backend.lora.names import block_bits, lora_sha256, settle
+from backend.lora.names import block_bits, decide_modes, lora_sha256
 from backend.lora.write import Factors, Family, write_lora
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
@@ -233,8 +233,8 @@ def test_the_plan_counts_its_bytes(lora: str, mode: LoraMode, quant: Quant, mode
     plan, uses = plan_quant(files, quant), [use(ALL[lora].write(tmp_path / "x.safetensors"), 0.5, mode)]
     assert plan.keep == (quant is Quant.gguf)
     bits = block_bits(uses, tiny.DIT, plan, itemsize=4)
-    settled = settle(uses, tiny.DIT, quantised=plan.packed, warn=lambda _: None)
-    network = load_transformer(files, torch.float32, "cpu", settled, plan)
+    decided = decide_modes(uses, tiny.DIT, quantised=plan.packed, warn=lambda _: None)
+    network = load_transformer(files, torch.float32, "cpu", decided, plan)
     assert (32.0 if bits is None else bits) * plan.values / 8 == pytest.approx(held_bytes(network), rel=2e-3)
     without = block_bits([], tiny.DIT, plan, itemsize=4)
     changes = quant is Quant.gguf or mode is LoraMode.live
