@@ -137,3 +137,9 @@ def joined(words: Iterable[str], last: str = "or") -> str:
     """ "a, b or c". Raises ValueError for no words."""
     *first, end = words
     return f"{', '.join(first)} {last} {end}" if first else end
+
+
+def shown(name: object) -> str:
+    """A name from outside for a message: short, and without effect on a terminal."""
+    text = ascii(name) if isinstance(name, str) else f"of type {type(name).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -29,12 +29,13 @@ LIGHT = [
         f"backend.{name}"
         for name in (
             "chat.client disk errors events fields params paths presets requests sampling session settings sizes types "
-            "wish words"
+            "wish"
         ).split()
     ),
     "backend.checkpoints.resolve",
     "backend.kernels.switches",
     "backend.packing.schemes",
+    "backend.picture.history",
     "backend.picture.metadata",
     "backend.picture.outputs",
     "lens_cli.app",

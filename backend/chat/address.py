@@ -1,4 +1,5 @@
-"""Where an endpoint is and what limits its questions; how its errors speak of what a person can change."""
+"""Where an endpoint is and what limits its questions; how its errors speak of what a person can change; and whether an
+address may be given a secret."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from backend.errors import UsageError
+from backend.errors import UsageError, shown
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,31 @@ def make_address(
         max_tokens=max_tokens,
         labels=labels,
     )
+
+
+HTTP_ALLOWED = "LENS_ALLOW_HTTP"  # environment: hosts, separated by commas, that may be asked without encryption
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def check_address(url: str, *, what: str) -> bool:
+    """Whether a secret may be sent to `url`: only with encryption.
+
+    Without it an address is used only on this machine, or where LENS_ALLOW_HTTP names its host. Raises UsageError.
+    `what` names the address in the error.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return True
+    host = parts.hostname or ""
+    if parts.scheme != "http" or not host:
+        raise UsageError(f"{what} is no web address: {shown(url)}", hint="https://host/…")
+    if host not in _LOOPBACK and host not in _allowed_hosts():
+        raise UsageError(
+            f"{what} has no encryption: {shown(url)}; anybody on the way could replace what it sends",
+            hint=f"use https://, or allow this host: {HTTP_ALLOWED}={host}",
+        )
+    return False
+
+
+def _allowed_hosts() -> set[str]:
+    return {host.strip().lower() for host in os.environ.get(HTTP_ALLOWED, "").split(",") if host.strip()}

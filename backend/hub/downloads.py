@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backend.chat.address import check_address
 from backend.checkpoints import records
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_record
-from backend.disk import file_sha256, write_error
+from backend.disk import check_etag, file_sha256, path_below, write_error
 from backend.errors import FileError, ModelMissingError, NetworkError, human_bytes
 from backend.hub.pull_plan import PlannedFile, PullPlan, Say, hub_is_safe, partial_of, short
 from backend.paths import hub_cache, hub_repo
-from backend.untrusted import check_address, check_etag, path_below
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata

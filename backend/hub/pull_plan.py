@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backend import presets
-from backend.disk import free_bytes
+from backend.chat.address import check_address
+from backend.disk import check_commit, check_sha256, check_size, free_bytes, path_below
 from backend.errors import ModelMissingError, NetworkError, UsageError
 from backend.paths import hub_cache, hub_repo
 from backend.presets import HubSource, Layout, Preset
-from backend.untrusted import check_address, check_commit, check_sha256, check_size, path_below
 
 Say = Callable[[str], None]
 

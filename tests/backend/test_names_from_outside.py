@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backend.chat.address import check_address
+from backend.disk import UntrustedError, check_commit, check_etag, check_size, path_below
 from backend.errors import UsageError
-from backend.untrusted import UntrustedError, check_address, check_commit, check_etag, check_size, path_below
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.safetensors", "vae/ä.json", "split_files/x-y_z.1", "a b"])
