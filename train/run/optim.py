@@ -66,7 +66,10 @@ class Muon(torch.optim.Optimizer):
                     continue
                 # A sharded matrix is orthogonalised whole, on every rank: its rows and columns know of each other.
                 nesterov = whole(torch.lerp(p.grad, state["momentum"], group["momentum"]))
-                stack = nesterov.view(self._stacks.get(p, 1), -1, p.shape[-1]) if p.dim() == 2 else nesterov
+                if p.dim() == 4:  # a convolution's kernel is one matrix from all its inputs to its outputs
+                    stack = nesterov.reshape(1, len(p), -1)
+                else:
+                    stack = nesterov.view(self._stacks.get(p, 1), -1, p.shape[-1]) if p.dim() == 2 else nesterov
                 same[tuple(stack.shape[1:])].append((p, stack))
             for (m, n), members in same.items():  # one batched product for all matrices of a shape
                 updates = orthogonalise(torch.cat([stack for _, stack in members]))

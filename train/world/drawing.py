@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from train.world.lettering import CENTRE, lettering
-from train.world.scenes import BOARD, COLOURS, GROUNDS, HILL_COLOURS, PLAIN, RGB, SKIES, Background, Scene, Thing
+from train.world.scenes import BOARD, COLOURS, GROUNDS, HILL_COLOURS, PAPER, PLAIN, RGB, SKIES, Background, Scene, Thing
 from train.world.things import KINDS, Kind
 
 CLOUD: RGB = (236, 240, 244)  # of an overcast sky
@@ -57,7 +57,7 @@ def render(scene: Scene, width: int, height: int) -> Image.Image:
 
 def _draw_background(background: Background, width: int, height: int) -> Image.Image:
     if background.plain is not None:
-        return Image.new("RGB", (width, height), BOARD if background.plain == "board" else PLAIN[background.plain])
+        return Image.new("RGB", (width, height), {**PLAIN, **PAPER, "board": BOARD}[background.plain])
     rng = random.Random(background.seed)
     sky, ground = background.sky, background.ground
     assert sky is not None and ground is not None, "a background is plain or has sky and ground"

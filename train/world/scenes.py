@@ -44,6 +44,7 @@ PLAIN: dict[str, RGB] = {
     "light gray": (218, 220, 224),
     "peach": (252, 224, 200),
 }
+PAPER: dict[str, RGB] = {"white": (255, 255, 255)}  # plain as well, but in no scene unless it is asked for
 BOARD: RGB = (52, 66, 66)  # the dark board of the chalk style
 
 SKIES: dict[str, tuple[RGB, RGB]] = {  # top and bottom of a vertical gradient
@@ -106,7 +107,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """`plain` names a colour of PLAIN (or "board"), and then sky and ground are None; otherwise both are set."""
+    """`plain` names a colour of PLAIN or PAPER, or "board", and then sky and ground are None; else both are set."""
 
     plain: str | None = None
     sky: str | None = None  # a name in SKIES, or a name in PLAIN for the wall of a room
