@@ -16,7 +16,7 @@ from backend.checkpoints.formats import TensorTable
 from backend.checkpoints.identity import files_sha256, identify_model
 from backend.checkpoints.resolve import ModelFiles
 from backend.memory.machine import RunPlan, plan_run
-from backend.memory.plan import Machine
+from backend.memory.plan import MachineMemory
 from backend.params import ModelParams
 from backend.pipeline import Texts
 from backend.presets import Component
@@ -43,7 +43,7 @@ class Loader(Protocol):
         """What tells the weights of a part from all others, those of the same file before it was replaced included."""
         ...
 
-    def plan(self, request: GenerationRequest, machine: Machine) -> RunPlan: ...
+    def plan(self, request: GenerationRequest, machine: MachineMemory) -> RunPlan: ...
 
     def encoder(self, wanted: Encoder) -> Encoder:
         """What computes the features: never auto."""
@@ -61,7 +61,7 @@ class Loader(Protocol):
     def vae(self) -> TensorTable: ...
 
     def transformer_sha256(self) -> str:
-        """Of the transformer's files: the key of what is computed from them and kept on the disk."""
+        """The SHA-256 of the transformer's files, which keys what is computed from them and kept on the disk."""
         ...
 
 
@@ -82,7 +82,7 @@ class FileLoader:
         stats = [(path, path.stat()) for path in self.files.parts.files(part)]
         return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
-    def plan(self, request: GenerationRequest, machine: Machine) -> RunPlan:
+    def plan(self, request: GenerationRequest, machine: MachineMemory) -> RunPlan:
         return plan_run(request, self.files, machine)
 
     def encoder(self, wanted: Encoder) -> Encoder:

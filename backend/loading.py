@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from backend.checkpoints import formats
 from backend.checkpoints.compare import compare
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan
 from backend.checkpoints.resolve import ModelFiles
 from backend.checkpoints.tokenizer_files import load_tokenizer
@@ -248,7 +248,7 @@ def pack_while_loading(
     return done
 
 
-def _taken(entry: Entry, scheme: Scheme) -> PackedLinear | None:
+def _taken(entry: TensorEntry, scheme: Scheme) -> PackedLinear | None:
     """A linear over the codes of a file, where `scheme` takes them as they are; None: it does not."""
     if entry.packed is None or scheme.takes is None:
         return None

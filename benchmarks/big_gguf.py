@@ -198,7 +198,7 @@ def measure(path: Path, threads: int, repack: bool, folder: Path | None) -> dict
 
     born = psutil.Process().create_time()
     from backend.cache.store import Store
-    from backend.text.harmony import Writer
+    from backend.text.harmony import HarmonyWriter
     from backend.text.llama import LlamaModel
 
     found = {"imports s": time.time() - born}
@@ -208,7 +208,7 @@ def measure(path: Path, threads: int, repack: bool, folder: Path | None) -> dict
         found["open s"] = time.perf_counter() - start
         if repack and not model.repacked:
             raise SystemExit("llama.cpp would use AMX here, where its repacked kernels crash")
-        header = tuple(Writer(model.tokenizer).open("user").ids)
+        header = tuple(HarmonyWriter(model.tokenizer).open("user").ids)
         start = time.perf_counter()
         first = model.hidden_states(prompt(PIECES, header, 1), TAKE)
         found["features s"] = time.perf_counter() - start

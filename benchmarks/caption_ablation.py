@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train.evals.nano import Comparison, Folder, Report
+from train.evals.nano import EvalFolder, EvalReport
 from train.evals.nano_prompts import PROMPT_KINDS
 from train.run import status
 
@@ -88,9 +88,9 @@ class Job:
                 env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )  # fmt: skip
 
-    def report(self, wording: str) -> Report:
+    def report(self, wording: str) -> EvalReport:
         """What was judged."""
-        return Report(results=Folder(self.results(wording)).read())
+        return EvalReport(results=EvalFolder(self.results(wording)).read())
 
     @property
     def validation(self) -> float:
@@ -110,9 +110,9 @@ def spread(values: list[float]) -> str:
     return f"{mean:.4f} ± {half:.4f}"
 
 
-def together(seeds: list[Report]) -> Report:
+def together(seeds: list[EvalReport]) -> EvalReport:
     """All seeds of an arm as one report: the n-th seed's picture counts as the n-th picture of a prompt."""
-    return Report(results=[replace(r, index=n) for n, report in enumerate(seeds) for r in report.results])
+    return EvalReport(results=[replace(r, index=n) for n, report in enumerate(seeds) for r in report.results])
 
 
 def table(arms: dict[str, list[Job]]) -> Iterator[str]:
@@ -126,7 +126,7 @@ def table(arms: dict[str, list[Job]]) -> Iterator[str]:
         for arm, of in seeds.items():
             yield f"  {arm:<6} {spread([report.overall for report in of])}   {reports[arm].micro.row('')}"
         for one, other in itertools.combinations(arms, 2):
-            yield f"  {other} against {one}: {Comparison.of(reports[one], reports[other]).micro_row()}"
+            yield f"  {other} against {one}: {EvalComparison.of(reports[one], reports[other]).micro_row()}"
 
 
 def main() -> None:

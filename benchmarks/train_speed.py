@@ -70,7 +70,7 @@ def trainer(config: PretrainConfig, group: Group, loaded: Loaded) -> Step:
 
 
 def plain(config: PretrainConfig, group: Group, loaded: Loaded, *, half: bool) -> Step:
-    """The same network in the loop that one writes first."""
+    """Train the network in the loop that one writes first."""
     torch.manual_seed(0)
     model = build(config.params).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.stages[0].learning_rate)

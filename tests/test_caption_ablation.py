@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.caption_ablation import ARMS, WORDINGS, Job, spread, table
-from train.evals.nano import Folder, Result
+from train.evals.nano import EvalFolder, EvalResult
 
 
 def test_the_interval_of_three_runs_is_students() -> None:
@@ -26,11 +26,11 @@ def arms(tmp_path: Path) -> dict[str, list[Job]]:
     for arm, of in jobs.items():
         for job in of:
             for wording in WORDINGS:
-                folder = Folder(job.results(wording))
+                folder = EvalFolder(job.results(wording))
                 folder.open({"prompts": wording})
                 for n in range(10):
                     folder.add(
-                        Result(
+                        EvalResult(
                             id=f"colors-{n:02d}", kind="colors", index=0, asked="", prompt="", seed=1000 * n,
                             right=n < right[arm], reason="", found=[], seconds=0.1,
                         ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from backend.bench import reference
-from backend.bench.timing import Spread, Took, timed, walls
+from backend.bench.timing import TimeSpread, Took, timed, walls
 from backend.denoising import latents
 from backend.denoising.denoiser import Denoiser
 from backend.errors import NumericsError
@@ -37,24 +37,24 @@ class Race:
     reference_took: tuple[Took, ...]
 
     @property
-    def ours(self) -> Spread:
+    def ours(self) -> TimeSpread:
         """Seconds."""
         return walls(self.ours_took)
 
     @property
-    def reference(self) -> Spread:
+    def reference(self) -> TimeSpread:
         """Seconds."""
         return walls(self.reference_took)
 
     @property
-    def ratios(self) -> Spread:
+    def ratios(self) -> TimeSpread:
         """How many times as long the reference took, of each pair of neighbouring runs."""
-        return Spread(tuple(b.wall / a.wall for a, b in self._pairs()))
+        return TimeSpread(tuple(b.wall / a.wall for a, b in self._pairs()))
 
     @property
-    def processor_ratios(self) -> Spread:
-        """The same of processor seconds; says nothing where a GPU does the work."""
-        return Spread(tuple(b.processor / a.processor for a, b in self._pairs()))
+    def processor_ratios(self) -> TimeSpread:
+        """Ratios of the processor seconds; they say nothing where a GPU does the work."""
+        return TimeSpread(tuple(b.processor / a.processor for a, b in self._pairs()))
 
     def _pairs(self) -> Iterator[tuple[Took, Took]]:
         return zip(self.ours_took, self.reference_took, strict=True)
@@ -185,7 +185,7 @@ class _Published:
         )
 
     def widened(self) -> _Published:
-        """The same weights in float32, each for as long as it is used."""
+        """The published pipeline with these weights in float32, each for as long as it is used."""
         vae = {name: t.float() if t.is_floating_point() else t for name, t in self.tensors.items()}
         return _Published(self.ours, Widened(self.lens.weights), vae)
 
@@ -252,7 +252,7 @@ def _difference(made: Mapping[str, _Made], what: str, against: str) -> Differenc
 
 
 def distance(a: Tensor, b: Tensor) -> Distance:
-    """Of `a` from `b`, relative to `b`. Raises NumericsError where either is not finite."""
+    """Measure how far `a` is from `b`, relative to `b`. Raises NumericsError where either is not finite."""
     a, b = a.double(), b.double()
     maximum = float((a - b).abs().max() / b.abs().max())
     rms = float((a - b).square().mean().sqrt() / b.square().mean().sqrt())

@@ -23,7 +23,7 @@ import torch
 
 from backend.bench.compare import Comparison, Ours, compare
 from backend.bench.random_weights import random_loader
-from backend.bench.timing import Spread, Stopwatch, Took, added, processors, walls
+from backend.bench.timing import Stopwatch, TimeSpread, Took, added, processors, walls
 from backend.checkpoints.resolve import ModelFiles
 from backend.engine import Engine
 from backend.errors import LensError, OutOfMemoryError, UsageError, human_bytes
@@ -61,13 +61,15 @@ class PhaseTimes:
 
     part: Part
     cold: float | None
-    warm: Spread | None
-    processor: Spread | None  # seconds of all threads, of the warm runs, or of the cold one where that is the only one
+    warm: TimeSpread | None
+    processor: (
+        TimeSpread | None
+    )  # seconds of all threads, of the warm runs, or of the cold one where that is the only one
     peak_bytes: int | None  # the highest of all its runs; None: of no phase of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class MeasuredMachine:
     """Where it was measured. What else ran there is not known; the load is the system's own figure."""
 
     device: str
@@ -87,7 +89,7 @@ class Measurement:
     request: GenerationRequest
     random_tokens: int | None  # of the random features where the weights are random; None: both are from files
     dtype: str
-    machine: Machine
+    machine: MeasuredMachine
     image_tokens: int
     text_tokens: int
     packed: str | None  # how the transformer's linears lie in memory; None: in `dtype`
@@ -215,7 +217,7 @@ def _parts(watch: Stopwatch, imports: PhaseTimes, known: Front | None) -> Iterat
         if took:
             yield _times(part, took, watch.most[phase])
         if part is Part.denoise:
-            warm = Spread(tuple(second for run in watch.steps[1:] for second in run))
+            warm = TimeSpread(tuple(second for run in watch.steps[1:] for second in run))
             yield PhaseTimes(part=Part.step, cold=watch.steps[0][0], warm=warm, processor=None, peak_bytes=None)
 
 
@@ -291,8 +293,8 @@ def _picture(phases: Sequence[PhaseTimes], *, cold: bool) -> PhaseTimes:
     )
 
 
-def _machine(watch: Stopwatch, load: float | None) -> Machine:
-    return Machine(
+def _machine(watch: Stopwatch, load: float | None) -> MeasuredMachine:
+    return MeasuredMachine(
         device=describe_device(watch.peak.device),
         processor=torch.backends.cpu.get_cpu_capability(),
         threads=torch.get_num_threads(),

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, QuantPlan, plan_plain
 from backend.loaders import TORCH_DTYPES
 from backend.memory.device import choose_device
 from backend.memory.footprint import Job
 from backend.memory.machine import ITEMSIZE, RunPlan, look_at
-from backend.memory.plan import Machine, ModelBytes, make_plan
+from backend.memory.plan import MachineMemory, ModelBytes, make_plan
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, ModelParams, VAEParams
 from backend.pipeline import Texts
@@ -68,7 +68,7 @@ def _table(
         drawn = random_tensor(name, shape, device, seed, dtype)
         return drawn.to(wanted) if drawn.is_floating_point() else drawn
 
-    entries = {name: Entry(shape, partial(read, name, shape)) for name, shape in shapes.items()}
+    entries = {name: TensorEntry(shape, partial(read, name, shape)) for name, shape in shapes.items()}
     return TensorTable(ORIGIN, entries, params)
 
 
@@ -112,7 +112,7 @@ class RandomLoader:
     def stamp(self, part: Component) -> Hashable:
         return ORIGIN, part, self.preset.name, self.dtype, self.device
 
-    def plan(self, request: GenerationRequest, machine: Machine) -> RunPlan:
+    def plan(self, request: GenerationRequest, machine: MachineMemory) -> RunPlan:
         """As for the files of such a model, but packed only where that is asked for."""
         quant = _quant(request.quant, self.params.dit)
         job = Job(

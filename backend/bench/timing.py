@@ -27,7 +27,7 @@ _RESET_PEAK = "5"  # what proc(5) calls resetting the peak resident set size
 
 
 @dataclass(frozen=True)
-class Spread:
+class TimeSpread:
     """Samples of one quantity and what is said of them."""
 
     samples: tuple[float, ...]  # in the order in which they were taken; at least one
@@ -45,9 +45,9 @@ class Spread:
         return max(self.samples)
 
 
-def added(spreads: Sequence[Spread]) -> Spread:
+def added(spreads: Sequence[TimeSpread]) -> TimeSpread:
     """Run by run: the first samples together, the second together, … as far as all have one."""
-    return Spread(tuple(map(sum, zip(*(spread.samples for spread in spreads), strict=False))))
+    return TimeSpread(tuple(map(sum, zip(*(spread.samples for spread in spreads), strict=False))))
 
 
 class Peak:
@@ -97,12 +97,12 @@ class Took(NamedTuple):
         return Took(self.wall - part.wall, self.processor - part.processor)
 
 
-def walls(runs: Sequence[Took]) -> Spread:
-    return Spread(tuple(run.wall for run in runs))
+def walls(runs: Sequence[Took]) -> TimeSpread:
+    return TimeSpread(tuple(run.wall for run in runs))
 
 
-def processors(runs: Sequence[Took]) -> Spread:
-    return Spread(tuple(run.processor for run in runs))
+def processors(runs: Sequence[Took]) -> TimeSpread:
+    return TimeSpread(tuple(run.processor for run in runs))
 
 
 class Clock:

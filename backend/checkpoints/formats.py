@@ -37,7 +37,7 @@ _OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_mode
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One public tensor: its shape once decoded, and how to read it, whole or some rows of it alone."""
 
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class TensorTable:
     """All tensors of one network as a set of files holds them."""
 
     origin: str  # for messages
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     params: DiTParams | TextEncoderParams | None = None  # where the files state them (GGUF)
     tokenizer_json: str | None = field(default=None, repr=False)  # where it is embedded
     release: Callable[[], None] = lambda: None  # gives what was read of the files back to the system
@@ -81,7 +81,7 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
     if not detect.is_transformer(files.names()):
         raise CheckpointError(f"{files.origin}: {detect.identify(files.names())}, expected a Lens transformer")
     prefix = detect.transformer_prefix(files.names())
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for stored in _wanted(files, prefix):
         name = stored.removeprefix(prefix)
         if name == "scaled_fp8" or _owner(files, stored) is not None:
@@ -91,13 +91,13 @@ def open_transformer(paths: Sequence[Path]) -> TensorTable:
     return TensorTable(files.origin, entries, params, release=files.release)
 
 
-def _transformer_entry(files: TensorFiles, stored: str) -> Entry:
+def _transformer_entry(files: TensorFiles, stored: str) -> TensorEntry:
     """A weight in whichever packing it is stored; GGUF's are read by the same code as its plain ones."""
     found = _packed_weight(files, stored)
     if found is None or files.format is FileFormat.gguf:
         return replace(_plain(files, stored), packed=found.make if found is not None else None)
     make = found.make
-    return Entry(found.shape, lambda dtype: make().decoded(dtype), packed=make)
+    return TensorEntry(found.shape, lambda dtype: make().decoded(dtype), packed=make)
 
 
 def _owner(files: TensorFiles, stored: str) -> str | None:
@@ -128,7 +128,7 @@ def open_text_encoder(paths: Sequence[Path]) -> TensorTable:
 
 def _text_safetensors(files: TensorFiles) -> TensorTable:
     prefix = next(p for p in detect.TEXT_PREFIXES if f"{p}layers.0.self_attn.sinks" in files)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     tokenizer: str | None = None
     for stored in files.names():
         if stored == "tokenizer_json":
@@ -144,7 +144,7 @@ def _text_safetensors(files: TensorFiles) -> TensorTable:
     return TensorTable(files.origin, entries, None, tokenizer, files.release)
 
 
-def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, Entry]) -> None:
+def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, TensorEntry]) -> None:
     """Put the public entry of one stored tensor into `entries`; scales are taken with their weight."""
     match = re.search(r"\.mlp\.experts\.(?:gate_up_proj|down_proj)", name)
     end = "" if match is None else name[match.end() :]
@@ -157,17 +157,17 @@ def _text_entry(files: TensorFiles, stored: str, name: str, entries: dict[str, E
         entries[public + "_bias" if end == ".bias" else name] = _plain(files, stored)
 
 
-def _mxfp4_experts(files: TensorFiles, stem: str) -> Entry:
+def _mxfp4_experts(files: TensorFiles, stem: str) -> TensorEntry:
     """OpenAI's."""
     blocks, scales = stem + "_blocks", stem + "_scales"
 
     def read(dtype: torch.dtype) -> torch.Tensor:
         return block_scaled.mxfp4_experts(files.raw(blocks), files.raw(scales), dtype)
 
-    return Entry(_mxfp4_shape(files, blocks, scales), read, _mxfp4_part(files, blocks, scales))
+    return TensorEntry(_mxfp4_shape(files, blocks, scales), read, _mxfp4_part(files, blocks, scales))
 
 
-def _nvfp4_experts(files: TensorFiles, stem: str) -> Entry:
+def _nvfp4_experts(files: TensorFiles, stem: str) -> TensorEntry:
     """ComfyUI's. Raises CheckpointError where the marker names another packing."""
     comfyui.check_marker(files, stem, ("nvfp4",))
     names = weight, scale, outer = stem + ".weight", stem + ".weight_scale", stem + ".weight_scale_2"
@@ -175,11 +175,11 @@ def _nvfp4_experts(files: TensorFiles, stem: str) -> Entry:
     def read(dtype: torch.dtype) -> torch.Tensor:
         return block_scaled.nvfp4_experts(files.raw(weight), files.raw(scale), files.raw(outer), dtype)
 
-    return Entry(_nvfp4_shape(files, *names), read, _nvfp4_part(files, *names))
+    return TensorEntry(_nvfp4_shape(files, *names), read, _nvfp4_part(files, *names))
 
 
 # Ends of the experts' stored names: what is read in another form, and what only describes such a tensor.
-_PACKED_EXPERTS: Mapping[str, Callable[[TensorFiles, str], Entry]] = {
+_PACKED_EXPERTS: Mapping[str, Callable[[TensorFiles, str], TensorEntry]] = {
     "_blocks": _mxfp4_experts,
     ".weight": _nvfp4_experts,
 }
@@ -255,7 +255,7 @@ def _text_gguf(files: TensorFiles) -> TensorTable:
         raise CheckpointError(f"{files.origin}: tensor 'token_embd.weight' is missing")
     params = gguf_keys.text_params(files.metadata, files.shape("token_embd.weight")[0], files.origin)
     renamed = gguf_keys.text_names(params.num_hidden_layers)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for stored in files.names():
         if stored in renamed:
             entries[renamed[stored]] = _plain(files, stored)
@@ -274,12 +274,14 @@ def _text_gguf(files: TensorFiles) -> TensorTable:
                     f"{files.origin}: {one!r} is {list(files.shape(one))}, {two!r} is {list(files.shape(two))}"
                 )
         rows, inner, hidden = files.shape(gate)
-        entries[experts + "gate_up_proj"] = Entry(
+        entries[experts + "gate_up_proj"] = TensorEntry(
             (rows, hidden, 2 * inner), _gate_up(files, gate, up), _gate_up_part(files, gate, up)
         )
-        entries[experts + "gate_up_proj_bias"] = Entry((rows, 2 * inner), _gate_up_bias(files, gate_bias, up_bias))
+        entries[experts + "gate_up_proj_bias"] = TensorEntry(
+            (rows, 2 * inner), _gate_up_bias(files, gate_bias, up_bias)
+        )
         rows, hidden, inner = files.shape(down)
-        entries[experts + "down_proj"] = Entry(
+        entries[experts + "down_proj"] = TensorEntry(
             (rows, inner, hidden), _transposed(files, down), _transposed_part(files, down)
         )
     return TensorTable(files.origin, entries, params, files.metadata.get(gguf_keys.HF_TOKENIZER_KEY), files.release)
@@ -333,16 +335,16 @@ def open_vae(paths: Sequence[Path], levels: int) -> TensorTable:
     prefix = vae_keys.prefix_of(files.names())
     stored_names = _wanted(files, prefix)
     bfl = vae_keys.is_bfl(name.removeprefix(prefix) for name in stored_names)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for stored in stored_names:
         name = stored.removeprefix(prefix)
         if bfl:
             name = vae_keys.to_diffusers(name, levels)
         shape = files.shape(stored)
         if vae_keys.is_attention_linear(name) and len(shape) == 4 and shape[2:] == (1, 1):
-            entries[name] = Entry(shape[:2], _squeezed(files, stored))
+            entries[name] = TensorEntry(shape[:2], _squeezed(files, stored))
         elif name == "bn.num_batches_tracked":
-            entries[name] = Entry(shape, _integer(files, stored))
+            entries[name] = TensorEntry(shape, _integer(files, stored))
         else:
             entries[name] = _plain(files, stored)
     return TensorTable(files.origin, entries)
@@ -359,8 +361,8 @@ def _integer(files: TensorFiles, stored: str) -> Read:
 # shared --------------------------------------------------------------------------------------------------------------
 
 
-def _plain(files: TensorFiles, stored: str) -> Entry:
-    return Entry(
+def _plain(files: TensorFiles, stored: str) -> TensorEntry:
+    return TensorEntry(
         files.shape(stored),
         lambda dtype: files.floats(stored, dtype),
         lambda dtype, device, first, last: files.part(stored, dtype, device, first, last),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.checkpoints.tensor_files import TensorFiles
 from backend.errors import CheckpointError
 from backend.lora.keys import Update, UpdateKind, read_lora
@@ -182,7 +182,7 @@ def _changes(table: TensorTable, uses: Sequence[LoraUse]) -> Iterator[_Change]:
                 yield _Change(files, update, use)
 
 
-def _with_changes(entry: Entry, changes: Sequence[_Change]) -> Entry:
+def _with_changes(entry: TensorEntry, changes: Sequence[_Change]) -> TensorEntry:
     def read(dtype: torch.dtype) -> Tensor:
         weight = entry.read(torch.float32)
         total = weight  # never changed in place: it may be a view of the file's pages, which are read again
@@ -190,4 +190,4 @@ def _with_changes(entry: Entry, changes: Sequence[_Change]) -> Entry:
             total = change.added_to(total, weight)
         return total.to(dtype)
 
-    return Entry(entry.shape, read)
+    return TensorEntry(entry.shape, read)

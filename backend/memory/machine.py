@@ -17,7 +17,7 @@ from backend.errors import OutOfMemoryError
 from backend.kernels import switches
 from backend.lora.names import block_bits
 from backend.memory.footprint import CUDA_CONTEXT, Job
-from backend.memory.plan import Machine, MemoryPlan, ModelBytes, make_plan
+from backend.memory.plan import MachineMemory, MemoryPlan, ModelBytes, make_plan
 from backend.types import DType, Encoder, GenerationRequest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class RunPlan:
 
     plan: MemoryPlan
     model: ModelBytes
-    machine: Machine
+    machine: MachineMemory
     dtype: DType  # the arithmetic, never auto
     quant: QuantPlan
     reason: str | None = None  # why the GPU that is here is left alone; None: it is not, or there is none
@@ -47,7 +47,7 @@ class RunPlan:
         return self.quant.linear_bytes(ITEMSIZE[self.dtype])
 
 
-def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) -> RunPlan:
+def plan_run(request: GenerationRequest, files: ModelFiles, machine: MachineMemory) -> RunPlan:
     """How a request will run on this machine. A GPU that nobody asked for, and that is too small even for the leanest
     plan, is left alone for the CPU. Raises OutOfMemoryError where nothing fits, UsageError, CheckpointError."""
     try:
@@ -58,11 +58,12 @@ def plan_run(request: GenerationRequest, files: ModelFiles, machine: Machine) ->
             raise
         reason = str(error)
     return replace(
-        plan_request(request, files, Machine(device="cpu", host_free=machine.host_free)), reason=f"the GPU: {reason}"
+        plan_request(request, files, MachineMemory(device="cpu", host_free=machine.host_free)),
+        reason=f"the GPU: {reason}",
     )
 
 
-def plan_request(request: GenerationRequest, files: ModelFiles, machine: Machine) -> RunPlan:
+def plan_request(request: GenerationRequest, files: ModelFiles, machine: MachineMemory) -> RunPlan:
     """On this machine's device and no other. Raises what `plan_run` does."""
     dtype = choose_arithmetic(request.dtype, machine.device, files)
     quant = plan_quant(
@@ -124,7 +125,7 @@ def _mostly_stored_as(files: ModelFiles, kinds: tuple[str, ...]) -> bool:
 # The machine ---------------------------------------------------------------------------------------------------------
 
 
-def look_at(device: torch.device) -> Machine:
+def look_at(device: torch.device) -> MachineMemory:
     """What is free at this moment, and what the switches leave of a GPU's ways. Raises UsageError for a bad switch."""
     switches.check()
     free = host_free()
@@ -140,13 +141,13 @@ def look_at(device: torch.device) -> Machine:
 
         card = int(torch.mps.recommended_max_memory())
         left = max(card - int(torch.mps.driver_allocated_memory()), 0)
-        return Machine(device="mps", card=card, card_free=min(left, free), host_free=free)
-    return Machine(device=device.type, host_free=free)
+        return MachineMemory(device="mps", card=card, card_free=min(left, free), host_free=free)
+    return MachineMemory(device=device.type, host_free=free)
 
 
-def _cuda(card: int, card_free: int, free: int) -> Machine:
+def _cuda(card: int, card_free: int, free: int) -> MachineMemory:
     graphs, streams = not switches.GRAPHS.is_plain, switches.STREAM.value != "off"
-    return Machine(device="cuda", card=card, card_free=card_free, host_free=free, graphs=graphs, streams=streams)
+    return MachineMemory(device="cuda", card=card, card_free=card_free, host_free=free, graphs=graphs, streams=streams)
 
 
 def host_free() -> int:
@@ -196,11 +197,11 @@ def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[RunPlan | N
         return None, str(error)
 
 
-def _expected(request: GenerationRequest) -> Machine:
+def _expected(request: GenerationRequest) -> MachineMemory:
     """The machine of a run: this one, or one with the card that the request names. Raises UsageError."""
     switches.check()
     if request.device == "cpu":
-        return Machine(device="cpu", host_free=host_free())
+        return MachineMemory(device="cpu", host_free=host_free())
     named = request.vram or _card_of(request.profile)
     # torch is asked where there may be a GPU, and where one was asked for that is then said not to be here.
     if has_gpu() or (request.device != "auto" and not named):
@@ -211,7 +212,7 @@ def _expected(request: GenerationRequest) -> Machine:
             return look_at(device)
     if named:
         return _cuda(named, named, host_free())
-    return Machine(device="cpu", host_free=host_free())
+    return MachineMemory(device="cpu", host_free=host_free())
 
 
 def _card_of(profile: str | None) -> int:

@@ -71,7 +71,7 @@ PROFILES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class MachineMemory:
     """What there is at the moment. Bytes."""
 
     device: str  # "cuda", "mps" or "cpu": where the transformer is to run
@@ -182,7 +182,7 @@ class ModelBytes:
 
 
 def make_plan(
-    model: ModelBytes, machine: Machine, *, profile: str | None = None, vram: int | None = None
+    model: ModelBytes, machine: MachineMemory, *, profile: str | None = None, vram: int | None = None
 ) -> MemoryPlan:
     """The fastest placement that fits what is free; or a card of the class `profile`, or `vram` bytes of this one.
 
@@ -201,7 +201,7 @@ def make_plan(
 
 
 def step_down(
-    model: ModelBytes, machine: Machine, plan: MemoryPlan, phase: Phase, *, on_host: bool = False
+    model: ModelBytes, machine: MachineMemory, plan: MemoryPlan, phase: Phase, *, on_host: bool = False
 ) -> MemoryPlan | None:
     """The next leaner placement after memory ran out in `phase`; None: there is none.
 
@@ -235,7 +235,7 @@ def too_small(job: Job, leanest: MemoryPlan) -> OutOfMemoryError:
     )
 
 
-def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Profile, int]:
+def _budget(machine: MachineMemory, profile: str | None, vram: int | None) -> tuple[Profile, int]:
     """(the class, bytes that a plan may fill). Raises UsageError."""
     if profile is not None and vram is not None:
         raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
@@ -267,7 +267,9 @@ def _budget(machine: Machine, profile: str | None, vram: int | None) -> tuple[Pr
     return row, round(machine.card_free * 0.95)
 
 
-def _rungs(model: ModelBytes, machine: Machine, row: Profile, budget: int, *, cap: int | None) -> Iterator[MemoryPlan]:
+def _rungs(
+    model: ModelBytes, machine: MachineMemory, row: Profile, budget: int, *, cap: int | None
+) -> Iterator[MemoryPlan]:
     """The ladder, fastest first."""
     job, held = model.job, model.held
     w = footprint.weights(job)
@@ -309,7 +311,9 @@ def _rungs(model: ModelBytes, machine: Machine, row: Profile, budget: int, *, ca
     yield plan(streamed[-1], decodings[-1], reader=on_host)
 
 
-def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: EncoderPlace, graphs: int) -> PeakBytes:
+def _peak(
+    job: Job, machine: MachineMemory, place: Place, decode: DecodePlan, reader: EncoderPlace, graphs: int
+) -> PeakBytes:
     """What each phase takes of the device at most; see `PeakBytes`."""
     w = footprint.weights(job)
     encoding = footprint.encoding(job.params.text, job.params.text.template.max_tokens, job.itemsize)
@@ -331,7 +335,7 @@ def _peak(job: Job, machine: Machine, place: Place, decode: DecodePlan, reader: 
     return PeakBytes(encode=encode, denoise=lying + SLOTS * w.block + denoising, decode=lying + w.vae + decoding)
 
 
-def _host(model: ModelBytes, machine: Machine, place: Place, decode: DecodePlan, reader: EncoderPlace) -> int:
+def _host(model: ModelBytes, machine: MachineMemory, place: Place, decode: DecodePlan, reader: EncoderPlace) -> int:
     """Bytes of host memory that no file backs. Pages of mapped files come and go, so they are not counted."""
     job = model.job
     w = footprint.weights(job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from backend.memory import footprint
-from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, ModelBytes, Place, pinned_bytes
+from backend.memory.plan import EncoderPlace, MachineMemory, MemoryPlan, ModelBytes, Place, pinned_bytes
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class ResidentBytes:
     def total(self) -> int:
         return self.card + self.host
 
-    def given_back(self, machine: Machine) -> Machine:
+    def given_back(self, machine: MachineMemory) -> MachineMemory:
         """The machine as it would be without them."""
         card_free = min(machine.card, machine.card_free + self.card)
         return replace(machine, card_free=card_free, host_free=machine.host_free + self.host)
 
 
 def resident_bytes(model: ModelBytes, plan: MemoryPlan) -> ResidentBytes:
-    """Of transformer and VAE after a picture, when the slots of streamed blocks are given back."""
+    """Count what transformer and VAE take after a picture, when the slots of streamed blocks are given back."""
     w = footprint.weights(model.job)
     if plan.device == "cpu":
         return ResidentBytes(card=0, host=w.vae + w.folded + (0 if model.mapped else w.outer + w.blocks))

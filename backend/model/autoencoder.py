@@ -40,14 +40,14 @@ class AutoencoderKLFlux2(nn.Module):
         super().__init__()
         self.params = params
         z = params.latent_channels
-        self.encoder = Encoder(params)
-        self.decoder = Decoder(params)
+        self.encoder = VaeEncoder(params)
+        self.decoder = VaeDecoder(params)
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1)
         self.post_quant_conv = nn.Conv2d(z, z, 1)
         self.bn = nn.BatchNorm2d(PATCH * PATCH * z, eps=params.batch_norm_eps, affine=False)
 
 
-class Encoder(nn.Module):
+class VaeEncoder(nn.Module):
     """(B, 3, H, W) -> (B, 2 Z, H/8, W/8): mean and log-variance, before `quant_conv`."""
 
     def __init__(self, params: VAEParams) -> None:
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Decoder(nn.Module):
+class VaeDecoder(nn.Module):
     """(B, Z, H/8, W/8), after `post_quant_conv`, -> (B, 3, H, W)."""
 
     def __init__(self, params: VAEParams) -> None:
@@ -158,7 +158,7 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList()
         before = Resnet(width, width, groups)
         if attention:
-            self.attentions.append(Attention(width, groups))
+            self.attentions.append(VaeAttention(width, groups))
         self.resnets = nn.ModuleList([before, Resnet(width, width, groups)])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -168,15 +168,15 @@ class Middle(nn.Module):
             x = attention(x)
         return after(x)
 
-    def parts(self) -> tuple[Resnet, Attention | None, Resnet]:
+    def parts(self) -> tuple[Resnet, VaeAttention | None, Resnet]:
         before, after = self.resnets
         attention = next(iter(self.attentions), None)
         assert isinstance(before, Resnet) and isinstance(after, Resnet)
-        assert attention is None or isinstance(attention, Attention)
+        assert attention is None or isinstance(attention, VaeAttention)
         return before, attention, after
 
 
-class Attention(nn.Module):
+class VaeAttention(nn.Module):
     """One head as wide as the picture is deep, every position to every other."""
 
     def __init__(self, width: int, groups: int) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backend.model.autoencoder import Attention, AutoencoderKLFlux2, Resnet
+from backend.model.autoencoder import AutoencoderKLFlux2, Resnet, VaeAttention
 from backend.model.decode_norm import measure
 from backend.model.decode_plan import DecodePlan, StagePlan, plan_decode, score_rows
 
@@ -186,7 +186,7 @@ def _add_recomputed(x: Activation, block: Resnet, rows: int) -> None:
 # attention -----------------------------------------------------------------------------------------------------------
 
 
-def attend(x_1CHW: Tensor, attention: Attention) -> None:
+def attend(x_1CHW: Tensor, attention: VaeAttention) -> None:
     """x += attention of every position to every other: one head as wide as the picture is deep."""
     _, channels, h, w = x_1CHW.shape
     n_NC = measure(attention.group_norm, [x_1CHW], silu=False)(x_1CHW).permute(0, 2, 3, 1).reshape(h * w, channels)

@@ -50,7 +50,7 @@ def rotate(x_BLHK: Tensor, cos_LK: Tensor, sin_LK: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-class RMSNorm(nn.Module):
+class TextRMSNorm(nn.Module):
     """Root-mean-square norm computed wholly in float32, weight included, then cast back (GPT-OSS's order)."""
 
     def __init__(self, width: int, eps: float) -> None:
@@ -182,9 +182,9 @@ class MoE(nn.Module):
 class Block(nn.Module):
     def __init__(self, params: TextEncoderParams, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.input_layernorm = TextRMSNorm(params.hidden_size, params.rms_norm_eps)
         self.self_attn = Attention(params)
-        self.post_attention_layernorm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.post_attention_layernorm = TextRMSNorm(params.hidden_size, params.rms_norm_eps)
         self.mlp = MoE(params)
         self.window = params.sliding_window if index % 2 == 0 else None  # even blocks see a window, odd ones all
 
@@ -200,7 +200,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(params.vocab_size, params.hidden_size)
         self.layers = nn.ModuleList(Block(params, i) for i in range(params.num_hidden_layers))
-        self.norm = RMSNorm(params.hidden_size, params.rms_norm_eps)
+        self.norm = TextRMSNorm(params.hidden_size, params.rms_norm_eps)
 
 
 class Surroundings:

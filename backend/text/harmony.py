@@ -31,7 +31,7 @@ def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
         tokenizer.encode_special_tokens = before
 
 
-class Writer:
+class HarmonyWriter:
     """Builds the token ids of a conversation message by message."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -46,22 +46,22 @@ class Writer:
                 )
             self._control[token] = number
 
-    def control(self, token: str) -> Writer:
+    def control(self, token: str) -> HarmonyWriter:
         self.ids.append(self._control[token])
         return self
 
-    def text(self, text: str) -> Writer:
+    def text(self, text: str) -> HarmonyWriter:
         self.ids += plain_ids(self.tokenizer, text)
         return self
 
-    def open(self, role: str, channel: str | None = None) -> Writer:
+    def open(self, role: str, channel: str | None = None) -> HarmonyWriter:
         """`<|start|>role[<|channel|>channel]<|message|>`."""
         self.control("<|start|>").text(role)
         if channel is not None:
             self.control("<|channel|>").text(channel)
         return self.control("<|message|>")
 
-    def message(self, role: str, text: str, channel: str | None = None, *, end: str = "<|end|>") -> Writer:
+    def message(self, role: str, text: str, channel: str | None = None, *, end: str = "<|end|>") -> HarmonyWriter:
         return self.open(role, channel).text(text).control(end)
 
 
@@ -88,7 +88,7 @@ def encode_prompt(tokenizer: Tokenizer, template: TemplateParams, prompt: str) -
     Raises CheckpointError where the tokens before the user's text are not `template.prefix_tokens`: then this is not
     the tokenizer the model was trained with.
     """
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template))
     # The blank line before <|end|> is the published template's: it joins instructions and (absent) tools.
     writer.message("developer", f"# Instructions\n\n{template.instruction}\n\n")
@@ -115,7 +115,7 @@ def conversation(
     `instructions` is a system prompt (harmony's developer message); it and `request` are plain text whatever they
     contain. `effort` is low, medium or high.
     """
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template, effort))
     writer.message("developer", f"# Instructions\n\n{instructions}\n\n")
     writer.message("user", request)
@@ -124,7 +124,7 @@ def conversation(
 
 def users_place(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
     """How many tokens stand before the first user's text: what many conversations share. 0 without a user message."""
-    header = tuple(Writer(tokenizer).open("user").ids)
+    header = tuple(HarmonyWriter(tokenizer).open("user").ids)
     for start in range(len(ids) - len(header) + 1):
         if tuple(ids[start : start + len(header)]) == header:
             return start + len(header)

@@ -70,12 +70,12 @@ class Answerer:
         self._threads, self._limit, self._kept = threads, limit, prefixes
         self._context: Context | None = None
         self._prefix: tuple[int, ...] = ()
-        writer = harmony.Writer(tokenizer)
+        writer = harmony.HarmonyWriter(tokenizer)
         self._think = tuple(writer.control("<|channel|>").text("analysis").control("<|message|>").ids)
         writer.ids = []
         writer.control("<|end|>").control("<|start|>").text("assistant")
         self._conclude = tuple(writer.control("<|channel|>").text("final").control("<|message|>").ids)
-        self._end, self._return = harmony.Writer(tokenizer).control("<|end|>").control("<|return|>").ids
+        self._end, self._return = harmony.HarmonyWriter(tokenizer).control("<|end|>").control("<|return|>").ids
 
     def answer(
         self, ids: Sequence[int], *, schema: Mapping[str, Any] | None, think_tokens: int, answer_tokens: int,

@@ -83,7 +83,7 @@ def bench(
 
     talk = options.talk_for("bench", json=json, quiet=quiet, verbose=verbose)
     bench.bench(
-        bench.Choice(
+        bench.BenchChoice(
             wish=replace(wish, prompt=prompt or None),
             random=random,
             text_tokens=text_tokens,

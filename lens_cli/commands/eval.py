@@ -68,7 +68,7 @@ def nano(
     Examples: lens eval nano --limit 70 · lens eval nano --out eval/ --contact-sheet eval.png
     · lens eval nano --reasoner local --compare · lens eval nano --prove-verifier
     """
-    from lens_cli.work.eval import Choice, eval_nano  # light until it runs
+    from lens_cli.work.eval import EvalChoice, eval_nano  # light until it runs
     from lens_cli.work.eval import prove_verifier as prove
 
     talk = options.talk_for("eval nano", json=json, quiet=quiet)
@@ -81,7 +81,7 @@ def nano(
     if contact_sheet is not None and contact_sheet.suffix.lower() != ".png":
         raise UsageError(f"--contact-sheet {contact_sheet}: the sheet is a PNG", hint="a name that ends in .png")
     eval_nano(
-        Choice(
+        EvalChoice(
             wish=wish,
             wording=prompts,
             images_per_prompt=images_per_prompt,

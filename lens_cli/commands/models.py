@@ -21,7 +21,7 @@ TARGETS = (
 )
 
 
-class Modulation(StrEnum):
+class ModulationPrecision(StrEnum):
     """What becomes of the modulation when a model is quantised."""
 
     bf16 = "bf16"
@@ -154,9 +154,9 @@ def quantize(
         str, typer.Option("--output", "-o", metavar="DIR|FILE", help="Where to; the name ends in the file format's.")
     ],
     modulation: Annotated[
-        Modulation,
+        ModulationPrecision,
         typer.Option("--modulation", help="bf16 keeps it; same quantises it too, which is reported to break 4 bits."),
-    ] = Modulation.bf16,
+    ] = ModulationPrecision.bf16,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -170,7 +170,7 @@ def quantize(
     from lens_cli.work.models.quantize import quantize as write
 
     talk = options.talk_for("models quantize", json=json, quiet=quiet)
-    write(source, to, output, talk, modulation=modulation is Modulation.same, force=force)
+    write(source, to, output, talk, modulation=modulation is ModulationPrecision.same, force=force)
 
 
 @app.command()

@@ -10,8 +10,8 @@ from lens_cli.terminal.bars import Bar
 
 if TYPE_CHECKING:
     from backend.bench.compare import Comparison, Difference, Distance, Race
-    from backend.bench.measure import Machine, Measurement
-    from backend.bench.timing import Spread
+    from backend.bench.measure import MeasuredMachine, Measurement
+    from backend.bench.timing import TimeSpread
     from backend.types import GenerationRequest
 
 _WIDE = 18  # characters of the first column
@@ -91,7 +91,7 @@ def seconds(value: float | None) -> str:
     return f"{value * 1e3:.3g} ms" if value < 0.9995 else f"{value:.3g} s" if value < 999.5 else f"{value:.0f} s"
 
 
-def spread_cells(spread: Spread | None) -> list[str]:
+def spread_cells(spread: TimeSpread | None) -> list[str]:
     return ["-"] * 3 if spread is None else [seconds(spread.median), seconds(spread.low), seconds(spread.high)]
 
 
@@ -141,11 +141,11 @@ def as_data(m: Measurement) -> dict[str, Any]:
     }
 
 
-def _machine(m: Machine) -> dict[str, Any]:
+def _machine(m: MeasuredMachine) -> dict[str, Any]:
     return {name: getattr(m, name) for name in m.__dataclass_fields__}
 
 
-def _spread(spread: Spread) -> dict[str, Any]:
+def _spread(spread: TimeSpread) -> dict[str, Any]:
     return {"median": spread.median, "min": spread.low, "max": spread.high, "samples": list(spread.samples)}
 
 

@@ -25,7 +25,7 @@ class Frame:
 
 
 def frame(series: Sequence[Points]) -> Frame:
-    """Of all points. A single value gets room above and below."""
+    """Find the frame that holds all points. A single value gets room above and below."""
     xs, ys = [x for points in series for x, _ in points], [y for points in series for _, y in points]
     low, high = min(ys), max(ys)
     if low == high:

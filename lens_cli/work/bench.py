@@ -35,7 +35,7 @@ PROMPT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class BenchChoice:
     """What was typed; None means "the model's default"."""
 
     wish: Wish
@@ -48,7 +48,7 @@ class Choice:
     plot: Path | None  # SVG
 
 
-def bench(choice: Choice, talk: Talk) -> None:
+def bench(choice: BenchChoice, talk: Talk) -> None:
     """Measure every case, print each as it is finished. Raises UsageError, FileError and what the models raise."""
     from backend.disk import make_folder
 
@@ -81,7 +81,7 @@ def bench(choice: Choice, talk: Talk) -> None:
     talk.result(data)
 
 
-def build_cases(choice: Choice, talk: Talk) -> list[ResolvedRequest]:
+def build_cases(choice: BenchChoice, talk: Talk) -> list[ResolvedRequest]:
     """One complete case for every combination of the sweep's values. Raises UsageError."""
     from backend import presets
     from backend.requests import build_request, find_model
@@ -138,7 +138,7 @@ def parse_sweep(texts: Sequence[str]) -> list[Wish]:
     return points
 
 
-def _measure_all(cases: Sequence[ResolvedRequest], choice: Choice, talk: Talk) -> Iterator[Measurement]:
+def _measure_all(cases: Sequence[ResolvedRequest], choice: BenchChoice, talk: Talk) -> Iterator[Measurement]:
     from backend.bench.measure import measure
     from backend.memory.exhausted import out_of_memory_as_error
 

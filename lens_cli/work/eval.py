@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from backend.requests import ResolvedRequest
-    from train.evals.nano import Folder, Report, Result
-    from train.evals.nano_prompts import Prompt
+    from train.evals.nano import EvalFolder, EvalReport, EvalResult
+    from train.evals.nano_prompts import NanoPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class EvalChoice:
     """What was typed; None means "the model's default"."""
 
     wish: Wish  # of every picture: the model, and how it draws
@@ -82,11 +82,11 @@ def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> N
     )
 
 
-def eval_nano(choice: Choice, talk: Talk) -> None:
+def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
     from backend.checkpoints.identity import identify_model
     from backend.disk import make_folder
-    from train.evals.nano import Comparison
+    from train.evals.nano import EvalComparison
     from train.evals.nano_prompts import fingerprint
     from train.evals.nano_prompts import prompts as all_prompts
     from train.evals.verifier.verify import VERSION
@@ -129,7 +129,7 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
     title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"
     data: list[dict[str, Any]] = []
-    reports: list[Report] = []
+    reports: list[EvalReport] = []
     with Session(settings, stores=Stores()) as session:
         for asked in runs:
             name = "off" if asked is None else str(asked.plan.mode)
@@ -143,7 +143,7 @@ def eval_nano(choice: Choice, talk: Talk) -> None:
     if not choice.compare:
         talk.result(data[0])
         return
-    comparison = Comparison.of(*reports)
+    comparison = EvalComparison.of(*reports)
     talk.data(f"difference: reasoner {reasoner.plan.mode} less off, same prompts and seeds")
     for line in comparison.table():
         talk.data(line)
@@ -156,17 +156,17 @@ def _reasoner_settings(reasoner: AskedReasoner) -> dict[str, Any]:
 
 
 def _one_run(
-    choice: Choice, chosen: Sequence[Prompt], session: Session, resolved: ResolvedRequest,
+    choice: EvalChoice, chosen: Sequence[NanoPrompt], session: Session, resolved: ResolvedRequest,
     reasoner: AskedReasoner | None, settings: dict[str, Any], name: str, talk: Talk,
-) -> Report:  # fmt: skip
+) -> EvalReport:  # fmt: skip
     """All prompts once, with or without a reasoner; of two runs each has a folder and a sheet of its own."""
-    from train.evals.nano import Folder, evaluate
+    from train.evals.nano import EvalFolder, evaluate
 
     out, sheet = choice.out, choice.contact_sheet
     if choice.compare:
         out = out / name if out is not None else None
         sheet = sheet.with_name(f"{sheet.stem}-{name}{sheet.suffix}") if sheet is not None else None
-    folder = Folder(out) if out is not None else None
+    folder = EvalFolder(out) if out is not None else None
     done = folder.open(settings) if folder is not None else []
     pictures: dict[tuple[str, int], Image.Image] = {}
     total = len(chosen) * choice.images_per_prompt
@@ -175,7 +175,7 @@ def _one_run(
     if count:
         talk.say(f"{count} of {total} pictures were judged before")
 
-    def on_result(result: Result, picture: Image.Image | None) -> None:
+    def on_result(result: EvalResult, picture: Image.Image | None) -> None:
         nonlocal count
         count += 1
         if folder is not None:
@@ -208,14 +208,14 @@ def _one_run(
 
 
 def _write_sheet(
-    path: Path, report: Report, pictures: dict[tuple[str, int], Image.Image], folder: Folder | None, talk: Talk
+    path: Path, report: EvalReport, pictures: dict[tuple[str, int], Image.Image], folder: EvalFolder | None, talk: Talk
 ) -> None:
     from PIL import Image
 
     from backend.disk import write_atomic
     from train.evals.sheet import contact_sheet
 
-    def picture_of(result: Result) -> Image.Image:
+    def picture_of(result: EvalResult) -> Image.Image:
         if result.key in pictures:
             return pictures[result.key]
         if result.unmade:

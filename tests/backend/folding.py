@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.denoising.modulation import Folded, fold
 from backend.model.transformer import LensTransformer2DModel
 
@@ -14,8 +14,8 @@ from backend.model.transformer import LensTransformer2DModel
 def fold_network(network: LensTransformer2DModel, sigmas: Sequence[float]) -> Folded:
     """`network` has its modulation layers."""
 
-    def entry(tensor: torch.Tensor) -> Entry:
-        return Entry(tuple(tensor.shape), tensor.to)
+    def entry(tensor: torch.Tensor) -> TensorEntry:
+        return TensorEntry(tuple(tensor.shape), tensor.to)
 
     table = TensorTable("memory", {name: entry(tensor) for name, tensor in network.named_parameters()})
     weight = network.img_in.weight

@@ -22,7 +22,7 @@ from backend.errors import OutOfMemoryError
 from backend.events import Event, Generation, PlanMade
 from backend.memory.exhausted import host_ran_out, ran_out
 from backend.memory.machine import RunPlan
-from backend.memory.plan import EncoderPlace, Machine, MemoryPlan, PeakBytes, Place
+from backend.memory.plan import EncoderPlace, MachineMemory, MemoryPlan, PeakBytes, Place
 from backend.types import DType, Phase
 from tests.backend.test_pipeline import REQUEST, make, model, resolved_for, same
 
@@ -192,8 +192,8 @@ def test_other_errors_pass_through(model: Path, monkeypatch: pytest.MonkeyPatch)
 def on_a_card(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Believe in a card with so many bytes free."""
 
-    def look_at(device: torch.device) -> Machine:
-        return Machine(device=device.type, card=8 * GB, card_free=free, host_free=32 * GB)
+    def look_at(device: torch.device) -> MachineMemory:
+        return MachineMemory(device=device.type, card=8 * GB, card_free=free, host_free=32 * GB)
 
     monkeypatch.setattr(product, "look_at", look_at)
     monkeypatch.setattr(product, "choose_device", lambda name: torch.device("cuda"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backend.checkpoints import packing_plan
-from backend.checkpoints.formats import Entry, open_transformer
+from backend.checkpoints.formats import TensorEntry, open_transformer
 from backend.checkpoints.layouts import Parts
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored_packing
 from backend.checkpoints.resolve import ModelFiles, resolve_model
@@ -117,7 +117,7 @@ def test_only_e4m3_codes_are_taken_as_they_are(plain: ModelFiles, codes: torch.d
     def make() -> ScaledFp8Linear:
         return ScaledFp8Linear(stored_codes, scale)
 
-    entry = Entry(tuple(weight.shape), lambda dtype: make().decoded(dtype), packed=make)
+    entry = TensorEntry(tuple(weight.shape), lambda dtype: make().decoded(dtype), packed=make)
     network = load_transformer(plain, torch.float32, "cpu")
     pack_while_loading(
         network, replace(table, entries={**table.entries, f"{name}.weight": entry}), plan_quant(plain, Quant.fp8),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from train.evals.nano import Result
+from train.evals.nano import EvalResult
 
 
-def result(kind: str, n: int, right: bool, seed: int = 0) -> Result:
+def result(kind: str, n: int, right: bool, seed: int = 0) -> EvalResult:
     """Picture 0 of prompt `n` of a kind."""
-    return Result(
+    return EvalResult(
         id=f"{kind}-{n:02d}",
         kind=kind,
         index=0,

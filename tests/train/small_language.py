@@ -7,7 +7,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer
 
 from backend.params import TemplateParams, TextEncoderParams
-from backend.text.harmony import Writer, system_text
+from backend.text.harmony import HarmonyWriter, system_text
 from train.nano import language
 
 
@@ -15,7 +15,7 @@ def small_language() -> tuple[Tokenizer, TextEncoderParams]:
     """The template's length is counted here, as a model's file states it."""
     template = TemplateParams(identity="You are Lens.", instruction="Describe the image.", thinking="")
     tokenizer = language.train_tokenizer(420, template, documents=40)
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template))
     writer.message("developer", f"# Instructions\n\n{template.instruction}\n\n").open("user")
     params = TextEncoderParams(

@@ -41,7 +41,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShardTrial:
     """A sample that was scanned and scored in this process."""
 
     pictures: int
@@ -89,7 +89,7 @@ def spread(count: int, wanted: int) -> list[int]:
 
 def try_sample(
     listed: Listing, filters: tuple[str, ...], max_pixels: int, buckets: BucketConfig, pack: PackConfig
-) -> Trial:
+) -> ShardTrial:
     """Scan, score and pack the sample until it ends or patience does."""
     listing = listed.sample
     spent = [0.0, 0.0, 0.0]  # scan, score, pack: seconds
@@ -120,7 +120,7 @@ def try_sample(
     tables = [scans, *scores.values()]
     size = sum(_parquet_bytes(pa.concat_tables(parts)) for parts in tables)
     n = len(scans)
-    return Trial(n, spent[0] / n, spent[1] / n, size / n, spent[2] / n, packed / n)
+    return ShardTrial(n, spent[0] / n, spent[1] / n, size / n, spent[2] / n, packed / n)
 
 
 def _packed_bytes(scanned: pa.Table, buckets: BucketConfig, pack: PackConfig) -> int:

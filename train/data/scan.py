@@ -23,7 +23,7 @@ from backend.errors import FileError, LensError, UsageError, os_reason
 from train.data.engine import run_shards
 from train.data.pictures import MAX_PIXELS, SUFFIXES, Unreadable, read_head
 from train.data.settings import section
-from train.data.sources import Container, ListSettings, PictureSource, containers, list_container
+from train.data.sources import ListSettings, PictureContainer, PictureSource, containers, list_container
 from train.data.text_rules import MAX_BYTES, unusable
 from train.data.work import Work, open_picture, stamp, total
 
@@ -81,7 +81,7 @@ class ListContainer:
     """Writes `list/<number>` for container `number`."""
 
     work: Work
-    found: tuple[Container, ...]
+    found: tuple[PictureContainer, ...]
     settings: ListSettings
 
     def stamp(self, number: int) -> str | None:

@@ -55,7 +55,7 @@ class PictureSource:
 
 
 @dataclass(frozen=True)
-class Container:
+class PictureContainer:
     """One listing's worth of a source."""
 
     source: str
@@ -97,22 +97,22 @@ def find_source(path: str, name: str = "") -> PictureSource:
     return PictureSource(name or found.stem or found.name, str(found))
 
 
-def containers(source: PictureSource, without: Path) -> list[Container]:
+def containers(source: PictureSource, without: Path) -> list[PictureContainer]:
     """In a fixed order. `without`: a folder that is passed over, the work folder itself.
 
     Hidden files and folders are passed over too; links to folders are not followed.
     """
     top = Path(source.path)
     if top.is_file():
-        return [Container(source.name, "tar" if top.suffix.lower() == ".tar" else "parquet", source.path)]
-    found: list[Container] = []
+        return [PictureContainer(source.name, "tar" if top.suffix.lower() == ".tar" else "parquet", source.path)]
+    found: list[PictureContainer] = []
     loose = False
     for file in walk(top, without):
         kind = {".tar": "tar", ".parquet": "parquet"}.get(file.suffix.lower())
         if kind is not None:
-            found.append(Container(source.name, kind, str(file), f"{file.relative_to(top).as_posix()}/"))
+            found.append(PictureContainer(source.name, kind, str(file), f"{file.relative_to(top).as_posix()}/"))
         loose = loose or file.suffix.lower() in SUFFIXES | UNREAD
-    return ([Container(source.name, "folder", source.path)] if loose else []) + found
+    return ([PictureContainer(source.name, "folder", source.path)] if loose else []) + found
 
 
 def walk(top: Path, without: Path) -> Iterator[Path]:
@@ -129,7 +129,7 @@ def walk(top: Path, without: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def list_container(container: Container, settings: ListSettings, without: Path) -> tuple[pa.Table, str | None]:
+def list_container(container: PictureContainer, settings: ListSettings, without: Path) -> tuple[pa.Table, str | None]:
     """A row a picture, and what is wrong with the container as a whole (None: nothing).
 
     Raises FileError for a container that cannot be opened, UsageError for a Parquet without a usable column.

@@ -22,9 +22,9 @@ from PIL import Image
 
 from backend.disk import make_folder, write_atomic, write_error
 from backend.errors import FileError, RefusedError, ReplyError, UsageError
-from train.evals.nano_prompts import PROMPT_KINDS, Prompt
-from train.evals.stats import Pairs, Tally, mean_difference
-from train.evals.verifier.find_things import Found
+from train.evals.nano_prompts import PROMPT_KINDS, NanoPrompt
+from train.evals.stats import AnswerTally, Pairs, mean_difference
+from train.evals.verifier.find_things import FoundThing
 from train.evals.verifier.verify import verify
 
 Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
@@ -36,7 +36,7 @@ _SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class EvalResult:
     """One judged picture."""
 
     id: str  # of the prompt
@@ -65,15 +65,15 @@ def _by_prompt(answers: Iterable[tuple[str, Answer]]) -> list[list[Answer]]:
 
 
 @dataclass(kw_only=True)
-class Report:
+class EvalReport:
     """All results of one evaluation."""
 
-    results: list[Result] = field(default_factory=list[Result])
+    results: list[EvalResult] = field(default_factory=list[EvalResult])
 
-    def by_kind(self) -> dict[str, Tally]:
+    def by_kind(self) -> dict[str, AnswerTally]:
         """A tally per kind of prompt that was tried, in the order of PROMPT_KINDS."""
         return {
-            kind: Tally.of(groups)
+            kind: AnswerTally.of(groups)
             for kind in PROMPT_KINDS
             if (groups := _by_prompt((r.id, r.right) for r in self.results if r.kind == kind))
         }
@@ -97,9 +97,9 @@ class Report:
         return max(0.0, self.overall - half), min(1.0, self.overall + half)
 
     @property
-    def micro(self) -> Tally:
+    def micro(self) -> AnswerTally:
         """All pictures together."""
-        return Tally.of(_by_prompt((r.id, r.right) for r in self.results))
+        return AnswerTally.of(_by_prompt((r.id, r.right) for r in self.results))
 
     def table(self) -> list[str]:
         """Scores as lines of text, with 95 % intervals."""
@@ -119,7 +119,7 @@ class Report:
     def data(self) -> dict[str, Any]:
         """The scores for JSON."""
 
-        def one(tally: Tally) -> dict[str, Any]:
+        def one(tally: AnswerTally) -> dict[str, Any]:
             scores = {"score": tally.rate, "interval": list(tally.interval), "design_effect": tally.design}
             return {**scores, "right": tally.right, "total": tally.total}
 
@@ -133,17 +133,17 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class EvalComparison:
     """Two reports over the same prompts and seeds; pictures that only one of them has are left out."""
 
     kinds: dict[str, Pairs]
     micro: Pairs  # all pictures together
 
     @classmethod
-    def of(cls, before: Report, after: Report) -> Comparison:
+    def of(cls, before: EvalReport, after: EvalReport) -> EvalComparison:
         """Raises ValueError where nothing is common to both, or a picture was made from another seed."""
         first = {result.key: result for result in before.results}
-        common: list[tuple[Result, Result]] = []
+        common: list[tuple[EvalResult, EvalResult]] = []
         for result in after.results:
             if (other := first.get(result.key)) is not None:
                 if other.seed != result.seed:
@@ -196,25 +196,25 @@ class Comparison:
         }
 
 
-OnResult = Callable[[Result, Image.Image | None], None]  # None: the reasoner gave nothing to draw
+OnResult = Callable[[EvalResult, Image.Image | None], None]  # None: the reasoner gave nothing to draw
 
 
-def seed_of(prompt: Prompt, index: int, seed: int) -> int:
+def seed_of(prompt: NanoPrompt, index: int, seed: int) -> int:
     """The seed of picture `index` of a prompt: the same whatever else is evaluated."""
     return seed + _SEED_STRIDE * prompt.number + index
 
 
 def evaluate(
     generate: Generate,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[NanoPrompt],
     *,
     wording: str = "brief",
     images_per_prompt: int = 1,
     seed: int = 0,
-    done: Iterable[Result] = (),
+    done: Iterable[EvalResult] = (),
     rewrite: Callable[[str], str] | None = None,
     on_result: OnResult | None = None,
-) -> Report:
+) -> EvalReport:
     """Generate and judge `images_per_prompt` pictures of each prompt.
 
     `wording` is "brief" or "dense". Results in `done` are kept and not made again. `on_result` gets each new result
@@ -224,8 +224,8 @@ def evaluate(
     """
     if not 1 <= images_per_prompt < _SEED_STRIDE:
         raise ValueError(f"{images_per_prompt} pictures a prompt is outside 1..{_SEED_STRIDE - 1}")
-    finished: Mapping[Key, Result] = {result.key: result for result in done}
-    report = Report()
+    finished: Mapping[Key, EvalResult] = {result.key: result for result in done}
+    report = EvalReport()
     for prompt in prompts:
         asked = prompt.wording(wording)
         missing = [i for i in range(images_per_prompt) if (prompt.id, i) not in finished]
@@ -248,7 +248,7 @@ def evaluate(
                 picture = generate(text, number)
                 seconds = time.perf_counter() - started
                 verdict = verify(picture, prompt.expectation)
-            result = Result(
+            result = EvalResult(
                 id=prompt.id,
                 kind=prompt.kind,
                 index=index,
@@ -267,7 +267,7 @@ def evaluate(
     return report
 
 
-def _seen(found: Found) -> dict[str, Any]:
+def _seen(found: FoundThing) -> dict[str, Any]:
     """One thing the verifier found, for JSON."""
     row = {"kind": found.kind, "colour": found.colour, "x": round(found.x, 3), "y": round(found.y, 3)}
     return {**row, "score": found.score, **({"word": found.word} if found.kind == "sign" else {})}
@@ -277,12 +277,12 @@ def _seen(found: Found) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Folder:
+class EvalFolder:
     """Results on the disk: settings.json, results.jsonl (one line a picture, appended), pictures/ID-INDEX.png."""
 
     path: Path
 
-    def open(self, settings: dict[str, Any]) -> list[Result]:
+    def open(self, settings: dict[str, Any]) -> list[EvalResult]:
         """Make the folder, or read what an earlier run with the same settings finished.
 
         Raises UsageError where the folder holds results of other settings, FileError where it cannot be used.
@@ -303,7 +303,7 @@ class Folder:
             write_atomic(at, json.dumps(settings, indent=1).encode())
         return self.read()
 
-    def read(self) -> list[Result]:
+    def read(self) -> list[EvalResult]:
         """What is there, whatever its settings. Raises FileError where it is damaged."""
         at = self.path / RESULTS
         if not at.exists():
@@ -312,18 +312,18 @@ class Folder:
         # A run that was killed while it wrote leaves a last line without its end: that picture is made again.
         whole = lines[:-1]
         try:
-            results = [Result(**json.loads(line)) for line in whole]
+            results = [EvalResult(**json.loads(line)) for line in whole]
         except (ValueError, TypeError) as error:
             raise FileError(f"{at} is damaged: {error}", hint="delete the folder, or use another --out") from error
         if lines[-1]:
             write_atomic(at, b"".join(line + b"\n" for line in whole))
         return results
 
-    def picture(self, result: Result) -> Path:
+    def picture(self, result: EvalResult) -> Path:
         """Where the picture of a result lies."""
         return self.path / PICTURES / f"{result.id}-{result.index}.png"
 
-    def add(self, result: Result, picture: Image.Image | None) -> None:
+    def add(self, result: EvalResult, picture: Image.Image | None) -> None:
         """Save one picture, where there is one, and then its line, synced. Raises FileError."""
         if picture is not None:
             stream = io.BytesIO()

@@ -45,7 +45,7 @@ _RELATIONS = {"left of": "to the left of", "right of": "to the right of", "above
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
+class NanoPrompt:
     """One prompt in two wordings, and what a picture of it must hold."""
 
     id: str  # "counting-07"
@@ -66,7 +66,7 @@ class Prompt:
 class Made:
     """A prompt and the scene it was made from."""
 
-    prompt: Prompt
+    prompt: NanoPrompt
     scene: Scene
 
 
@@ -183,7 +183,7 @@ def _make() -> Iterator[Made]:
             if content in seen or not 40 <= len(dense.split()) <= 110:
                 continue
             seen.add(content)
-            prompt = Prompt(
+            prompt = NanoPrompt(
                 id=f"{kind}-{made:02d}",
                 kind=kind,
                 number=number,
@@ -201,7 +201,7 @@ def made_prompts() -> tuple[Made, ...]:
     return tuple(_make())
 
 
-def prompts(kinds: tuple[str, ...] = (), limit: int | None = None) -> tuple[Prompt, ...]:
+def prompts(kinds: tuple[str, ...] = (), limit: int | None = None) -> tuple[NanoPrompt, ...]:
     """The prompts of `kinds` (empty: all); with `limit`, that many, taken from the kinds in turn.
 
     Raises ValueError for an unknown kind.

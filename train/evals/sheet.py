@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from train.evals.nano import Result
+from train.evals.nano import EvalResult
 
 CELL = 168  # pixels a side of a picture
 _TEXT = 64  # pixels below it
 _RIGHT, _WRONG = (40, 150, 70), (210, 50, 50)
 
 
-def contact_sheet(judged: Sequence[tuple[Result, Image.Image]], columns: int = 8) -> Image.Image:
+def contact_sheet(judged: Sequence[tuple[EvalResult, Image.Image]], columns: int = 8) -> Image.Image:
     """An RGB picture of all of them, row by row; right ones framed green, wrong ones red with the reason.
 
     Raises ValueError where there is nothing to show.

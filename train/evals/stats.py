@@ -1,7 +1,7 @@
 """Intervals for shares of right answers, and for the difference of two shares over the same questions.
 
 Answers may come in groups, such as several pictures of one prompt. Those of a group are more alike than others, so that
-they tell less than as many independent ones: less by the design effect, by which `Tally` and `Pairs` divide.
+they tell less than as many independent ones: less by the design effect, by which `AnswerTally` and `Pairs` divide.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def design_effect(groups: Sequence[Sequence[float]]) -> float:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same questions answered twice, before and after a change."""
+    """Counts what became of questions that were answered twice, before and after a change."""
 
     won: int = 0  # wrong before, right after
     lost: int = 0  # right before, wrong after
@@ -79,7 +79,7 @@ class Pairs:
 
     @property
     def variance(self) -> float:
-        """Of the difference, with half an answer added to each of the four outcomes: see `interval`."""
+        """Variance of the difference, with half an answer added to each of the four outcomes: see `interval`."""
         won, lost, total = (n / self.design for n in (self.won, self.lost, self.total))
         won, lost, total = won + 0.5, lost + 0.5, total + 2
         return (won + lost - (won - lost) ** 2 / total) / total**2
@@ -118,7 +118,7 @@ def mean_difference(kinds: Sequence[Pairs]) -> tuple[float, tuple[float, float]]
 
 
 @dataclass
-class Tally:
+class AnswerTally:
     """How many answers were right."""
 
     right: int = 0
@@ -126,7 +126,7 @@ class Tally:
     design: float = 1.0  # the answers' design effect
 
     @classmethod
-    def of(cls, groups: Sequence[Sequence[bool]]) -> Tally:
+    def of(cls, groups: Sequence[Sequence[bool]]) -> AnswerTally:
         """From groups of answers."""
         return cls(sum(map(sum, groups)), sum(map(len, groups)), design_effect(groups))
 
@@ -144,11 +144,11 @@ class Tally:
         """Wilson's 95 % interval."""
         return wilson(self.right / self.design, self.total / self.design)
 
-    def __add__(self, other: Tally) -> Tally:
-        """Of ungrouped answers; raises ValueError for others, whose groups are no longer known."""
+    def __add__(self, other: AnswerTally) -> AnswerTally:
+        """Add tallies of ungrouped answers; raises ValueError for others, whose groups are no longer known."""
         if self.design != 1 or other.design != 1:
             raise ValueError("tallies of grouped answers cannot be added: make one of all groups")
-        return Tally(self.right + other.right, self.total + other.total)
+        return AnswerTally(self.right + other.right, self.total + other.total)
 
     def row(self, name: str) -> str:
         """`name  0.985 [0.971, 0.992]  591/600`."""

@@ -52,7 +52,7 @@ class Folder:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that decides what is trained on."""
+        """Hash everything that decides what is trained on."""
         rows = [(p.key, p.sha256, p.caption, p.placed) for p in (*self.training, *self.held)]
         return hashlib.sha256(repr((len(self.training), rows)).encode("utf-8", "surrogatepass")).hexdigest()
 

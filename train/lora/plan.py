@@ -46,7 +46,7 @@ class Forecast:
 
     @property
     def memory(self) -> float:
-        """Of the device while it trains."""
+        """Bytes of the device while it trains."""
         return self.base + self.state + self.activations
 
     @property

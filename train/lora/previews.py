@@ -23,7 +23,7 @@ BENEATH = 44  # pixels for the words under a picture
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PreviewRow:
     """One row of the sheet."""
 
     prompt: str
@@ -32,7 +32,7 @@ class Drawn:
     height: int
 
 
-def drawn_prompts(config: LoraConfig, folder: Folder, preset: Preset) -> tuple[Drawn, ...]:
+def drawn_prompts(config: LoraConfig, folder: Folder, preset: Preset) -> tuple[PreviewRow, ...]:
     """`preview_prompt`, then captions of held-out pictures, then of others, in their own buckets; seeds 0, 1, 2, …"""
     if not config.previews:
         return ()
@@ -42,10 +42,12 @@ def drawn_prompts(config: LoraConfig, folder: Folder, preset: Preset) -> tuple[D
     for picture in (*folder.held, *folder.training):
         if all(picture.caption != prompt for prompt, _, _ in rows):
             rows.append((picture.caption, picture.placed.width, picture.placed.height))
-    return tuple(Drawn(prompt, i, width, height) for i, (prompt, width, height) in enumerate(rows[: config.previews]))
+    return tuple(
+        PreviewRow(prompt, i, width, height) for i, (prompt, width, height) in enumerate(rows[: config.previews])
+    )
 
 
-def sheet(model: LensTransformer2DModel, files: ModelFiles, kept: Kept, rows: Sequence[Drawn]) -> Image.Image:
+def sheet(model: LensTransformer2DModel, files: ModelFiles, kept: Kept, rows: Sequence[PreviewRow]) -> Image.Image:
     """A row a prompt: at guidance 1, and at the model's where it has another. Raises NumericsError."""
     preset = files.preset
     scales = list(dict.fromkeys((1.0, preset.guidance)))

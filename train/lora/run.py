@@ -30,7 +30,7 @@ from train.lora.adapters import begin_with, read_start, unfrozen, with_adapters
 from train.lora.config import KIND, LoraConfig, target_shapes
 from train.lora.pictures import read_folder
 from train.lora.plan import notes
-from train.lora.previews import Drawn, drawn_prompts, sheet
+from train.lora.previews import PreviewRow, drawn_prompts, sheet
 from train.lora.source import FolderSource, Kept
 from train.losses import flow
 from train.run import checkpoints, network, prefetch
@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Result:
+class LoraResult:
     """How a run ended."""
 
     step: int
@@ -58,14 +58,14 @@ class Result:
     caption: str  # one that was trained on, for trying it
 
 
-def run(config: LoraConfig, say: Say = lambda _: None) -> Result:
+def run(config: LoraConfig, say: Say = lambda _: None) -> LoraResult:
     """Fine-tune; `say` is told what is being done, by the first rank. Raises LensError."""
     smaller = "--recipe lora-8gb, --quant nf4, or --set batch=1, bases=512, machine.checkpointing=full"
     with out_of_memory_in_training(smaller), joined(config.machine.device, None) as ranks:
         return _run(config, ranks, say if ranks.first else lambda _: None)
 
 
-def _run(config: LoraConfig, ranks: Ranks, say: Say) -> Result:
+def _run(config: LoraConfig, ranks: Ranks, say: Say) -> LoraResult:
     # 1. The model and the run's folder; what cannot be is said before anything is encoded.
     files = resolve_model(config.model)
     params, folder = files.preset.params.dit, RunFolder(config.run_dir, KIND)
@@ -108,7 +108,7 @@ def _run(config: LoraConfig, ranks: Ranks, say: Say) -> Result:
         if step and ranks.first:  # else it was stopped before anything was learned
             with learner.shown() as averaged:
                 written = lora_files.export(config, files, averaged, step, say)
-        return Result(step, step == config.steps, written, pictures.training[0].caption)
+        return LoraResult(step, step == config.steps, written, pictures.training[0].caption)
 
 
 def make_learner(config: LoraConfig, model: LensTransformer2DModel, ranks: Ranks) -> Learner[LensTransformer2DModel]:
@@ -131,7 +131,7 @@ class _Run:
     learner: Learner[LensTransformer2DModel]
     losses: Losses
     source: FolderSource
-    shown: Sequence[Drawn]
+    shown: Sequence[PreviewRow]
     metrics: Metrics | None = None  # of the first rank
     judged: dict[str, float] = field(default_factory=dict[str, float])  # newest validation
 

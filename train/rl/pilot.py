@@ -49,7 +49,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class PilotOutcome:
     """What the pilot says of one rubric of one prompt."""
 
     prompt: str
@@ -65,7 +65,7 @@ class Outcome:
 
 def judge_rubrics(
     prompts: PromptSet, verdicts: Iterable[Verdict], thresholds: Thresholds | None = None
-) -> list[Outcome]:
+) -> list[PilotOutcome]:
     """One outcome for every rubric of a prompt with verdicts, in the order of the set.
 
     Raises UsageError for a verdict about a prompt or a rubric that is not in the set.
@@ -90,7 +90,7 @@ def judge_rubrics(
     ]
 
 
-def without_dropped(prompts: PromptSet, outcomes: Iterable[Outcome]) -> tuple[PromptSet, list[str]]:
+def without_dropped(prompts: PromptSet, outcomes: Iterable[PilotOutcome]) -> tuple[PromptSet, list[str]]:
     """(the set without the rubrics that were dropped, ids of prompts left out since no rubric of their own is left)."""
     dropped = {(outcome.prompt, outcome.rubric.text) for outcome in outcomes if outcome.why is not None}
     kept = [
@@ -132,7 +132,7 @@ def _means(table: Answers) -> dict[str, float]:
     return {picture: sum(said) / len(said) for picture, said in valid.items() if said}
 
 
-def _judge_one(prompt: Prompt, tables: Mapping[str, Answers], thresholds: Thresholds) -> list[Outcome]:
+def _judge_one(prompt: Prompt, tables: Mapping[str, Answers], thresholds: Thresholds) -> list[PilotOutcome]:
     """Faults of each rubric by itself first; of the others the one that goes most against the rest, until none does."""
     found = {
         rubric.text: _alone(prompt.id, rubric, tables.get(rubric.text, {}), thresholds) for rubric in prompt.rubrics
@@ -153,16 +153,16 @@ def _judge_one(prompt: Prompt, tables: Mapping[str, Answers], thresholds: Thresh
     return [_spared(outcome) if outcome.rubric.kind == "global" else outcome for outcome in found.values()]
 
 
-def _spared(outcome: Outcome) -> Outcome:
+def _spared(outcome: PilotOutcome) -> PilotOutcome:
     return replace(outcome, why=None, remark=outcome.why or outcome.remark)
 
 
-def _alone(prompt: str, rubric: Rubric, table: Answers, thresholds: Thresholds) -> Outcome:
+def _alone(prompt: str, rubric: Rubric, table: Answers, thresholds: Thresholds) -> PilotOutcome:
     """What the verdicts about one rubric say without the others."""
     mine = _means(table)
     said = [passed for verdicts in table.values() for passed in verdicts]
     repeated = [{p for p in verdicts if p is not None} for verdicts in table.values() if len(verdicts) > 1]
-    outcome = Outcome(
+    outcome = PilotOutcome(
         prompt=prompt,
         rubric=rubric,
         pictures=len(mine),
@@ -178,7 +178,7 @@ def _alone(prompt: str, rubric: Rubric, table: Answers, thresholds: Thresholds) 
     return replace(outcome, remark=f"only {len(mine)} pictures have a verdict" if few else None)
 
 
-def _fault(outcome: Outcome, thresholds: Thresholds) -> str | None:
+def _fault(outcome: PilotOutcome, thresholds: Thresholds) -> str | None:
     if outcome.missing > thresholds.most_missing:
         return f"{outcome.missing:.0%} of its verdicts are missing"
     if outcome.passed is None or outcome.pictures < thresholds.least_pictures:
@@ -204,7 +204,7 @@ def _link(text: str, live: Sequence[str], shares: Mapping[str, Mapping[str, floa
     return _correlation([(shares[text][picture], sum(row) / len(row)) for picture, row in others.items()])
 
 
-def _highest(link: float | None, outcome: Outcome, thresholds: Thresholds) -> float | None:
+def _highest(link: float | None, outcome: PilotOutcome, thresholds: Thresholds) -> float | None:
     """The upper end of the link's interval (Fisher's z), or None where there is none."""
     if link is None or outcome.pictures <= 3:
         return None

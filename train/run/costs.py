@@ -108,7 +108,7 @@ KEPT_WIDTHS, KEPT_HIDDEN = 35.5, 4.0  # numbers of two bytes, see activations()
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryCosts:
     """Bytes on one GPU."""
 
     weights: float  # float32 masters
@@ -124,13 +124,13 @@ class Memory:
         return sum(vars(self).values())
 
 
-def memory(config: PretrainConfig, stage: Stage, encoders: float) -> Memory:
+def memory(config: PretrainConfig, stage: Stage, encoders: float) -> MemoryCosts:
     """Add up one GPU of `config.hardware`. `encoders`: bytes of the frozen networks, which are not spread."""
     count = parameters(config.params)
     ranks = max(1, config.hardware.gpus // config.machine.replicate)
     share, itemsize = count / ranks, 2 if config.machine.compute == "bfloat16" else 4
     alone = config.hardware.gpus == 1  # autocast keeps a converted copy of every matrix until the pass is over
-    return Memory(
+    return MemoryCosts(
         weights=4 * share,
         gradients=4 * share,
         moments=moment_bytes(config) / ranks,

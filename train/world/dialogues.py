@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from backend.params import TemplateParams
-from backend.text.harmony import Writer, encode_prompt, system_text
+from backend.text.harmony import HarmonyWriter, encode_prompt, system_text
 from train.world.outside import STRANGERS, any_script, forbidden, harmless
 from train.world.scene_text import (
     NUMBERS,
@@ -143,7 +143,7 @@ def _with_strangers(scene: Scene, request: str, prompt: str, rng: random.Random)
 
 def rewrite(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -> Dialogue:
     system, request, thought, final = rewrite_pair(rng)
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template, "low"))
     writer.message("developer", f"# Instructions\n\n{system}\n\n")
     writer.message("user", request)
@@ -174,7 +174,7 @@ def listing(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) 
     b = scene.background
     rows.append(b.plain or f"{b.sky}, {b.tint or ''} {b.ground}".replace("  ", " "))
     rows.append(scene.style)
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template, "low"))
     writer.message("developer", f"# Instructions\n\n{LISTING}\n\n")
     writer.open("user")
@@ -196,7 +196,7 @@ def repeat(tokenizer: Tokenizer, template: TemplateParams, rng: random.Random) -
         elif rng.random() < 0.05:
             words[i] = any_script(rng)
     text = " ".join(words)
-    writer = Writer(tokenizer)
+    writer = HarmonyWriter(tokenizer)
     writer.message("system", system_text(template, "low"))
     writer.message("developer", f"# Instructions\n\n{REPEATING}\n\n")
     writer.message("user", text)

@@ -89,9 +89,9 @@ def scan(call: Call, sources: list[str] | None) -> DataStage:
     lens train data scan work/ photos/ posters=designs.tar · settings: shard_size, max_pixels, caption_suffix,
     image_column, path_column, caption_column
     """
-    from lens_cli.work.train.data.scan import Scan
+    from lens_cli.work.train.data.scan import ScanCommand
 
-    return Scan(call, sources or [])
+    return ScanCommand(call, sources or [])
 
 
 @command(
@@ -103,9 +103,9 @@ def scan(call: Call, sources: list[str] | None) -> DataStage:
     """,
 )
 def score(call: Call) -> DataStage:
-    from lens_cli.work.train.data.score import Score
+    from lens_cli.work.train.data.score import ScoreCommand
 
-    return Score(call)
+    return ScoreCommand(call)
 
 
 @command(
@@ -117,9 +117,9 @@ def score(call: Call) -> DataStage:
     """,
 )
 def select(call: Call) -> DataStage:
-    from lens_cli.work.train.data.select import Select
+    from lens_cli.work.train.data.select import SelectCommand
 
-    return Select(call)
+    return SelectCommand(call)
 
 
 @command("dedup")
@@ -143,11 +143,11 @@ def caption(call: Call, batch_out: Path | None, batch_in: list[Path] | None) -> 
     model, base_url, prompt, brief, own, side, attempts, at_once, least_words, most_words, language, price_in, …
     """
     from backend.errors import UsageError
-    from lens_cli.work.train.data.caption import Caption
+    from lens_cli.work.train.data.caption import CaptionCommand
 
     if batch_out is not None and batch_in:
         raise UsageError("--batch-out and --batch-in exclude each other", hint="first in, then out what is still open")
-    return Caption(call, batch_out=batch_out, batch_in=batch_in or [])
+    return CaptionCommand(call, batch_out=batch_out, batch_in=batch_in or [])
 
 
 @command("bucket")
@@ -159,9 +159,9 @@ def bucket(call: Call) -> DataStage:
     lens train data bucket work/ --set bases=512 --set ratios=1:1 · settings: bases, ratios, upscale, least_kept,
     weights
     """
-    from lens_cli.work.train.data.pack import Bucket
+    from lens_cli.work.train.data.pack import BucketCommand
 
-    return Bucket(call)
+    return BucketCommand(call)
 
 
 @command("pack")
@@ -171,9 +171,9 @@ def pack(call: Call) -> DataStage:
     lens train data pack work/ --set format=webp --set quality=90 · settings: text (caption, brief, alt), format,
     quality, tar_bytes, max_chars
     """
-    from lens_cli.work.train.data.pack import Pack
+    from lens_cli.work.train.data.pack import PackCommand
 
-    return Pack(call)
+    return PackCommand(call)
 
 
 @command("text-images", folder=Out)
@@ -183,9 +183,9 @@ def text_images(call: Call) -> DataStage:
     lens train data text-images texts/ --set count=10000 --set fonts=FONTS/ · settings: count, seed, bases, fonts,
     texts, backgrounds, most_texts, turned, most_degrees, blurred, outlined, quality
     """
-    from lens_cli.work.train.data.text_images import TextImages
+    from lens_cli.work.train.data.text_images import TextImagesCommand
 
-    return TextImages(call)
+    return TextImagesCommand(call)
 
 
 @command("report", spread=False)
@@ -194,9 +194,9 @@ def report(call: Call) -> DataStage:
 
     One file without links to others: it can be sent to someone. Settings: near (pictures a threshold), side (pixels)
     """
-    from lens_cli.work.train.data.report import Report
+    from lens_cli.work.train.data.report import ReportCommand
 
-    return Report(call)
+    return ReportCommand(call)
 
 
 @command("run", settings=RunSet, sources=Sources)

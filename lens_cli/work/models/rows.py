@@ -14,19 +14,19 @@ from backend.presets import HubSource, Preset
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model of the list."""
 
     text: str
     data: dict[str, Any]
 
 
-def listing() -> list[Row]:
+def listing() -> list[ModelRow]:
     """Every registry model in order; a damaged one is listed with what is wrong, it does not end the list."""
     return [_row(presets.get(name)) for name in presets.names()]
 
 
-def _row(preset: Preset) -> Row:
+def _row(preset: Preset) -> ModelRow:
     found, problem = _find(preset)
     size = found.total_bytes if found is not None else None
     download = next((s.total for s in preset.sources if s.total is not None), None)
@@ -52,7 +52,7 @@ def _row(preset: Preset) -> Row:
         "repo": found.repo if found is not None else None,
         "revision": found.revision if found is not None else None,
     }
-    return Row(f"{text}{f' ({problem})' if problem else ''}", data)
+    return ModelRow(f"{text}{f' ({problem})' if problem else ''}", data)
 
 
 def _find(preset: Preset) -> tuple[ModelFiles | None, str | None]:

@@ -13,7 +13,7 @@ import torch
 
 from backend.bench import random_weights, reference
 from backend.bench.compare import Race, Widened, distance
-from backend.bench.timing import Clock, Peak, Spread, Stopwatch, Took, added, timed
+from backend.bench.timing import Clock, Peak, Stopwatch, TimeSpread, Took, added, timed
 from backend.errors import NumericsError
 from backend.events import PhaseDone, PhaseStarted, StepDone
 from backend.model.tensors import transformer_shapes
@@ -25,10 +25,10 @@ CPU = torch.device("cpu")
 
 
 def test_spread_and_sums_run_by_run() -> None:
-    spread = Spread((3.0, 1.0, 2.0, 10.0))
+    spread = TimeSpread((3.0, 1.0, 2.0, 10.0))
     assert (spread.median, spread.low, spread.high) == (2.5, 1.0, 10.0)
     # The third run has no partner: it is left out, not counted with half of its time.
-    assert added([Spread((1.0, 2.0, 3.0)), Spread((10.0, 20.0))]).samples == (11.0, 22.0)
+    assert added([TimeSpread((1.0, 2.0, 3.0)), TimeSpread((10.0, 20.0))]).samples == (11.0, 22.0)
 
 
 def test_ratios_are_those_of_neighbouring_runs() -> None:

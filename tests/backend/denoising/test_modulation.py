@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from backend import loading, sampling
 from backend.cache.store import MB, Store, entries
 from backend.checkpoints import formats
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
@@ -122,7 +122,7 @@ def test_one_layer_at_a_time(files: ModelFiles) -> None:
     alive: list[weakref.ref[Tensor]] = []
     most, released = 0, 0
 
-    def counted(name: str, entry: Entry) -> Entry:
+    def counted(name: str, entry: TensorEntry) -> TensorEntry:
         def read(dtype: torch.dtype) -> Tensor:
             nonlocal most
             tensor = entry.read(dtype).clone()  # a view of the map would live as long as the map
@@ -130,7 +130,7 @@ def test_one_layer_at_a_time(files: ModelFiles) -> None:
             most = max(most, sum(ref() is not None for ref in alive))
             return tensor
 
-        return Entry(entry.shape, read if name in modulation_names(tiny.DIT) else unread)
+        return TensorEntry(entry.shape, read if name in modulation_names(tiny.DIT) else unread)
 
     def unread(dtype: torch.dtype) -> Tensor:
         raise AssertionError("read, though no modulation")

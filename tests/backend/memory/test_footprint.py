@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backend.checkpoints.formats import Entry, TensorTable
+from backend.checkpoints.formats import TensorEntry, TensorTable
 from backend.denoising.denoiser import Denoiser
 from backend.denoising.stream import StreamedBlocks
 from backend.loading import Uninitialised
@@ -102,11 +102,11 @@ def test_encoding_within_a_tenth(dtype: torch.dtype, tokens: int) -> None:
         head_dim=64, intermediate_size=720, num_local_experts=9,
     )  # fmt: skip
 
-    def entry(shape: tuple[int, ...]) -> Entry:
+    def entry(shape: tuple[int, ...]) -> TensorEntry:
         def part(dtype: torch.dtype, device: torch.device | str, first: int, last: int) -> torch.Tensor:
             return torch.full((last - first, *shape[1:]), 0.01, dtype=dtype)
 
-        return Entry(shape, lambda dtype: torch.full(shape, 0.01, dtype=dtype), part)
+        return TensorEntry(shape, lambda dtype: torch.full(shape, 0.01, dtype=dtype), part)
 
     table = TensorTable("made", {n: entry(s) for n, s in text_encoder_shapes(params, with_head=False).items()})
     encoder = StreamingEncoder(table, params, dtype, "cpu")

@@ -20,21 +20,21 @@ from backend.memory import machine as planning
 from backend.memory.device import choose_device
 from backend.memory.footprint import CUDA_CONTEXT, GB
 from backend.memory.machine import ITEMSIZE, capped, forecast
-from backend.memory.plan import Machine, make_plan
+from backend.memory.plan import MachineMemory, make_plan
 from backend.types import DType, GenerationRequest
 from tests.backend.memory.test_plan import H200, MODEL
 
 REQUEST = GenerationRequest(
     prompt="a fish", model="nano", seeds=(1,), width=256, height=256, steps=4, guidance=1.0, device="auto"
 )
-FULL = Machine(device="cuda", card=8 * GB, card_free=GB // 10, host_free=32 * GB)
+FULL = MachineMemory(device="cuda", card=8 * GB, card_free=GB // 10, host_free=32 * GB)
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine | None], None]:
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[MachineMemory | None], None]:
     """Put a card into this machine, or take all of them out."""
 
-    def put(machine: Machine | None) -> None:
+    def put(machine: MachineMemory | None) -> None:
         monkeypatch.setattr(planning, "has_gpu", lambda: machine is not None)
         if machine is not None:
             monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("cuda", 0))
@@ -43,7 +43,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine | None], None]:
     return put
 
 
-def test_a_forecast_says_what_the_run_computes_in(card: Callable[[Machine | None], None]) -> None:
+def test_a_forecast_says_what_the_run_computes_in(card: Callable[[MachineMemory | None], None]) -> None:
     """Lens-Nano is float32 on a CPU and bfloat16 on a card: so are the bytes that its linears take."""
     files = resolve_model("nano")
     for machine, vram, dtype in (
@@ -59,7 +59,7 @@ def test_a_forecast_says_what_the_run_computes_in(card: Callable[[Machine | None
         assert planned.plan.device == ("cpu" if dtype is DType.float32 else "cuda")
 
 
-def test_a_full_card_is_left_alone_unless_it_was_asked_for(card: Callable[[Machine | None], None]) -> None:
+def test_a_full_card_is_left_alone_unless_it_was_asked_for(card: Callable[[MachineMemory | None], None]) -> None:
     card(FULL)
     files = resolve_model("nano")
     planned, _ = forecast(REQUEST, files)
@@ -71,7 +71,7 @@ def test_a_full_card_is_left_alone_unless_it_was_asked_for(card: Callable[[Machi
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without an NVIDIA GPU")
-def test_a_device_that_is_not_here_is_not_forecast(card: Callable[[Machine | None], None]) -> None:
+def test_a_device_that_is_not_here_is_not_forecast(card: Callable[[MachineMemory | None], None]) -> None:
     card(None)
     with pytest.raises(UsageError, match="'cuda' is not available here"):
         forecast(replace(REQUEST, device="cuda"), resolve_model("nano"))

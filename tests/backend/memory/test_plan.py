@@ -17,7 +17,7 @@ from backend.memory.footprint import GB, Job, weights
 from backend.memory.plan import (
     PROFILES,
     EncoderPlace,
-    Machine,
+    MachineMemory,
     MemoryPlan,
     ModelBytes,
     Place,
@@ -32,8 +32,8 @@ from backend.types import Phase
 
 JOB = Job(params=LENS, width=1024, height=1024, steps=20, guided=True, text_tokens=415, itemsize=2)
 MODEL = ModelBytes(job=JOB, held="bf16", mapped=True)
-H200 = Machine(device="cuda", card=141 * GB, card_free=140 * GB, host_free=128 * GB)
-NO_GPU = Machine(device="cpu", host_free=32 * GB)
+H200 = MachineMemory(device="cuda", card=141 * GB, card_free=140 * GB, host_free=128 * GB)
+NO_GPU = MachineMemory(device="cpu", host_free=32 * GB)
 
 
 def nano(width: int = 256) -> ModelBytes:
@@ -180,7 +180,7 @@ def test_more_host_memory_is_never_slower() -> None:
 
 
 def test_free_memory_counts_not_the_size_of_the_card() -> None:
-    card = Machine(device="cuda", card=8_589_934_592, card_free=8_000_000_000, host_free=32 * GB)
+    card = MachineMemory(device="cuda", card=8_589_934_592, card_free=8_000_000_000, host_free=32 * GB)
     assert make_plan(MODEL, card).profile == "8GB"
     assert make_plan(MODEL, card).place is Place.resident
     busy = make_plan(MODEL, replace(card, card_free=5 * GB))

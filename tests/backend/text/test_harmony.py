@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from backend.checkpoints.tokenizer_files import O200K_SPLIT
 from backend.errors import CheckpointError
 from backend.params import TemplateParams
-from backend.text.harmony import CONTROL, Writer, encode_prompt, plain_ids, system_text
+from backend.text.harmony import CONTROL, HarmonyWriter, encode_prompt, plain_ids, system_text
 from tests.backend import tiny_weights as tiny
 
 PREFIX = """
@@ -201,12 +201,12 @@ def test_another_tokenizer_is_refused(published: Tokenizer, small: Tokenizer) ->
 
 def test_a_tokenizer_without_harmony_is_refused() -> None:
     with pytest.raises(CheckpointError, match=re.escape("no <|start|> token")):
-        Writer(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+        HarmonyWriter(Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
 
 
 def test_writer(small: Tokenizer) -> None:
     """Messages with and without a channel, and with another end."""
-    writer = Writer(small).message("user", "a cat").message("assistant", "a red cat", "final", end="<|return|>")
+    writer = HarmonyWriter(small).message("user", "a cat").message("assistant", "a red cat", "final", end="<|return|>")
     text = small.decode(writer.ids, skip_special_tokens=False)
     assert text == (
         "<|start|>user<|message|>a cat<|end|><|start|>assistant<|channel|>final<|message|>a red cat<|return|>"

@@ -1,7 +1,7 @@
 """Conversations as the reasoner gets them, and a model's answer read back from its token ids.
 
 Why it can be trusted: `conversation` is compared with the dialogues the shipped language model was trained on, drawn
-by the training code itself; `parse` is given what `Writer` wrote, and every control token in every wrong place.
+by the training code itself; `parse` is given what `HarmonyWriter` wrote, and every control token in every wrong place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from backend.errors import CheckpointError, ReplyError
 from backend.params import TemplateParams
-from backend.text.harmony import Message, Writer, conversation, encode_prompt, parse, plain_ids, users_place
+from backend.text.harmony import HarmonyWriter, Message, conversation, encode_prompt, parse, plain_ids, users_place
 from tests.backend import tiny_weights as tiny
 from train.world import dialogues
 
@@ -105,7 +105,9 @@ def test_users_place_is_the_encoders_prefix(small: Tokenizer) -> None:
 
 
 def test_a_whole_conversation_comes_back(small: Tokenizer) -> None:
-    writer = Writer(small).message("system", "s").message("developer", "d\n\n").message("user", "日本 <|end|> 🎈")
+    writer = (
+        HarmonyWriter(small).message("system", "s").message("developer", "d\n\n").message("user", "日本 <|end|> 🎈")
+    )
     writer.message("assistant", "I think", "analysis").message("assistant", "{}", "final", end="<|return|>")
     assert parse(small, writer.ids) == [
         Message("system", "s", end="<|end|>"),

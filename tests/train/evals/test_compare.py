@@ -14,9 +14,9 @@ from PIL import Image
 from backend.errors import NetworkError, RefusedError, ReplyError
 from tests.train.results import result
 from train.evals import nano
-from train.evals.nano import NO_REWRITE, REFUSED, Comparison, Report, evaluate
+from train.evals.nano import NO_REWRITE, REFUSED, EvalComparison, EvalReport, evaluate
 from train.evals.nano_prompts import prompts
-from train.evals.stats import Pairs, Tally, design_effect, mean_difference, wilson
+from train.evals.stats import AnswerTally, Pairs, design_effect, mean_difference, wilson
 from train.evals.verifier.verify import Verdict
 
 
@@ -62,7 +62,7 @@ def test_answers_of_one_prompt_tell_less_than_independent_ones() -> None:
     four_times = [group * 4 for group in once]
     assert design_effect(once) == 1.0
     assert design_effect(four_times) == pytest.approx(4 * 50 / 49)  # less the degree of freedom that the mean takes
-    assert Tally.of(four_times).interval == pytest.approx(wilson(30 * 49 / 50, 49))
+    assert AnswerTally.of(four_times).interval == pytest.approx(wilson(30 * 49 / 50, 49))
     assert design_effect([[True] * 4] * 9) == 4 and design_effect([[True, False, True]]) == 3  # nothing to tell from
     rng = random.Random(0)
     mixed = [[rng.random() < 0.6 for _ in range(4)] for _ in range(2000)]
@@ -75,7 +75,7 @@ def test_answers_of_one_prompt_tell_less_than_independent_ones() -> None:
     assert tripled.interval == pytest.approx(single.interval, abs=2e-3)
     assert Pairs.of([won + won + lost, lost + same + same, won + lost + same]).groups == (1, 1)
     with pytest.raises(ValueError, match="grouped"):
-        sum([Tally.of(four_times)], Tally())
+        sum([AnswerTally.of(four_times)], AnswerTally())
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.2, 0.45])
@@ -84,7 +84,7 @@ def test_the_interval_of_grouped_answers_covers_the_truth(spread: float) -> None
     rng, covered = random.Random(1), 0
     for _ in range(400):
         rates = [0.5 + rng.choice((-spread, spread)) for _ in range(40)]
-        low, high = Tally.of([[rng.random() < rate for _ in range(5)] for rate in rates]).interval
+        low, high = AnswerTally.of([[rng.random() < rate for _ in range(5)] for rate in rates]).interval
         covered += low <= 0.5 <= high
     assert covered / 400 > 0.92
 
@@ -97,16 +97,16 @@ def test_the_mean_of_kinds_weighs_every_kind_alike() -> None:
 
 
 def test_a_comparison_pairs_pictures_by_prompt_and_seed() -> None:
-    before = Report(results=[result("text", n, n < 2) for n in range(6)] + [result("counting", 0, True)])
-    after = Report(results=[result("text", n, n > 0) for n in (5, 4, 3, 2, 1, 0)])
-    found = Comparison.of(before, after)
+    before = EvalReport(results=[result("text", n, n < 2) for n in range(6)] + [result("counting", 0, True)])
+    after = EvalReport(results=[result("text", n, n > 0) for n in (5, 4, 3, 2, 1, 0)])
+    found = EvalComparison.of(before, after)
     assert found.kinds == {"text": Pairs(4, 1, 6)} and found.micro.total == 6
     assert found.overall[0] == found.data()["overall"] == pytest.approx(0.5)
     assert "+4 -1 of 6" in found.table()[-1]
     with pytest.raises(ValueError, match="no picture in common"):
-        Comparison.of(before, Report())
+        EvalComparison.of(before, EvalReport())
     with pytest.raises(ValueError, match="from the seeds 0 and 1"):
-        Comparison.of(before, Report(results=[result("text", 0, True, seed=1)]))
+        EvalComparison.of(before, EvalReport(results=[result("text", 0, True, seed=1)]))
 
 
 def test_refusals_and_lost_rewrites_are_wrong_and_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from backend.errors import FileError, UsageError
 from tests.train.results import result
-from train.evals.nano import RESULTS, Folder, Report, evaluate, seed_of
+from train.evals.nano import RESULTS, EvalFolder, EvalReport, evaluate, seed_of
 from train.evals.nano_prompts import PROMPT_KINDS, made_prompts, prompts
 from train.evals.sheet import contact_sheet
 from train.world.drawing import render
@@ -36,7 +36,7 @@ def test_a_perfect_generator_is_right_and_an_empty_one_wrong() -> None:
 
 
 def test_overall_is_the_mean_of_kinds_and_micro_of_pictures() -> None:
-    report = Report(results=[result("counting", 0, True), *(result("text", i, False) for i in range(3))])
+    report = EvalReport(results=[result("counting", 0, True), *(result("text", i, False) for i in range(3))])
     assert report.overall == 0.5
     assert report.micro.rate == 0.25
     low, high = report.overall_interval
@@ -46,7 +46,7 @@ def test_overall_is_the_mean_of_kinds_and_micro_of_pictures() -> None:
 
 def test_finished_pictures_are_not_made_again_and_a_cut_line_is(tmp_path: Path) -> None:
     some = prompts(limit=3)
-    folder = Folder(tmp_path / "run")
+    folder = EvalFolder(tmp_path / "run")
     settings = {"model": "fake", "steps": 1}
     evaluate(blank, some, images_per_prompt=2, done=folder.open(settings), on_result=folder.add)
     lines = (folder.path / RESULTS).read_bytes()

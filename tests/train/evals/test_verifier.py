@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from train.evals.stats import Tally, wilson
-from train.evals.verifier.find_things import Found
+from train.evals.stats import AnswerTally, wilson
+from train.evals.verifier.find_things import FoundThing
 from train.evals.verifier.prove import DEGRADATIONS, FALSEHOODS, falsehoods, prove
 from train.evals.verifier.verify import Expectation, Wanted, expectation_of, relation_holds, see, verify
 from train.world.drawing import render
@@ -144,8 +144,8 @@ def test_pictures_of_nothing_known_are_judged_all_the_same() -> None:
         assert verify(picture, Expectation(things=(Wanted(kind="turtle", colour="purple", count=3),))).right is False
 
 
-def _found(x: float, y: float, half: float = 0.1) -> Found:
-    return Found("ball", "red", x, y, (x - half, y - half, x + half, y + half), 1.0, (x, y, half, half))
+def _found(x: float, y: float, half: float = 0.1) -> FoundThing:
+    return FoundThing("ball", "red", x, y, (x - half, y - half, x + half, y + half), 1.0, (x, y, half, half))
 
 
 def test_relations() -> None:
@@ -175,4 +175,4 @@ def test_wilson_against_published_values() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="impossible"):
         wilson(3, 2)
-    assert Tally(3, 4) + Tally(1, 1) == Tally(4, 5)
+    assert AnswerTally(3, 4) + AnswerTally(1, 1) == AnswerTally(4, 5)

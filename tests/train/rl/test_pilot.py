@@ -9,7 +9,7 @@ import pytest
 
 from backend.errors import FileError, UsageError
 from train.rl.grammar import global_rubric
-from train.rl.pilot import Outcome, Thresholds, Verdict, judge_rubrics, read_verdicts, without_dropped
+from train.rl.pilot import PilotOutcome, Thresholds, Verdict, judge_rubrics, read_verdicts, without_dropped
 from train.rl.prompts import Prompt, PromptSet, Rubric
 
 NAMES = ("always", "never", "good", "fair", "contrary", "moody", "silent", "rare")
@@ -49,7 +49,7 @@ def pilot(pictures: int = 48) -> list[Verdict]:
     return found
 
 
-def outcomes(thresholds: Thresholds | None = None) -> dict[str, Outcome]:
+def outcomes(thresholds: Thresholds | None = None) -> dict[str, PilotOutcome]:
     found = judge_rubrics(PromptSet((one("fox", *NAMES),)), pilot(), thresholds)
     assert [outcome.rubric.text for outcome in found] == [*NAMES, global_rubric().text]
     return {outcome.rubric.text: outcome for outcome in found}

@@ -52,7 +52,7 @@ _MARGIN = 4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundThing:
     """One thing seen. `box` is (x0, y0, x1, y1) of the whole thing; all lengths in short sides."""
 
     kind: str  # a name in SEEN
@@ -285,7 +285,7 @@ def _drawable(fit: _Fit, unit: int) -> bool:
 
 
 def _distinct(fits: list[_Fit]) -> list[_Fit]:
-    """Of fits of one kind at one place, in whatever colour, only the best: an outline must not win by its size."""
+    """Keep only the best of the fits of one kind at one place, in whatever colour: an outline must not win by its size."""
     kept: list[_Fit] = []
     for fit in sorted(fits, key=lambda f: -f.score):
         for other in kept:
@@ -307,7 +307,7 @@ def _explained(eye: Eye, fit: _Fit, cover: tuple[slice, slice, Bools]) -> float:
     return float((eye.regions.foreground[rows, columns] & mask).sum()) - (1 - fit.score) * float(mask.sum())
 
 
-def find_things(picture: Image.Image) -> list[Found]:
+def find_things(picture: Image.Image) -> list[FoundThing]:
     """The things in a picture of any size, most explaining first. Words on signs are not read here."""
     eye = Eye(rg.normalised(picture))
     w, h = eye.size
@@ -320,7 +320,7 @@ def find_things(picture: Image.Image) -> list[Found]:
             if gain > 0:  # what lies on mere background, such as an outline around two clouds, is no thing
                 candidates.append((gain, fit, cover))
     used = np.zeros((h, w), bool)
-    found: list[Found] = []
+    found: list[FoundThing] = []
     for _, fit, (rows, columns, mask) in sorted(candidates, key=lambda c: -c[0]):
         if (used[rows, columns] & mask).sum() > 0.3 * mask.sum():
             continue
@@ -332,5 +332,5 @@ def find_things(picture: Image.Image) -> list[Found]:
         )  # fmt: skip
         at = (fit.cx / unit, fit.cy / unit, fit.rx / unit, fit.ry / unit)
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        found.append(Found(fit.look.kind, fit.colour, *centre, box, round(fit.score, 3), at))
+        found.append(FoundThing(fit.look.kind, fit.colour, *centre, box, round(fit.score, 3), at))
     return found

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from train.evals.stats import Tally
+from train.evals.stats import AnswerTally
 from train.evals.verifier.regions import distance
 from train.evals.verifier.templates import f32, role_colours
 from train.evals.verifier.verify import Expectation, check, expectation_of, see
@@ -140,14 +140,14 @@ DEGRADATIONS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
 class Proof:
     """`yes` per layout: truths accepted; `no` per falsehood: rejected. `mistakes` says what went wrong, in words."""
 
-    yes: dict[str, Tally] = field(default_factory=dict)
-    no: dict[str, Tally] = field(default_factory=dict)
+    yes: dict[str, AnswerTally] = field(default_factory=dict)
+    no: dict[str, AnswerTally] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     seconds: float = 0.0  # processor time spent verifying, all pictures
 
-    def total(self, side: dict[str, Tally]) -> Tally:
+    def total(self, side: dict[str, AnswerTally]) -> AnswerTally:
         """All rows of one side together."""
-        return sum(side.values(), Tally())
+        return sum(side.values(), AnswerTally())
 
     def table(self) -> list[str]:
         """The proof as lines of text: rates with Wilson's 95 % intervals."""
@@ -187,13 +187,13 @@ def prove(
         proof.seconds += time.process_time() - started
         items = check(truth, found)
         holds = all(item.holds for item in items)
-        proof.yes.setdefault(scene.layout, Tally()).add(holds)
+        proof.yes.setdefault(scene.layout, AnswerTally()).add(holds)
         if not holds:
             reasons = "; ".join(item.reason for item in items if not item.holds)
             proof.mistakes.append(f"{i} {scene.layout} {scene.style}, true but refused: {reasons}")
         for name, lie in lies:
             refused = not all(item.holds for item in check(lie, found))
-            proof.no.setdefault(name, Tally()).add(refused)
+            proof.no.setdefault(name, AnswerTally()).add(refused)
             if not refused:
                 proof.mistakes.append(f"{i} {scene.layout} {scene.style}, false {name} accepted: {lie}")
         if on_scene is not None:

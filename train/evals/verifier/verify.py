@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from train.evals.verifier import signs
-from train.evals.verifier.find_things import Found, find_things
+from train.evals.verifier.find_things import FoundThing, find_things
 from train.evals.verifier.regions import SIDE, normalised
 from train.world.scene_text import NUMBERS, kind_name
 from train.world.scenes import RELATIONS, Scene
@@ -66,7 +66,7 @@ class Verdict:
     """What was checked, and what was seen."""
 
     items: tuple[Item, ...]
-    found: tuple[Found, ...]
+    found: tuple[FoundThing, ...]
 
     @property
     def right(self) -> bool:
@@ -90,14 +90,14 @@ def expectation_of(scene: Scene) -> Expectation:
 # ---------------------------------------------------------------------------------------------------------- checking
 
 
-def _bounds(things: Sequence[Found]) -> tuple[float, float, float, float]:
+def _bounds(things: Sequence[FoundThing]) -> tuple[float, float, float, float]:
     """(centre x, centre y, width, height) of the box around all of `things`."""
     x0, y0 = min(t.box[0] for t in things), min(t.box[1] for t in things)
     x1, y1 = max(t.box[2] for t in things), max(t.box[3] for t in things)
     return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
 
 
-def relation_holds(first: Sequence[Found], relation: str, second: Sequence[Found]) -> bool:
+def relation_holds(first: Sequence[FoundThing], relation: str, second: Sequence[FoundThing]) -> bool:
     """Whether the box around `first` is in `relation` to the box around `second`.
 
     Left, right, above, below: as GenEval, the centres' offset less MARGIN of the summed sizes must point that way more
@@ -119,11 +119,11 @@ def relation_holds(first: Sequence[Found], relation: str, second: Sequence[Found
     return {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation] / length > 0.5
 
 
-def _matching(wanted: Wanted, found: Sequence[Found]) -> list[Found]:
+def _matching(wanted: Wanted, found: Sequence[FoundThing]) -> list[FoundThing]:
     return [f for f in found if f.kind == wanted.kind and wanted.colour in (None, f.colour)]
 
 
-def _check(wanted: Wanted, found: Sequence[Found]) -> list[Item]:
+def _check(wanted: Wanted, found: Sequence[FoundThing]) -> list[Item]:
     match = _matching(wanted, found)
     if len(match) != wanted.count:
         number = NUMBERS[len(match)] if len(match) < len(NUMBERS) else str(len(match))
@@ -146,7 +146,7 @@ def _check(wanted: Wanted, found: Sequence[Found]) -> list[Item]:
     return items
 
 
-def check(expectation: Expectation, found: Sequence[Found]) -> tuple[Item, ...]:
+def check(expectation: Expectation, found: Sequence[FoundThing]) -> tuple[Item, ...]:
     """Compare what was asked for with what was found."""
     items = [item for wanted in expectation.things for item in _check(wanted, found)]
     if expectation.relation is not None:
@@ -159,10 +159,10 @@ def check(expectation: Expectation, found: Sequence[Found]) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def see(picture: Image.Image, asked_words: Sequence[str] = ()) -> tuple[Found, ...]:
+def see(picture: Image.Image, asked_words: Sequence[str] = ()) -> tuple[FoundThing, ...]:
     """The things in a picture of any size, and what their signs say. Find once, check as often as you like."""
     picture = normalised(picture)
-    out: list[Found] = []
+    out: list[FoundThing] = []
     for thing in find_things(picture):
         if thing.kind == "sign":
             cx, cy, rx, ry = (v * SIDE for v in thing.at)

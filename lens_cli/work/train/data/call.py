@@ -61,11 +61,11 @@ def run_todo(call: Call, name: str, stage: Callable[[int], None], todo: Sequence
     if not todo:
         call.talk.detail(f"{name}: nothing to do")
         return
-    progress = Progress(call.talk, name, len(todo))
+    progress = ShardProgress(call.talk, name, len(todo))
     run_shards(stage, todo, call.engine, call.workers, gpus=gpus, on_done=progress.step)
 
 
-class Progress:
+class ShardProgress:
     """Tells how far a stage is, at most every `EVERY` seconds."""
 
     EVERY = 5.0  # seconds

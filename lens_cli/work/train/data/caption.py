@@ -16,7 +16,7 @@ from train.data.scan import planned
 from train.data.settings import read_section, section, write_section
 
 
-class Caption:
+class CaptionCommand:
     """Asks, or writes the questions as batch files, or takes answers from batch files. `ask` False: only what was
     answered already becomes captions."""
 
@@ -136,4 +136,4 @@ def caption_if_told(call: Call) -> DataStage | None:
     ask = told and bool(settings.base_url or load().reasoner.base_url)
     if told and not ask:
         call.talk.say("caption: nobody is asked, as no endpoint was named; what was answered is used")
-    return Caption(call, ask=ask)
+    return CaptionCommand(call, ask=ask)

@@ -14,7 +14,7 @@ from train.data.tars.pack import PackConfig
 _TEXTS = {"caption": "dense captions", "brief": "brief captions", "alt": "the texts that came with the pictures"}
 
 
-class Bucket:
+class BucketCommand:
     """Gives each picture its shape."""
 
     def __init__(self, call: Call) -> None:
@@ -42,7 +42,7 @@ class Bucket:
         self.call.talk.result({"shards": len(self.todo)})
 
 
-class Pack:
+class PackCommand:
     """Writes the tars and their index."""
 
     def __init__(self, call: Call) -> None:

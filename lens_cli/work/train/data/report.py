@@ -8,7 +8,7 @@ from train.data.scan import planned
 from train.data.settings import section, write_section
 
 
-class Report:
+class ReportCommand:
     """Writes WORK/report.html."""
 
     def __init__(self, call: Call) -> None:

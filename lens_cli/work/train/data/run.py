@@ -11,23 +11,23 @@ from lens_cli.terminal.console import Talk
 from lens_cli.work.train.data.call import Call, DataStage
 from lens_cli.work.train.data.caption import caption_if_told
 from lens_cli.work.train.data.dedup import Dedup
-from lens_cli.work.train.data.pack import Bucket, Pack
-from lens_cli.work.train.data.report import Report
-from lens_cli.work.train.data.scan import Scan
-from lens_cli.work.train.data.score import Score
-from lens_cli.work.train.data.select import Select
+from lens_cli.work.train.data.pack import BucketCommand, PackCommand
+from lens_cli.work.train.data.report import ReportCommand
+from lens_cli.work.train.data.scan import ScanCommand
+from lens_cli.work.train.data.score import ScoreCommand
+from lens_cli.work.train.data.select import SelectCommand
 from train.data.captions.ask import CaptionSettings
 from train.data.settings import read_section, section, write_section
 from train.data.tars.pack import PackConfig
 
 AFTER_SCAN: Mapping[str, Callable[[Call], DataStage | None]] = {  # None: this one has nothing to do
-    "score": Score,
-    "select": Select,
+    "score": ScoreCommand,
+    "select": SelectCommand,
     "dedup": Dedup,
     "caption": caption_if_told,
-    "bucket": Bucket,
-    "pack": Pack,
-    "report": Report,
+    "bucket": BucketCommand,
+    "pack": PackCommand,
+    "report": ReportCommand,
 }
 
 
@@ -51,7 +51,7 @@ class RunAll:
         inner = replace(call, talk=_Among(**vars(call.talk)))
         self.call = call
         self.calls = {name: replace(inner, given=tuple(given)) for name, given in settings.items()}
-        self.scan = Scan(self.calls["scan"], sources)
+        self.scan = ScanCommand(self.calls["scan"], sources)
 
     def run(self) -> None:
         self.scan.run()

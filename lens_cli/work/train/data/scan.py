@@ -16,7 +16,7 @@ from train.data.sources import PictureSource, find_source, parse_source
 from train.data.tars.pack import PackConfig
 
 
-class Scan:
+class ScanCommand:
     """`given`: the sources of the command line; none: those of last time."""
 
     def __init__(self, call: Call, given: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class Scan:
         counts = {"pictures": listed.pictures, "shards": listed.shards, "bytes": listed.nbytes}
         talk.result({**counts, "disk": round(disk + tars), "hours": hours, "measured_on": tried.pictures})
 
-    def _try_sample(self, listed: estimate.Listing) -> estimate.Trial:
+    def _try_sample(self, listed: estimate.Listing) -> estimate.ShardTrial:
         buckets, _ = section(BucketConfig, "bucket", self.call.folder)
         packing, _ = section(PackConfig, "pack", self.call.folder)
         return estimate.try_sample(listed, CLASSIC, self.settings.max_pixels, buckets, packing)

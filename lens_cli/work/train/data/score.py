@@ -14,7 +14,7 @@ from train.data.settings import section, write_section
 _A_GPU = 4  # processes that share one, as one process cannot decode as fast as a GPU scores
 
 
-class Score:
+class ScoreCommand:
     """The filters without a model first, then those whose models were named."""
 
     def __init__(self, call: Call) -> None:

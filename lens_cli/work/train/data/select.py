@@ -8,7 +8,7 @@ from train.data.scan import planned
 from train.data.settings import read_section, write_section
 
 
-class Select:
+class SelectCommand:
     """Applies the thresholds; warns of those that cannot be applied."""
 
     def __init__(self, call: Call) -> None:

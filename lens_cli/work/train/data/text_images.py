@@ -10,7 +10,7 @@ from train.data.text_images import stage as drawing
 from train.data.text_images.texts import TextImageSettings
 
 
-class TextImages:
+class TextImagesCommand:
     """The call's folder is that of the tars, with a config.json of its own beside them."""
 
     def __init__(self, call: Call) -> None:
