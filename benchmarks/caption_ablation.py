@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from train.evals.nano import EvalFolder, EvalReport
+from train.evals.nano import EvalComparison, EvalFolder, EvalReport
 from train.evals.nano_prompts import PROMPT_KINDS
 from train.run import status
 

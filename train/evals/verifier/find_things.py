@@ -285,7 +285,7 @@ def _drawable(fit: _Fit, unit: int) -> bool:
 
 
 def _distinct(fits: list[_Fit]) -> list[_Fit]:
-    """Keep only the best of the fits of one kind at one place, in whatever colour: an outline must not win by its size."""
+    """Keep the best of the fits of one kind at one place, in whatever colour: an outline must not win by its size."""
     kept: list[_Fit] = []
     for fit in sorted(fits, key=lambda f: -f.score):
         for other in kept:
