@@ -153,6 +153,27 @@ def test_a_caption_that_times_out_names_its_own_setting(data, work: Path, monkey
     assert "LENS_REASONER" not in late.err
 
 
+def test_an_address_that_came_with_the_folder_gets_nothing_until_it_is_named(
+    data, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's config.json: no picture and no key leave, and one line says how to allow it. Once is enough."""
+    monkeypatch.setenv("LENS_REASONER__API_KEY", "sk-mine")
+    with Endpoint(completion(FOX)) as endpoint:
+        config = json.loads((work / "config.json").read_text())
+        config["caption"] = {"base_url": endpoint.url, "model": "eye"}
+        (work / "config.json").write_text(json.dumps(config))
+        for words in (("caption", str(work)), ("run", str(work), "--workers", "0")):
+            refused = data(*words)
+            assert refused.code == 2 and "neither pictures nor a key go there" in refused.err
+            assert f"--set base_url={endpoint.url}" in refused.err and "sk-mine" not in refused.err
+        assert endpoint.asked == []
+        assert data("caption", str(work), "--set", f"base_url={endpoint.url}").code == 0
+        asked = len(endpoint.asked)
+        assert asked == 4
+        assert data("caption", str(work)).code == 0  # named before, and everything is answered
+        assert len(endpoint.asked) == asked
+
+
 def test_pixels_reach_training_as_they_are(work: Path, made: list[Ready]) -> None:
     """The picture of a bucket's own size is neither scaled nor cropped: in PNG not a bit changed."""
     (found,) = [sample for sample in samples(work) if sample.text == "alt text 0"]

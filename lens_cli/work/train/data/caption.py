@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from backend.errors import UsageError
+from backend.settings import ReasonerSettings
 from lens_cli.work.train.data.call import Call, DataStage, run_todo, tell_reasons
 from train.data.captions import ask as captions
 from train.data.captions.batch import read_answers, write_requests
@@ -110,6 +112,7 @@ def _stage(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> capt
     if not base_url:
         hint = "--set base_url=http://127.0.0.1:8000/v1, or the setting reasoner.base_url; by files: --batch-out FOLDER"
         raise UsageError("no endpoint was named for captions", hint=hint)
+    _check_named(call, settings.base_url, reasoner)
     labels = {name: Label(name, f"--set {name}=…") for name in ("base_url", "model", "timeout", "max_tokens")}
     address = make_address(
         base_url,
@@ -120,6 +123,19 @@ def _stage(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> capt
         labels={**labels, "key": setting_label("api_key")},
     )
     return captions.Caption(call.work, settings, model, Client(address, say=call.talk.detail))
+
+
+def _check_named(call: Call, base_url: str | None, reasoner: ReasonerSettings) -> None:
+    """Raises UsageError for an address that only the work folder names."""
+    from backend.reasoner.named import check_named, name_endpoint
+
+    if base_url is None:
+        return
+    if any(text.partition("=")[0].strip() == "base_url" for text in call.given):
+        name_endpoint(base_url)
+        return
+    allow = f"lens train data caption {shlex.quote(str(call.folder))} --set base_url={shlex.quote(base_url)}"
+    check_named(base_url, reasoner, origin=str(call.folder / "config.json"), allow=allow)
 
 
 def caption_if_told(call: Call) -> DataStage | None:
