@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast, get_origin
 
 from backend import fields, paths
-from backend.errors import UsageError, os_reason
+from backend.errors import UsageError, os_reason, shown
 from backend.types import Effort, ImageFormat, ReasonerMode
 from backend.wish import Wish
 
@@ -80,10 +80,15 @@ class Settings:
 
 # A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
 USER_ONLY = ("reasoner.base_url", "reasoner.api_key")
+# What names files: it may lead out of the project's folder, but not without being said.
+PATHS = ("model", "output_dir", "output.template", "generate.loras", "reasoner.system_prompt")
 
 
-def load() -> Settings:
-    """Read all sources. Raises UsageError naming the file and key of a value that does not fit."""
+def load(say: Callable[[str], None] = lambda line: None) -> Settings:
+    """Read all sources. Raises UsageError naming the file and key of a value that does not fit.
+
+    `say` is told, a line each, which paths of the project's file lead out of its folder.
+    """
     known = dict(keys())
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -95,6 +100,8 @@ def load() -> Settings:
                 raise UsageError(
                     f"{path}: {key} belongs into your own settings", hint=f"move it to {paths.config_file()}"
                 )
+            if project and key in PATHS and (outside := _outside(value, path.parent)):
+                say(f"{path}: {key} leads out of this folder: {shown(outside)}")
             values[key], origins[key] = _check(value, known[key], f"{path}: {key}"), str(path)
     for name, text in _environment(known):
         key = _key(name)
@@ -182,6 +189,18 @@ def _check(value: Any, kind: Any, where: str) -> Any:
 def _check_text(text: str, kind: Any, where: str) -> Any:
     """An environment variable's text as the field's type. Raises UsageError."""
     return _fit(lambda: fields.from_text(text, kind, separator=os.pathsep), text, kind, where)
+
+
+def _outside(value: object, folder: Path) -> str | None:
+    """The first path in a value that does not lie below `folder`; None: there is none."""
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
+            continue
+        path = text.rpartition("=")[0] or text  # a LoRA's strength
+        absolute = path.startswith(("/", "~")) or Path(path).is_absolute()
+        if absolute or not (folder / path).resolve().is_relative_to(folder.resolve()):
+            return text
+    return None
 
 
 def _build(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:

@@ -47,7 +47,7 @@ def gen(
     from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
-    settings = load()
+    settings = load(talk.warn)
     wish = replace(wish, prompt=options.read_prompt(words, prompt, file, talk))
     resolved = build_request(wish, settings, talk.warn)
     plan = options.plan_for(wish, len(resolved.request.seeds), settings, talk)

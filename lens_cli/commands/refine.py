@@ -69,7 +69,7 @@ def refine(
     from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("refine", json=json, quiet=quiet, verbose=verbose, no_color=no_color)
-    settings = load()
+    settings = load(talk.warn)
     typed = {"seed": seed, "temperature": temperature, "effort": effort}
     typed = {key: value for key, value in typed.items() if value is not None}
     settings = replace(settings, reasoner=replace(settings.reasoner, **typed))

@@ -51,7 +51,7 @@ def rerun(
         raise FileError(f"{image} holds no lens record{made}", hint=f"`lens info {image}` shows what it says")
     if verify:
         _check_unchanged(typed, dry_run)
-    settings = load()
+    settings = load(talk.warn)
     resolved = _resolve(image, wish_from(found.record, str(image)), typed, settings, talk)
     if typed.model is None and not verify:  # which compares the weights beside everything else
         _check_weights(image, found.record, resolved, talk)

@@ -93,7 +93,7 @@ def build_cases(choice: BenchChoice, talk: Talk) -> list[ResolvedRequest]:
         presets.get(choice.random)
         if choice.wish.prompt is not None:
             raise UsageError("--random encodes no prompt", hint="--text-tokens sets the length of the text")
-    settings = load()
+    settings = load(talk.warn)
     same = Wish(prompt=PROMPT, model=choice.random, seeds=("0",), loras=()).overridden_by(choice.wish)
     found = find_model(same.model or settings.model or presets.default_name())
     cases: list[ResolvedRequest] = []

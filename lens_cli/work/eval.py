@@ -99,7 +99,7 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
         raise UsageError(str(error)) from error
     if choice.contact_sheet is not None:
         make_folder(choice.contact_sheet.resolve().parent)
-    settings = load()
+    settings = load(talk.warn)
     found = find_model(choice.wish.model or settings.model or default_name())
     reasoner = ask_reasoner(settings, found, talk, mode=choice.reasoner, system_prompt=choice.wish.system_prompt)
     if choice.compare and reasoner.off:

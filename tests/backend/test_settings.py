@@ -127,3 +127,34 @@ def test_xdg_without_lens_home(monkeypatch: pytest.MonkeyPatch, isolated_home: P
     for place in (paths.config_dir(), paths.data_dir(), paths.cache_dir(), paths.hub_cache()):
         assert place.is_relative_to(isolated_home)
         assert not place.exists()  # asking where is not making
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('output_dir = "/tmp/x"', "output_dir"),
+        ('output_dir = "../x"', "output_dir"),
+        ('model = "~/m"', "model"),
+        ('[output]\ntemplate = "../../{seed}"', "output.template"),
+        ('[reasoner]\nsystem_prompt = "/etc/passwd"', "reasoner.system_prompt"),
+        ('[generate]\nloras = ["a.safetensors", "../b.safetensors=0.5"]', "generate.loras"),
+        ('output_dir = "pictures/today"', None),
+        ('model = "nano"', None),
+        ('[output]\ntemplate = "{date}/{seed}"', None),
+        ('[generate]\nloras = ["sky=0.8"]', None),
+    ],
+)
+def test_a_path_of_a_project_that_leads_out_of_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, said: str | None
+) -> None:
+    """The folder came from elsewhere; the person's own file may name whatever it likes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lens.toml").write_text(line)
+    lines: list[str] = []
+    load(lines.append)
+    assert len(lines) == (said is not None)
+    assert all(f"lens.toml: {said} leads out of this folder" in text for text in lines)
+    (tmp_path / "lens.toml").rename(tmp_path / "own.toml")
+    monkeypatch.setenv("LENS_CONFIG", str(tmp_path / "own.toml"))
+    load(lines.append)
+    assert len(lines) == (said is not None)
