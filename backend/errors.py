@@ -56,6 +56,10 @@ class NetworkError(LensError):
     code = "network"
 
 
+class BusyError(NetworkError):
+    """A server that takes no more requests for now (429), still after the last try."""
+
+
 class TimeoutExpiredError(LensError):
     """Something took longer than its limit."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from backend.chat.address import Address
 from backend.chat.budget import Budget
 from backend.chat.replies import ChatReply, Message, read_completion
-from backend.errors import LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError
+from backend.errors import BusyError, LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -276,7 +276,7 @@ class Client:
             )
         elif status == 429:
             after = error.response.headers.get("retry-after")
-            failure = NetworkError(
+            failure = BusyError(
                 f"{address.shown} is over its limit of requests (429){f'; it asks to wait {after} s' if after else ''}",
                 hint="try again later",
             )
