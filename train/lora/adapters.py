@@ -29,7 +29,7 @@ from backend.model.tensors import transformer_shapes
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
 from backend.params import DiTParams
-from train.lora.config import GROUPS, LoraConfig, target_shapes
+from train.lora.config import GROUPS, AdapterFields, target_shapes
 from train.lora.plan import base_itemsize, base_plan
 from train.run.network import choose_attention
 
@@ -68,6 +68,7 @@ class Adapter(nn.Module):
         self.linear = linear
         self.down_RI, self.up_OR = nn.Parameter(down_RI), nn.Parameter(up_OR)
         self.alpha, self.scale = alpha, alpha / down_RI.shape[0]
+        self.active = True  # False: the network is as it was without it
 
     @property
     def weight(self) -> Tensor:
@@ -75,10 +76,12 @@ class Adapter(nn.Module):
         return self.linear.get_parameter("weight")
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return self.linear(x)
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.down_RI), self.up_OR)
 
 
-def with_adapters(config: LoraConfig, files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
+def with_adapters(config: AdapterFields, files: ModelFiles, device: torch.device) -> LensTransformer2DModel:
     """The model's transformer, frozen, with fresh adapters. Raises CheckpointError, UsageError."""
     quant = base_plan(config, files, device.type)
     dtype = torch.bfloat16 if base_itemsize(config, device.type) == 2 else torch.float32
@@ -124,7 +127,7 @@ def factors(network: nn.Module) -> dict[str, Factors]:
 # Going on from a LoRA -------------------------------------------------------------------------------------------------
 
 
-def read_start(named: str, config: LoraConfig, params: DiTParams) -> LoraFile:
+def read_start(named: str, config: AdapterFields, params: DiTParams) -> LoraFile:
     """The LoRA that training is to begin with, of any key family; reads its header only.
 
     Raises UsageError where the adapters of `config` cannot hold it, CheckpointError for what is no LoRA of this model.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from backend.errors import UsageError, joined
 from backend.packing.schemes import by_quant, trainable
@@ -30,6 +30,23 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "io": ("img_in", "txt_in", "proj_out"),
     }
 )
+
+
+class AdapterFields(Protocol):
+    """What a config of any stage says about its adapters; `LoraConfig` has them, among others."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def quant(self) -> Quant: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def machine(self) -> Machine: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +141,7 @@ class LoraConfig:
         )
 
 
-def target_shapes(config: LoraConfig, params: DiTParams) -> dict[str, tuple[int, int]]:
+def target_shapes(config: AdapterFields, params: DiTParams) -> dict[str, tuple[int, int]]:
     """Module name -> (outputs, inputs) of every linear that gets an adapter, in the network's order.
 
     Raises UsageError for a target that is nowhere, and for a rank that is larger than a layer.

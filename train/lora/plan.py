@@ -18,7 +18,7 @@ from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams
 from backend.presets import Preset
 from backend.sizes import GRID
-from train.lora.config import LoraConfig, target_shapes
+from train.lora.config import AdapterFields, LoraConfig, target_shapes
 from train.lora.pictures import Folder
 from train.run import costs, status
 
@@ -54,12 +54,12 @@ class Forecast:
         return self.latents + self.features + self.checkpoints + self.files
 
 
-def base_itemsize(config: LoraConfig, device_type: str) -> int:
+def base_itemsize(config: AdapterFields, device_type: str) -> int:
     """Bytes of a frozen number. A processor has float32, where bfloat16 saves no time."""
     return 2 if config.machine.compute == "bfloat16" and device_type != "cpu" else 4
 
 
-def base_plan(config: LoraConfig, files: ModelFiles, device_type: str) -> QuantPlan:
+def base_plan(config: AdapterFields, files: ModelFiles, device_type: str) -> QuantPlan:
     """How the frozen linears will lie in memory."""
     return plan_quant(
         files, config.quant, itemsize=base_itemsize(config, device_type), on_cpu=device_type == "cpu"
@@ -83,7 +83,7 @@ def forecast(
     """`files` None: of a model that is not on this disk. Raises UsageError for targets and ranks that cannot be."""
     params, full = preset.params, config.tune == "full"
     count = costs.parameters(params.dit)
-    base, scheme = _base(config, files, params.dit, device_type)
+    base, scheme = base_bytes(config, files, params.dit, device_type)
     learned = count if full else sum(config.rank * sum(shape) for shape in target_shapes(config, params.dit).values())
     pictures = (*folder.training, *folder.held)
     speed, reached = _measured(config.run_dir)
@@ -110,8 +110,8 @@ def forecast(
     )
 
 
-def _base(
-    config: LoraConfig, files: ModelFiles | None, params: DiTParams, device_type: str
+def base_bytes(
+    config: AdapterFields, files: ModelFiles | None, params: DiTParams, device_type: str
 ) -> tuple[float, str | None]:
     """Bytes of the frozen transformer and the packing of its blocks' linears."""
     itemsize, shapes = base_itemsize(config, device_type), transformer_shapes(params)

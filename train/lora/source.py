@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
-from importlib.metadata import version
-from textwrap import shorten
 
 import numpy as np
 import torch
@@ -26,10 +22,9 @@ from backend.errors import CheckpointError, FileError
 from backend.loading import load_vae
 from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.sizes import GRID
-from backend.text.features import FeatureSource
-from backend.types import Encoder
-from train.batches.encoders import encode_images, feature_dtype
+from train.batches.encoders import VERSION, encode_images
 from train.batches.keeper import Keeper
+from train.batches.texts import KeptTexts
 from train.config import At, Stage
 from train.data import buckets
 from train.data.buckets import Placement
@@ -39,9 +34,6 @@ from train.lora.pictures import Folder, Picture
 from train.run.batch import Grid, Group, Loaded, padded
 from train.run.distributed import Ranks
 
-VERSION = 1  # raised when the same picture gives other numbers
-AT_ONCE = 64  # captions that share one pass over the text encoder's layers
-
 Say = Callable[[str], None]
 
 
@@ -50,23 +42,10 @@ class Kept:
 
     def __init__(self, config: LoraConfig, files: ModelFiles, ranks: Ranks, say: Say) -> None:
         self.files, self.ranks, self.device, self.say = files, ranks, ranks.device, say
-        params, dtype = files.preset.params, feature_dtype(ranks.device)
-        width = (len(params.dit.selected_layer_index), params.text.hidden_size)
-        self._latents = Keeper(config.cache_dir / "latents", (params.dit.in_channels,), torch.float32, say)
-        self._texts = Keeper(config.cache_dir / "texts", width, dtype, say)
+        channels = files.preset.params.dit.in_channels
+        self._latents = Keeper(config.cache_dir / "latents", (channels,), torch.float32, say)
+        self._texts = KeptTexts(config.cache_dir / "texts", files, ranks.device, say)
         self._vae_sha256 = files_sha256(files.vae)
-        self._features = FeatureSource(files=files, encoder=Encoder.exact, dtype=dtype, device=ranks.device)
-        self._about_texts = tensors.cache_key(
-            {
-                "code": VERSION,
-                "torch": version("torch"),
-                "processor": tensors.processor(self.device),
-                "weights": files_sha256(files.text_encoder),
-                "tokenizer": files_sha256(files.tokenizer) if files.tokenizer else None,
-                "network and template": asdict(params.text),
-                "blocks": list(params.dit.selected_layer_index),
-            }
-        )
 
     def has_latent(self, sha256: str, placed: Placement) -> bool:
         """Whether a picture is encoded already, so that its file need not be proved whole again."""
@@ -78,12 +57,11 @@ class Kept:
         """Encode what is not kept yet, each rank its share. Raises FileError (no space, a picture gone),
         CheckpointError, NumericsError."""
         self._latents.open()
-        self._texts.open()
         pictures = [*folder.training, *folder.held]
         rank, world = self.ranks.rank, self.ranks.world
         captions = list(dict.fromkeys([*(p.caption for p in pictures), *prompts]))
         self._fill_latents([p for p in pictures if not self.has_latent(p.sha256, p.placed)][rank::world])
-        self._fill_texts(captions[rank::world])
+        self._texts.fill(captions[rank::world])
 
     def _fill_latents(self, pictures: Sequence[Picture]) -> None:
         if not pictures:
@@ -106,15 +84,6 @@ class Kept:
             raise CheckpointError(f"{picture.path}: its latent is not finite", hint="check: lens models verify")
         return latent_NC
 
-    def _fill_texts(self, captions: list[str]) -> None:
-        most = self.files.preset.params.text.template.room
-        for start in range(0, len(captions), AT_ONCE):
-            some = captions[start : start + AT_ONCE]
-            # Also finds damaged files, which are then made again.
-            for caption, found in zip(some, self._rows(some), strict=True):
-                if len(found) >= most:
-                    self.say(f"longer than the {most} tokens that are read, cut: {shorten(caption, 60)}")
-
     # --------------------------------------------------------------------------------------------------------- reading
 
     def latent(self, picture: Picture) -> Tensor:
@@ -127,15 +96,7 @@ class Kept:
 
     def texts(self, captions: Sequence[str]) -> list[Tensor]:
         """(L, T, F) of each, on the device."""
-        # Made while training only where a file was removed meanwhile; then they come from inference mode.
-        return [rows.to(self.device).clone() for rows in self._rows(captions)]
-
-    def _rows(self, captions: Sequence[str]) -> list[Tensor]:
-        def make(places: Sequence[int]) -> list[Tensor]:
-            found = self._features.features([captions[place] for place in places], lambda _: nullcontext())
-            return [rows[0] for rows in found]
-
-        return self._texts.rows([tensors.cache_key({"network": self._about_texts, "what": c}) for c in captions], make)
+        return self._texts.read(captions)
 
     def _latent_key(self, sha256: str, placed: Placement) -> str:
         return tensors.cache_key(

@@ -1,6 +1,6 @@
 """The log of a run: `metrics.jsonl` with one JSON object a line, TensorBoard, and Weights & Biases where asked.
 
-Every line has at least `step` and `loss`. On resume the log is cut back to the checkpoint.
+Every line has at least `step`. On resume the log is cut back to the checkpoint.
 """
 
 from __future__ import annotations

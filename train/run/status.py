@@ -69,8 +69,8 @@ def _read(folder: Path) -> Run:
 def _planned(folder: Path) -> int | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if "stages" not in config:  # fine-tuning has one
-            return int(config["steps"])
+        if "stages" not in config:  # fine-tuning has one; reinforcement learning counts epochs
+            return int(config["epochs"] if config.get("kind") == "rl" else config["steps"])
         stages = cast("list[dict[str, Any]]", config["stages"])
         return sum(int(stage["steps"]) for stage in stages)
     except (OSError, ValueError, KeyError, TypeError):

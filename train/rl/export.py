@@ -1,0 +1,60 @@
+"""What a run leaves: an adapter in ComfyUI's keys, which `lens gen --lora FILE=STRENGTH` draws with.
+
+A strength between 0 and 1.5 is another weight of the KL, without training again: interpolated and extrapolated
+velocities are those of another reward temperature (RLG, arXiv 2508.21016).
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backend.checkpoints.identity import files_sha256
+from backend.checkpoints.resolve import ModelFiles
+from backend.lora.write import Factors, Family, write_lora
+from train.lora.adapters import factors
+from train.rl.config import RLConfig
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export(config: RLConfig, files: ModelFiles, network: nn.Module, epoch: int, prompts: str) -> Path:
+    """Write RUN/lora.safetensors. `prompts`: their fingerprint. Raises FileError, CheckpointError."""
+    learned = factors(network)
+    if config.export_rank is not None:
+        learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
+    path = config.run_dir / "lora.safetensors"
+    training = {
+        "kind": "rl", "base_model": files.name, "base_sha256": files_sha256(files.transformer), "epochs": epoch,
+        "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets), "seed": config.seed,
+        "rollout_guidance": config.rollout.guidance, "train_guidance": config.nft.guidance,
+        "kl_weight": config.nft.kl_weight, "prompts": prompts, "version": version("lens"),
+    }  # fmt: skip
+    header = {
+        "base_model": files.name,
+        "step": str(epoch),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "lens/lora",
+        "modelspec.implementation": "lens",
+        "modelspec.title": config.run_dir.resolve().name,
+        "lens_training": json.dumps(training, sort_keys=True, ensure_ascii=False),
+    }
+    write_lora(path, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
+    return path
+
+
+def cut(one: Factors, rank: int) -> Factors:
+    """The nearest update of at most `rank`: the largest singular values, their roots shared out to both factors."""
+    if one.rank <= rank:
+        return one
+    # Of the small matrix between two orthonormal ones, so that no O x I matrix is made.
+    q_OR, r_RR = torch.linalg.qr(one.up_OR.double())
+    p_IR, s_RR = torch.linalg.qr(one.down_RI.double().T)
+    u, values, v = torch.linalg.svd(r_RR @ s_RR.T)
+    root = values[:rank].sqrt()
+    up_OR, down_RI = q_OR @ u[:, :rank] * root, root[:, None] * (v[:rank] @ p_IR.T)
+    return Factors(down_RI.float(), up_OR.float(), one.alpha * rank / one.rank)  # alpha / rank stays
