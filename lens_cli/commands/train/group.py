@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lens_cli.commands.train import data, lora, pretrain
+from lens_cli.commands.train import data, lora, pretrain, rl
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(data.app, name="data")
 app.command("pretrain")(pretrain.pretrain)
 app.command("lora")(lora.lora)
+app.add_typer(rl.app, name="rl")
 app.command("status")(pretrain.status)
 app.command("export")(pretrain.export)
 
