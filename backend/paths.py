@@ -53,6 +53,11 @@ def loras_dir() -> Path:
     return data_dir() / "loras"
 
 
+def history_file() -> Path:
+    """Every picture that was made, as `backend.picture.history` keeps it."""
+    return data_dir() / "history.db"
+
+
 def embeds_dir() -> Path:
     """Encoded prompts, kept so that a known prompt does not load the encoder again."""
     return cache_dir() / "embeds"

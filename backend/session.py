@@ -1,4 +1,4 @@
-"""A request carried out without a user interface: rewritten or refused, drawn, saved.
+"""A request carried out without a user interface: rewritten or refused, drawn, saved, entered into the history.
 
 Events go out, `stop` comes in. A command, a server, the evaluations and a search are callers of this; whoever only
 wants pictures, and has them rewritten and kept by others, asks `backend.engine` itself.
@@ -33,6 +33,7 @@ from backend.events import (
     Severity,
     Stop,
 )
+from backend.paths import history_file
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.settings import Settings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
     from backend.engine import Engine
     from backend.memory.plan import MemoryPlan
+    from backend.picture.history import History
     from backend.reasoner.refine import Decision, RewritePlan, Speaker
 
 
@@ -86,6 +88,8 @@ class Session:
         of the settings."""
         self.settings, self._stores = settings, stores
         self._engine, self._own_engine = engine, engine is None
+        self._history: History | None = None
+        self._history_fails = False  # which was said
         self._on_event: OnEvent = lambda event: None  # of the call at hand
         self._stop: Stop = lambda: False
 
@@ -93,13 +97,14 @@ class Session:
 
     def run(
         self, resolved: ResolvedRequest, output: OutputPlan, *, rewrite: RewritePlan | None = None,
-        parent_id: str | None = None, on_event: OnEvent, stop: Stop = lambda: False,
+        parent_id: str | None = None, relation: str | None = None, on_event: OnEvent, stop: Stop = lambda: False,
     ) -> Outcome:  # fmt: skip
         """Rewrite, draw and save every picture of a request.
 
         `rewrite`: who is asked first; None, or off: the prompt is drawn as it stands. `parent_id`: of the record it was
-        rerun from. Where `output` names no file, whoever listens writes `PictureSaved.data`. Raises RefusedError where
-        the reasoner refuses, ModelMissingError, and what `rewrite` raises; what stops the drawing is in the outcome.
+        made from; `relation`: how, for the history (None: rerun, where there is a parent). Where `output` names no
+        file, whoever listens writes `PictureSaved.data`. Raises RefusedError where the reasoner refuses,
+        ModelMissingError, and what `rewrite` raises; what stops the drawing is in the outcome.
         """
         now = datetime.now()  # one time for all names of a run
         # 1. The prompt. A model that is not here is said before a rewrite is waited or paid for.
@@ -130,6 +135,8 @@ class Session:
                 on_event(saved)
                 if saved.path is None:  # whole once the listener has written it
                     outcome.pictures.append(saved)
+                if output.history:
+                    self._enter(saved, relation)
         except LensError as error:
             # A full disk, an unreadable checkpoint, too little memory: the next picture would meet the same.
             outcome.stopped = error
@@ -165,6 +172,19 @@ class Session:
             except NumericsError as error:
                 yield PictureFailed(index=done, seed=request.seeds[done], error=error)
                 done += 1
+
+    def _enter(self, saved: PictureSaved, relation: str | None) -> None:
+        """Enter a picture into the history; what goes wrong there costs one warning a session, and no picture."""
+        from backend.picture.history import History
+
+        try:
+            if self._history is None:
+                self._history = History(history_file())
+            self._history.add(saved.record, saved.path, relation=relation)
+        except LensError as error:
+            if not self._history_fails:
+                self._history_fails = True
+                self._warn(f"the pictures are saved, but not in the history: {error}")
 
     # -------------------------------------------------------------------------------------------------------- rewrites
 
@@ -236,7 +256,10 @@ class Session:
         return self._engine
 
     def close(self) -> None:
-        """Give back the memory of our own engine."""
+        """Give back the memory of our own engine, and let go of the history."""
+        if self._history is not None:
+            self._history.close()
+            self._history = None
         if self._own_engine and self._engine is not None:
             self._engine.unload()
             self._engine = None

@@ -71,6 +71,7 @@ class Settings:
 
     model: str | None = None  # registry name or path; None: the registry's default
     output_dir: str | None = None  # folder for pictures; None: the working folder
+    history: bool = True  # enter every saved picture into the history
     generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)

@@ -181,6 +181,9 @@ class Wish:
     no_metadata: bool | None = _row(
         "--no-metadata", help="Write pixels only: no prompt, no seed.", panel=OUTPUT, verify=True
     )
+    no_history: bool | None = _row(
+        "--no-history", help="Leave the pictures out of `lens history`.", panel=OUTPUT, verify=True
+    )
     show: bool | None = _row("--show/--no-show", help="Draw the picture in the terminal.", panel=OUTPUT, verify=True)
 
     def given(self) -> dict[str, Any]:

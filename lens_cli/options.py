@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_origin
@@ -170,6 +171,7 @@ def plan_for(
         default_format=usual_format or chosen.format,
         default_quality=chosen.quality,
     )
+    plan = replace(plan, history=settings.history and not wish.no_history)
     if plan.template is None:
         if talk.json or talk.stream:
             raise UsageError("-o - and --json both want stdout", hint="save to a file, or drop --json")

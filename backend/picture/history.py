@@ -214,9 +214,7 @@ class History:
         with self._ours():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                before = self._count()
-                self._db.executemany(_INSERT, rows)
-                added = self._count() - before
+                added = self._db.executemany(_INSERT, rows).rowcount
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")

@@ -56,6 +56,7 @@ class OutputPlan:
     format: ImageFormat
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True
+    history: bool = True  # whether the pictures enter the history
 
     def path(self, request: GenerationRequest, index: int, now: datetime) -> Path:
         """The wished path of picture `index`; `backend.disk.write_new` settles what is taken."""

@@ -29,6 +29,8 @@ from backend.events import (
     PromptRewritten,
     Severity,
 )
+from backend.paths import history_file
+from backend.picture.history import History
 from backend.picture.images import pixel_sha256, read_metadata
 from backend.picture.outputs import OutputPlan, plan_output
 from backend.reasoner import refine as reasoner
@@ -259,3 +261,35 @@ def test_pictures_without_saving() -> None:
     assert [type(picture) for picture in made] == [Generation, PictureFailed, Generation]
     assert isinstance(made[1], PictureFailed) and isinstance(made[1].error, NumericsError)
     assert list(Path().iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------------- history
+
+
+def entered() -> list[Any]:
+    with History(history_file()) as history:
+        return history.search()
+
+
+def test_every_saved_picture_enters_the_history() -> None:
+    with session_with(Engine()) as session:
+        first = session.run(wish(), output(), on_event=lambda event: None).pictures
+        parent = first[0].record["id"]
+        session.run(wish("a cat", seeds=(9,)), output(), parent_id=parent, on_event=lambda event: None)
+        session.run(wish("unseen"), replace(output(), history=False), on_event=lambda event: None)
+    found = entered()
+    assert [entry.seed for entry in found] == [9, 6, 5, 4]
+    assert (found[0].parent, found[0].relation) == (parent, "rerun") and found[1].relation is None
+    assert [entry.path for entry in reversed(found[1:])] == [(saved.path or Path()).absolute() for saved in first]
+    assert all(entry.path is not None and entry.path.is_file() for entry in found)
+
+
+def test_a_history_that_cannot_be_written_costs_one_warning_and_no_picture() -> None:
+    history_file().parent.mkdir(parents=True)
+    history_file().write_bytes(b"no database" * 100)
+    events: list[Event] = []
+    with session_with(Engine()) as session:
+        outcome = session.run(wish(), output(), on_event=events.append)
+    assert outcome.error() is None and len(list(Path("p").iterdir())) == 3
+    warned = [e.text for e in events if isinstance(e, Noticed) and e.severity is Severity.warning]
+    assert len(warned) == 1 and "not in the history" in warned[0] and "damaged" in warned[0]
