@@ -31,6 +31,7 @@ COMMANDS = {
     "info": Lazy(
         "lens_cli.commands.info:info", "Show prompt, seed and settings of pictures, made by lens or by other tools."
     ),
+    "history": Lazy("lens_cli.commands.history:app", "Search, rate and follow the pictures that were made."),
     "doctor": Lazy(
         "lens_cli.commands.doctor:doctor",
         "Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.",

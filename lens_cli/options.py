@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_origin
 
 import typer
 
-from backend.errors import FileError, UsageError, os_reason
+from backend.errors import FileError, LensError, UsageError, os_reason
 from backend.packing.schemes import quant_help
 from backend.types import Effort, ImageFormat
 from backend.wish import OUTPUT, REQUEST, Row, Wish, rows_of
@@ -34,6 +34,20 @@ def complete_model(incomplete: str) -> list[str]:
     from backend.presets import names
 
     return [name for name in names() if name.startswith(incomplete)]
+
+
+def complete_id(incomplete: str) -> list[tuple[str, str]]:
+    """(id, prompt) of the history's pictures for the shell's TAB; with none that fits, the shell completes paths."""
+    from backend.paths import history_file
+    from backend.picture.history import History
+
+    if not history_file().is_file():
+        return []
+    try:
+        with History(history_file()) as history:
+            return [(entry.id, " ".join(entry.prompt.split())) for entry in history.begins_with(incomplete)]
+    except LensError:  # nobody reads an error there
+        return []
 
 
 Thinking = Annotated[

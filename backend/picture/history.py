@@ -35,9 +35,9 @@ CREATE TABLE pictures (
     prompt TEXT NOT NULL,               -- what was drawn
     original TEXT,                      -- what was typed, where a reasoner rewrote it
     negative TEXT NOT NULL,
-    model TEXT NOT NULL,
+    model TEXT NOT NULL,                -- "": a picture of another program that does not say
     width INTEGER NOT NULL, height INTEGER NOT NULL,
-    seed INTEGER NOT NULL, steps INTEGER NOT NULL, guidance REAL NOT NULL,
+    seed INTEGER, steps INTEGER, guidance REAL,  -- NULL: likewise
     parent TEXT,                        -- id of the picture it came from
     relation TEXT,                      -- how: rerun, variation, grid, init, hires, import
     rating INTEGER,
@@ -95,9 +95,9 @@ class Entry:
     model: str
     width: int
     height: int
-    seed: int
-    steps: int
-    guidance: float
+    seed: int | None  # None, of these three: a picture of another program that does not say
+    steps: int | None
+    guidance: float | None
     parent: str | None
     relation: str | None
     rating: int | None
@@ -248,16 +248,21 @@ class History:
 
     def find(self, name: str) -> Entry:
         """The picture of an id, or of the first letters of one. Raises UsageError where none or several fit."""
-        escaped = name.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        with self._ours():
-            rows = self._db.execute(
-                "SELECT * FROM pictures WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (f"{escaped}%",)
-            ).fetchall()
-        if not name or not rows:
+        found = self.begins_with(name, limit=2)
+        if not name or not found:
             raise UsageError(f"no picture {name!r} in the history", hint="lens history shows their ids")
-        if len(rows) > 1 and rows[0]["id"] != name:
+        if len(found) > 1 and found[0].id != name:
             raise UsageError(f"several pictures begin with {name!r}", hint="write more of the id")
-        return _entry(rows[0])
+        return found[0]
+
+    def begins_with(self, letters: str, *, limit: int = 20) -> list[Entry]:
+        """The pictures whose ids begin with these letters, in the ids' order."""
+        with self._ours():  # a range, which the index of the ids answers: LIKE would read every row
+            rows = self._db.execute(
+                "SELECT * FROM pictures WHERE id >= ? AND id < ? ORDER BY id LIMIT ?",
+                (letters, letters + chr(0x10FFFF), limit),
+            ).fetchall()
+        return [_entry(row) for row in rows]
 
     def search(
         self,
@@ -314,6 +319,11 @@ class History:
         below = [_entry(row) for row in rows]
         return Node(entry, tuple(self._node(child, known) for child in below if child.id not in known))
 
+    def has_pixels(self, pixels: str) -> bool:
+        """Whether a picture of these very pixels is known, by their SHA-256."""
+        with self._ours():
+            return self._db.execute("SELECT 1 FROM pictures WHERE pixels = ?", (pixels,)).fetchone() is not None
+
     # -------------------------------------------------------------------------------------------------------- the disk
 
     def reconcile(self, folders: Sequence[Path], pixels_of: PixelsOf) -> Reconciled:
@@ -334,7 +344,7 @@ class History:
             else:
                 missing.setdefault(row["pixels"], []).append(row["number"])
         known, moved = {row["path"] for row in rows}, 0
-        for path in _pictures(folders) if missing else ():
+        for path in pictures_below(folders) if missing else ():
             if str(path) in known:
                 continue
             pixels = pixels_of(path)
@@ -363,6 +373,8 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
     text = json.dumps(record, ensure_ascii=False)
     if len(text) > RECORD_BYTES:
         raise FileError(f"a record of {len(text):,} characters is too long for the history")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise FileError("a record that is no Unicode text cannot enter the history")
     model, timings = record.get("model"), record.get("timings")
     parent = record.get("parent_id")
     try:
@@ -375,10 +387,11 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
             "original": record.get("original_prompt") if isinstance(record.get("original_prompt"), str) else None,
             "negative": _typed(record, "negative_prompt", str),
             "model": _typed(cast("Mapping[str, Any]", model), "name", str),
-            **{name: _typed(record, name, int) for name in ("width", "height", "seed", "steps")},
-            "guidance": float(_typed(record, "guidance", (int, float))),
+            **{name: _typed(record, name, int) for name in ("width", "height")},
+            **{name: _known(record, name, int) for name in ("seed", "steps")},
+            "guidance": _known(record, "guidance", (int, float)),
             "parent": parent if isinstance(parent, str) else None,
-            "relation": (relation or "rerun") if isinstance(parent, str) else relation,
+            "relation": relation or _relation(record),
             "rating": None,
             "seconds": sum(float(seconds) for seconds in dict(timings or {}).values()),
             "record": text,
@@ -388,11 +401,21 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
         raise FileError(f"the record of {path or 'a picture'} cannot enter the history: {error}") from error
 
 
+def _relation(record: Mapping[str, Any]) -> str | None:
+    if "imported" in record:
+        return "import"
+    return "rerun" if isinstance(record.get("parent_id"), str) else None
+
+
 def _typed(source: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
     value = source.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
         raise ValueError(f"{key} = {str(value)[:40]!r}")
     return value
+
+
+def _known(source: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    return None if source.get(key) is None else _typed(source, key, kind)
 
 
 def _entry(row: sqlite3.Row) -> Entry:
@@ -413,7 +436,8 @@ def _terms(words: str) -> list[str]:
     return "".join(c if c.isalnum() else " " for c in words).split()
 
 
-def _pictures(folders: Sequence[Path]) -> Iterator[Path]:
+def pictures_below(folders: Sequence[Path]) -> Iterator[Path]:
+    """Every PNG, JPEG and WebP in these folders and those inside them, as absolute paths, in order."""
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and path.is_file():

@@ -16,26 +16,34 @@ if TYPE_CHECKING:
 
 
 def info(
-    images: Annotated[list[Path], typer.Argument(metavar="IMG…", help="Pictures: PNG, JPEG or WebP.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMG|ID…",
+            help="Pictures: PNG, JPEG or WebP, or their ids in the history.",
+            autocompletion=options.complete_id,
+        ),
+    ],
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show prompt, seed and settings of pictures, made by lens or by other tools."""
-    from backend.picture.images import read_metadata
+    from lens_cli.work.pictures import find_picture
 
     talk = options.talk_for("info", json=json, quiet=quiet)
     rows: list[dict[str, Any]] = []
     errors: list[LensError] = []
-    for path in images:
+    for image in images:
         try:
-            found = read_metadata(path)
+            picture = find_picture(image)
         except LensError as error:
             errors.append(error)
             if len(images) > 1:
                 talk.warn(str(error))
             continue
-        rows.append(_row(path, found))
-        _print(path, found, talk, blank=len(rows) > 1)
+        path = picture.path or Path(picture.where)
+        rows.append(_row(path, picture.found))
+        _print(path, picture.found, talk, blank=len(rows) > 1)
     if not errors:
         talk.result({"images": rows})
         return

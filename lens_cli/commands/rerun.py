@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 @options.takes_wish("rerun")
 def rerun(
     *,
-    image: Annotated[Path, typer.Argument(metavar="IMG", help="A picture that lens made.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMG|ID",
+            help="A picture that lens made, or an id of the history.",
+            autocompletion=options.complete_id,
+        ),
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Save nothing; check that the same pixels come out. Exit 0 if so, else 1.")
     ] = False,
@@ -37,32 +44,42 @@ def rerun(
     no_color: options.NoColor = False,
 ) -> None:
     """Make a picture again, with any of its settings changed. Flags left out keep what the picture recorded."""
-    from backend.picture.images import read_metadata
+    from backend.picture.imports import wish_of_import
     from backend.picture.metadata import wish_from
+    from backend.requests import build_request
     from backend.settings import load
     from lens_cli.work.gen import carry_out
+    from lens_cli.work.pictures import find_picture
     from lens_cli.work.rerun import verify_picture
 
     talk = options.talk_for("rerun", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     typed = replace(wish, prompt=prompt)
-    found = read_metadata(image)
-    if found.record is None:
-        made = f"; it was made by {found.generator}" if found.generator else ""
-        raise FileError(f"{image} holds no lens record{made}", hint=f"`lens info {image}` shows what it says")
+    picture = find_picture(image)
+    found, entry, where = picture.found, picture.entry, Path(picture.where)
     if verify:
         _check_unchanged(typed, dry_run)
     settings = load(talk.warn)
-    resolved = _resolve(image, wish_from(found.record, str(image)), typed, settings, talk)
-    if typed.model is None and not verify:  # which compares the weights beside everything else
-        _check_weights(image, found.record, resolved, talk)
+    if entry is not None and found.record is None and not verify:
+        talk.say(f"note: {found.generator} made it: words, seed and shape are taken, the rest is the model's own")
+        resolved = build_request(wish_of_import(entry.record).overridden_by(typed), settings, talk.warn)
+    elif found.record is None:
+        made = f"; it was made by {found.generator}" if found.generator else ""
+        raise FileError(f"{where} holds no lens record{made}", hint=f"`lens info {where}` shows what it says")
+    else:
+        resolved = _resolve(where, wish_from(found.record, str(where)), typed, settings, talk)
+        if typed.model is None and not verify:  # which compares the weights beside everything else
+            _check_weights(where, found.record, resolved, talk)
     if verify:
-        verify_picture(image, found.record, resolved, talk)
+        assert found.record is not None
+        if picture.path is None:
+            raise FileError(f"the file of {where} is gone: there is nothing to compare with")
+        verify_picture(picture.path, found.record, resolved, talk)
         return
     own = next((known for known in ImageFormat if known == found.format.lower()), None)  # a TIFF's is none of ours
     plan = options.plan_for(typed, len(resolved.request.seeds), settings, talk, usual_format=own)
     carry_out(
         resolved, plan, talk, output=typed.output, dry_run=dry_run, show=typed.show, settings=settings,
-        parent_id=str(found.record.get("id")),
+        parent_id=str((found.record or {}).get("id")) if entry is None else entry.id,
     )  # fmt: skip
 
 
