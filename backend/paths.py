@@ -53,6 +53,11 @@ def loras_dir() -> Path:
     return data_dir() / "loras"
 
 
+def wildcards_dir() -> Path:
+    """Lists of words for templates: see `backend.batch.wildcards`."""
+    return config_dir() / "wildcards"
+
+
 def history_file() -> Path:
     """Every picture that was made, as `backend.picture.history` keeps it."""
     return data_dir() / "history.db"

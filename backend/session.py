@@ -34,6 +34,7 @@ from backend.events import (
     Stop,
 )
 from backend.paths import history_file
+from backend.picture.ledger import Ledger
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.settings import Settings
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
     from backend.engine import Engine
     from backend.memory.plan import MemoryPlan
-    from backend.picture.history import History
     from backend.reasoner.refine import Decision, RewritePlan, Speaker
 
 
@@ -88,8 +88,7 @@ class Session:
         of the settings."""
         self.settings, self._stores = settings, stores
         self._engine, self._own_engine = engine, engine is None
-        self._history: History | None = None
-        self._history_fails = False  # which was said
+        self._ledger = Ledger(history_file())
         self._on_event: OnEvent = lambda event: None  # of the call at hand
         self._stop: Stop = lambda: False
 
@@ -136,7 +135,7 @@ class Session:
                 if saved.path is None:  # whole once the listener has written it
                     outcome.pictures.append(saved)
                 if output.history:
-                    self._enter(saved, relation)
+                    self._ledger.enter(saved, relation, self._warn)
         except LensError as error:
             # A full disk, an unreadable checkpoint, too little memory: the next picture would meet the same.
             outcome.stopped = error
@@ -172,19 +171,6 @@ class Session:
             except NumericsError as error:
                 yield PictureFailed(index=done, seed=request.seeds[done], error=error)
                 done += 1
-
-    def _enter(self, saved: PictureSaved, relation: str | None) -> None:
-        """Enter a picture into the history; what goes wrong there costs one warning a session, and no picture."""
-        from backend.picture.history import History
-
-        try:
-            if self._history is None:
-                self._history = History(history_file())
-            self._history.add(saved.record, saved.path, relation=relation)
-        except LensError as error:
-            if not self._history_fails:
-                self._history_fails = True
-                self._warn(f"the pictures are saved, but not in the history: {error}")
 
     # -------------------------------------------------------------------------------------------------------- rewrites
 
@@ -257,9 +243,7 @@ class Session:
 
     def close(self) -> None:
         """Give back the memory of our own engine, and let go of the history."""
-        if self._history is not None:
-            self._history.close()
-            self._history = None
+        self._ledger.close()
         if self._own_engine and self._engine is not None:
             self._engine.unload()
             self._engine = None

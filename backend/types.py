@@ -141,6 +141,8 @@ class GenerationRequest:
     prompt: str  # what the text encoder reads
     original_prompt: str | None = None  # what the person typed, where a reasoner rewrote it; None: the same
     expander: Expander | None = None  # the reasoner that rewrote it; None: nobody did
+    template: str | None = None  # what wildcards made the prompt of; None: there were none
+    wildcard_seed: int | None = None  # that chose them
     negative_prompt: str = ""  # blank: the unconditional branch sees no text tokens
     model: str  # registry name or path, as resolved
     seeds: tuple[int, ...]  # one picture each; 0 <= seed < 2**63

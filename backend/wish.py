@@ -66,9 +66,10 @@ def _row(
 class Wish:
     """What was asked for, by flag, settings file, record or request of a server. None: not given."""
 
-    prompt: str | None = _row(record="prompt", aside="original_prompt expander")
+    prompt: str | None = _row(record="prompt", aside="original_prompt expander template wildcard_seed")
     original_prompt: str | None = _row(record="original_prompt")  # what a reasoner made the prompt of
     expander: Expander | None = _row(record="expander")  # that reasoner
+    template: str | None = _row(record="template")  # what wildcards made the prompt of, before any reasoner
     negative_prompt: str | None = _row(
         "--negative-prompt", help="What to avoid.", setting=True, record="negative_prompt"
     )
@@ -80,6 +81,16 @@ class Wish:
     seeds: tuple[str, ...] | None = _row(
         "--seed", "-s", help="A seed, a range 100..120, or -1 to draw one. Repeatable.", record="seed"
     )
+    wildcards: bool | None = _row(
+        "--wildcards/--no-wildcards",
+        help="Draw words: {a|b} is one of them, {2$$a|b|c} two, __name__ a line of wildcards/name.txt beside the "
+        "settings. On unless said.",
+        on="gen", setting=True,
+    )  # fmt: skip
+    wildcard_seed: int | None = _row(
+        "--wildcard-seed", help="Of the drawn words, apart from the picture's; one more for each picture.", on="gen",
+        record="wildcard_seed",
+    )  # fmt: skip
     steps: int | None = _row(
         "--steps", help="Sampler steps. Default: the model's.", on="gen rerun bench eval", setting=True, record="steps"
     )

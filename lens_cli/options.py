@@ -57,6 +57,26 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be done and stop; loads nothing.", rich_help_panel=OUTPUT)
 ]
 
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="A file of prompts (- is stdin), one a line, or JSON Lines (.jsonl) with the keys prompt, seeds, steps, "
+        "negative_prompt, ... The model is loaded once.",
+        rich_help_panel=REQUEST,
+    ),
+]
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue", help="With --prompts: leave out what an earlier run has finished.", rich_help_panel=REQUEST
+    ),
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option("--sheet", help="Write a contact sheet of the pictures too: HTML.", rich_help_panel=OUTPUT),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON answer on stdout.", rich_help_panel=_SPEECH)]
 JsonStream = Annotated[
     bool,

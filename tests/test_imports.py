@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "torch numpy PIL textual textual_image rich diffusers transformers llama_cpp huggingface_hub bitsandbytes gguf "
-    "tokenizers safetensors sd_parsers einops openai"
+    "tokenizers safetensors sd_parsers einops openai dynamicprompts pyparsing"
 ).split()
 
 
@@ -32,10 +32,12 @@ LIGHT = [
             "wish"
         ).split()
     ),
+    *modules("backend/batch"),
     "backend.checkpoints.resolve",
     "backend.kernels.switches",
     "backend.packing.schemes",
     "backend.picture.history",
+    "backend.picture.ledger",
     "backend.picture.metadata",
     "backend.picture.outputs",
     "lens_cli.app",

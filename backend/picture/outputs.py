@@ -57,6 +57,7 @@ class OutputPlan:
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True
     history: bool = True  # whether the pictures enter the history
+    first: int = 0  # {index} of the request's first picture
 
     def path(self, request: GenerationRequest, index: int, now: datetime) -> Path:
         """The wished path of picture `index`; `backend.disk.write_new` settles what is taken."""
@@ -71,7 +72,7 @@ class OutputPlan:
             "h": request.height,
             "steps": request.steps,
             "guidance": f"{request.guidance:g}",
-            "index": index,
+            "index": self.first + index,
         }
         return Path(self.template.format_map(values) + self.suffix)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from backend.errors import UsageError
 from backend.wish import Wish
 from lens_cli import options
 
@@ -28,6 +30,9 @@ def gen(
         Path | None,
         typer.Option("--file", "-f", help="Read the prompt from a file (- is stdin): all of it is one prompt."),
     ] = None,
+    prompts: options.Prompts = None,
+    proceed: options.Continue = False,
+    sheet: options.Sheet = None,
     wish: Wish,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -41,17 +46,26 @@ def gen(
     Examples: lens gen "three red balloons over a green hill" --ar 16:9
     · lens gen "a blue fish" -n 4 -o fish/ · echo "a red star" | lens gen -
     """
-    from backend.requests import build_request
     from backend.settings import load
+    from lens_cli.work.batch import Planner, carry_out_all
     from lens_cli.work.gen import carry_out
-    from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = load(talk.warn)
-    wish = replace(wish, prompt=options.read_prompt(words, prompt, file, talk))
-    resolved = build_request(wish, settings, talk.warn)
-    plan = options.plan_for(wish, len(resolved.request.seeds), settings, talk)
-    asked = ask_reasoner(settings, resolved, talk, mode=wish.reasoner, system_prompt=wish.system_prompt)
+    planner = Planner(settings=settings, talk=talk, places=partial(options.plan_for, settings=settings, talk=talk))
+    if prompts is not None:
+        if words or prompt is not None or file is not None:
+            raise UsageError("--prompts and a prompt exclude each other", hint="drop one of them")
+        batch = planner.file(prompts, wish, proceed=proceed)
+    elif proceed:
+        raise UsageError("--continue goes on with a file of prompts", hint="add --prompts FILE")
+    else:
+        batch = planner.wish(replace(wish, prompt=options.read_prompt(words, prompt, file, talk)))
+    if prompts is not None or sheet is not None or len(batch.items) > 1:
+        carry_out_all(batch, settings, talk, show=wish.show, dry_run=dry_run, sheet=sheet)
+        return
+    (item,) = batch.items
     carry_out(
-        resolved, plan, talk, output=wish.output, dry_run=dry_run, show=wish.show, settings=settings, reasoner=asked
-    )
+        item.resolved, item.plan, talk, output=wish.output, dry_run=dry_run, show=wish.show, settings=settings,
+        reasoner=item.asked,
+    )  # fmt: skip

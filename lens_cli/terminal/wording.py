@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from backend.batch.wildcards import is_template
 from backend.types import Encoder, GenerationRequest, LoraMode
 from backend.wish import USUAL, Wish, command_words, seed_runs, wish_of
 
@@ -26,6 +27,7 @@ def command_line(
         key for key in usual if all(said in (None, usual[key]) for said in (mine.get(key), getattr(settings, key)))
     ]
     words = command_words(replace(again, **dict.fromkeys(unsaid)))
+    words += ["--no-wildcards"] if is_template(request.prompt) else []
     words += ["--reasoner", "off"] if request.expander is not None else reasoner
     return shlex.join(["lens", "gen", *words, *command_words(Wish(output=output))])
 

@@ -57,7 +57,7 @@ def carry_out(
         Meter(talk=talk, total=len(resolved.request.seeds)) as meter,
     ):
         local = asked is not None and asked.mode is ReasonerMode.local
-        teller = _Teller(
+        teller = Teller(
             talk,
             meter,
             interrupt,
@@ -89,7 +89,7 @@ def carry_out(
 
 
 @dataclass
-class _Teller:
+class Teller:
     """Says what a session tells."""
 
     talk: Talk
