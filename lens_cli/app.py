@@ -20,6 +20,10 @@ from lens_cli.terminal.console import Talk
 
 COMMANDS = {
     "gen": Lazy("lens_cli.commands.gen:gen", "Make pictures from a sentence. Their paths go to stdout, one per line."),
+    "grid": Lazy(
+        "lens_cli.commands.grid:grid",
+        "Draw a labelled grid of pictures with one load; its path is the last line on stdout.",
+    ),
     "refine": Lazy(
         "lens_cli.commands.refine:refine",
         "Rewrite a request and print the prompt, and nothing else, on stdout. A refusal exits with 7.",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from lens_cli.terminal.wording import command_line, describe
 from lens_cli.work.gen import Teller
 from lens_cli.work.interrupt import Interrupt
 from lens_cli.work.reasoner import AskedReasoner, ask_reasoner
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FILE_BYTES = 64 << 20  # of a file of prompts: ten thousand of the longest
 
@@ -69,6 +72,7 @@ class Batch:
     journal: Journal | None = None
     skipped: int = 0  # pictures that an earlier run has finished
     relation: str | None = None  # of the pictures, for the history
+    images: dict[str, Image.Image] | None = None  # the pixels by the line's key, for whoever makes one of them all
     pictures: list[Made] = field(default_factory=list[Made])
     failures: list[tuple[Item, int, LensError]] = field(default_factory=list[tuple[Item, int, LensError]])
 
@@ -218,7 +222,7 @@ def carry_out_all(
     if batch.skipped:
         talk.say(f"{batch.skipped} pictures are there already")
     if dry_run:
-        _explain(batch, talk)
+        explain(batch, talk)
         return
     for item in batch.items:
         item.resolved.need_files()
@@ -262,6 +266,9 @@ def draw_all(
                     batch.journal.add(item.key, event.generation.seed, event.path)
                 row = {**event.row(), "prompt": event.record["prompt"]}
                 batch.pictures.append(Made(item=item, path=event.path, record=event.record, row=row))
+                if batch.images is not None:
+                    batch.images[item.key] = event.generation.image
+                    event = replace(event, data=None)  # bytes that nobody asked for
             teller(event)
 
         failed: LensError | None
@@ -283,7 +290,7 @@ def draw_all(
             meter.talk.warn(item.says(str(failed)))
 
 
-def _explain(batch: Batch, talk: Talk) -> None:
+def explain(batch: Batch, talk: Talk) -> None:
     """What would be drawn: names on stdout, requests on stderr."""
     now, rows = datetime.now(), list[dict[str, Any]]()
     for item in batch.items:
