@@ -48,7 +48,8 @@ CREATE TABLE pictures (
 CREATE INDEX pictures_parent ON pictures (parent);
 CREATE INDEX pictures_pixels ON pictures (pixels);
 CREATE INDEX pictures_path ON pictures (path);
-CREATE INDEX pictures_created ON pictures (created);
+CREATE INDEX pictures_model ON pictures (model);
+CREATE INDEX pictures_rating ON pictures (rating, model) WHERE rating IS NOT NULL;
 CREATE VIRTUAL TABLE words USING fts5 (
     prompt, original, negative, model,
     content='pictures', content_rowid='number', tokenize='unicode61 remove_diacritics 2', prefix='1 2 3'
@@ -290,10 +291,13 @@ class History:
         if before is not None:
             wanted.append(f"{number} < (SELECT number FROM pictures WHERE id = ?)")
             values.append(self.find(before).id)
-        for column, sign, value in (("pictures.model", "=", model), ("rating", ">=", rating)):
-            if value is not None:
-                wanted.append(f"{column} {sign} ?")
-                values.append(value)
+        asked = (("rating >= ?", rating), ("model = ?", model))
+        own = [(condition, value) for condition, value in asked if value is not None]
+        if own:  # + keeps the index of the models out where that of the ratings, which are few, serves
+            values += [value for _, value in own]
+            which = " AND +".join(condition for condition, _ in own)
+            # By the index alone: reading the rows of 40,000 hits to find that none is rated so took 106 ms, now 8.
+            wanted.append(f"{'+' if terms else ''}{number} IN (SELECT number FROM pictures WHERE {which})")
         with self._ours():
             rows = self._db.execute(
                 f"SELECT pictures.* FROM {source} WHERE {' AND '.join(wanted)} ORDER BY {number} DESC LIMIT ?",
