@@ -51,7 +51,7 @@ def grid(
     across, down = read_axis(x, "--x"), NO_AXIS if y is None else read_axis(y, "--y")
     if "prompt" not in (across.name, down.name):
         wish = replace(wish, prompt=options.read_prompt(words, prompt, file, talk))
-    settings = load()
+    settings = load(talk.warn)
     places = partial(options.plan_for, settings=settings, talk=talk)
     planner = Planner(settings=settings, talk=talk, places=places)
     make_grid(planner, wish, across, down, cells=cells, dry_run=dry_run)
