@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from functools import lru_cache
 
 from backend.errors import UsageError
 
@@ -107,6 +108,7 @@ def area_limits(bases: tuple[int, ...]) -> tuple[int, int]:
     return math.ceil(min(bases) ** 2 / AREA_SLACK), math.floor(max(bases) ** 2 * AREA_SLACK)
 
 
+@lru_cache(maxsize=256)  # it weighs every size there is: 3 ms, and ten thousand lines of a file ask for the same
 def resolve_size(
     *,
     ar: str | None = None,
