@@ -69,17 +69,13 @@ class Batch:
     """All requests of a run, and what of them was made."""
 
     items: list[Item]
+    total: int = 0  # pictures that this run makes
     journal: Journal | None = None
     skipped: int = 0  # pictures that an earlier run has finished
     relation: str | None = None  # of the pictures, for the history
     images: dict[str, Image.Image] | None = None  # the pixels by the line's key, for whoever makes one of them all
     pictures: list[Made] = field(default_factory=list[Made])
     failures: list[tuple[Item, int, LensError]] = field(default_factory=list[tuple[Item, int, LensError]])
-
-    @property
-    def total(self) -> int:
-        """The number of pictures that this run makes."""
-        return sum(len(item.resolved.request.seeds) for item in self.items)
 
     def error(self) -> LensError | None:
         """The one error that decides the exit code; None: all pictures are there."""
@@ -162,6 +158,7 @@ class Planner:
             if kept:
                 resolved = replace(resolved, request=replace(request, seeds=kept))
                 batch.items.append(self._item(line, wish, resolved, first=batch.total))
+                batch.total += len(kept)
 
     def _is_template(self, wish: Wish) -> bool:
         return self._over_settings(wish).wildcards is not False and is_template(wish.prompt or "")
