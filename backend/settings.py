@@ -194,7 +194,7 @@ def _check_text(text: str, kind: Any, where: str) -> Any:
 
 def _outside(value: object, folder: Path) -> str | None:
     """The first path in a value that does not lie below `folder`; None: there is none."""
-    for text in value if isinstance(value, list) else [value]:
+    for text in cast("list[object]", value) if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             continue
         path = text.rpartition("=")[0] or text  # a LoRA's strength

@@ -46,7 +46,10 @@ LIGHT = [
     "lens_cli.terminal.wording",
     *modules("lens_cli/commands"),
     *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config")),
-    *modules("train/rl"),
+    *(
+        f"train.rl.{name}"
+        for name in "chance checks config grammar journal near pilot prompts wording write_prompts writer".split()
+    ),
     "prompts",
     "prompts.taxonomies",
 ]
