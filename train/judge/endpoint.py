@@ -11,6 +11,7 @@ What came of a call (`train.losses.rewards.Missing`):
 | prose, broken JSON, cut off, numbers that are none of the questions' | asked again, then unreadable |
 | more or fewer verdicts than questions | asked again, then count |
 | "maybe" and every other word that is neither yes nor no | that rubric has no answer, the others count |
+| no yes and no no at all | asked again, then unreadable |
 | 429 after the client's own repetitions | busy |
 | no answer in time | timeout |
 | a refusal, in its field, in prose or by a filter's 400 | refused |
@@ -172,6 +173,8 @@ def read_answers(reply: ChatReply, order: list[int], own: int) -> Verdict:
     answers: list[float | None] = [None] * len(order)
     for number, entry in zip(cast("list[int]", numbers), entries, strict=True):
         answers[order[number - 1]] = answer(entry.get("answer"))
+    if all(value is None for value in answers):
+        return Verdict(missing=Missing.UNREADABLE)
     return Verdict(tuple(answers[:own]), answers[own] if len(answers) > own else None)
 
 

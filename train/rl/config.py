@@ -130,11 +130,13 @@ class Evaluate:
     seeds: int = 2  # pictures of each; from two on their spread is known
     steps: int | None = None  # None: as the model is served
     guidance: float | None = None  # the served one; None: the model's own
+    # Drawn scenes whose flow-matching loss is told: what the model knew of its world before. Of drawn prompts only.
+    scenes: int = 0
     sheet: int = 16  # pictures of the sheet, the same at every evaluation
 
     def __post_init__(self) -> None:
         within(self, 1, None, "every", "seeds", "steps")
-        within(self, 0, None, "prompts", "sheet")
+        within(self, 0, None, "prompts", "scenes", "sheet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,7 @@ def nano(run_dir: Path) -> RLConfig:
         judge=RulesJudge(),
         reward=Reward(overall_weight=0.0, all_hold=0.5),
         nft=Nft(times=2, gradient_steps=4, reference_every=4, std_floor=0.1, train_flat=False),
-        evaluate=Evaluate(every=10, prompts=105, seeds=1, steps=4),
+        evaluate=Evaluate(every=10, prompts=105, seeds=1, steps=4, scenes=16),
         machine=Machine(device="cpu", compile=False, micro_batch=16),
     )
 
@@ -241,7 +243,7 @@ def nano_smoke(run_dir: Path) -> RLConfig:
         prompts=DrawnPrompts(count=40),
         rollout=replace(config.rollout, groups=2, size=4, steps=3, base=128, at_once=4),
         nft=replace(config.nft, gradient_steps=2, reference_every=2),
-        evaluate=Evaluate(every=2, prompts=2, seeds=2, steps=2, sheet=4),
+        evaluate=Evaluate(every=2, prompts=2, seeds=2, steps=2, scenes=1, sheet=4),
         judge=RulesJudge(workers=0),
     )
 

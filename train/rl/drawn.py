@@ -10,10 +10,13 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from PIL import Image
+
 from backend.errors import UsageError
 from train.evals.verifier.verify import Expectation, Wanted
 from train.rl.prompts import Prompt, PromptSet, Rubric
-from train.world.scene_text import kind_name, phrase
+from train.world.drawing import render
+from train.world.scene_text import dense, kind_name, phrase
 from train.world.scenes import Scene, sample_scene
 
 Drawn = tuple[str, str, Expectation]  # the words, the item by which a split goes, what is checked
@@ -66,6 +69,16 @@ def rubrics_of(expectation: Expectation) -> tuple[Rubric, ...]:
         first, second = (kind_name(wanted.kind, wanted.count) for wanted in expectation.things[:2])
         out.append(Rubric(kind="spatial", text=f"Is the {first} {expectation.relation} the {second}?"))
     return tuple(out)
+
+
+def captioned(count: int, side: int, seed: int) -> list[tuple[str, Image.Image]]:
+    """(dense caption, picture of side x side pixels) of drawn scenes; a function of the arguments."""
+    out: list[tuple[str, Image.Image]] = []
+    for number in range(count):
+        rng = random.Random(f"rl validation {seed} {number}")
+        scene = sample_scene(rng)
+        out.append((dense(scene, rng), render(scene, side, side)))
+    return out
 
 
 def _scene(rng: random.Random, layout: str) -> Scene:

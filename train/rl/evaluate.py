@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.presets import Preset
 from backend.types import Sampler
+from train.batches.encoders import encode_images
 from train.evals.verifier.verify import Expectation
 from train.judge.panel import Panel, PicturesAsked
 from train.losses.rewards import RewardRule, Verdict, reward
@@ -22,6 +24,7 @@ from train.rl.chance import pick, shuffled
 from train.rl.config import RLConfig
 from train.rl.prompts import Prompt, PromptSet
 from train.rl.rollout import How, draw, grid_of, noise_seed, question_of
+from train.run.batch import Grid, Loaded, padded
 
 CELL, COLUMNS = 256, 4  # pixels of a picture on the sheet
 
@@ -61,6 +64,21 @@ def evaluate(
         found = _numbers(rows, panel.collect(rows), pictures, RewardRule(**vars(config.reward)))
         values |= {f"held_{name}_at_{guidance:g}": value for name, value in found.items()}
     return values, sheet(pictures[: config.evaluate.sheet])
+
+
+def encoded(
+    scenes: Sequence[tuple[str, Image.Image]],
+    vae: AutoencoderKLFlux2,
+    texts: Callable[[Sequence[str]], list[Tensor]],
+    device: torch.device,
+) -> list[tuple[Grid, Loaded]]:
+    """Captioned pictures as the network sees them, each by itself."""
+    out: list[tuple[Grid, Loaded]] = []
+    for number, (words, picture) in enumerate(scenes):
+        x0_1NC = encode_images(vae, np.array(picture.convert("RGB"))[None], device)
+        text, mask = padded(texts([words]))
+        out.append((grid_of(picture.size), Loaded(x0_1NC, text, mask, (f"scene {number}",))))
+    return out
 
 
 def _numbers(

@@ -16,10 +16,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from backend.checkpoints.identity import files_sha256
@@ -36,7 +38,7 @@ from train.judge.judge import Judge
 from train.judge.panel import Panel, PicturesAsked
 from train.lora.adapters import with_adapters
 from train.lora.config import target_shapes
-from train.losses import rewards
+from train.losses import flow, rewards
 from train.losses.nft import OLD_DECAYS, optimality
 from train.rl import drawn, evaluate, rollout, update
 from train.rl import prompts as prompt_files
@@ -50,7 +52,9 @@ from train.run.folder import Fact, RunFolder
 from train.run.learner import Diverged, Learner
 from train.run.metrics import Metrics
 from train.run.optim import muon_and_adamw
+from train.run.step import transformer_losses
 from train.run.stopping import Stopper, stopped, stopped_before
+from train.run.validate import TIMES, Held, at_all_times, validate
 
 Say = Callable[[str], None]
 
@@ -86,7 +90,8 @@ def _run(config: RLConfig, ranks: Ranks, say: Say, judge: Judge | None) -> Resul
     try:
         with folder.open(ranks):
             texts = KeptTexts(config.cache_dir / "texts", files, ranks.device, say)
-            texts.fill([prompt.prompt for prompt in (*training.prompts, *shown)])
+            scenes = _scenes(config, files)
+            texts.fill([prompt.prompt for prompt in (*training.prompts, *shown)] + [words for words, _ in scenes])
             # 3. The network with its three views, its optimiser, and the newest checkpoint.
             model: nn.Module = with_adapters(config, files, ranks.device)
             learner, views = make_learner(config, model, ranks), Views(model)
@@ -99,7 +104,8 @@ def _run(config: RLConfig, ranks: Ranks, say: Say, judge: Judge | None) -> Resul
             count = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"training {count:,} numbers on {len(training.prompts):,} prompts, {len(held.prompts):,} held out")
             # 4. The loop, and what it leaves behind.
-            this = _Run(config, files, training, shown, expectations, texts, learner, views, panel, say)
+            held_scenes = evaluate.encoded(scenes, vae, texts.read, ranks.device)
+            this = _Run(config, files, training, shown, expectations, texts, learner, views, panel, held_scenes, say)
             this.taken = int(found.state["taken"]) if found else 0
             epoch = _loop(this, folder, facts, found.step if found else 0)
             with learner.shown() as averaged:
@@ -141,6 +147,7 @@ class _Run:
     learner: Learner[nn.Module]
     views: Views
     panel: Panel
+    scenes: Held  # whose flow-matching loss is told
     say: Say
     taken: int = 0  # gradient steps so far
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # of the last epoch's phases
@@ -195,6 +202,8 @@ def _epoch(this: _Run, number: int, stopper: Stopper) -> dict[str, float]:
         torch.tensor([[value is None for value in row] for row in given]),
         floor=config.nft.std_floor, clip=config.nft.advantage_clip, least_valid=config.nft.least_valid,
     )  # fmt: skip
+    if not found.counted_GK.any():
+        this.say(f"epoch {number}: no group has enough rewards, so nothing is learned of it")
     steps = _train(this, number, groups, rows, found, stopper)
     this.seconds = {
         "seconds_roll": rolled - began, "seconds_judge": judged - rolled, "seconds_train": time.monotonic() - judged,
@@ -335,15 +344,29 @@ def _reward_numbers(
 
 
 def _evaluate(this: _Run, epoch: int, metrics: Metrics) -> None:
-    if not this.shown:
-        return
+    """Of the averaged weights: drawn held-out prompts, and the flow-matching loss of drawn scenes."""
+    config, ranks = this.config, this.learner.ranks
+    values: dict[str, float] = {}
     with this.learner.shown() as averaged:
-        values, sheet = evaluate.evaluate(
-            this.config, averaged, this.files.preset, this.shown, this.texts.read, this.expectations, this.panel
-        )
-    if sheet is not None:
-        metrics.picture(epoch, sheet)
-    metrics.log(epoch, **values)
+        if this.scenes:
+            losses = transformer_losses(flow.losses, ranks, config.machine.compute)
+            judged = at_all_times(this.scenes, ranks.device, config.machine.micro_batch or TIMES)
+            values |= validate(partial(losses, averaged), judged)
+        if this.shown:
+            found, sheet = evaluate.evaluate(
+                config, averaged, this.files.preset, this.shown, this.texts.read, this.expectations, this.panel
+            )
+            values |= found
+            if sheet is not None:
+                metrics.picture(epoch, sheet)
+    if values:
+        metrics.log(epoch, **values)
+
+
+def _scenes(config: RLConfig, files: ModelFiles) -> list[tuple[str, Image.Image]]:
+    if config.prompts.source != "drawn":
+        return []
+    return drawn.captioned(config.evaluate.scenes, config.rollout.base or files.preset.default_base, config.seed)
 
 
 # ------------------------------------------------------------------------------------------------- the run's folder

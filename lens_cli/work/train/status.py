@@ -11,7 +11,7 @@ from lens_cli.terminal.console import Talk
 from lens_cli.terminal.curves import braille, svg
 from train.run.status import Run, find
 
-_CURVES = ("loss", "validation")
+_CURVES = ("reward", "loss", "validation")
 
 
 def status(folder: Path, svg_path: Path | None, talk: Talk) -> None:
@@ -36,7 +36,7 @@ def lines(run: Run, columns: int) -> list[str]:
     left = f"step {run.step:,}" + (f" of {run.steps:,} ({100 * run.step / run.steps:.1f} %)" if run.steps else "")
     speed, eta, mfu = run.last("pictures_per_s"), run.last("eta_s"), run.last("mfu")
     parts = [left]
-    for key in ("loss", "validation", "grad_norm"):
+    for key in ("reward", "loss", "validation", "grad_norm"):
         value = run.last(key)
         if value is not None:
             parts.append(f"{key} {value:.4f}")
@@ -49,15 +49,17 @@ def lines(run: Run, columns: int) -> list[str]:
     out = [f"{run.folder}: {' · '.join(parts)}"]
     saved = ", ".join(f"{step:,}" for step in run.checkpoints)
     out.append(f"checkpoints: {saved or 'none yet'}")
-    loss = run.series("loss")
-    if loss:
-        out += ["", *braille(loss, columns=columns, rows=10), ""]
+    # The loss of reinforcement learning is flat by its nature.
+    curve = run.series("reward") or run.series("loss")
+    if curve:
+        out += ["", *braille(curve, columns=columns, rows=10), ""]
     return out
 
 
 def data(run: Run) -> dict[str, Any]:
     """What a program reads."""
     keys = ("loss", "validation", "grad_norm", "pictures_per_s", "mfu", "eta_s")
+    keys += ("reward",) if run.last("reward") is not None else ()
     return {
         "folder": str(run.folder),
         "step": run.step,

@@ -38,10 +38,10 @@ def said(*answers: str, numbers: tuple[int, ...] | None = None) -> str:
     return json.dumps({"verdicts": [{"number": n, "evidence": "x", "answer": a} for n, a in each]})
 
 
-def by_question(body: dict[str, Any]) -> Answer:
+def by_question(body: dict[str, Any], no: str = "no") -> Answer:
     """Right in whatever order it is asked: only "Is it red?" is a no."""
     asked = body["messages"][1]["content"][0]["text"].split("\n")
-    return completion(said(*("no" if "red" in line else "yes" for line in asked)))
+    return completion(said(*(no if "red" in line else "yes" for line in asked)))
 
 
 GOOD = Verdict((1.0, 0.0), 1.0)
@@ -55,7 +55,8 @@ TABLE: list[tuple[str, Any, Verdict]] = [
     ("too many", completion(said("yes", "no", "yes", "yes")), Verdict(missing=Missing.COUNT)),
     ("one twice", completion(said("yes", "no", "yes", numbers=(1, 2, 2))), Verdict(missing=Missing.UNREADABLE)),
     ("unknown number", completion(said("yes", "no", "yes", numbers=(1, 2, 9))), Verdict(missing=Missing.UNREADABLE)),
-    ("maybe", completion(said("maybe", "maybe", "maybe")), Verdict((None, None), None)),
+    ("maybe", lambda body: by_question(body, no="maybe"), Verdict((1.0, None), 1.0)),
+    ("only maybe", completion(said("maybe", "perhaps", "2")), Verdict(missing=Missing.UNREADABLE)),
     ("429 to the end", failure(429, "slow down"), Verdict(missing=Missing.BUSY)),
     ("500", failure(500, "oh"), Verdict(missing=Missing.UNREACHABLE)),
     ("refusal in its field", completion(None, refusal="no"), Verdict(missing=Missing.REFUSED)),
@@ -73,7 +74,7 @@ def test_every_answer_has_a_stated_outcome(answer: Any, outcome: Verdict) -> Non
     with Endpoint(answer) as endpoint:
         verdict = judge_at(endpoint.url).judge(PICTURE, QUESTION)
     assert verdict == outcome
-    if verdict.missing or verdict.answers == (None, None):
+    if verdict.missing:
         assert reward(verdict, RewardRule()) is None  # missing, never zero
 
 

@@ -33,6 +33,7 @@ from train.rl.views import Views
 from train.run.distributed import Ranks
 from train.run.network import choose_attention
 
+NOTHING_HELD = {"evaluate__prompts": 0, "evaluate__scenes": 0}
 KILLS = """
 import os, signal, sys
 from pathlib import Path
@@ -128,10 +129,10 @@ def test_current_and_old_are_one_policy_in_the_first_inner_step_and_a_whole_epoc
     tmp_path: Path, tiny: Path
 ) -> None:
     told: list[str] = []
-    run(plan(tmp_path / "copy", tiny, nft__gradient_steps=1, nft__old="copy", evaluate__prompts=0), told.append, Dice())
+    run(plan(tmp_path / "copy", tiny, nft__gradient_steps=1, nft__old="copy", **NOTHING_HELD), told.append, Dice())
     warnings = [line for line in told if "the same policy in every gradient step" in line]
     assert [line.split(":")[0] for line in warnings] == ["epoch 1", "epoch 2"]  # not of the run's first step
-    two = plan(tmp_path / "two", tiny, nft__gradient_steps=2, nft__old="copy", evaluate__prompts=0)
+    two = plan(tmp_path / "two", tiny, nft__gradient_steps=2, nft__old="copy", **NOTHING_HELD)
     told.clear()
     run(two, told.append, Dice())
     assert not any("same policy" in line for line in told)
@@ -211,7 +212,7 @@ def test_every_counted_picture_is_trained_once_at_its_times(tmp_path: Path, tiny
 def test_a_judge_that_is_down_pauses_the_run_and_loses_nothing(tmp_path: Path, tiny: Path) -> None:
     waited: list[str] = []
     gone = Verdict(missing=Missing.UNREACHABLE)
-    config = plan(tmp_path / "run", tiny, epochs=1, evaluate__prompts=0, judging__pauses=(0.0, 0.0))
+    config = plan(tmp_path / "run", tiny, epochs=1, **NOTHING_HELD, judging__pauses=(0.0, 0.0))
     down = Dice(lambda asked: gone if asked > 4 else None)
     with pytest.raises(NetworkError, match=r"failed at 67% of 12 pictures \(8 unreachable\)") as caught:
         run(config, waited.append, down)
@@ -262,7 +263,7 @@ def test_what_cannot_be_is_refused_with_the_reason(tmp_path: Path, tiny: Path) -
     with pytest.raises(UsageError, match="no prompts were named"):
         run(choose("paper", tmp_path / "none", [f"model={tiny}", "judge.model=m", "rank=4"]))
     assert not (tmp_path / "none").exists(), "what is refused leaves no folder"
-    config = plan(tmp_path / "run", tiny, epochs=1, evaluate__prompts=0)
+    config = plan(tmp_path / "run", tiny, epochs=1, **NOTHING_HELD)
     run(config, judge=Dice())
     with pytest.raises(CheckpointError, match=r"rollout\.groups"):
-        run(plan(tmp_path / "run", tiny, rollout__groups=2, evaluate__prompts=0), judge=Dice())
+        run(plan(tmp_path / "run", tiny, rollout__groups=2, **NOTHING_HELD), judge=Dice())
