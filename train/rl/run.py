@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _run(config: RLConfig, ranks: Ranks, say: Say, judge: Judge | None) -> Resul
         with folder.open(ranks):
             texts = KeptTexts(config.cache_dir / "texts", files, ranks.device, say)
             scenes = _scenes(config, files)
-            texts.fill([prompt.prompt for prompt in (*training.prompts, *shown)] + [words for words, _ in scenes])
+            texts.fill([*_drawn_texts(config, training), *(prompt.prompt for prompt in shown), *(w for w, _ in scenes)])
             # 3. The network with its three views, its optimiser, and the newest checkpoint.
             model: nn.Module = with_adapters(config, files, ranks.device)
             learner, views = make_learner(config, model, ranks), Views(model)
@@ -126,6 +126,12 @@ def read_prompts(config: RLConfig) -> tuple[PromptSet, dict[str, Expectation]]:
     return prompt_files.read(config.prompts.path), {}
 
 
+def _drawn_texts(config: RLConfig, training: PromptSet) -> list[str]:
+    """The prompts that the run will draw, each once."""
+    epochs = (training.epoch(config.seed, epoch, config.rollout.groups) for epoch in range(config.epochs))
+    return list(dict.fromkeys(prompt.prompt for prompts in epochs for prompt in prompts))
+
+
 def make_learner(config: RLConfig, model: Any, ranks: Ranks) -> Learner[nn.Module]:
     """The adapters with their optimiser and average."""
     optim = config.optim
@@ -150,7 +156,6 @@ class _Run:
     scenes: Held  # whose flow-matching loss is told
     say: Say
     taken: int = 0  # gradient steps so far
-    seconds: dict[str, float] = field(default_factory=dict[str, float])  # of the last epoch's phases
 
     def __post_init__(self) -> None:
         self.base_sha256 = files_sha256(self.files.transformer)
@@ -205,13 +210,12 @@ def _epoch(this: _Run, number: int, stopper: Stopper) -> dict[str, float]:
     if not found.counted_GK.any():
         this.say(f"epoch {number}: no group has enough rewards, so nothing is learned of it")
     steps = _train(this, number, groups, rows, found, stopper)
-    this.seconds = {
-        "seconds_roll": rolled - began, "seconds_judge": judged - rolled, "seconds_train": time.monotonic() - judged,
-    }  # fmt: skip
     return {
-        **_step_numbers(this, number, steps),
+        **_step_numbers(this, steps),
         **_reward_numbers(this, groups, verdicts, given, found),
-        **{name: round(seconds, 1) for name, seconds in this.seconds.items()},
+        "seconds_roll": round(rolled - began, 1),
+        "seconds_judge": round(judged - rolled, 1),
+        "seconds_train": round(time.monotonic() - judged, 1),
     }
 
 
@@ -294,7 +298,7 @@ def _rate(this: _Run) -> float:
 # ------------------------------------------------------------------------------------------------ what is said of it
 
 
-def _step_numbers(this: _Run, number: int, steps: Sequence[update.StepTaken]) -> dict[str, float]:
+def _step_numbers(this: _Run, steps: Sequence[update.StepTaken]) -> dict[str, float]:
     """Means over the epoch's pairs. Without a pair there is no loss, and nothing was learned."""
     pairs = sum(step.pairs for step in steps)
 
