@@ -45,7 +45,7 @@ LIGHT = [
     "lens_cli.terminal.console",
     "lens_cli.terminal.wording",
     *modules("lens_cli/commands"),
-    *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config")),
+    *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config", "judge.config")),
     *(
         f"train.rl.{name}"
         for name in "chance checks config grammar journal near pilot prompts wording write_prompts writer".split()
