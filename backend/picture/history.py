@@ -23,6 +23,7 @@ from backend.errors import FileError, UsageError
 VERSION = 1  # of the layout, kept in PRAGMA user_version
 BUSY = 5.0  # seconds to wait for another process's write
 RATINGS = range(6)  # 0 is "not for me", 5 the best; None: not rated
+LEVELS = 100  # of a tree
 RECORD_BYTES = 1 << 20  # of one picture's record
 
 _LAYOUT = """
@@ -118,6 +119,7 @@ class Node:
 
     entry: Entry
     children: tuple[Node, ...]
+    more: int = 0  # children that are left out, deeper than a tree goes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,22 +308,27 @@ class History:
         return [_entry(row) for row in rows]
 
     def tree(self, name: str) -> Node:
-        """The whole family of a picture: from its oldest ancestor that is known, down. Raises UsageError."""
+        """The family of a picture: from its oldest ancestor that is known, down. Raises UsageError.
+
+        A family that is deeper than `LEVELS` begins half as many above the picture, and says where it is cut.
+        """
         entry, known = self.find(name), set[str]()
-        while entry.parent is not None and entry.id not in known:
+        while entry.parent is not None and entry.id not in known and len(known) < LEVELS // 2:
             known.add(entry.id)
             try:
                 entry = self.find(entry.parent)
             except UsageError:
                 break  # it was made elsewhere, or forgotten
-        return self._node(entry, set())
+        return self._node(entry, set(), LEVELS)
 
-    def _node(self, entry: Entry, known: set[str]) -> Node:
+    def _node(self, entry: Entry, known: set[str], levels: int) -> Node:
         known.add(entry.id)
         with self._ours():
             rows = self._db.execute("SELECT * FROM pictures WHERE parent = ? ORDER BY number", (entry.id,)).fetchall()
         below = [_entry(row) for row in rows]
-        return Node(entry, tuple(self._node(child, known) for child in below if child.id not in known))
+        if levels == 0:
+            return Node(entry, (), more=len(below))
+        return Node(entry, tuple(self._node(child, known, levels - 1) for child in below if child.id not in known))
 
     def has_pixels(self, pixels: str) -> bool:
         """Whether a picture of these very pixels is known, by their SHA-256."""

@@ -24,7 +24,9 @@ def history(
         str,
         typer.Option("--query", "-q", metavar="TEXT", help="Words of the prompt, or their beginnings."),
     ] = "",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="At most so many, the last made first.")] = 20,
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, max=100_000, help="At most so many, the last made first.")
+    ] = 20,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Made by this one.", autocompletion=options.complete_model)
     ] = None,

@@ -50,7 +50,8 @@ def _tree(node: Node, first: str, rest: str) -> Iterator[str]:
     how = f"{entry.relation}: " if entry.relation else ""
     seed = "" if entry.seed is None else f", seed {entry.seed}"
     gone = " (file gone)" if entry.gone else ""
-    yield f"{first}{entry.id[:ID]} {how}{entry.width}x{entry.height}{seed}{gone} {one_line(entry.prompt)}"
+    more = f" (and {node.more} below)" if node.more else ""
+    yield f"{first}{entry.id[:ID]} {how}{entry.width}x{entry.height}{seed}{gone}{more} {one_line(entry.prompt)}"
     for child in node.children:
         last = child is node.children[-1]
         yield from _tree(child, rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))

@@ -32,7 +32,7 @@ def check_folders(folders: Sequence[Path]) -> list[Path]:
 
 def tree_data(node: Node) -> dict[str, Any]:
     """A family for JSON."""
-    return {**node.entry.data(), "children": [tree_data(child) for child in node.children]}
+    return {**node.entry.data(), "children": [tree_data(child) for child in node.children], "more": node.more}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from backend.errors import FileError, UsageError
-from backend.picture.history import History, HistoryError, Node
+from backend.picture.history import LEVELS, History, HistoryError, Node
 
 
 def record(prompt: str = "a red ball", *, second: int = 0, **more: Any) -> dict[str, Any]:
@@ -100,6 +100,16 @@ def test_a_family(history: History) -> None:
     assert shape(history.tree("four")) == {"one": [{"two": [{"four": []}]}, {"three": []}]}
     assert history.find("two").relation == "rerun" and shape(history.tree("stray")) == {"stray": []}
     assert len(shape(history.tree("loop1"))) == 1  # a record from elsewhere may go in circles
+
+
+def test_a_family_deeper_than_a_tree(history: History) -> None:
+    history.add_all((record(id=f"p{k:04}", parent_id=f"p{k - 1:04}" if k else None), None) for k in range(2000))
+    node, depth = history.tree("p1000"), 0
+    assert node.entry.id == f"p{1000 - LEVELS // 2:04}"
+    while node.children:
+        (node,) = node.children
+        depth += 1
+    assert (depth, node.more) == (LEVELS, 1)
 
 
 def test_files_that_move_are_followed(history: History, tmp_path: Path) -> None:
