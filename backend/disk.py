@@ -18,7 +18,7 @@ import unicodedata
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from backend.errors import FileError, LensError, UsageError, os_reason, shown
+from backend.errors import FileError, UntrustedError, UsageError, os_reason, shown
 
 _HINTS = {
     errno.ENOSPC: "the disk is full: free some space, or save elsewhere with -o",
@@ -207,12 +207,6 @@ NAME_BYTES = 1024  # of a whole name; the longest of a published model has 60
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")  # a SHA-1, a SHA-256, or a mirror's own token
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class UntrustedError(LensError):
-    """Something from outside cannot be what it claims to be; nothing was done with it."""
-
-    code = "untrusted"
 
 
 def path_below(folder: Path, name: object, *, source: str, links_within: Path | None = None) -> Path:

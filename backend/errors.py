@@ -37,6 +37,18 @@ class FileError(LensError):
     code = "file"
 
 
+class UntrustedError(LensError):
+    """Something from outside cannot be what it claims to be; nothing was done with it."""
+
+    code = "untrusted"
+
+
+class HistoryError(FileError):
+    """The history cannot be read or written; pictures themselves are not touched by it."""
+
+    code = "history"
+
+
 class CheckpointError(LensError):
     """A checkpoint that is cut short, misshapen, of another model, or no checkpoint at all."""
 
@@ -58,6 +70,8 @@ class NetworkError(LensError):
 
 class BusyError(NetworkError):
     """A server that takes no more requests for now (429), still after the last try."""
+
+    code = "busy"
 
 
 class TimeoutExpiredError(LensError):

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backend.disk import UntrustedError, make_folder, path_below, write_atomic
-from backend.errors import CheckpointError
+from backend.disk import make_folder, path_below, write_atomic
+from backend.errors import CheckpointError, UntrustedError
 from backend.paths import data_dir
 from backend.presets import Layout
 

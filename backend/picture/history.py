@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, HistoryError, UsageError
 
 VERSION = 1  # of the layout, kept in PRAGMA user_version
 BUSY = 5.0  # seconds to wait for another process's write
@@ -75,12 +75,6 @@ _INSERT = (
     "ON CONFLICT (id) DO NOTHING"
 )
 PixelsOf = Callable[[Path], str | None]
-
-
-class HistoryError(FileError):
-    """The history cannot be read or written; pictures themselves are not touched by it."""
-
-    code = "history"
 
 
 @dataclass(frozen=True, kw_only=True)

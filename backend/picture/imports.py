@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backend.errors import FileError
-from backend.picture.history import History, HistoryError, pictures_below
+from backend.errors import FileError, HistoryError
+from backend.picture.history import History, pictures_below
 from backend.picture.images import ImageMetadata, load_pixels, pixel_sha256, read_metadata
 from backend.wish import Wish
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backend.chat.address import check_address
-from backend.disk import UntrustedError, check_commit, check_etag, check_size, path_below
-from backend.errors import UsageError
+from backend.disk import check_commit, check_etag, check_size, path_below
+from backend.errors import UntrustedError, UsageError
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.safetensors", "vae/ä.json", "split_files/x-y_z.1", "a b"])

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from backend.errors import FileError, UsageError
-from backend.picture.history import LEVELS, History, HistoryError, Node
+from backend.errors import FileError, HistoryError, UsageError
+from backend.picture.history import LEVELS, History, Node
 
 
 def record(prompt: str = "a red ball", *, second: int = 0, **more: Any) -> dict[str, Any]:
