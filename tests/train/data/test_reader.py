@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, UntrustedError, UsageError
 from tests.train.packed import pack
 from train.data.tars.reader import PackedIndex, TarReader, permute
+from train.data.work import Work
 
 SIZES = ((70, 66), (40, 90), (130, 50), (33, 40))  # 64x64, 32x64 and so on: four buckets
 BATCHES = {32: 4, 64: 3}
@@ -122,6 +124,20 @@ def test_a_tar_edited_by_hand(folder: Path, tmp_path: Path) -> None:
     source = reader(copy, dict.fromkeys(BATCHES, 1))
     with pytest.raises(FileError, match=f"{tar.name} is not what was packed"):
         taken(source, source.epoch_batches)
+
+
+@pytest.mark.parametrize("name", ["../../secret.tar", "/etc/passwd", "a/../../b.tar"])
+def test_an_index_names_no_tar_outside_its_folder(folder: Path, tmp_path: Path, name: str) -> None:
+    """The index came with the tars; the file that it names exists and has the size it says."""
+    shutil.copytree(folder.parent, tmp_path / "work")
+    work = Work(tmp_path / "work")
+    table = work.read("pack", 0)
+    outside = tmp_path / "secret.tar"
+    outside.write_bytes(bytes(int(table["tar_bytes"][0].as_py())))
+    column = table.schema.get_field_index("tar")
+    work.write("pack", 0, table.set_column(column, "tar", pa.array([name] * table.num_rows)), "stamp")
+    with pytest.raises(UntrustedError, match="not below the folder"):
+        PackedIndex.load(tmp_path / "work" / "pack")
 
 
 def test_few_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from backend.disk import path_below
 from backend.errors import FileError, UsageError, os_reason
 from train.data.tars.pack import read_members
 from train.data.work import Work
@@ -79,7 +80,10 @@ class PackedIndex:
 
     @classmethod
     def load(cls, folder: Path) -> PackedIndex:
-        """Read the index. `folder`: a work folder's `pack`. Raises FileError: no shard, or a tar gone or resized."""
+        """Read the index. `folder`: a work folder's `pack`.
+
+        Raises FileError: no shard, or a tar gone or resized; UntrustedError: a tar whose name leads out of the folder.
+        """
         work = Work(folder.parent)
         shards = work.shards(folder.name)
         tars: dict[tuple[str, int], int] = {}
@@ -92,7 +96,7 @@ class PackedIndex:
         if not parts:
             raise FileError(f"{folder} holds no packed pictures", hint="pack some first: lens train data pack WORK")
         for name, size in tars:
-            _check_tar(folder / name, size)
+            _check_tar(path_below(folder, name, source=f"the index of {folder}"), size)
         columns = {shape: zip(*parts[shape], strict=True) for shape in sorted(parts)}
         buckets = tuple(TarBucket(*shape, *map(np.concatenate, arrays)) for shape, arrays in columns.items())
         return cls(folder=folder, tars=tuple(tars), buckets=buckets, fingerprint=whole.hexdigest())
