@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/tree.md").read_text(encoding="utf-8")
-PACKAGES = ("prompts", "backend", "train", "lens_cli")
+PACKAGES = ("prompts", "backend", "train", "lens_cli", "benchmarks")
 MOST = 18  # modules in one folder
 SPINES = {"A picture": (15, 3000), "A training step": (14, 2500)}  # files, lines
 
