@@ -220,10 +220,10 @@ class Session:
         from backend.reasoner.refine import LOCAL_CONTEXT, LocalSpeaker, local_gguf
 
         if plan.mode is ReasonerMode.api:
-            from backend.reasoner.address import check_address
+            from backend.reasoner.address import reasoner_address
             from backend.reasoner.endpoint import EndpointSpeaker
 
-            return EndpointSpeaker(check_address(self.settings.reasoner), say=self._detail)
+            return EndpointSpeaker(reasoner_address(self.settings.reasoner), say=self._detail)
         assert files is not None, "a local plan has a model"
         gguf = local_gguf(files.text_encoder, files.name)
         template = files.preset.params.text.template

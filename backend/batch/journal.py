@@ -7,12 +7,11 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from backend.disk import make_folder, write_error
+from backend.cache.lines import JsonLines
+from backend.disk import write_error
 from backend.picture.outputs import OutputPlan
 
 
@@ -28,8 +27,8 @@ class Journal:
 
     def __init__(self, path: Path, *, proceed: bool) -> None:
         """`proceed`: with what an earlier run has finished; else anew. Raises FileError."""
-        self.path = path
-        self._done = _read(path) if proceed else {}
+        self._lines = JsonLines(path)
+        self._done = _read(self._lines) if proceed else {}
         self._begun = proceed
 
     def seeds(self, key: str) -> list[int]:
@@ -38,14 +37,13 @@ class Journal:
 
     def add(self, key: str, seed: int, picture: Path) -> None:
         """Enter a picture that is on the disk. Raises FileError."""
-        line = json.dumps({"key": key, "seed": seed, "path": str(picture.absolute())}) + "\n"
-        try:
-            make_folder(self.path.parent)
-            with self.path.open("a" if self._begun else "w", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise write_error(self.path, error) from error
-        self._begun = True
+        if not self._begun:  # what an earlier run wrote goes with the first picture of this one
+            try:
+                self._lines.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise write_error(self._lines.path, error) from error
+            self._begun = True
+        self._lines.append({"key": key, "seed": seed, "path": str(picture.absolute())})
 
 
 def remaining(seeds: Sequence[int], done: Sequence[int], *, drawn: bool) -> list[int]:
@@ -62,20 +60,9 @@ def remaining(seeds: Sequence[int], done: Sequence[int], *, drawn: bool) -> list
     return places
 
 
-def _read(path: Path) -> dict[str, list[tuple[int, str]]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise write_error(path, error) from error
+def _read(lines: JsonLines) -> dict[str, list[tuple[int, str]]]:
     done = dict[str, list[tuple[int, str]]]()
-    for line in text.splitlines():
-        try:
-            told: Any = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        row = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+    for row in lines.read():
         if isinstance(row.get("key"), str) and type(row.get("seed")) is int and isinstance(row.get("path"), str):
             done.setdefault(row["key"], []).append((row["seed"], row["path"]))
     return done

@@ -12,7 +12,7 @@ def setting_label(name: str) -> Label:
     return Label(f"reasoner.{name}", f"the setting reasoner.{name}, or {env_name(f'reasoner.{name}')}")
 
 
-def check_address(settings: ReasonerSettings) -> Address:
+def reasoner_address(settings: ReasonerSettings) -> Address:
     """The endpoint of the settings. Raises UsageError for one that is missing or is no web address."""
     labels = {name: setting_label(name) for name in ("base_url", "model", "timeout", "max_tokens")}
     for name in ("base_url", "model"):

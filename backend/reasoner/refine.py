@@ -26,7 +26,7 @@ from backend.events import OnEvent, PhaseDone, PhaseStarted, Stop
 from backend.memory.exhausted import process_peak_bytes
 from backend.presets import Preset
 from backend.reasoner import answers
-from backend.reasoner.address import check_address
+from backend.reasoner.address import reasoner_address
 from backend.reasoner.answers import Draft
 from backend.settings import ReasonerSettings
 from backend.text.choose_encoder import is_one_gguf
@@ -186,7 +186,7 @@ def make_plan(
         chosen, why = ReasonerMode.local, "no endpoint is configured"
     local = chosen is ReasonerMode.local
     if chosen is ReasonerMode.api:
-        check_address(settings)
+        reasoner_address(settings)
     default = preset.reasoner_prompt if local else "general"
     try:
         # Where nobody is asked, a setting that could not be used is in nobody's way; what was typed still is looked at.

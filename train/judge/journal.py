@@ -8,7 +8,6 @@ settles for it (`settle`), and is then as final as any other, so that a replay s
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,8 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from backend.disk import write_error
-from backend.errors import FileError, os_reason
+from backend.cache.lines import JsonLines
 from backend.picture.images import pixel_sha256
 from train.judge.judge import Judge, Question
 from train.losses.rewards import Missing, Verdict
@@ -41,22 +39,13 @@ class VerdictJournal:
 
     def __init__(self, path: Path, judge: Judge) -> None:
         """Raises FileError for a file that cannot be read."""
-        self.path, self.judge = path, judge
+        self.judge, self._lines = judge, JsonLines(path)
         self._lock = threading.Lock()
         self._known: dict[Key, Verdict] = {}
-        self._torn = False  # the last line has no end
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
-        self._torn = bool(data) and not data.endswith(b"\n")
-        for line in data.split(b"\n"):
+        for said in self._lines.read():
             try:
-                said = json.loads(line)
                 self._known[said["picture"], said["rubrics"], said["judge"]] = _verdict(said)
-            except (ValueError, TypeError, KeyError):  # torn, empty or edited by hand: it is asked for again
+            except (ValueError, TypeError, KeyError):  # edited by hand: it is asked for again
                 continue
 
     def ask(self, picture: Image.Image, question: Question, about: str = "") -> Asked:
@@ -91,16 +80,8 @@ class VerdictJournal:
     def _write(self, asked: Asked, verdict: Verdict) -> None:
         named = dict(zip(("picture", "rubrics", "judge"), asked.key, strict=True))
         said = {"answers": verdict.answers, "overall": verdict.overall, "missing": verdict.missing}
-        line = json.dumps({**named, "about": asked.about, **said}).encode() + b"\n"
+        self._lines.append({**named, "about": asked.about, **said})
         with self._lock:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("ab") as file:
-                    file.write(b"\n" + line if self._torn else line)
-            except OSError as error:
-                self._torn = True
-                raise write_error(self.path, error) from error
-            self._torn = False
             self._known[asked.key] = verdict
 
 

@@ -20,7 +20,7 @@ import pytest
 from backend import presets
 from backend.errors import LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError
 from backend.paths import nano_dir
-from backend.reasoner.address import check_address
+from backend.reasoner.address import reasoner_address
 from backend.reasoner.answers import MODEL_REFUSAL, Draft, read_json
 from backend.reasoner.endpoint import EndpointSpeaker
 from backend.reasoner.refine import RewritePlan, Task, make_plan
@@ -56,7 +56,7 @@ class Ask:
         url = endpoint if isinstance(endpoint, str) else endpoint.url
         self.said, self.waited = list[str](), list[float]()
         self.speaker = EndpointSpeaker(
-            check_address(settings(url, **changes)), say=self.said.append, wait=self.waited.append
+            reasoner_address(settings(url, **changes)), say=self.said.append, wait=self.waited.append
         )
 
     def __call__(self, request: str = "a cat", **changes: Any) -> Draft:
@@ -92,9 +92,9 @@ def test_a_key_meant_for_openai_goes_nowhere_else(monkeypatch: pytest.MonkeyPatc
     with Endpoint(decision("a red cat")) as endpoint:
         Ask(endpoint)()
     assert KEY not in str(endpoint.headers) and "my-organisation" not in str(endpoint.headers)
-    assert check_address(settings("https://api.openai.com/v1")).key == KEY
-    assert check_address(settings("http://api.openai.com/v1")).key is None  # not encrypted
-    assert KEY not in repr(check_address(settings("https://api.openai.com/v1")))
+    assert reasoner_address(settings("https://api.openai.com/v1")).key == KEY
+    assert reasoner_address(settings("http://api.openai.com/v1")).key is None  # not encrypted
+    assert KEY not in repr(reasoner_address(settings("https://api.openai.com/v1")))
 
 
 # ------------------------------------------------------------------------------------------------------- stepping down
@@ -294,7 +294,7 @@ def test_an_endpoint_that_is_down_cannot_be_reached() -> None:
 )
 def test_an_address_that_cannot_work_is_refused(url: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        check_address(settings(url, **changes))
+        reasoner_address(settings(url, **changes))
     assert KEY not in f"{caught.value} {caught.value.hint}"
 
 
@@ -367,7 +367,7 @@ def test_a_real_server_with_the_shipped_model(real_server: str) -> None:
     chosen = settings(real_server, model="nano", api_key=KEY, system_prompt="nano", temperature=0.0, max_tokens=300)
     mine = make_plan(chosen, presets.get("nano"), "nano", mode=ReasonerMode.api)
     said: list[str] = []
-    speaker = EndpointSpeaker(check_address(replace(chosen, timeout=60.0)), say=said.append)
+    speaker = EndpointSpeaker(reasoner_address(replace(chosen, timeout=60.0)), say=said.append)
     request = "two red balls"
     draft = speaker.ask(Task(request=request, plan=mine))
     assert said == ["the endpoint does not do json_schema; trying json_object"]

@@ -21,7 +21,7 @@ from PIL import Image
 import prompts
 from backend.chat.client import Client
 from backend.errors import LensError, NetworkError, UsageError
-from backend.reasoner.address import check_address
+from backend.reasoner.address import reasoner_address
 from backend.settings import ReasonerSettings
 from tests.backend.scripted_endpoint import Answer as Http
 from tests.backend.scripted_endpoint import Endpoint, completion, failure
@@ -109,7 +109,7 @@ def test_words_of_scripts_without_blanks() -> None:
 
 def speaker(endpoint: Endpoint) -> Client:
     settings = ReasonerSettings(base_url=endpoint.url, model="eye", timeout=5.0, max_tokens=700)
-    return Client(check_address(settings), wait=lambda seconds: None)
+    return Client(reasoner_address(settings), wait=lambda seconds: None)
 
 
 def folder_of(tmp_path: Path, count: int = 3) -> Work:
