@@ -34,6 +34,7 @@ from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_st
 from backend.model.decode import decode_latent
 from backend.sizes import GRID, buckets
 from backend.text.harmony import encode_prompt
+from train.nano.vae import as_pixels, psnr
 from train.overrides import as_json
 from train.run import checkpoints
 from train.run.distributed import Ranks
@@ -93,12 +94,6 @@ def draw_scene(rng: random.Random, width: int, height: int, config: DecoderConfi
     if scene.style != "chalk" and rng.random() < config.white_share:  # chalk is drawn on its board
         scene = replace(scene, background=Background(plain="white"))
     return scene
-
-
-def as_pixels(images_BHWC: np.ndarray) -> Tensor:
-    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
-    image = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return image.contiguous(memory_format=torch.channels_last)
 
 
 def encode(vae: AutoencoderKLFlux2, image_BCHW: Tensor) -> Tensor:
@@ -261,7 +256,7 @@ def measure(vae: AutoencoderKLFlux2, scenes: int = 96, side: int = 256) -> dict[
         rng = random.Random(f"decoder test {number}")
         image = as_pixels(np.array(render(sample_scene(rng, held_out=None), side, side))[None])
         out = decode(vae, encode(vae, image)).clamp(-1, 1)
-        psnrs.append(10 * math.log10(4 / float((out - image).square().mean())))
+        psnrs.append(psnr(out, image))
         edge = F.max_pool2d(_steps(image), 3, 1, 1) > 0.25
         edges.append(127.5 * float((out - image).square().mean(1, keepdim=True)[edge].mean().sqrt()))
         scene = replace(sample_scene(rng, held_out=None), background=Background(plain="white"))

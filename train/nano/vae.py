@@ -114,7 +114,7 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
     make = functools.partial(
         draw_crops, seed=config.seed, batch=config.batch, crop=config.crop, per_scene=config.crops_per_scene
     )
-    held = _to_image(draw_crops(-1, seed=config.seed, batch=32, crop=config.crop, per_scene=1), device)
+    held = as_pixels(draw_crops(-1, seed=config.seed, batch=32, crop=config.crop, per_scene=1), device)
 
     loss = torch.tensor(math.nan)
     feed = Feed(make, start=start, stop=config.steps, workers=config.workers)
@@ -126,7 +126,7 @@ def run(config: VAEConfig, initial: dict[str, Tensor] | None = None) -> Autoenco
 
         for step, crops in stopper.steps(feed, start, config.steps, save=save, save_every=config.save_every):
             scale = min(1.0, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            image = _to_image(crops, device)
+            image = as_pixels(crops, device)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             shape = (config.batch, config.params.latent_channels, config.crop // 8, config.crop // 8)
             strength = config.latent_noise * min(1.0, step / config.noise_warmup)
@@ -152,9 +152,9 @@ def _step_loss(vae: AutoencoderKLFlux2, image: Tensor, noise: Tensor, gradient_w
     return reconstruction_loss(out.float(), image, gradient_weight), mean.float()
 
 
-def _to_image(crops: np.ndarray, device: torch.device) -> Tensor:
-    """uint8 BHWC -> float32 BCHW in [-1, 1], channels last in memory."""
-    image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+def as_pixels(images_BHWC: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (B, H, W, 3) -> float32 (B, 3, H, W) in [-1, 1], channels last in memory."""
+    image = torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -174,7 +174,7 @@ def measure_latents(vae: AutoencoderKLFlux2, config: VAEConfig, scenes: int = 10
         side = (128, 192, 256)[i % 3]
         images = np.stack([np.asarray(render(sample_scene(rng), side, side)) for _ in range(32)])
         with torch.autocast(device.type, torch.bfloat16):
-            mean = encode_mean(vae, _to_image(images, device)).float()
+            mean = encode_mean(vae, as_pixels(images, device)).float()
         rows.append(rearrange(mean, "b c (h p1) (w p2) -> (b h w) (c p1 p2)", p1=2, p2=2))
     packed = torch.cat(rows)
     set_latent_statistics(vae, packed.mean(0), packed.var(0))
