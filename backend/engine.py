@@ -34,11 +34,11 @@ from backend.events import FinishedPicture, Generation, Noticed, OnEvent, PlanMa
 from backend.kernels.attention import Choices
 from backend.kernels.graphs import cuda_graphs
 from backend.loaders import TORCH_DTYPES, FileLoader, Loader
-from backend.loading import check_device, device_note
 from backend.lora.apply import fingerprint, fuse
 from backend.lora.names import decide_modes
 from backend.memory.device import choose_device, describe_device
 from backend.memory.exhausted import give_back, give_back_freed, host_ran_out, ran_out, too_little
+from backend.memory.linears import check_device, device_note
 from backend.memory.machine import RunPlan, capped, look_at
 from backend.memory.plan import (
     EncoderPlace,

@@ -9,8 +9,6 @@ Light ring: standard library only; the registry is imported inside, so that `len
 from __future__ import annotations
 
 import math
-import re
-import secrets
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +20,8 @@ from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
 from backend.types import GenerationRequest, LoraMode, LoraUse
 from backend.wish import NO_LORA, Wish
+from backend.wishes.devices import fit_memory
+from backend.wishes.seeds import draw_seeds
 
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tokens), far below a pasted book
 STEPS_LIMIT = 250  # keeps the schedule small enough for every format's metadata
 GUIDANCE_LIMIT = 100.0
-PICTURES_LIMIT = 10_000  # of one run
-SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
 
 Warn = Callable[[str], None]
 
@@ -83,7 +81,7 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
     full = settings.generate.overridden_by(wish)
     guidance, negative_prompt = _honour_guidance(preset, _origin("guidance", wish.guidance, settings), full, warn)
     width, height = _resolve_size(preset, full, wish, warn)
-    device, profile, vram = _memory(wish, settings.generate)
+    device, profile, vram = fit_memory(wish, settings.generate)
     original, loras = full.original_prompt, full.loras or ()
     decided = dict[str, Any](
         prompt=check_prompt(full.prompt or "", "prompt"),
@@ -170,80 +168,6 @@ def check_prompt(text: str, what: str) -> str:
     return plain
 
 
-def draw_seeds(seeds: Sequence[str], num: int | None) -> tuple[int, ...]:
-    """Seeds of a run, one per picture. Raises UsageError.
-
-    One seed and a count: `-s 5 -n 3` is 5, 6, 7. No seed: the first is drawn, the rest follow it, so that a run is
-    written as one range. Several seeds: one picture each, and a count must agree.
-    """
-    if num is not None and not 1 <= num <= PICTURES_LIMIT:
-        raise UsageError(f"--num {num} is outside 1..{PICTURES_LIMIT:,}")
-    wanted = [seed for text in (seeds or ["-1"]) for seed in _parse_seed(text)]
-    if num is not None and len(wanted) == 1:
-        if wanted[0] + num > SEED_END:
-            raise UsageError(f"seeds {wanted[0]}..{wanted[0] + num - 1} pass the largest seed, {SEED_END - 1}")
-        wanted = list(range(wanted[0], wanted[0] + num))
-    if num is not None and num != len(wanted):
-        raise UsageError(f"--num {num} and {len(wanted)} seeds differ", hint="drop --num: each seed makes one picture")
-    if len(wanted) > PICTURES_LIMIT:
-        raise UsageError(f"{len(wanted):,} seeds are too many for one run; the limit is {PICTURES_LIMIT:,}")
-    return tuple(wanted)
-
-
-def _parse_seed(text: str) -> Sequence[int]:
-    """One `--seed`: a number, -1, or an inclusive range."""
-    hint = "a seed is a number from 0, -1 for a drawn one, or a range such as 100..120"
-    found = re.fullmatch(r"(-?[0-9]{1,19})(?:\.\.([0-9]{1,19}))?", text.strip())
-    if not found:
-        raise UsageError(f"{text!r} is no seed", hint=hint)
-    first = int(found.group(1))
-    if first == -1 and found.group(2) is None:
-        return (secrets.randbelow(2**32),)  # what every other tool can read back
-    last = int(found.group(2)) if found.group(2) is not None else first
-    if not 0 <= first < SEED_END or not last < SEED_END:
-        raise UsageError(f"the seed {text} is outside 0..{SEED_END - 1}", hint=hint)
-    if last < first:
-        raise UsageError(f"the seed range {text} runs backwards", hint=f"write {last}..{first}")
-    if last - first >= PICTURES_LIMIT:
-        raise UsageError(
-            f"the seed range {text} asks for {last - first + 1:,} pictures; the limit is {PICTURES_LIMIT:,}"
-        )
-    return range(first, last + 1)
-
-
-def _memory(wish: Wish, chosen: Wish) -> tuple[str, str | None, int | None]:
-    """(device, profile, bytes of a GPU) that fit each other; a flag for one of them sets the others' defaults aside
-    where they contradict it. `chosen` are the settings. Raises UsageError.
-    """
-    profile, vram = wish.profile, wish.vram
-    device = check_device(wish.device or chosen.device or "auto")
-    by_default = profile is None and vram is None
-    if by_default and device not in ("cpu", "mps"):  # a default for the GPU says nothing there
-        profile, vram = chosen.profile, chosen.vram
-    if profile is None and vram is None:
-        return device, None, None
-    from backend.memory.plan import find_profile, parse_bytes
-
-    if by_default and vram is None and wish.device not in (None, "auto") and profile and not find_profile(profile).card:
-        return device, None, None
-    if profile is not None and vram is not None:
-        raise UsageError("--profile and --vram exclude each other", hint="--vram picks the profile by itself")
-    memory = None if vram is None else parse_bytes(vram)
-    if profile is not None:
-        row = find_profile(profile)
-        profile = row.name
-        if not row.card and device not in ("auto", "cpu"):
-            raise UsageError(
-                f"--profile {profile} and --device {device} contradict each other", hint="drop one of the two"
-            )
-        if not row.card:
-            return "cpu", profile, None
-    if device in ("cpu", "mps"):
-        typed = f"--profile {profile}" if profile is not None else f"--vram {vram}"
-        raise UsageError(f"{typed} is about a CUDA GPU, and the device is {device}", hint="drop one of the two")
-    return device, profile, memory
-
-
 def _find_loras(wanted: Sequence[str | LoraUse], mode: LoraMode) -> tuple[LoraUse, ...]:
     """The files of LoRAs that are named, or that a picture was made with."""
     if not wanted or list(wanted) == [NO_LORA]:
@@ -253,13 +177,6 @@ def _find_loras(wanted: Sequence[str | LoraUse], mode: LoraMode) -> tuple[LoraUs
     return tuple(
         replace(find_again(lora), mode=mode) if isinstance(lora, LoraUse) else parse_lora(lora, mode) for lora in wanted
     )
-
-
-def check_device(device: str) -> str:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; whether it exists is found when it is used. Raises UsageError."""
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|mps", device):
-        raise UsageError(f"unknown device {device!r}", hint="known: auto, cpu, cuda, cuda:N, mps")
-    return device
 
 
 def _honour_guidance(preset: Preset, origin: str, full: Wish, warn: Warn) -> tuple[float, str]:

@@ -4,7 +4,8 @@
 whether a settings file may hold it, under which key a picture records it, and what it replaces. From the table are
 made: the options of the commands (`lens_cli.options.takes_wish`), the section `generate` of the settings and its names
 in the environment (`backend.settings`), what a record holds and gives back (`backend.picture.metadata`), and the
-command line that makes a picture again (`command_words`). `backend.requests.build_request` decides what is left open.
+command line that makes a picture again (`backend.wishes.command_words`). `backend.requests.build_request` decides what
+is left open.
 
 A new flag is a row here and, where it decides pixels, a field of the same name in `GenerationRequest`.
 
@@ -13,9 +14,9 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from backend.types import (
     DType,
@@ -226,63 +227,3 @@ def rows_of(command: str, first: Sequence[str] = ()) -> list[Row]:
 def in_order(first: Sequence[str]) -> list[Row]:
     """The whole table, with the rows named `first` in front."""
     return [*(ROWS[name] for name in first), *(row for row in ROWS.values() if row.name not in first)]
-
-
-# ------------------------------------------------------------------------------------------------ as a command line
-
-# What a person looks for first; the order of the line, not of --help.
-_FIRST = "prompt model size steps guidance negative_prompt seeds dtype device encoder quant sampler".split()
-
-
-def command_words(wish: Wish) -> list[str]:
-    """The words behind `lens gen` that say this wish, but for what no flag says (`original_prompt`, `expander`)."""
-    return [word for row in in_order(_FIRST) for word in _words(row, getattr(wish, row.name))]
-
-
-def _words(row: Row, value: Any) -> Iterator[str]:
-    if value is None or (not row.flags and row.name != "prompt"):
-        return
-    if row.name == "prompt":  # one that begins with a hyphen would be read as a flag, and "-" as stdin
-        yield f"--prompt={value}" if value.startswith("-") else value
-    elif row.kind is bool:
-        on, _, off = row.flags[0].partition("/")
-        yield from [on] if value else [off] if off else []
-    elif get_origin(row.kind) is tuple:
-        for part in value:
-            yield from (row.flags[0], part.text if isinstance(part, LoraUse) else part)
-    elif row.name == "negative_prompt":
-        yield f"{row.flags[0]}={value}"
-    else:
-        yield from (row.flags[0], _number(value) if isinstance(value, float) else str(value))
-
-
-def _number(value: float) -> str:
-    """As short as a person writes it, and the same number again."""
-    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-
-
-def wish_of(request: GenerationRequest) -> Wish:
-    """The wish that gives this very request, whatever the settings are."""
-    same = {name: getattr(request, name) for name in ROWS if hasattr(request, name)}
-    seeds = tuple(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
-    more: dict[str, Any] = {
-        "seeds": seeds,
-        "size": f"{request.width}x{request.height}",
-        "width": None,
-        "height": None,
-        "loras": request.loras or (NO_LORA,),
-        "lora_mode": request.loras[0].mode if request.loras else None,
-        "vram": None if request.vram is None else f"{request.vram / 10**6:.15g}MB",
-    }
-    return Wish(**same | more)
-
-
-def seed_runs(seeds: Sequence[int]) -> list[tuple[int, int]]:
-    """Consecutive seeds as (first, last): 5, 6, 7, 9 -> (5, 7), (9, 9)."""
-    runs: list[tuple[int, int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], seed)
-        else:
-            runs.append((seed, seed))
-    return runs

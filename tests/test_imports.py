@@ -33,6 +33,7 @@ LIGHT = [
         ).split()
     ),
     *modules("backend/batch"),
+    *modules("backend/wishes"),
     "backend.checkpoints.resolve",
     "backend.kernels.switches",
     "backend.packing.schemes",

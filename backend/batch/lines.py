@@ -19,8 +19,8 @@ from typing import Any, cast, get_origin
 
 from backend.errors import UsageError
 from backend.fields import Misfit, as_data, from_data, words_for
-from backend.requests import PICTURES_LIMIT
 from backend.wish import OUTPUT, ROWS, Wish
+from backend.wishes.seeds import PICTURES_LIMIT
 
 JSON_LINES = (".jsonl", ".ndjson")
 KEYS = [row.name for row in ROWS.values() if row.name == "prompt" or "gen" in row.commands]

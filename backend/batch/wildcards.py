@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import UsageError
-from backend.requests import PROMPT_LIMIT, SEED_END, draw_seeds
+from backend.requests import PROMPT_LIMIT
 from backend.wish import Wish
+from backend.wishes.seeds import SEED_END, draw_seeds
 
 if TYPE_CHECKING:
     from dynamicprompts.wildcards import WildcardManager

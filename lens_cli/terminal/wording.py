@@ -9,7 +9,8 @@ from pathlib import Path
 
 from backend.batch.wildcards import is_template
 from backend.types import Encoder, GenerationRequest, LoraMode
-from backend.wish import USUAL, Wish, command_words, seed_runs, wish_of
+from backend.wish import USUAL, Wish
+from backend.wishes.command_words import command_words, seed_runs, wish_of
 
 
 def command_line(

@@ -14,14 +14,8 @@ from backend.checkpoints.layouts import Parts
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, plan_quant, stored_packing
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import FileError, NumericsError, UsageError
-from backend.loading import (
-    block_linears,
-    check_device,
-    device_note,
-    load_transformer,
-    pack_weight,
-    pack_while_loading,
-)
+from backend.loading import load_transformer
+from backend.memory.linears import block_linears, check_device, device_note, pack_weight, pack_while_loading
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing import schemes
 from backend.packing.fp8 import Fp8Linear, ScaledFp8Linear

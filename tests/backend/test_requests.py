@@ -9,10 +9,11 @@ import pytest
 
 from backend import presets
 from backend.errors import ModelMissingError, UsageError
-from backend.requests import PROMPT_LIMIT, build_request, draw_seeds
+from backend.requests import PROMPT_LIMIT, build_request
 from backend.settings import Settings
 from backend.types import DType, GenerationRequest
 from backend.wish import Wish
+from backend.wishes.seeds import draw_seeds
 
 
 def build(settings: Settings | None = None, **wish: Any) -> tuple[GenerationRequest, list[str]]:

@@ -24,7 +24,8 @@ from backend.picture import metadata
 from backend.requests import build_request
 from backend.settings import Settings, keys
 from backend.types import Expander, GenerationRequest, LoraMode, LoraUse, ModelIdentity, Sampler
-from backend.wish import ROWS, USUAL, Wish, command_words, rows_of, wish_of
+from backend.wish import ROWS, USUAL, Wish, rows_of
+from backend.wishes.command_words import command_words, wish_of
 from lens_cli.lazy import build
 from lens_cli.options import takes_wish
 from lens_cli.terminal.wording import command_line

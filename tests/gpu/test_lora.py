@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backend.loading import pack_weight
+from backend.memory.linears import pack_weight
 from backend.types import Quant
 from tests.backend.tiny_weights import write_runnable
 from tests.train.drawn_folder import draw_folder

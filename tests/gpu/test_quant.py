@@ -47,7 +47,7 @@ def test_linears_agree_with_the_cpu(name: str) -> None:
 
 
 def test_quantising_there_gives_the_same_codes() -> None:
-    from backend.loading import pack_weight
+    from backend.memory.linears import pack_weight
 
     for quant in (Quant.fp8, Quant.int8, Quant.nf4, Quant.gguf):
         here, there = pack_weight(weight(), quant), pack_weight(weight().cuda(), quant)

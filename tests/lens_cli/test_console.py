@@ -10,7 +10,8 @@ import pytest
 from backend.errors import human_bytes
 from backend.events import Noticed, PhaseDone, PhaseStarted, StepDone
 from backend.types import DType, GenerationRequest, Phase
-from backend.wish import Wish, seed_runs
+from backend.wish import Wish
+from backend.wishes.command_words import seed_runs
 from lens_cli.terminal import progress
 from lens_cli.terminal.console import Talk, one_line, printable
 from lens_cli.terminal.progress import Meter

@@ -27,10 +27,11 @@ from backend.checkpoints.packing_plan import plan_quant
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.write_gguf import write_transformer_gguf
 from backend.errors import CheckpointError
-from backend.loading import load_transformer, pack_weight
+from backend.loading import load_transformer
 from backend.lora.apply import LiveLora, LowRank, fingerprint, fuse, live_updates
 from backend.lora.names import block_bits, decide_modes, lora_sha256
 from backend.lora.write import Factors, Family, write_lora
+from backend.memory.linears import pack_weight
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
 from backend.presets import Component

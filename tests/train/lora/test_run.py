@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from backend.checkpoints.resolve import resolve_model
 from backend.errors import CheckpointError, NumericsError, UsageError
-from backend.loading import load_transformer, pack_weight
+from backend.loading import load_transformer
+from backend.memory.linears import pack_weight
 from backend.model.transformer import JointAttention
 from backend.presets import get
 from backend.types import Quant
