@@ -44,6 +44,17 @@ class StepDone:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewMade:
+    """What picture `image` looks like after step `step` of `total`: the estimate of the finished one, as small as it is
+    cheap (`Preview.proj`), or decoded in full (`Preview.vae`)."""
+
+    image: int  # 0-based index into `request.seeds`
+    step: int  # 1-based; the last step has none, since the picture itself follows
+    total: int
+    picture: Image.Image  # RGB
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseDone:
     phase: Phase
     seconds: float
@@ -138,7 +149,7 @@ class PictureFailed:
     error: LensError
 
 
-Drawing = PhaseStarted | StepDone | PhaseDone | PlanMade | Noticed  # what an engine tells
+Drawing = PhaseStarted | StepDone | PreviewMade | PhaseDone | PlanMade | Noticed  # what an engine tells
 Event = Drawing | PromptRewritten | PromptRefused | DrawingStarted | PictureSaved | PictureFailed
 OnEvent = Callable[[Event], None]
 Stop = Callable[[], bool]  # polled after every step; True: raise CancelledError

@@ -47,6 +47,14 @@ class Sampler(StrEnum):
     dpmpp_2m = "dpmpp_2m"  # DPM-Solver++(2M): second order, from the step before as well
 
 
+class Preview(StrEnum):
+    """What is shown of a picture while it is drawn."""
+
+    off = "off"
+    proj = "proj"  # the estimate's latent as colours, by one matrix: small, and nearly free
+    vae = "vae"  # the estimate decoded: takes as long as the decoding of a picture, at every step
+
+
 class QuantTarget(StrEnum):
     """What `lens models quantize` writes; `backend.packing.schemes` says into which kind of file."""
 
@@ -158,6 +166,7 @@ class GenerationRequest:
     quant: Quant = Quant.auto  # of the transformer's linears
     profile: str | None = None  # class of card to plan memory for, by name; None: what is free decides
     vram: int | None = None  # bytes of the GPU to plan for and to keep to; None: what is free
+    preview: Preview = Preview.off  # while it is drawn; the pixels are the same
     compiled: bool = False  # the transformer's blocks by torch.compile: other last bits, just as exact
 
 

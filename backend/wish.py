@@ -26,6 +26,7 @@ from backend.types import (
     ImageFormat,
     LoraMode,
     LoraUse,
+    Preview,
     Quant,
     ReasonerMode,
     Sampler,
@@ -196,6 +197,12 @@ class Wish:
     no_history: bool | None = _row(
         "--no-history", help="Leave the pictures out of `lens history`.", panel=OUTPUT, verify=True
     )
+    preview: Preview | None = _row(
+        "--preview",
+        help="Show the picture while it is drawn: proj is small and nearly free, vae decodes each step; off unless "
+        "said.",
+        panel=OUTPUT, setting=True, verify=True,
+    )  # fmt: skip
     show: bool | None = _row("--show/--no-show", help="Draw the picture in the terminal.", panel=OUTPUT, verify=True)
 
     def given(self) -> dict[str, Any]:
