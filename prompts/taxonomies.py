@@ -1,7 +1,7 @@
 """The taxonomy of pictures: ten categories down to their items, five dimensions of description down to ways of asking.
 
 The categories and dimensions are those of the paper's section 2.4; everything below them is our own writing. It lies
-in `taxonomy/` as TOML and is useful without any model: `train/rl` makes prompts and rubrics of it.
+in `taxonomy/` as TOML and is useful without any model: `train/rl/prompts` makes prompts and rubrics of it.
 
 Light ring: standard library only.
 """

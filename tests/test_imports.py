@@ -47,9 +47,11 @@ LIGHT = [
     "lens_cli.terminal.wording",
     *modules("lens_cli/commands"),
     *(f"train.{name}" for name in ("config", "data.filters", "recipes", "overrides", "lora.config", "judge.config")),
+    "train.rl.chance",
+    "train.rl.config",
     *(
-        f"train.rl.{name}"
-        for name in "chance checks config grammar journal near pilot prompts wording write_prompts writer".split()
+        f"train.rl.prompts.{name}"
+        for name in "checks expand grammar journal near pilot prompt_set wording writer".split()
     ),
     "prompts",
     "prompts.taxonomies",

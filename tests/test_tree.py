@@ -32,7 +32,7 @@ def listed() -> list[str]:
 
 def modules() -> list[str]:
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    return [str(p.relative_to(ROOT)) for p in found if p.name != "__init__.py" or p.parent.name == "prompts"]
+    return [str(p.relative_to(ROOT)) for p in found if p.name != "__init__.py" or p.parent == ROOT / "prompts"]
 
 
 def test_every_module_is_named_once() -> None:

@@ -22,7 +22,7 @@ from train.judge.panel import Panel, PicturesAsked
 from train.losses.rewards import RewardRule, Verdict, reward
 from train.rl.chance import pick, shuffled
 from train.rl.config import RLConfig
-from train.rl.prompts import Prompt, PromptSet
+from train.rl.prompts.prompt_set import Prompt, PromptSet
 from train.rl.rollout import How, draw, grid_of, noise_seed, question_of
 from train.run.batch import Grid, Loaded, padded
 

@@ -30,7 +30,7 @@ from train.evals.verifier.verify import Expectation
 from train.judge.judge import Question
 from train.rl.chance import pick, unit
 from train.rl.config import RLConfig
-from train.rl.prompts import Prompt, PromptSet
+from train.rl.prompts.prompt_set import Prompt, PromptSet
 from train.run.batch import Grid
 
 VERSION = 1  # one more whenever the same policy draws other pictures

@@ -40,11 +40,11 @@ from train.lora.adapters import with_adapters
 from train.lora.config import target_shapes
 from train.losses import flow, rewards
 from train.losses.nft import OLD_DECAYS, optimality
-from train.rl import drawn, evaluate, rollout, update
-from train.rl import prompts as prompt_files
+from train.rl import evaluate, rollout, update
 from train.rl.config import KIND, RLConfig, refuse_distilled
 from train.rl.export import export
-from train.rl.prompts import Prompt, PromptSet
+from train.rl.prompts import drawn, prompt_set
+from train.rl.prompts.prompt_set import Prompt, PromptSet
 from train.rl.views import Views
 from train.run import checkpoints, network
 from train.run.distributed import Ranks, joined
@@ -123,7 +123,7 @@ def read_prompts(config: RLConfig) -> tuple[PromptSet, dict[str, Expectation]]:
         raise UsageError(
             "no prompts were named", hint="lens train rl prompts write FILE, then --set prompts.path=FILE"
         )  # fmt: skip
-    return prompt_files.read(config.prompts.path), {}
+    return prompt_set.read(config.prompts.path), {}
 
 
 def _drawn_texts(config: RLConfig, training: PromptSet) -> list[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from backend.errors import FileError, UsageError
 from lens_cli.terminal.console import Talk
 from prompts.taxonomies import load_taxonomy
-from train.rl import checks, pilot
-from train.rl import prompts as files
-from train.rl.write_prompts import ExpandSettings, expand
-from train.rl.writer import Message, Writer
+from train.rl.prompts import checks, pilot
+from train.rl.prompts import prompt_set as files
+from train.rl.prompts.expand import ExpandSettings, expand
+from train.rl.prompts.writer import Message, Writer
 
 
 def write(

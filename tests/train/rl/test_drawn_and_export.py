@@ -9,8 +9,8 @@ from backend.errors import UsageError
 from backend.lora.write import Factors
 from train.evals.nano_prompts import prompts as eval_prompts
 from train.evals.verifier.verify import check
-from train.rl.drawn import SHARES, make
 from train.rl.export import cut
+from train.rl.prompts.drawn import SHARES, make
 
 
 def test_drawn_prompts_are_as_many_as_asked_for_and_each_item_has_its_rubric() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from backend.errors import FileError, UsageError
-from train.rl.grammar import global_rubric
-from train.rl.pilot import PilotOutcome, Thresholds, Verdict, judge_rubrics, read_verdicts, without_dropped
-from train.rl.prompts import Prompt, PromptSet, Rubric
+from train.rl.prompts.grammar import global_rubric
+from train.rl.prompts.pilot import PilotOutcome, Thresholds, Verdict, judge_rubrics, read_verdicts, without_dropped
+from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric
 
 NAMES = ("always", "never", "good", "fair", "contrary", "moody", "silent", "rare")
 

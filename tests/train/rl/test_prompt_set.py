@@ -12,10 +12,10 @@ import pytest
 
 from backend.errors import FileError, UsageError
 from prompts.taxonomies import load_taxonomy
-from train.rl.checks import Rules, check, stats
-from train.rl.grammar import global_rubric
-from train.rl.near import Texts, shingles
-from train.rl.prompts import Prompt, PromptSet, Rubric, read, write
+from train.rl.prompts.checks import Rules, check, stats
+from train.rl.prompts.grammar import global_rubric
+from train.rl.prompts.near import Texts, shingles
+from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric, read, write
 
 
 def rubrics(*texts: str) -> tuple[Rubric, ...]:

@@ -26,8 +26,9 @@ from tests.train.fine_tuning import CPU, ROOT, velocity
 from tests.train.rl.small_run import Dice, plan, rows
 from train.lora.adapters import adapters, begin_with, read_start, with_adapters
 from train.losses.rewards import Missing, Verdict
-from train.rl import drawn, rollout, update
+from train.rl import rollout, update
 from train.rl.config import choose, refuse_distilled
+from train.rl.prompts import drawn
 from train.rl.run import make_learner, never_differed, run
 from train.rl.views import Views
 from train.run.distributed import Ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prompts.taxonomies import load_taxonomy
-from train.rl.wording import article, head, plural
+from train.rl.prompts.wording import article, head, plural
 
 
 @pytest.mark.parametrize(

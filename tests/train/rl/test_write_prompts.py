@@ -18,12 +18,12 @@ import pytest
 
 from backend.errors import FileError, NetworkError, UsageError
 from prompts.taxonomies import Taxonomy, load_taxonomy
-from train.rl import writer
-from train.rl.checks import Rules, check
-from train.rl.grammar import Draws, compose
-from train.rl.journal import Journal
-from train.rl.write_prompts import ExpandSettings, Expansion, expand
-from train.rl.writer import Writer
+from train.rl.prompts import writer
+from train.rl.prompts.checks import Rules, check
+from train.rl.prompts.expand import ExpandSettings, Expansion, expand
+from train.rl.prompts.grammar import Draws, compose
+from train.rl.prompts.journal import Journal
+from train.rl.prompts.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[3]
 

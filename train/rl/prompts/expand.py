@@ -1,7 +1,7 @@
 """Make a set of prompts with rubrics of the taxonomy: by a writer model behind any endpoint, or by our own grammar.
 
-Draw number k says what prompt k is about (`train.rl.grammar`); the set is what the draws 0, 1, 2, … give, those left
-out that repeat an earlier one or that no attempt made usable, until it is large enough.
+Draw number k says what prompt k is about (`train.rl.prompts.grammar`); the set is what the draws 0, 1, 2, … give, those
+left out that repeat an earlier one or that no attempt made usable, until it is large enough.
 
 Light ring: standard library only.
 """
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 from backend.errors import UsageError
 from prompts.taxonomies import Taxonomy
-from train.rl.checks import Rules
-from train.rl.grammar import Draw, Draws, compose
-from train.rl.near import Texts
-from train.rl.prompts import Prompt, PromptSet
-from train.rl.writer import BudgetSpent, Desk, Unusable, Writer
+from train.rl.prompts.checks import Rules
+from train.rl.prompts.grammar import Draw, Draws, compose
+from train.rl.prompts.near import Texts
+from train.rl.prompts.prompt_set import Prompt, PromptSet
+from train.rl.prompts.writer import BudgetSpent, Desk, Unusable, Writer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,12 @@ from typing import Protocol
 
 from backend.reasoner.answers import declines
 from prompts import rubric_text
-from train.rl.checks import Rules, prompt_flaws, rubric_flaws, text_flaws
-from train.rl.grammar import MOST_RUBRICS, Draw, global_rubric
-from train.rl.journal import Journal
-from train.rl.near import normal_form
-from train.rl.prompts import RUBRIC_KINDS, Prompt, Rubric
-from train.rl.wording import QUOTED, head, plural
+from train.rl.prompts.checks import Rules, prompt_flaws, rubric_flaws, text_flaws
+from train.rl.prompts.grammar import MOST_RUBRICS, Draw, global_rubric
+from train.rl.prompts.journal import Journal
+from train.rl.prompts.near import normal_form
+from train.rl.prompts.prompt_set import RUBRIC_KINDS, Prompt, Rubric
+from train.rl.prompts.wording import QUOTED, head, plural
 
 Message = dict[str, str]  # {"role": …, "content": …}
 

@@ -23,7 +23,7 @@ from typing import Any
 from backend.disk import write_atomic
 from backend.errors import FileError, UsageError, os_reason
 from train.rl.chance import shuffled, unit
-from train.rl.near import normal_form
+from train.rl.prompts.near import normal_form
 
 RUBRIC_KINDS = ("item", "attribute", "spatial", "count", "interaction", "color", "text", "global")
 

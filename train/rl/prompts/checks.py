@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from prompts.taxonomies import Taxonomy
-from train.rl.near import Texts, normal_form
-from train.rl.prompts import Prompt, PromptSet, Rubric
+from train.rl.prompts.near import Texts, normal_form
+from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric
 
 _OPEN = re.compile(r"(?:what|which|who|whom|whose|how|why|where|when)\b", re.IGNORECASE)  # has no yes or no
 _QUOTED = re.compile(r'"([^"]+)"')

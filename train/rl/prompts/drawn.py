@@ -14,7 +14,7 @@ from PIL import Image
 
 from backend.errors import UsageError
 from train.evals.verifier.verify import Expectation, Wanted
-from train.rl.prompts import Prompt, PromptSet, Rubric
+from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric
 from train.world.drawing import render
 from train.world.scene_text import dense, kind_name, phrase
 from train.world.scenes import Scene, sample_scene

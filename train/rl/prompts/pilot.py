@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import FileError, UsageError, os_reason
-from train.rl.prompts import Prompt, PromptSet, Rubric
+from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric
 
 Answers = Mapping[str, Sequence[bool | None]]  # picture -> what the judge said of it, once or more often
 

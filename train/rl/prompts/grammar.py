@@ -15,8 +15,8 @@ from functools import cache, lru_cache
 from prompts import rubric_text
 from prompts.taxonomies import Category, Dimension, Subcategory, Taxonomy, Way
 from train.rl.chance import pick, shuffled, unit
-from train.rl.prompts import Prompt, Rubric
-from train.rl.wording import QUOTED, article, head, plural
+from train.rl.prompts.prompt_set import Prompt, Rubric
+from train.rl.prompts.wording import QUOTED, article, head, plural
 
 WRITER = "grammar 1"  # raised with every change of what it writes
 MOST_DIMENSIONS = 4
