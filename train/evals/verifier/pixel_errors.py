@@ -113,7 +113,8 @@ class Eye:
     def _index(self, centre: Floats, half: Floats, steps: Floats, limit: int) -> Ints:
         """(J, cells) indices along one padded axis."""
         at = centre[:, None] + half[:, None] * steps[None, :] + self._pad
-        return np.clip(at.astype(np.int64), 0, limit - 1)
+        # np.clip asks for the limits of the dtype first, which took a tenth of a verdict.
+        return np.minimum(np.maximum(at.astype(np.int64), 0), limit - 1)
 
     def scores(self, look: Template, colour: str, at: Floats, stride: int) -> Floats:
         """(J,) how well a look fits J windows (J, 4): centre x, y, half-size across, down. 1 is perfect.
@@ -124,8 +125,10 @@ class Eye:
         steps, rows, columns, uses, inside = _plan(look, stride)
         xs = self._index(at[:, 0], at[:, 2], steps, width)
         ys = self._index(at[:, 1], at[:, 3], steps, table.shape[1])
-        flat = ys[:, rows] * width + xs[:, columns] + uses * (width * table.shape[1])
-        return 1 - table.ravel()[flat].sum(1) / inside
+        flat = (ys * width).take(rows, 1)
+        flat += xs.take(columns, 1)
+        flat += uses * (width * table.shape[1])
+        return 1 - table.ravel().take(flat).sum(1) / inside
 
     def window(self, colour: str, box: tuple[float, float, float, float], steps: Floats) -> Floats:
         """(uses, cells) costs at the crossings of `steps` (-1 to 1 spans the box), for every use."""
