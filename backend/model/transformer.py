@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.kernels.pointwise import Stream, add_gated, joint_qkv, norm_modulate, silu_mul
+from backend.model.explicit_attention import explicit_attention
 from backend.model.positions import apply_rope, attention_mask, rope_table
 from backend.model.tensors import TIME_FREQUENCIES
 from backend.params import DiTParams
@@ -93,12 +94,13 @@ class LensTransformer2DModel(nn.Module):
         text_BLTF: Tensor,
         grid: tuple[int, int],
         text_mask_BL: Tensor | None = None,
+        taps: Sequence[int] = (),
     ) -> Tensor:
-        """Velocity (B, N, C).
+        """Velocity (B, N, C); or with `taps`, blocks in rising order, the image tokens after each: (taps, B, N, D).
 
         `t_B`: sigma in [0, 1]. `text_BLTF`: encoder features, layer by layer, L may be 0 (the unconditional branch).
         `grid`: latent height and width, N = h * w, row by row. `text_mask_BL`: True for real tokens, for batches of
-        unequal length; None where every token is real.
+        unequal length; None where every token is real. Behind the last of `taps` nothing is computed.
         """
         h, w = grid
         if x_BNC.shape[1] != h * w:
@@ -109,13 +111,18 @@ class LensTransformer2DModel(nn.Module):
         rope = rope_table(self.params, h, w, text.shape[1], image.device)
         mask = None if text_mask_BL is None else attention_mask(text_mask_BL, h * w)
         temb = self.time_text_embed(t_B, dtype)
-        for block in self.blocks():
+        tapped: list[Tensor] = []
+        for place, block in enumerate(self.blocks()):
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 image, text = torch.utils.checkpoint.checkpoint(  # type: ignore[misc]
                     block, image, text, temb, rope, mask, use_reentrant=False
                 )
             else:
                 image, text = block(image, text, temb, rope, mask)
+            if place in taps:
+                tapped.append(image)
+                if place == taps[-1]:
+                    return torch.stack(tapped)
         return self.proj_out(self.norm_out(image, temb))
 
     def embed_text(self, text_BLTF: Tensor) -> Tensor:
@@ -333,18 +340,6 @@ class JointAttention(nn.Module):
         # The head size is spelt out: -1 is ambiguous where s is 0 (no text tokens).
         q, k, v = qkv_BSD3.view(b, s, 3, self.heads, width // (3 * self.heads)).unbind(2)
         return q, k, v
-
-
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention as two matrix products and a softmax.
-
-    For training few tokens on a CPU: there the fused kernel's backward pass takes ten times its forward pass (42 % of
-    a whole step of Lens-Nano, 48 pictures of 144 tokens).
-    """
-    logits = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    if attn_mask is not None:
-        logits = logits.masked_fill(~attn_mask, torch.finfo(logits.dtype).min)
-    return torch.softmax(logits, dim=-1).to(v.dtype) @ v
 
 
 class SwiGLU(nn.Module):

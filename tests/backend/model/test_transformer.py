@@ -372,6 +372,28 @@ def test_explicit_attention_is_the_same(weights: dict[str, Array], keep: list[bo
 
 
 @torch.no_grad()
+def test_taps_are_what_a_hook_sees_and_nothing_runs_behind_them(model: LensTransformer2DModel) -> None:
+    seen: dict[int, Tensor] = {}
+    hooks = [
+        block.register_forward_hook(lambda _m, _i, out, n=n: seen.update({n: out[0]}))
+        for n, block in enumerate(model.transformer_blocks)
+    ]
+    x, text = inputs((2, 3), 4)
+    last = len(model.transformer_blocks) - 1
+    try:
+        model(x, torch.tensor([0.6]), text, (2, 3))
+        whole = dict(seen)
+        assert len(whole) == last + 1
+        for taps in ((0,), (0, last), (last,)):
+            seen.clear()
+            found = model(x, torch.tensor([0.6]), text, (2, 3), taps=taps)
+            assert torch.equal(found, torch.stack([whole[place] for place in taps])) and max(seen) == taps[-1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
 def test_bfloat16(model: LensTransformer2DModel, weights: dict[str, Array]) -> None:
     """In bfloat16 the answer stays bfloat16 and near; positions and sinusoids are computed in float32."""
     x, text = inputs((4, 4), 6)
