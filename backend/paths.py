@@ -58,6 +58,11 @@ def wildcards_dir() -> Path:
     return config_dir() / "wildcards"
 
 
+def prompts_dir() -> Path:
+    """A person's own system prompts, `NAME.md` each: `--system-prompt NAME` finds them."""
+    return config_dir() / "prompts"
+
+
 def history_file() -> Path:
     """Every picture that was made, as `backend.picture.history` keeps it."""
     return data_dir() / "history.db"

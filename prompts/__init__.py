@@ -83,20 +83,33 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != POLICY))
 
 
-def load(name_or_path: str) -> SystemPrompt:
+def own_names(folder: Path) -> tuple[str, ...]:
+    """The names in a person's folder of prompts, in alphabetical order; none where there is no folder."""
+    return tuple(sorted(path.stem for path in folder.glob("*.md") if is_name(path.stem)))
+
+
+def is_name(text: str) -> bool:
+    """Whether a prompt may be called so: small letters, digits and hyphens, 40 at most, beginning with a letter."""
+    return bool(re.fullmatch(r"[a-z][a-z0-9-]{0,39}", text))
+
+
+def load(name_or_path: str, own: Path | None = None) -> SystemPrompt:
     """A prompt by its name, or a file by its path. A name wins over a file of the same name; `./general` is a path.
 
-    Raises PromptError: unknown (lists the known ones), unreadable, too long, not UTF-8, empty, a front matter with
-    unknown keys or values.
+    `own`: a person's folder of prompts, `NAME.md` each; the package's names win. Raises PromptError: unknown (lists the
+    known ones), unreadable, too long, not UTF-8, empty, a front matter with unknown keys or values.
     """
     wanted = name_or_path.strip()
     if wanted in names():
         return _read(FOLDER / f"{wanted}.md")
+    mine = own_names(own) if own is not None else ()
+    if own is not None and wanted in mine:
+        return _read(own / f"{wanted}.md")
     path = Path(wanted).expanduser()
     if wanted and path.is_file():
         return _read(path)
-    near = difflib.get_close_matches(wanted, names(), n=1)
-    known = f"known: {', '.join(names())}; or the path of a file"
+    near = difflib.get_close_matches(wanted, (*names(), *mine), n=1)
+    known = f"known: {', '.join((*names(), *mine))}; or the path of a file"
     raise PromptError(
         f"there is no system prompt {name_or_path!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known
     )

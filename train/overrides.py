@@ -142,11 +142,20 @@ def from_json(kind: type[Config], value: Any, path: str = "config") -> Config:
     return typing.cast(Config, _restore(kind, value, path))
 
 
+def _member(kind: Any, value: Any) -> Any:
+    """Which of a union's types a value has: of several dataclasses the one whose field `kind` has that default."""
+    members = [member for member in typing.get_args(kind) if member is not type(None)]
+    said = value.get("kind") if isinstance(value, dict) else None
+    return next(
+        (member for member in members if said is not None and getattr(member, "kind", None) == said), members[0]
+    )
+
+
 def _restore(kind: Any, value: Any, path: str) -> Any:
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        kind = _member(kind, value)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         unknown = [key for key in value if key not in hints]

@@ -24,6 +24,7 @@ import prompts
 from backend.errors import RefusedError, ReplyError, UsageError
 from backend.events import OnEvent, PhaseDone, PhaseStarted, Stop
 from backend.memory.exhausted import process_peak_bytes
+from backend.paths import prompts_dir
 from backend.presets import Preset
 from backend.reasoner import answers
 from backend.reasoner.address import reasoner_address
@@ -191,7 +192,7 @@ def make_plan(
     try:
         # Where nobody is asked, a setting that could not be used is in nobody's way; what was typed still is looked at.
         wanted = system_prompt or (settings.system_prompt if chosen is not ReasonerMode.off else None)
-        system = prompts.load(wanted or default)
+        system = prompts.load(wanted or default, prompts_dir())
         # A plain file does not say whether policy and form are in it: it is taken as the model's own prompt is.
         contract = system.contract or prompts.load(default).contract or "decision"
     except prompts.PromptError as error:

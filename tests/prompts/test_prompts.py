@@ -74,6 +74,19 @@ def test_a_name_wins_over_a_file_and_a_path_does_not(tmp_path: Path, monkeypatch
     assert prompts.load("general").body != "mine" and prompts.load("./general").body == "mine"
 
 
+def test_a_persons_own_folder_has_prompts_by_name(tmp_path: Path) -> None:
+    for name in ("mine", "general", "No-Name", "two words"):
+        write(tmp_path / f"{name}.md", f"the text of {name}")
+    assert prompts.own_names(tmp_path) == ("general", "mine")  # others could not be typed, or lead elsewhere
+    assert prompts.load("mine", tmp_path).body == "the text of mine"
+    assert prompts.load("general", tmp_path).body == prompts.load("general").body  # the package's names win
+    with pytest.raises(PromptError) as caught:
+        prompts.load("mines", tmp_path)
+    assert "did you mean 'mine'" in caught.value.hint
+    with pytest.raises(PromptError):
+        prompts.load("mine", tmp_path / "not there")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
