@@ -89,6 +89,32 @@ def from_data(value: Any, kind: Any) -> Any:
     raise Misfit(value, one)
 
 
+def object_from(data: object, owner: type[Any]) -> Any:
+    """A JSON object as a dataclass, whose own fields may be dataclasses, tuples of them and objects. A field that is
+    left out has its default, and what else the object holds is left aside. Raises Misfit, TypeError for a field that
+    is missing."""
+    if not isinstance(data, Mapping):
+        raise Misfit(data, owner)
+    told, kinds = cast("Mapping[str, Any]", data), types_of(owner)
+    return owner(**{name: _object_field(told[name], kind) for name, kind in kinds.items() if name in told})
+
+
+def _object_field(value: Any, kind: Any) -> Any:
+    one = plain(kind)
+    if value is None and one is not kind:
+        return None
+    if get_origin(one) is Mapping:
+        if not isinstance(value, dict):
+            raise Misfit(value, one)
+        return cast("Any", value)
+    inner = get_args(one)[0] if get_origin(one) is tuple else None
+    if dataclasses.is_dataclass(inner):
+        if not isinstance(value, list):
+            raise Misfit(value, one)
+        return tuple(object_from(part, cast("type[Any]", inner)) for part in cast("list[Any]", value))
+    return object_from(value, cast("type[Any]", one)) if dataclasses.is_dataclass(one) else from_data(value, kind)
+
+
 def _pairs(parts: list[Any], kind: Any) -> list[tuple[Any, Any]]:
     """Each part with the type that it must have."""
     inner = get_args(kind)
@@ -119,6 +145,8 @@ def words_for(kind: Any) -> str:
         return f"a list of {words_for(get_args(kind)[0])}"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
+    if dataclasses.is_dataclass(kind) or get_origin(kind) is Mapping:
+        return "an object"
     if issubclass(kind, StrEnum):
         return "one of " + ", ".join(kind)
     return {bool: "true or false", int: "a whole number", float: "a number", Path: "a path"}.get(kind, "a text")

@@ -38,6 +38,28 @@ def cache_dir() -> Path:
     return _under_home("cache") or platformdirs.user_cache_path(APP, appauthor=False)
 
 
+def state_dir() -> Path:
+    """What running programs leave for one another: the server's address, its queue, its log."""
+    import platformdirs
+
+    return _under_home("state") or platformdirs.user_state_path(APP, appauthor=False)
+
+
+def server_file() -> Path:
+    """Where the running server is, and its owner's key: see `backend.server.place`."""
+    return state_dir() / "server.pid"
+
+
+def queue_file() -> Path:
+    """The server's jobs: see `backend.server.queue`."""
+    return state_dir() / "queue.db"
+
+
+def server_log() -> Path:
+    """What a server that was started in the background says."""
+    return state_dir() / "logs" / "server.log"
+
+
 def config_file() -> Path:
     """The user's settings; `LENS_CONFIG` names another file."""
     named = os.environ.get("LENS_CONFIG")

@@ -72,6 +72,10 @@ class Settings:
     model: str | None = None  # registry name or path; None: the registry's default
     output_dir: str | None = None  # folder for pictures; None: the working folder
     history: bool = True  # enter every saved picture into the history
+    host: str | None = None  # of the server, such as 127.0.0.1:5367; None: the one that runs here
+    api_key: str | None = None  # shown to that server, or demanded by `lens serve`; None: none
+    keep_alive: str | None = None  # how long an idle model stays in memory: 5m, 90s, 0, or -1 for ever; None: 5m, and
+    # `lens gen` starts no server
     generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
@@ -80,7 +84,7 @@ class Settings:
 
 
 # A project's file comes with a folder that others wrote: it may not send prompts elsewhere, nor hold a key.
-USER_ONLY = ("reasoner.base_url", "reasoner.api_key")
+USER_ONLY = ("reasoner.base_url", "reasoner.api_key", "host", "api_key")
 # What names files: it may lead out of the project's folder, but not without being said.
 PATHS = ("model", "output_dir", "output.template", "generate.loras", "reasoner.system_prompt")
 

@@ -41,6 +41,7 @@ LIGHT = [
     "backend.picture.ledger",
     "backend.picture.metadata",
     "backend.picture.outputs",
+    *(f"backend.server.{name}" for name in "client jobs place wire".split()),
     "lens_cli.app",
     "lens_cli.options",
     "lens_cli.terminal.console",
