@@ -19,10 +19,13 @@ from backend.errors import FileError
 from backend.params import DiTParams, TemplateParams
 from tests.train.changed import changed
 from tests.train.fine_tuning import plan
+from tests.train.rl import small_run
 from train import pretrain
 from train.config import Align, Base, Cluster, MuonOptim, Noise, PretrainConfig, RandomData, Saving, Stage
 from train.lora import run as lora
 from train.lora.config import LoraConfig
+from train.rl import run as rl
+from train.rl.config import RLConfig
 from train.run.distributed import Ranks, joined
 
 TINY = DiTParams(
@@ -76,6 +79,7 @@ def jobs(folder: Path) -> list[Job]:
 def child(rank: int, folder: Path) -> None:
     """One of three processes; takes part in the jobs of more processes than its number."""
     _tune_on_two(rank, folder)
+    _reward_on_two(rank, folder)
     _leave_on_one(rank, folder)
     for number, job in enumerate(jobs(folder)):
         if rank >= job.world:
@@ -104,6 +108,23 @@ def _tune_on_two(rank: int, folder: Path) -> None:
     if rank < 2:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store-lora", rank=rank, world_size=2)
         lora.run(fine_tuning(folder, "lora-two"))
+        dist.destroy_process_group()
+
+
+def reinforcement(folder: Path, name: str, epochs: int = 2) -> RLConfig:
+    """Three groups an epoch, two of them on one of two ranks, and five pictures in two gradient steps."""
+    return small_run.plan(
+        folder / name, folder / "model", epochs=epochs, rollout__size=2, evaluate__every=2, evaluate__sheet=2,
+        learning_rate=1e-3, nft__kl_weight=0.1, nft__norm_hinge=0.1,
+    )  # fmt: skip
+
+
+def _reward_on_two(rank: int, folder: Path) -> None:
+    """A run of two epochs, and one that ends after the first and goes on."""
+    if rank < 2:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store-rl", rank=rank, world_size=2)
+        for name, epochs in (("rl-two", 2), ("rl-cut", 1), ("rl-cut", 2)):
+            rl.run(reinforcement(folder, name, epochs), judge=small_run.Brightness())
         dist.destroy_process_group()
 
 

@@ -9,7 +9,7 @@ settles for it (`settle`), and is then as final as any other, so that a replay s
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +37,17 @@ class Asked:
 class VerdictJournal:
     """A judge whose verdicts are kept. Safe from several threads; a line torn by a crash is ignored."""
 
-    def __init__(self, path: Path, judge: Judge) -> None:
-        """Raises FileError for a file that cannot be read."""
+    def __init__(self, path: Path, judge: Judge, others: Sequence[Path] = ()) -> None:
+        """`others`: journals of other processes, which are read as well. Raises FileError for what cannot be read."""
         self.judge, self._lines = judge, JsonLines(path)
         self._lock = threading.Lock()
         self._known: dict[Key, Verdict] = {}
-        for said in self._lines.read():
-            try:
-                self._known[said["picture"], said["rubrics"], said["judge"]] = _verdict(said)
-            except (ValueError, TypeError, KeyError):  # edited by hand: it is asked for again
-                continue
+        for lines in (*(JsonLines(other) for other in others if other != path), self._lines):
+            for said in lines.read():
+                try:
+                    self._known[said["picture"], said["rubrics"], said["judge"]] = _verdict(said)
+                except (ValueError, TypeError, KeyError):  # edited by hand: it is asked for again
+                    continue
 
     def ask(self, picture: Image.Image, question: Question, about: str = "") -> Asked:
         """What is known is not asked. The future raises what the judge raises, and FileError (no space)."""

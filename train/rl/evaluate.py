@@ -1,12 +1,15 @@
 """What a policy draws of prompts that it is never trained on, without guidance and as it is served.
 
 The same prompts, seeds and shapes at every evaluation. Beside the reward stand numbers that are not it, since a reward
-can be hacked: how far pictures of one prompt lie apart, how sharp and how colourful they are, and a sheet to look at.
+can be hacked: what a second judge says, how far pictures of one prompt lie apart, how sharp and how colourful they are,
+and a sheet to look at. Each rank looks at its share of the prompts.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,13 +23,47 @@ from train.batches.encoders import encode_images
 from train.evals.verifier.verify import Expectation
 from train.judge.panel import Panel, PicturesAsked
 from train.losses.rewards import RewardRule, Verdict, reward
+from train.rl import numbers
 from train.rl.chance import pick, shuffled
 from train.rl.config import RLConfig
 from train.rl.prompts.prompt_set import Prompt, PromptSet
 from train.rl.rollout import How, draw, grid_of, noise_seed, question_of
 from train.run.batch import Grid, Loaded, padded
+from train.run.distributed import Ranks
 
 CELL, COLUMNS = 256, 4  # pixels of a picture on the sheet
+
+
+@dataclass
+class Looked:
+    """One prompt's pictures, and what was said of them."""
+
+    place: int  # of the prompt among those that are looked at
+    category: str
+    kinds: tuple[str, ...]  # of the verdicts' answers
+    spread: float | None  # None: one picture has none
+    looks: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    pictures: list[Image.Image] = field(default_factory=list[Image.Image])  # those of the sheet
+    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    control: list[Verdict] = field(default_factory=list[Verdict])  # of the judge whose scores are not the reward
+
+
+@dataclass(frozen=True)
+class Show:
+    """What every evaluation draws and asks."""
+
+    config: RLConfig
+    preset: Preset
+    prompts: Sequence[Prompt]
+    texts: Callable[[Sequence[str]], list[Tensor]]
+    expectations: Mapping[str, Expectation]
+    panel: Panel
+    control: Panel | None  # None: no second judge
+
+    @property
+    def served(self) -> float:
+        """The guidance that the model is served with."""
+        return self.preset.guidance if self.config.evaluate.guidance is None else self.config.evaluate.guidance
 
 
 def chosen(config: RLConfig, held: PromptSet) -> list[Prompt]:
@@ -35,35 +72,81 @@ def chosen(config: RLConfig, held: PromptSet) -> list[Prompt]:
     return [by_id[name] for name in shuffled(by_id, "evaluate", config.seed)[: config.evaluate.prompts]]
 
 
-def evaluate(
-    config: RLConfig,
-    network: nn.Module,
-    preset: Preset,
-    prompts: Sequence[Prompt],
-    texts: Callable[[Sequence[str]], list[Tensor]],
-    expectations: Mapping[str, Expectation],
-    panel: Panel,
-) -> tuple[dict[str, float], Image.Image | None]:
-    """(numbers by name, the sheet of the served guidance). Raises what drawing and judging raise."""
-    served = config.evaluate.guidance if config.evaluate.guidance is not None else preset.guidance
+def evaluate(show: Show, network: nn.Module, ranks: Ranks) -> tuple[dict[str, float], Image.Image | None]:
+    """(numbers by name, the sheet of the served guidance), on every rank. Raises what drawing and judging raise."""
     values: dict[str, float] = {}
-    pictures: list[Image.Image] = []
-    for guidance in dict.fromkeys((1.0, served)):
-        how = How(
-            steps=config.evaluate.steps or preset.steps, guidance=guidance, at_once=config.rollout.at_once,
-            compute=config.machine.compute, sampler=Sampler.euler,
-        )  # fmt: skip
-        rows: list[PicturesAsked] = []
-        pictures = []
-        for prompt in prompts:
-            grid = grid_of(pick(config.rollout.shapes(preset), "evaluate", config.seed, prompt.id))
-            seeds = [noise_seed("evaluate", config.seed, prompt.id, i) for i in range(config.evaluate.seeds)]
-            x0 = draw(network, texts([prompt.prompt])[0], grid, seeds, how)
-            row = PicturesAsked(x0, grid, question_of(prompt, expectations), f"held out {prompt.id} at {guidance:g}")
-            rows.append(panel.ask(row, pictures.append))
-        found = _numbers(rows, panel.collect(rows), pictures, RewardRule(**vars(config.reward)))
+    seen: list[Looked] = []
+    for guidance in dict.fromkeys((1.0, show.served)):
+        with ranks.failing_together():
+            mine = _look(show, network, guidance, ranks)
+        seen = sorted((one for rank in ranks.gathered(mine) for one in rank), key=lambda one: one.place)
+        found = _numbers(seen, RewardRule(**vars(show.config.reward)))
         values |= {f"held_{name}_at_{guidance:g}": value for name, value in found.items()}
-    return values, sheet(pictures[: config.evaluate.sheet])
+    pictures = [picture for one in seen for picture in one.pictures]
+    return values, sheet(pictures[: show.config.evaluate.sheet])
+
+
+def _look(show: Show, network: nn.Module, guidance: float, ranks: Ranks) -> list[Looked]:
+    """Draw this rank's prompts and have them judged."""
+    config, evaluating = show.config, show.config.evaluate
+    how = How(
+        steps=evaluating.steps or show.preset.steps, guidance=guidance, at_once=config.rollout.at_once,
+        compute=config.machine.compute, sampler=Sampler.euler,
+    )  # fmt: skip
+    seen: list[Looked] = []
+    rows: list[PicturesAsked] = []
+    others: list[PicturesAsked] = []
+    for place, prompt in list(enumerate(show.prompts))[ranks.rank :: ranks.world]:
+        grid = grid_of(pick(config.rollout.shapes(show.preset), "evaluate", config.seed, prompt.id))
+        seeds = [noise_seed("evaluate", config.seed, prompt.id, i) for i in range(evaluating.seeds)]
+        x0 = draw(network, show.texts([prompt.prompt])[0], grid, seeds, how)
+        question = question_of(prompt, show.expectations)
+        about = f"held out {prompt.id} at {guidance:g}"
+        kinds = show.panel.journal.judge.kinds(question)
+        one = Looked(place, prompt.category, kinds, numbers.spread(x0) if len(x0) > 1 else None)
+        pictures: list[Image.Image] = []
+        rows.append(show.panel.ask(PicturesAsked(x0, grid, question, about), pictures.append))
+        if show.control is not None:
+            others.append(show.control.ask(PicturesAsked(x0, grid, question, about)))
+        one.looks = [numbers.look(picture) for picture in pictures]
+        one.pictures = pictures[: max(0, evaluating.sheet - place * evaluating.seeds)]
+        seen.append(one)
+    for one, verdicts in zip(seen, show.panel.collect(rows), strict=True):
+        one.verdicts = verdicts
+    if show.control is not None:
+        for one, verdicts in zip(seen, show.control.collect(others), strict=True):
+            one.control = verdicts
+    return seen
+
+
+def _numbers(seen: Sequence[Looked], rule: RewardRule) -> dict[str, float]:
+    """`right`: the share of pictures of which everything holds."""
+    all_of_it = RewardRule(overall_weight=rule.overall_weight, all_hold=1.0)
+    out: dict[str, float] = {}
+    right: dict[str, list[float]] = defaultdict(list)
+    rewards: list[float] = []
+    for one in seen:
+        for verdict in one.verdicts:
+            value, whole = reward(verdict, rule), reward(verdict, all_of_it)
+            if value is not None and whole is not None:
+                rewards.append(value)
+                right[one.category].append(whole)
+    out["missing"] = float(sum(len(one.verdicts) for one in seen) - len(rewards))
+    if rewards:
+        out |= {"reward": _mean(rewards), "right": _mean([value for row in right.values() for value in row])}
+        out |= {f"right_{name.replace(' ', '_')}": _mean(row) for name, row in sorted(right.items())}
+        out |= numbers.by_kind([one.kinds for one in seen], [one.verdicts for one in seen])
+    other = [value for one in seen for verdict in one.control if (value := reward(verdict, rule)) is not None]
+    if other:
+        out["control"] = _mean(other)
+    if spreads := [one.spread for one in seen if one.spread is not None]:
+        out["spread"] = _mean(spreads)
+    looks = [look for one in seen for look in one.looks]
+    return out | {"sharpness": _mean([s for s, _ in looks]), "saturation": _mean([c for _, c in looks])}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def encoded(
@@ -79,43 +162,6 @@ def encoded(
         text, mask = padded(texts([words]))
         out.append((grid_of(picture.size), Loaded(x0_1NC, text, mask, (f"scene {number}",))))
     return out
-
-
-def _numbers(
-    rows: Sequence[PicturesAsked],
-    verdicts: Sequence[Sequence[Verdict]],
-    pictures: Sequence[Image.Image],
-    rule: RewardRule,
-) -> dict[str, float]:
-    each = [verdict for row in verdicts for verdict in row]
-    rewards = [value for verdict in each if (value := reward(verdict, rule)) is not None]
-    right = [reward(verdict, RewardRule(overall_weight=rule.overall_weight, all_hold=1.0)) for verdict in each]
-    known = [value for value in right if value is not None]
-    out = {"missing": float(len(each) - len(rewards))}
-    if rewards:
-        out |= {"reward": sum(rewards) / len(rewards), "right": sum(known) / len(known)}
-    if spreads := [spread(row.x0_KNC) for row in rows if len(row.x0_KNC) > 1]:
-        out["spread"] = sum(spreads) / len(spreads)
-    looks = [look(picture) for picture in pictures]
-    return out | {
-        "sharpness": sum(s for s, _ in looks) / len(looks),
-        "saturation": sum(c for _, c in looks) / len(looks),
-    }
-
-
-def spread(x0_KNC: Tensor) -> float:
-    """Mean distance between two of a prompt's latents: root mean square over their elements. K is at least 2."""
-    flat = x0_KNC.flatten(1).double()
-    return float(torch.pdist(flat).mean()) / flat.shape[1] ** 0.5
-
-
-def look(picture: Image.Image) -> tuple[float, float]:
-    """(sharpness, saturation): mean step of the brightness between neighbours, mean of max - min of a pixel's colours;
-    white is 1."""
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
-    grey = pixels.mean(2)
-    steps = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
-    return float(steps) / 2, float((pixels.max(2) - pixels.min(2)).mean())
 
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image | None:

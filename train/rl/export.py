@@ -15,6 +15,7 @@ from torch import nn
 
 from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
+from backend.disk import make_folder
 from backend.lora.write import Factors, Family, write_lora
 from train.lora.adapters import factors
 from train.rl.config import RLConfig
@@ -22,8 +23,13 @@ from train.rl.config import RLConfig
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def export(config: RLConfig, files: ModelFiles, network: nn.Module, epoch: int, prompts: str) -> Path:
-    """Write RUN/lora.safetensors. `prompts`: their fingerprint. Raises FileError, CheckpointError."""
+def export(
+    config: RLConfig, files: ModelFiles, network: nn.Module, epoch: int, prompts: str, *, numbered: bool = False
+) -> Path:
+    """Write RUN/lora.safetensors, and with `numbered` RUN/adapters/epoch-N.safetensors as well.
+
+    `prompts`: their fingerprint. Raises FileError, CheckpointError.
+    """
     learned = factors(network)
     if config.export_rank is not None:
         learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
@@ -43,7 +49,12 @@ def export(config: RLConfig, files: ModelFiles, network: nn.Module, epoch: int, 
         "modelspec.title": config.run_dir.resolve().name,
         "lens_training": json.dumps(training, sort_keys=True, ensure_ascii=False),
     }
-    write_lora(path, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
+    paths = [path]
+    if numbered:
+        make_folder(config.run_dir / "adapters")
+        paths.append(config.run_dir / "adapters" / f"epoch-{epoch:06d}.safetensors")
+    for one in paths:
+        write_lora(one, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
     return path
 
 

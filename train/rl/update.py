@@ -21,6 +21,7 @@ from train.rl.config import RLConfig
 from train.rl.rollout import PromptGroup, guided, noise_seed, sigmas_of
 from train.rl.views import Views
 from train.run.batch import Grid, padded
+from train.run.distributed import Ranks
 from train.run.learner import Learner
 
 
@@ -57,6 +58,9 @@ class StepTaken:
     norm_ratio: float = 0.0  # |v| / |v_ref|
     hinge: float = 0.0
     grad_norm: float = 0.0
+
+
+SUMMED = ("policy", "kl", "deviation", "norm_ratio", "hinge")  # each rank has its pairs' part of these
 
 
 def pairs(config: RLConfig, counted_GK: Tensor, epoch: int) -> list[list[Pair]]:
@@ -122,16 +126,24 @@ def _noise(config: RLConfig, epoch: int, pair: Pair, shape: torch.Size) -> Tenso
 def take_step(
     config: RLConfig, views: Views, learner: Learner[nn.Module], epoch: EpochPictures, step: Sequence[Pair], rate: float
 ) -> StepTaken:
-    """One gradient step. Raises Diverged before anything has changed."""
-    every, device = config.nft.reference_every, learner.ranks.device
+    """One gradient step, of which this rank computes its share. Raises Diverged before anything has changed."""
+    every, ranks = config.nft.reference_every, learner.ranks
     asked = {pair for place, pair in enumerate(step) if place % every == 0}  # those whose reference is asked
     said = StepTaken(same=views.same, pairs=len(step))
     learner.optimizer.zero_grad()
-    for row in passes(config, epoch, step):
+    for row in passes(config, epoch, share(step, ranks)):
         rows = [i for i, pair in enumerate(row) if pair in asked]
-        _backward(config, views, learner, load(config, epoch, row, device), rows, len(step), len(asked), said)
+        _backward(config, views, learner, load(config, epoch, row, ranks.device), rows, len(step), len(asked), said)
     said.grad_norm = learner.apply(rate, config.optim.clip)
+    for name, value in zip(SUMMED, ranks.sums([getattr(said, name) for name in SUMMED]), strict=True):
+        setattr(said, name, value)
     return said
+
+
+def share(step: Sequence[Pair], ranks: Ranks) -> Sequence[Pair]:
+    """The pairs of a step that this rank computes: a piece without gaps, so that every rank asks the reference as often
+    as the others."""
+    return step[len(step) * ranks.rank // ranks.world : len(step) * (ranks.rank + 1) // ranks.world]
 
 
 def _backward(

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from backend.picture.images import pixel_sha256
@@ -53,6 +54,18 @@ class Dice:
 
     def close(self) -> None:
         pass
+
+
+class Brightness(Dice):
+    """Answers with the brightness of a picture's colours: a little other picture has a little other verdict."""
+
+    identity = "brightness"
+
+    def submit(self, picture: Image.Image, question: Question) -> Future[Verdict]:
+        future: Future[Verdict] = Future()
+        means = np.asarray(picture, dtype=np.float64).mean((0, 1)) / 255
+        future.set_result(Verdict(tuple(float(means[i % 3]) for i in range(len(question.rubrics)))))
+        return future
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:

@@ -28,8 +28,9 @@ from train.lora.adapters import adapters, begin_with, read_start, with_adapters
 from train.losses.rewards import Missing, Verdict
 from train.rl import rollout, update
 from train.rl.config import choose, refuse_distilled
+from train.rl.epoch import never_differed
 from train.rl.prompts import drawn
-from train.rl.run import make_learner, never_differed, run
+from train.rl.run import make_learner, run
 from train.rl.views import Views
 from train.run.distributed import Ranks
 from train.run.network import choose_attention

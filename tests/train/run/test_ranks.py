@@ -22,10 +22,12 @@ from torch.multiprocessing.spawn import start_processes
 from tests.backend.tiny_weights import write_runnable
 from tests.train import ranks
 from tests.train.drawn_folder import draw_folder
+from tests.train.rl import small_run
 from train import pretrain
 from train.batches.random import RandomSource
 from train.config import locate
 from train.lora import run as lora
+from train.rl import run as rl
 from train.run import checkpoints
 from train.run.distributed import Ranks
 
@@ -48,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start_processes(ranks.child, (root,), nprocs=3, start_method="forkserver")
     pretrain.run(ranks.config(root / "one", steps=6))
     lora.run(ranks.fine_tuning(root, "lora-one"))
+    rl.run(ranks.reinforcement(root, "rl-one"), judge=small_run.Brightness())
     return root
 
 
@@ -90,6 +93,22 @@ def test_adapters_on_two_processes_learn_like_on_one(folder: Path) -> None:
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
     kept = [{path.name for path in (run.parent / "cache").rglob("*.safetensors")} for run in (two, one)]
     assert kept[0] == kept[1]  # each encoded its share, and nothing twice or otherwise
+
+
+def test_rewards_teach_two_processes_what_they_teach_one(folder: Path) -> None:
+    """Whole groups are drawn and judged by one rank each, pairs are shared out: rewards, losses and adapters agree."""
+    two, one, cut = (small_run.rows(folder / name) for name in ("rl-two", "rl-one", "rl-cut"))
+    assert [row.keys() for row in two] == [row.keys() for row in one] and len(two) == 4
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=EXACT, abs=1e-6)
+    assert two[2]["gradient_steps"] == 4 and two[2]["kl"] > 0
+    ours, theirs, again = (load_file(folder / name / "lora.safetensors") for name in ("rl-two", "rl-one", "rl-cut"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    # A run of two ranks that ended and went on is the uninterrupted one, bit for bit.
+    assert all(torch.equal(again[name], value) for name, value in ours.items())
+    assert [row for row in cut if "loss" in row] == [row for row in two if "loss" in row]
+    assert {path.name for path in (folder / "rl-two").glob("verdicts*")} == {"verdicts.jsonl", "verdicts-1.jsonl"}
 
 
 def test_what_one_rank_meets_every_rank_raises(folder: Path) -> None:

@@ -96,6 +96,26 @@ class PromptSet:
             sides[(prompt.category, normal_form(prompt.item)) in out].append(prompt)
         return PromptSet(tuple(sides[0])), PromptSet(tuple(sides[1]))
 
+    def part(self, share: float, without: Sequence[str], seed: int) -> PromptSet:
+        """That share of each category's prompts, one at least, but for the categories in `without`.
+
+        A smaller share is part of a larger one. Raises UsageError for an unknown category, and where nothing is left.
+        """
+        strata: dict[str, dict[str, Prompt]] = {}
+        for prompt in self.prompts:
+            strata.setdefault(prompt.category, {})[prompt.id] = prompt
+        for name in without:
+            if strata.pop(name, None) is None:
+                raise UsageError(f"no prompt is of the category {name!r}", hint=f"there are {', '.join(strata)}")
+        kept = {
+            name
+            for category, stratum in strata.items()
+            for name in shuffled(stratum, "share", seed, category)[: max(1, round(share * len(stratum)))]
+        }
+        if not kept:
+            raise UsageError("no prompt is left to train on", hint="a smaller held_out, or fewer in without")
+        return PromptSet(tuple(prompt for prompt in self.prompts if prompt.id in kept))
+
     def epoch(self, seed: int, epoch: int, groups: int) -> list[Prompt]:
         """The prompts of epoch `epoch` (from 0), one for each of `groups` groups; a function of the arguments.
 
