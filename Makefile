@@ -1,4 +1,5 @@
-# Two commands for a person: `make demo` and `make test`. Each creates .venv from nothing.
+# Two commands for a person: `make demo` and `make test`. Each creates .venv from nothing: `demo` with what drawing
+# needs, `test` with everything.
 #
 #   PYTHON=python3.12 make demo         another interpreter (3.11 or newer)
 #   TORCH=torch make demo               the newest torch build instead of the pinned one (then CONSTRAINTS= too)
@@ -13,31 +14,43 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= -c constraints.txt
 PROMPT ?= three red balloons over a green hill
 OUTPUT ?= outputs/
+SEED ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+DRAWS := .venv/.draws
+TORCH_FIRST = test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format cold-start clean
+.PHONY: help install python demo test check format cold-start clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv and install everything into it
 
-# torch goes first and alone: once the pinned build is there, nothing that needs "torch" fetches another one.
-$(STAMP): pyproject.toml constraints.txt
+python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer with venv on PATH" >&2; \
 		echo "hint: install one, or name it: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
-		echo "error: no C compiler on PATH (llama-cpp-python is built from source)" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+
+# torch goes first and alone: once the pinned build is there, nothing that needs "torch" fetches another one.
+$(DRAWS): pyproject.toml constraints.txt | python
+	@echo "Installing into .venv, once"
+	$(TORCH_FIRST)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) -e .
 	@touch $@
 
-demo: $(STAMP) ## Make a picture with the shipped model; the last line is its path
-	@picture=$$($(BIN)/lens gen "$(PROMPT)" --model nano --ar 16:9 --output "$(OUTPUT)") && echo "$$picture"
+$(STAMP): pyproject.toml constraints.txt | python
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || { \
+		echo "error: no C compiler on PATH (llama-cpp-python is built from source)" >&2; exit 2; }
+	$(TORCH_FIRST)
+	$(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS) -e '.[dev]'
+	@touch $(DRAWS) $@
+
+demo: $(DRAWS) ## Make a picture with the shipped model; the last line is its path
+	@picture=$$($(BIN)/lens gen "$(PROMPT)" --model nano --ar 16:9 --seed $(SEED) --output "$(OUTPUT)") && \
+		echo "From here on: source $(BIN)/activate, then lens gen \"a blue fish\"" >&2 && echo "$$picture"
 
 test: $(STAMP) ## Run the tests, as many at once as there are processors, at most four
 	$(BIN)/python -m pytest -n logical --maxprocesses 4

@@ -132,6 +132,29 @@ class CancelledError(LensError):
     code = "cancelled"
 
 
+# Modules whose package is called otherwise.
+_PACKAGES = {"llama_cpp": "llama-cpp-python", "faiss": "faiss-cpu"}
+
+
+def as_missing_package(error: ModuleNotFoundError) -> LensError | None:
+    """The error that says which optional package to install; None where the module belongs to no extra of `lens`."""
+    import re
+    from importlib.metadata import PackageNotFoundError, requires
+
+    module = (error.name or "").partition(".")[0]
+    package = _PACKAGES.get(module, module.replace("_", "-"))
+    try:
+        lines = requires("lens") or []
+    except PackageNotFoundError:  # run from a folder that was never installed
+        lines = []
+    for line in lines:
+        found = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"](\w+)['\"]", line)
+        if found and found[1].lower() == package.lower():
+            hint = f"pip install {package}   (one of the packages of lens[{found[2]}])"
+            return LensError(f"{package} is not installed, and this needs it", hint=hint)
+    return None
+
+
 def first_line(error: BaseException) -> str:
     """What somebody else's error says first, for a message of ours; its class where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,7 +14,15 @@ from typing import Annotated, Any
 
 import typer
 
-from backend.errors import CancelledError, FileError, LensError, OutOfMemoryError, UsageError, os_reason
+from backend.errors import (
+    CancelledError,
+    FileError,
+    LensError,
+    OutOfMemoryError,
+    UsageError,
+    as_missing_package,
+    os_reason,
+)
 from lens_cli.lazy import Lazy, LazyGroup, build, load
 from lens_cli.terminal.console import Talk
 
@@ -109,6 +117,9 @@ def main(*, stopped: bool = False) -> None:
 
     `stopped`: Ctrl-C came before there was anybody to answer it (`lens_cli.entry`).
     """
+    # OpenMP's threads spin while they wait, by default: beside one other busy process a picture took 3 to 8 times as long.
+    # Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # diffusers imports bitsandbytes, which warns on a CPU about an optional kernel package that nobody asked for.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # None where the caller closed it, or put a buffer there
@@ -157,6 +168,8 @@ def as_lens_error(error: BaseException) -> LensError:
         return CancelledError("stopped")
     if isinstance(error, MemoryError):
         return OutOfMemoryError("the machine ran out of memory", hint="make a smaller picture, or use a smaller model")
+    if isinstance(error, ModuleNotFoundError) and (package := as_missing_package(error)) is not None:
+        return package
     if isinstance(error, OSError):  # the machine refused something that no command expected
         where = f"{error.filename}: " if error.filename else ""
         return FileError(f"{where}{os_reason(error)}")

@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from backend.errors import LensError
+from backend.errors import LensError, as_missing_package
 
 
 def load_ggml(hint: str = "Install llama-cpp-python again.") -> ctypes.CDLL:
@@ -17,6 +17,8 @@ def load_ggml(hint: str = "Install llama-cpp-python again.") -> ctypes.CDLL:
 
         folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
         return _ctypes_extensions.load_shared_library("ggml-base", folder)
+    except ModuleNotFoundError as error:
+        raise as_missing_package(error) or error from error
     except (ImportError, OSError, RuntimeError) as error:  # a build for another processor, a missing libgomp
         raise LensError(f"llama.cpp cannot be loaded: {error}", hint=hint) from error
 

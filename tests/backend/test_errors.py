@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from backend import errors
-from backend.errors import LensError
+from backend.errors import LensError, as_missing_package
 
 # code -> exit code, as scripts rely on them. A change here is a change of the interface.
 TABLE = {
@@ -42,3 +42,12 @@ def test_both_ways() -> None:
 def test_hint_is_kept() -> None:
     error = errors.UsageError("what", hint="do this")
     assert (str(error), error.hint) == ("what", "do this")
+
+
+def test_a_missing_optional_package_is_named_with_its_extra() -> None:
+    """The packages of an extra come from the installed package's own metadata."""
+    for module, package, extra in (("llama_cpp", "llama-cpp-python", "llama"), ("faiss", "faiss-cpu", "train")):
+        error = as_missing_package(ModuleNotFoundError(name=module))
+        assert error is not None and package in str(error)
+        assert error.hint is not None and f"pip install {package}" in error.hint and f"lens[{extra}]" in error.hint
+    assert as_missing_package(ModuleNotFoundError(name="backend.gone")) is None  # a bug of ours stays one

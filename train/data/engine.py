@@ -17,7 +17,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 import pyarrow as pa
 
-from backend.errors import LensError, UsageError, first_line
+from backend.errors import UsageError, as_missing_package, first_line
 from train.run.feed import end_with_parent
 
 ENGINES = ("local", "ray")
@@ -123,8 +123,8 @@ def _run_ray(
     try:
         import ray
         from ray.exceptions import RayError, RayTaskError
-    except ImportError as error:
-        raise LensError("--engine ray needs Ray", hint="pip install 'lens[train]'") from error
+    except ModuleNotFoundError as error:
+        raise as_missing_package(error) or error from error
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import replacing, write_atomic
-from backend.errors import FileError, UsageError, os_reason
+from backend.errors import FileError, UsageError, as_missing_package, os_reason
 from train.run import status
 
 if TYPE_CHECKING:
@@ -96,10 +96,8 @@ def _board(folder: Path, resume_step: int) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(
-            "training logs to TensorBoard, which is not installed", hint="pip install 'lens[train]'"
-        ) from error
+    except ModuleNotFoundError as error:  # SummaryWriter's module is torch's, the package it lacks is not
+        raise as_missing_package(ModuleNotFoundError(name="tensorboard")) or error from error
     # Hides what a crashed run wrote after its last checkpoint: everything from that step on.
     return SummaryWriter(str(folder), purge_step=resume_step + 1)
 
