@@ -117,7 +117,7 @@ def main(*, stopped: bool = False) -> None:
 
     `stopped`: Ctrl-C came before there was anybody to answer it (`lens_cli.entry`).
     """
-    # OpenMP's threads spin while they wait, by default: beside one other busy process a picture took 3 to 8 times as long.
+    # OpenMP's threads spin while they wait: beside other busy processes a picture took 3 to 8 times as long.
     # Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # diffusers imports bitsandbytes, which warns on a CPU about an optional kernel package that nobody asked for.

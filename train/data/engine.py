@@ -17,7 +17,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 import pyarrow as pa
 
-from backend.errors import UsageError, as_missing_package, first_line
+from backend.errors import LensError, UsageError, as_missing_package, first_line
 from train.run.feed import end_with_parent
 
 ENGINES = ("local", "ray")
