@@ -28,6 +28,7 @@ from backend.denoising.compile import check_compiler, compile_blocks
 from backend.denoising.denoiser import Denoiser
 from backend.denoising.modulation import Folded
 from backend.denoising.modulation_store import read_or_fold
+from backend.denoising.preview import Projection, find_projection, no_projection
 from backend.denoising.stream import StreamedBlocks, making_room, stream_blocks
 from backend.errors import first_line
 from backend.events import FinishedPicture, Generation, Noticed, OnEvent, PlanMade, Stop
@@ -55,6 +56,8 @@ from backend.requests import ResolvedRequest
 from backend.types import Encoder, GenerationRequest, LoraUse, Phase
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from backend.text.llama import LlamaModel
 
 SCHEDULES = 4  # folded ones that are kept where memory is not tight: pictures of several sizes take turns
@@ -252,11 +255,12 @@ class _Setup:
     loras: tuple[LoraUse, ...]
     progress: Progress
     denoiser: Denoiser | None = None  # once there is one
+    told: bool = False  # that there is no preview
 
     def networks(self) -> Networks:
         return Networks(
             encode=self.encode, velocity=self.velocity, decode=self.decode, device=self.device,
-            arithmetic=self.arithmetic,
+            arithmetic=self.arithmetic, project=self.project,
         )  # fmt: skip
 
     @property
@@ -382,6 +386,18 @@ class _Setup:
         vae = memory.value("vae")
         with making_room(memory.value("transformer").source, vae, self.device):
             return pipeline.decode(vae, x_1NC, grid, self.dtype, self.plan.decode)
+
+    def project(self, x_1NC: Tensor, grid: Grid) -> Image.Image | None:
+        """A latent as a small picture; None, which is said: no projection was fitted to its encoder."""
+        memory, vae = self.engine._memory, self.engine._memory.value("vae")
+        key = (self.loader.stamp(Component.vae), self.device)
+        projection: Projection | None = memory.get("projection", key, lambda: find_projection(vae, self.device))
+        if projection is not None:
+            return projection.picture(x_1NC, *grid)
+        if not self.told:
+            self.told = True
+            self.engine._notice(no_projection(vae))
+        return None
 
     def finished(self, picture: FinishedPicture) -> Generation:
         """The picture with the facts that make it again."""

@@ -90,6 +90,11 @@ def history_file() -> Path:
     return data_dir() / "history.db"
 
 
+def projections_dirs() -> tuple[Path, Path]:
+    """What shows a latent as colours (`backend.denoising.preview`): tables of the package, and a person's own."""
+    return PACKAGE / "denoising" / "projections", data_dir() / "projections"
+
+
 def embeds_dir() -> Path:
     """Encoded prompts, kept so that a known prompt does not load the encoder again."""
     return cache_dir() / "embeds"

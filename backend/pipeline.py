@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -20,15 +20,16 @@ from torch import Tensor
 from backend import sampling
 from backend.denoising import latents
 from backend.denoising.compile import failing_as_ours
+from backend.denoising.preview import Watched
 from backend.errors import CancelledError, NumericsError
-from backend.events import FinishedPicture, OnEvent, PhaseDone, PhaseStarted, StepDone, Stop
+from backend.events import FinishedPicture, OnEvent, PhaseDone, PhaseStarted, PreviewMade, StepDone, Stop
 from backend.memory.exhausted import peak_bytes
 from backend.model.autoencoder import AutoencoderKLFlux2, latent_statistics
 from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
 from backend.sampling import Velocity
 from backend.sizes import GRID
-from backend.types import GenerationRequest, Phase, Sampler
+from backend.types import GenerationRequest, Phase, Preview, Sampler
 
 Grid = tuple[int, int]  # latent height and width
 Sigmas = tuple[float, ...]  # steps + 1 of them, the last 0
@@ -46,6 +47,9 @@ class Networks:
     decode: Callable[[Tensor, Grid], Tensor]  # (1, N, C) -> (1, 3, 16 h, 16 w), about [-1, 1]
     device: torch.device  # where the latent lies
     arithmetic: str  # such as "float32": for a message
+    project: Callable[[Tensor, Grid], Image.Image | None] = lambda x, grid: (
+        None
+    )  # a latent as a preview; None: it cannot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,10 @@ def draw(
         # 3. Noise, the same on every device, becomes a latent step by step.
         x = latents.noise(seed, *ready.grid).to(networks.device)
         with progress.phase(Phase.denoise, total=request.steps, image=index, timings=timings):
-            x = denoise(ready, x, _on_step(progress, request.steps, index, stop))
+            watched = Watched(ready.velocity)
+            look = _preview(networks, request, watched, ready.grid)
+            on_step = _on_step(progress, request.steps, index, stop, look)
+            x = denoise(replace(ready, velocity=watched), x, on_step)
         if not bool(torch.isfinite(x).all()):
             raise NumericsError(
                 f"seed {seed}: the latent is not finite after {request.steps} steps in {networks.arithmetic}",
@@ -105,7 +112,18 @@ def denoise(ready: Prepared, x_1NC: Tensor, on_step: Callable[[int, Tensor], Non
         return sampling.denoise(ready.velocity, x_1NC, ready.sigmas, on_step, ready.sampler)
 
 
-def _on_step(progress: Progress, total: int, image: int, stop: Stop) -> Callable[[int, Tensor], None]:
+def _preview(
+    networks: Networks, request: GenerationRequest, watched: Watched, grid: Grid
+) -> Callable[[], Image.Image | None]:
+    """What makes a preview of the last step, as the request has it."""
+    if request.preview is Preview.vae:
+        return lambda: to_image(networks.decode(watched.estimate(), grid))
+    return lambda: networks.project(watched.estimate(), grid) if request.preview is Preview.proj else None
+
+
+def _on_step(
+    progress: Progress, total: int, image: int, stop: Stop, look: Callable[[], Image.Image | None]
+) -> Callable[[int, Tensor], None]:
     clock = time.perf_counter()
 
     def on_step(i: int, x: Tensor) -> None:
@@ -113,7 +131,9 @@ def _on_step(progress: Progress, total: int, image: int, stop: Stop) -> Callable
         progress.wait()
         now = time.perf_counter()
         progress.on_event(StepDone(phase=Phase.denoise, step=i + 1, total=total, image=image, seconds=now - clock))
-        clock = now
+        if i + 1 < total and (picture := look()) is not None:
+            progress.on_event(PreviewMade(image=image, step=i + 1, total=total, picture=picture))
+        clock = time.perf_counter()
         # The last step leaves only the decoding: a finished picture is worth keeping.
         if i + 1 < total and stop():
             raise CancelledError(f"stopped after step {i + 1} of {total}")

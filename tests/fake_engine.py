@@ -22,10 +22,10 @@ from pathlib import Path
 
 from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
-from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, StepDone, Stop
+from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, PreviewMade, StepDone, Stop
 from backend.presets import Preset
 from backend.requests import ResolvedRequest
-from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase
+from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase, Preview
 
 WEIGHTS = Path(__file__)  # stands for a weights file: it exists, and its SHA-256 can be told
 
@@ -73,6 +73,9 @@ class Engine:
             for step in range(1, request.steps + 1):
                 time.sleep(0.05 if "slow" in request.prompt or "hang" in request.prompt else 0)
                 on_event(StepDone(phase=Phase.denoise, step=step, total=request.steps, image=index, seconds=0.001))
+                if request.preview is not Preview.off and step < request.steps:
+                    shade = Image.new("RGB", (request.width // 4, request.height // 4), (seed % 256, 255 // step, 90))
+                    on_event(PreviewMade(image=index, step=step, total=request.steps, picture=shade))
                 if stop() and "hang" not in request.prompt:
                     raise CancelledError("stopped")
             on_event(PhaseDone(phase=Phase.denoise, seconds=0.02, peak_bytes=2_000_000, image=index))

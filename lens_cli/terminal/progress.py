@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,14 +12,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from backend.errors import human_bytes
-from backend.events import Event, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, Severity, StepDone
+from backend.events import Event, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, PreviewMade, Severity, StepDone
 from backend.types import Phase
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
+from lens_cli.terminal.show import small_picture
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from backend.memory.plan import MemoryPlan
+    from lens_cli.terminal.picture_bar import PictureBar
 
 PhaseEvent = PhaseStarted | StepDone | PhaseDone
 PARTS = (Phase.fold, Phase.load_vae)  # told within "load transformer", which is enough for a person
@@ -36,7 +40,7 @@ class Meter(AbstractContextManager["Meter"]):
     plan: MemoryPlan | None = None  # the last one made
     noticed: set[str] = field(default_factory=set[str])  # said once a run, though each picture that fails begins anew
     _show: Callable[[PhaseEvent, str], None] = field(init=False)
-    _bar: Progress | None = field(init=False, default=None)
+    _bar: PictureBar | None = field(init=False, default=None)
     _task: TaskID | None = field(init=False, default=None)
     _last_event: float = field(init=False, default=0.0)  # time.monotonic() of the last "step" line
 
@@ -73,6 +77,9 @@ class Meter(AbstractContextManager["Meter"]):
         if isinstance(event, Noticed):
             self._remark(event)
             return
+        if isinstance(event, PreviewMade):
+            self._preview(event)
+            return
         if not isinstance(event, PhaseEvent) or event.phase in PARTS:
             return
         if isinstance(event, StepDone):
@@ -85,6 +92,16 @@ class Meter(AbstractContextManager["Meter"]):
         if image is not None and self.total > 1:
             name += f" {image + 1}/{self.total}"
         self._show(event, name)
+
+    def _preview(self, event: PreviewMade) -> None:
+        """The picture above the bar, or as bytes of a PNG for a program."""
+        if self._bar is not None:
+            self._bar.show(small_picture(event.picture, self._bar.console))
+        elif self.talk.stream:
+            data = io.BytesIO()
+            event.picture.save(data, "PNG")
+            png = base64.b64encode(data.getvalue()).decode()
+            self.talk.event("preview", image=event.image, step=event.step, total=event.total, png=png)
 
     def _remark(self, event: Noticed) -> None:
         if event.severity is Severity.detail:
@@ -120,6 +137,7 @@ class Meter(AbstractContextManager["Meter"]):
     def _draw(self, event: PhaseEvent, name: str) -> None:
         assert self._bar is not None
         if isinstance(event, PhaseStarted):
+            self._bar.show(None)
             for task in list(self._bar.task_ids):
                 self._bar.remove_task(task)
             self._task = self._bar.add_task(name, total=event.total, note="")
@@ -164,10 +182,12 @@ def _rate(steps: int, seconds: float) -> str:
     return f"{steps / max(seconds, 1e-9):.2f} it/s"
 
 
-def _make_bar(talk: Talk) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _make_bar(talk: Talk) -> PictureBar:
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    return Progress(
+    from lens_cli.terminal.picture_bar import PictureBar
+
+    return PictureBar(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),

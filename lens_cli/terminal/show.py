@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 80
+SMALL = 44  # columns of a picture that is drawn over and over
 
 
 def wanted(flag: bool | None, setting: bool | None, talk: Talk) -> bool:
@@ -66,12 +67,24 @@ def _has_cells() -> bool:
     return size.columns > 0 and size.lines > 0
 
 
-def half_blocks(image: Image.Image, console: Console) -> Text:
-    """The picture as `▀` with the upper pixel as foreground and the lower as background."""
+def small_picture(image: Image.Image, console: Console) -> Text | None:
+    """The picture as half blocks in the upper part of the screen, for a while; None: there are no colours.
+
+    Never a graphics protocol: what is drawn over and over must be text that the next drawing replaces.
+    """
+    if not _has_colours(console):
+        return None
+    return half_blocks(image, console, columns=SMALL, rows=max(4, console.height - 4))
+
+
+def half_blocks(image: Image.Image, console: Console, columns: int = MAX_COLUMNS, rows: int | None = None) -> Text:
+    """The picture as `▀` with the upper pixel as foreground and the lower as background, of at most so many cells."""
     from PIL import Image
     from rich.text import Text
 
-    columns = max(1, min(console.width, MAX_COLUMNS, image.width))
+    columns = max(1, min(console.width, columns, image.width))
+    if rows is not None:
+        columns = max(1, min(columns, round(2 * rows * image.width / image.height)))
     rows = max(1, round(columns * image.height / image.width / 2))
     small = image.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX)
     pixels = small.tobytes()
