@@ -39,6 +39,7 @@ from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.settings import Settings
 from backend.types import Phase, ReasonerMode
+from backend.wishes.vocabulary import unknown_words
 
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
@@ -152,6 +153,8 @@ class Session:
         choose_encoder(request.encoder, files)  # before torch: what cannot be is said at once
         self._on_event = on_event
         check_loras(resolved, self._warn)
+        if (strange := unknown_words(request.prompt, files.folder)) is not None:
+            self._warn(f"{files.name} has never read {strange}; what it knows: lens models show {files.name}")
         for note in files.notes:
             on_event(Noticed(text=note, severity=Severity.note))
 

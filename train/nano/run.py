@@ -36,6 +36,7 @@ from train.recipes import PARTS, NanoConfig, transformer_of
 from train.run import checkpoints
 from train.run.distributed import Ranks
 from train.run.folder import alone
+from train.world.vocabulary import write_vocabulary
 
 _START = "start.safetensors"  # of a run that goes on from a finished model: its transformer
 _START_NOTE = "start.json"  # and the SHA-256 of each of that model's components
@@ -209,6 +210,7 @@ def export(config: NanoConfig, folder: Path) -> None:
         metadata=about,
     )
     write_vae(folder / names.vae, checkpoints.load_network(config.run_dir / "vae.safetensors"), config.params.vae)
+    write_vocabulary(folder)
 
 
 def _average(config: NanoConfig) -> dict[str, torch.Tensor]:

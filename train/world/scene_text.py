@@ -83,6 +83,11 @@ _FILLERS = (
 )
 
 
+def style_name(style: str) -> str:
+    """The first of the names that captions give to a style: "a paper cut-out picture"."""
+    return _STYLE[style][0]
+
+
 def article(noun: str) -> str:
     """`noun` with "a" or "an"."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun

@@ -11,6 +11,7 @@ from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
 from backend.errors import LensError, ModelMissingError, UsageError, human_bytes
 from backend.hub.installed import partial_bytes
 from backend.presets import HubSource, Preset
+from backend.wishes.vocabulary import read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         lines.append(f"borrowed    {found.borrowed}")
     lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
     lines += [line for source in preset.sources for line in _source_lines(source)]
+    known = read_vocabulary(found.folder) if found is not None else None
+    lines += [f"{category:<12}{', '.join(words)}" for category, words in (known.lists if known else {}).items()]
     record = records.load(preset.name) if name.strip().lower() == preset.name else None
     if problem is not None:
         lines.append(f"damaged     {problem}")
@@ -109,6 +112,7 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         "params": asdict(params),
         "licences": {part.value: text for part, text in preset.licences.items()},
         "sources": [asdict(source) for source in preset.sources],
+        "vocabulary": known.lists if known else None,
         "problem": problem,
         "assumed": found.assumed if found is not None else None,
         "borrowed": found.borrowed if found is not None else None,
