@@ -1,4 +1,4 @@
-"""`lens eval`: measure a model. Today: `nano`, the small world's prompts and its rule-based verifier."""
+"""`lens eval`: measure a model. `nano`, the small world's prompts with its verifier, and the commands of all suites."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from backend.errors import UsageError
 from backend.types import ReasonerMode
 from backend.wish import Wish
 from lens_cli import options
+from lens_cli.commands import eval_suites
 
 SCENES = 1000
 
@@ -95,3 +96,6 @@ def nano(
         ),
         talk,
     )
+
+
+eval_suites.add_to(app)
