@@ -115,8 +115,9 @@ class Generator:
             state = wording.rewrite
         else:
             try:
+                began = time.perf_counter()
                 made = self.draw(prompt.prompt, wording, seed)
-                pixels, seconds = pixel_sha256(made.image), made.seconds
+                pixels, seconds = pixel_sha256(made.image), time.perf_counter() - began
                 record = make_record(made, pixels=pixels, parent_id=None)
                 data = encode(made.image, ImageFormat.png, quality=None, record=record)
             except NumericsError as error:

@@ -2,6 +2,9 @@
 
 A scorer says a few numbers of each picture. Every score here is a function of their totals by kind of prompt, so that
 an interval is a matter of drawing prompts again: whole prompts, within their kinds, as pictures of one are alike.
+
+To each kind two imagined prompts are added for the drawing, one as bad and one as good as can be (after Agresti, Coull
+and Min), so that few prompts, or no failure among them, do not pass for certainty.
 """
 
 from __future__ import annotations
@@ -91,14 +94,31 @@ def oneig_text(most: float, distance: str, exact: str, matched: str, words: str)
 # --------------------------------------------------------------------------------------------------------- estimates
 
 
-def _table(metric: Metric, rows: Rows) -> dict[str, dict[str, np.ndarray]]:
-    """kind -> number -> one value a prompt."""
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """A picture as bad and one as good as can be, of one kind of prompt, and how many pictures a prompt has."""
+
+    worst: Row
+    best: Row
+    images: int
+
+
+def _table(metric: Metric, rows: Rows, edges: Mapping[str, Edges], turn: int = 1) -> dict[str, dict[str, np.ndarray]]:
+    """kind -> number -> one value a prompt; the last two are imagined, bad and good (`turn` -1: good and bad)."""
     table: dict[str, dict[str, np.ndarray]] = {}
     for kind, prompts in rows.items():
         reduced = [_reduced(metric, pictures) for pictures in prompts.values() if pictures]
         if reduced:
-            table[kind] = {name: np.array([row.get(name, 0.0) for row in reduced], float) for name in reduced[0]}
+            edge = edges[kind]
+            imagined = [_reduced(metric, [row] * edge.images) for row in (edge.worst, edge.best)[::turn]]
+            columns = [*reduced, *imagined]
+            table[kind] = {name: np.array([row.get(name, 0.0) for row in columns], float) for name in reduced[0]}
     return table
+
+
+def _whole(table: Mapping[str, Mapping[str, np.ndarray]]) -> Totals:
+    """Totals of the real prompts."""
+    return {kind: {name: values[:-2].sum() for name, values in columns.items()} for kind, columns in table.items()}
 
 
 def _reduced(metric: Metric, pictures: Sequence[Row]) -> dict[str, float]:
@@ -120,17 +140,19 @@ def _drawn(table: Mapping[str, Mapping[str, np.ndarray]], resamples: int) -> Tot
     return drawn
 
 
-def estimate(metric: Metric, rows: Rows, resamples: int = RESAMPLES) -> Estimate | None:
+def estimate(metric: Metric, rows: Rows, edges: Mapping[str, Edges], resamples: int = RESAMPLES) -> Estimate | None:
     """A score with its percentile bootstrap interval over prompts; None where there is no picture."""
-    table = _table(metric, rows)
+    table = _table(metric, rows, edges)
     if not table:
         return None
-    value = metric.value({kind: {n: v.sum() for n, v in columns.items()} for kind, columns in table.items()})
-    low, high = _interval(metric.value(_drawn(table, resamples)))
-    return Estimate(value=float(value), low=low, high=high, prompts=sum(len(c["n"]) for c in table.values()))
+    value = float(metric.value(_whole(table)))
+    low, high = _interval(metric.value(_drawn(table, resamples)), value)
+    return Estimate(value=value, low=low, high=high, prompts=sum(len(c["n"]) - 2 for c in table.values()))
 
 
-def difference(metric: Metric, before: Rows, after: Rows, resamples: int = RESAMPLES) -> Estimate | None:
+def difference(
+    metric: Metric, before: Rows, after: Rows, edges: Mapping[str, Edges], resamples: int = RESAMPLES
+) -> Estimate | None:
     """`after` less `before` over the prompts that both have, drawn together; None where they share none."""
     common = {
         kind: [own for own, pictures in prompts.items() if pictures and before.get(kind, {}).get(own)]
@@ -140,18 +162,19 @@ def difference(metric: Metric, before: Rows, after: Rows, resamples: int = RESAM
     if not common:
         return None
     found: list[Any] = []
-    for rows in (before, after):
-        table = _table(metric, {kind: {own: rows[kind][own] for own in ids} for kind, ids in common.items()})
-        whole = metric.value({kind: {n: v.sum() for n, v in columns.items()} for kind, columns in table.items()})
-        found += [float(whole), metric.value(_drawn(table, resamples))]
-    low, high = _interval(found[3] - found[1])
-    count = sum(map(len, common.values()))
-    return Estimate(value=found[2] - found[0], low=low, high=high, prompts=count)
+    for rows, turn in ((before, 1), (after, -1)):  # imagined: from bad to good, and from good to bad
+        of = {kind: {own: rows[kind][own] for own in ids} for kind, ids in common.items()}
+        table = _table(metric, of, edges, turn)
+        found += [float(metric.value(_whole(table))), metric.value(_drawn(table, resamples))]
+    value = found[2] - found[0]
+    low, high = _interval(found[3] - found[1], value)
+    return Estimate(value=value, low=low, high=high, prompts=sum(map(len, common.values())))
 
 
-def _interval(values: Any) -> tuple[float, float]:
+def _interval(values: Any, value: float) -> tuple[float, float]:
+    """The middle 95 %, and at least up to the value itself."""
     known = np.asarray(values)[np.isfinite(values)]
     if not known.size:
         return float("nan"), float("nan")
     low, high = np.percentile(known, (2.5, 97.5))
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)

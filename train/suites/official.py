@@ -138,6 +138,7 @@ class Imported:
     identity: str
     metrics: Sequence[Metric]
     empty: Callable[[SuitePrompt], Row]
+    full: Callable[[SuitePrompt], Row]
 
     def applies(self, prompt: SuitePrompt) -> bool:
         return True
@@ -151,6 +152,9 @@ class Imported:
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return self.empty(prompt)
+
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return self.full(prompt)
 
     def close(self) -> None:
         pass
@@ -167,11 +171,23 @@ def imported_scorer(name: str, suite: Suite) -> Scorer | None:
             ),
             Metric(name="GenEval (official), pictures", value=pooled("right"), official=True),
         )
-        return Imported(name=name, identity="official", metrics=metrics, empty=lambda prompt: {"right": 0.0})
+        return Imported(
+            name=name,
+            identity="official",
+            metrics=metrics,
+            empty=lambda prompt: {"right": 0.0},
+            full=lambda prompt: {"right": 1.0},
+        )
     if suite.reader == "longtext":
         counting = COUNTINGS[suite.name]
         metrics = counting.metrics("LongText (official)")
-        return Imported(name=name, identity="official", metrics=metrics, empty=lambda p: counting.count(p, []))
+        return Imported(
+            name=name,
+            identity="official",
+            metrics=metrics,
+            empty=lambda p: counting.count(p, []),
+            full=counting.perfect,
+        )
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from backend.errors import UsageError
 from train.suites import paper
 from train.suites.folder import FAILED, MADE, MISSING, NO_REWRITE, REFUSED, SCORES, Key, RunFolder, Sample
-from train.suites.metrics import Estimate, Metric, Row, difference, estimate
+from train.suites.metrics import Edges, Estimate, Metric, Row, difference, estimate
 from train.suites.prompts import SuitePrompt, fingerprint
 from train.suites.scorers.scorer import Scorer
 from train.suites.scores import read_scores
@@ -33,6 +33,7 @@ class ScoredMetric:
     scored: int
     wanted: int
     kinds: Mapping[str, Estimate]
+    edges: Mapping[str, Edges] = field(repr=False)
     rows: Mapping[str, Mapping[str, Sequence[Row]]] = field(repr=False)
 
 
@@ -111,18 +112,22 @@ def _scored(
     said: Mapping[Key, Row],
 ) -> ScoredMetric:  # fmt: skip
     known: dict[str, dict[str, list[Row]]] = {}
+    edges: dict[str, Edges] = {}
     zeroed: dict[str, dict[str, list[Row]]] = {}
     count = 0
     for prompt in prompts:
         keys = [(prompt.id, index) for index in range(images)]
+        if prompt.kind not in edges:
+            edges[prompt.kind] = Edges(worst=scorer.nothing(prompt), best=scorer.perfect(prompt), images=images)
         there = [said[key] for key in keys if key in said and states[key] == MADE]
         count += len(there)
         known.setdefault(prompt.kind, {})[prompt.id] = there
         gone = [scorer.nothing(prompt)] * (images - len(there))
         zeroed.setdefault(prompt.kind, {})[prompt.id] = [*there, *gone]
-    kinds = {kind: estimate(metric, {kind: known[kind]}) for kind in known} if metric.by_kind else {}
+    kinds = {kind: estimate(metric, {kind: known[kind]}, edges) for kind in known} if metric.by_kind else {}
     return ScoredMetric(
-        metric=metric, official=estimate(metric, known), zeroed=estimate(metric, zeroed), scored=count,
+        metric=metric, official=estimate(metric, known, edges), zeroed=estimate(metric, zeroed, edges), scored=count,
+        edges=edges,
         wanted=len(prompts) * images, kinds={kind: one for kind, one in kinds.items() if one is not None}, rows=known,
     )  # fmt: skip
 
@@ -176,7 +181,7 @@ def _protocol(one: RunReport) -> list[str]:
         *([f"  its prompt {prompt}, SHA-256 {str(reasoner.get('instructions_sha256'))[:16]}"] if prompt else []),
         *([f"  rewrites   {p.get('rewrites')} a prompt; refused: {p.get('on_refusal')}"] if reasoner else []),
         f"  drawn      {p.get('width')}x{p.get('height')}, {p.get('steps')} steps, guidance {p.get('guidance')}, "
-        f"{p.get('sampler')}, {p.get('dtype')}",
+        f"{p.get('sampler')}, dtype {p.get('dtype')}",
         f"  seeds      {p.get('seed')} + a hash of suite and prompt + 0..{int(p['images']) - 1}",
         f"  prompts    {len(ids.get('ids', ()))} of {ids.get('total')}, SHA-256 {str(ids.get('sha256'))[:16]}",
     ]
@@ -223,7 +228,7 @@ def _differences(before: RunReport, after: RunReport) -> list[str]:
         same = before.scorers.get(name, ("", ()))[0] == after.scorers[name][0]
         for one in metrics:
             other = others.get(one.metric.name)
-            delta = None if other is None else difference(one.metric, other.rows, one.rows)
+            delta = None if other is None else difference(one.metric, other.rows, one.rows, one.edges)
             if delta is not None:
                 note = "" if same else "  by different scorers"
                 lines.append(f"  {one.metric.name[:32]:<34}{delta.signed()}  {delta.prompts} prompts{note}")

@@ -246,9 +246,11 @@ class _Run:
             except LensError as error:
                 self.talk.warn(f"the first prompt was not rewritten: {error}")
             rewriting = time.perf_counter() - began
+        draw, began = self._drawer(session), 0.0
         for _ in range(2):  # the first also loads
-            made = self._drawer(session)(first, Wording(prompt=first), self.choice.seed)
-        return made.seconds, rewriting  # pyright: ignore[reportPossiblyUnboundVariable]
+            began = time.perf_counter()
+            draw(first, Wording(prompt=first), self.choice.seed)
+        return time.perf_counter() - began, rewriting
 
     def draw(self, session: Session, path: Path) -> dict[str, Any]:
         """Draw what is missing in a folder; what it holds then, for JSON."""

@@ -283,7 +283,7 @@ def report_runs(
         for _, metrics in other.scorers.values():
             for one in metrics:
                 before = first.get(one.metric.name)
-                delta = None if before is None else difference(one.metric, before.rows, one.rows)
+                delta = None if before is None else difference(one.metric, before.rows, one.rows, one.edges)
                 if delta is not None:
                     pair = {"before": reports[0].name, "after": other.name, "metric": one.metric.name}
                     deltas.append({**pair, **delta.data()})

@@ -194,6 +194,9 @@ class GenevalRules:
     def nothing(self, prompt: SuitePrompt) -> Row:
         return {"right": 0.0}
 
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return {"right": 1.0}
+
     def close(self) -> None:
         pass
 
@@ -228,6 +231,9 @@ class CvtgClip:
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return {"clip": 0.0}
+
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return {"clip": 1.0}  # no known picture of a prompt has a cosine of 0.4
 
     def close(self) -> None:
         pass

@@ -57,6 +57,9 @@ class ServedScores:
     def nothing(self, prompt: SuitePrompt) -> Row:
         return dict.fromkeys(self.rewards, 0.0)
 
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return dict.fromkeys(self.rewards, 1.0)
+
     def close(self) -> None:
         self.judge.close()
 
@@ -97,6 +100,9 @@ class NanoRules:
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return {"right": 0.0}
+
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return {"right": 1.0}
 
     def close(self) -> None:
         pass

@@ -59,6 +59,10 @@ class Scorer(Protocol):
         """The numbers of a picture that was not made: the worst there are."""
         ...
 
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        """The numbers of a picture that is all that was asked for: the best there are."""
+        ...
+
     def close(self) -> None:
         """Let go of models, threads and processes."""
         ...

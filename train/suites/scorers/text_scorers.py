@@ -51,6 +51,11 @@ class Counting:
     count: Count
     metrics: Callable[[str], tuple[Metric, ...]]  # from the scorer's name
 
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        """What a picture with exactly the right text gives."""
+        quoted = " ".join(text_metrics.cvtg_words(prompt.prompt)) if self.suite == "cvtg" else ""
+        return self.count(prompt, [*prompt.texts, *([quoted] if quoted else [])])
+
 
 def _longtext(language: str) -> Counting:
     def metrics(name: str) -> tuple[Metric, ...]:
@@ -161,6 +166,9 @@ class TextScorer:
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return self.counting.count(prompt, [])
+
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return self.counting.perfect(prompt)
 
     def close(self) -> None:
         self.reader.close()

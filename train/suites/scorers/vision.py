@@ -183,6 +183,10 @@ class QuestionScorer:
         asked = self.questions(prompt)
         return self.judge(prompt, asked, ["No"] * len(asked), [False] * len(asked))
 
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        asked = self.questions(prompt)
+        return self.judge(prompt, asked, ["Yes"] * len(asked), [True] * len(asked))
+
     def close(self) -> None:
         pass
 
@@ -345,6 +349,9 @@ class SoftTifa:
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return {"am": 0.0, "gm": 0.0}
+
+    def perfect(self, prompt: SuitePrompt) -> Row:
+        return {"am": 1.0, "gm": 1.0}
 
     def close(self) -> None:
         pass
