@@ -97,7 +97,7 @@ def plan_suite(choice: SuiteChoice, measure: bool, talk: Talk) -> None:
             for line in cost.lines():
                 talk.data(f"  {line}")
             data.append({"reasoner": run.name, **cost.data()})
-    asked = questions_of(suite, prompts, run.images)
+    asked = questions_of(suite, prompts, choice.images or suite.images)
     talk.data("scorers")
     for name, count, unit in asked:
         talk.data(f"  {name:<15}{count:>9,} {unit}")

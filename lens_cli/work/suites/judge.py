@@ -233,7 +233,7 @@ def one_report(
     samples, scorers = run.samples(), dict[str, "Scorer"]()
     for file in score_names(run):
         rows = read_scores(run, file, None, samples).rows
-        numbers = list(next(iter(rows.values()), {}))
+        numbers = [name for row in list(rows.values())[:1] for name in row]
         scorer = scorer_of_file(file, suite, settings, numbers)
         if scorer is not None:
             scorers[file] = scorer
