@@ -41,6 +41,7 @@ class FakeFiles:
     revision: str | None = None
     notes: tuple[str, ...] = ()
     total_bytes: int = 12_345_678
+    folder: Path = Path("a model that does not say what it knows")
 
     def files(self) -> list[tuple[str, Path, int]]:
         return [("transformer", WEIGHTS, self.total_bytes)]
