@@ -55,6 +55,18 @@ def queue_file() -> Path:
     return state_dir() / "queue.db"
 
 
+def spool_dir() -> Path:
+    """Pictures that wait for whoever had them drawn."""
+    return state_dir() / "spool"
+
+
+def pictures_dir() -> Path:
+    """Where pictures go that no folder was named for, but by a command: there it is the working folder."""
+    import platformdirs
+
+    return platformdirs.user_pictures_path() / APP
+
+
 def server_log() -> Path:
     """What a server that was started in the background says."""
     return state_dir() / "logs" / "server.log"

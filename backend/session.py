@@ -109,7 +109,7 @@ class Session:
         now = datetime.now()  # one time for all names of a run
         # 1. The prompt. A model that is not here is said before a rewrite is waited or paid for.
         if rewrite is not None and rewrite.mode is not ReasonerMode.off:
-            resolved = self._rewritten(resolved, rewrite, on_event, stop)
+            resolved = self.rewritten(resolved, rewrite, on_event, stop)
         request, outcome = resolved.request, Outcome(resolved=resolved)
         on_event(DrawingStarted(request=request))
         # 2. The places. A model that is not here leaves no empty folder behind.
@@ -136,7 +136,7 @@ class Session:
                 if saved.path is None:  # whole once the listener has written it
                     outcome.pictures.append(saved)
                 if output.history:
-                    self._ledger.enter(saved, relation, self._warn)
+                    self._ledger.enter(saved.record, saved.path, relation, self._warn)
         except LensError as error:
             # A full disk, an unreadable checkpoint, too little memory: the next picture would meet the same.
             outcome.stopped = error
@@ -204,9 +204,7 @@ class Session:
             on_event(PromptRewritten(prompt=decision.prompt, **common))
         return decision
 
-    def _rewritten(
-        self, resolved: ResolvedRequest, plan: RewritePlan, on_event: OnEvent, stop: Stop
-    ) -> ResolvedRequest:
+    def rewritten(self, resolved: ResolvedRequest, plan: RewritePlan, on_event: OnEvent, stop: Stop) -> ResolvedRequest:
         """The request with its rewritten prompt. Raises RefusedError, and as `rewrite`."""
         from backend.reasoner.refine import Refused
 

@@ -74,6 +74,7 @@ class Settings:
     history: bool = True  # enter every saved picture into the history
     host: str | None = None  # of the server, such as 127.0.0.1:5367; None: the one that runs here
     api_key: str | None = None  # shown to that server, or demanded by `lens serve`; None: none
+    local: bool = False  # draw in the process of the command, whatever server there is
     keep_alive: str | None = None  # how long an idle model stays in memory: 5m, 90s, 0, or -1 for ever; None: 5m, and
     # `lens gen` starts no server
     generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings

@@ -54,6 +54,9 @@ COMMANDS = {
     ),
     "models": Lazy("lens_cli.commands.models:app", "List, fetch, check, quantize and remove models."),
     "cache": Lazy("lens_cli.commands.cache:app", "Show and clear what is kept to save time."),
+    "serve": Lazy("lens_cli.commands.serve:serve", "Keep a model in memory and draw for others."),
+    "ps": Lazy("lens_cli.commands.ps:ps", "Show the server: what lies in memory, what is drawn and what waits."),
+    "stop": Lazy("lens_cli.commands.stop:stop", "End the server, or cancel its jobs."),
     "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
     "eval": Lazy("lens_cli.commands.eval:app", "Measure models."),
 }

@@ -77,6 +77,15 @@ Sheet = Annotated[
     typer.Option("--sheet", help="Write a contact sheet of the pictures too: HTML.", rich_help_panel=OUTPUT),
 ]
 
+Local = Annotated[
+    bool,
+    typer.Option("--local", help="Draw in this process, whatever server there is.", rich_help_panel=REQUEST),
+]
+Host = Annotated[
+    str | None,
+    typer.Option("--host", metavar="HOST[:PORT]", help="The server that draws.", rich_help_panel=REQUEST),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON answer on stdout.", rich_help_panel=_SPEECH)]
 JsonStream = Annotated[
     bool,
@@ -152,6 +161,16 @@ def talk_for(
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other")
     return Talk(command=command, json=json, stream=stream, quiet=quiet, verbosity=verbose, no_color=no_color)
+
+
+def load_settings(talk: Talk, *, local: bool, host: str | None) -> Settings:
+    """The settings, with what was typed of the server. Raises as `backend.settings.load`."""
+    from backend.settings import load
+
+    settings = replace(load(talk.warn), **({"local": True} if local else {}))
+    if host is not None:
+        settings = replace(settings, host=host, origins={**settings.origins, "host": "--host"})
+    return settings
 
 
 def read_prompt(words: list[str] | None, option: str | None, file: Path | None, talk: Talk) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
     "torch numpy PIL textual textual_image rich diffusers transformers llama_cpp huggingface_hub bitsandbytes gguf "
-    "tokenizers safetensors sd_parsers einops openai dynamicprompts pyparsing"
+    "tokenizers safetensors sd_parsers einops openai dynamicprompts pyparsing fastapi starlette "
+    "pydantic uvicorn mcp ray"
 ).split()
 
 
@@ -39,7 +40,10 @@ LIGHT = [
     "backend.picture.ledger",
     "backend.picture.metadata",
     "backend.picture.outputs",
-    *(f"backend.server.{name}" for name in "client jobs place wire".split()),
+    *(
+        f"backend.server.{name}"
+        for name in "client drawers feed jobs pictures place queue remote serve service wire worker".split()
+    ),
     "lens_cli.app",
     "lens_cli.options",
     "lens_cli.terminal.console",

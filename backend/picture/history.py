@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from backend.cache.database import Kind, open_database, worded, writing
 from backend.errors import FileError, HistoryError, UsageError
 
-VERSION = 1  # of the layout, kept in PRAGMA user_version
-BUSY = 5.0  # seconds to wait for another process's write
 RATINGS = range(6)  # 0 is "not for me", 5 the best; None: not rated
 LEVELS = 100  # of a tree
 RECORD_BYTES = 1 << 20  # of one picture's record
@@ -64,6 +63,13 @@ CREATE TRIGGER pictures_out AFTER DELETE ON pictures BEGIN
     VALUES ('delete', old.number, old.prompt, old.original, old.negative, old.model);
 END;
 """
+_KIND = Kind(
+    name="history",
+    layouts=(_LAYOUT,),
+    error=HistoryError,
+    newer="update lens, or name another with LENS_HOME",
+    damaged="move it away, and `lens history import FOLDER` makes a new one from the pictures themselves",
+)
 _COLUMNS = (
     "id path pixels created prompt original negative model width height seed steps guidance parent relation rating "
     "seconds record gone"
@@ -131,16 +137,7 @@ class History:
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises HistoryError: no database, cut short, or of a newer lens."""
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise HistoryError(f"cannot open the history {path}: {error}") from error
-        try:
-            self._prepare()
-        except BaseException:
-            self._db.close()
-            raise
+        self._db = open_database(path, _KIND)
 
     def __enter__(self) -> History:
         return self
@@ -153,48 +150,9 @@ class History:
     def close(self) -> None:
         self._db.close()
 
-    def _prepare(self) -> None:
-        with self._ours():
-            self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            if self._version() == VERSION:
-                return
-            self._db.execute("BEGIN IMMEDIATE")  # whoever comes second waits here, and finds it done
-            try:
-                found = self._version()
-                if found > VERSION:
-                    raise HistoryError(
-                        f"the history {self.path} was written by a newer lens (layout {found}; known: {VERSION})",
-                        hint="update lens, or name another with LENS_HOME",
-                    )
-                if found == 0:
-                    for statement in _statements(_LAYOUT):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    @contextmanager
-    def _ours(self) -> Iterator[None]:
+    def _ours(self) -> AbstractContextManager[None]:
         """SQLite's errors in our words."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            if "locked" in str(error) or "busy" in str(error):
-                raise HistoryError(
-                    f"the history {self.path} is busy: another process has been writing for {BUSY:g} s",
-                    hint="try again",
-                ) from error
-            raise HistoryError(
-                f"the history {self.path} is damaged: {error}",
-                hint="move it away, and `lens history import FOLDER` makes a new one from the pictures themselves",
-            ) from error
+        return worded(self.path, _KIND)
 
     # ---------------------------------------------------------------------------------------------------------- writing
 
@@ -208,15 +166,8 @@ class History:
     def add_all(self, pictures: Iterable[tuple[Mapping[str, Any], Path | None]], *, relation: str | None = None) -> int:
         """Enter many in one transaction; returns how many were new. Raises as `add`."""
         rows = [_row(record, path, relation) for record, path in pictures]
-        with self._ours():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                added = self._db.executemany(_INSERT, rows).rowcount
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-        return added
+        with self._ours(), writing(self._db):
+            return self._db.executemany(_INSERT, rows).rowcount
 
     def rate(self, name: str, rating: int | None) -> Entry:
         """Rate a picture 0..5, or take its rating back (None). Raises UsageError and HistoryError."""
@@ -362,11 +313,9 @@ class History:
                 if not missing:
                     break
         lost = [number for numbers in missing.values() for number in numbers]
-        with self._ours():
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._ours(), writing(self._db):
             self._db.executemany("UPDATE pictures SET path = ?, gone = ? WHERE number = ?", changes)
             self._db.executemany("UPDATE pictures SET gone = 1 WHERE number = ?", [(number,) for number in lost])
-            self._db.execute("COMMIT")
         return Reconciled(seen=seen, moved=moved, gone=len(lost))
 
 
@@ -447,13 +396,3 @@ def pictures_below(folders: Sequence[Path]) -> Iterator[Path]:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and path.is_file():
                 yield path.absolute()
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one: `executescript` would end the transaction around it."""
-    begun = ""
-    for line in script.splitlines():
-        begun += line + "\n"
-        if sqlite3.complete_statement(begun):
-            yield begun
-            begun = ""

@@ -5,12 +5,11 @@ Light ring: SQLite arrives with the first picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import LensError
-from backend.events import PictureSaved
 
 if TYPE_CHECKING:
     from backend.picture.history import History
@@ -25,14 +24,19 @@ class Ledger:
         self._history: History | None = None
         self._fails = False  # which was said
 
-    def enter(self, saved: PictureSaved, relation: str | None, warn: Callable[[str], None]) -> None:
-        """Enter a picture; `relation` is to the picture it came from. What goes wrong is one warning, once."""
+    def enter(
+        self, record: Mapping[str, Any], path: Path | None, relation: str | None, warn: Callable[[str], None]
+    ) -> None:
+        """Enter a picture by its record; `relation` is to the picture it came from, `path` None: it has no file.
+
+        What goes wrong is one warning, once.
+        """
         from backend.picture.history import History
 
         try:
             if self._history is None:
                 self._history = History(self.path)
-            self._history.add(saved.record, saved.path, relation=relation)
+            self._history.add(record, path, relation=relation)
         except LensError as error:
             if not self._fails:
                 self._fails = True

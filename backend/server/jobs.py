@@ -27,11 +27,17 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, cast
 
-from backend.errors import LensError, UntrustedError
+from backend.errors import LensError, UntrustedError, UsageError
 from backend.fields import Misfit, object_from
 
 JobEvent = Mapping[str, Any]  # as above
 ENDED = "done failed cancelled".split()
+
+
+class UnknownJobError(UsageError):
+    """A job, or a picture of one, that is not there or not any more."""
+
+    code = "unknown_job"
 
 
 class JobState(StrEnum):

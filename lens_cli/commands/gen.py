@@ -34,6 +34,8 @@ def gen(
     prompts: options.Prompts = None,
     proceed: options.Continue = False,
     sheet: options.Sheet = None,
+    local: options.Local = False,
+    host: options.Host = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     json_stream: options.JsonStream = False,
@@ -46,12 +48,11 @@ def gen(
     Examples: lens gen "three red balloons over a green hill" --ar 16:9
     · lens gen "a blue fish" -n 4 -o fish/ · echo "a red star" | lens gen -
     """
-    from backend.settings import load
     from lens_cli.work.batch import Planner, carry_out_all
     from lens_cli.work.gen import carry_out
 
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
-    settings = load(talk.warn)
+    settings = options.load_settings(talk, local=local, host=host)
     planner = Planner(settings=settings, talk=talk, places=partial(options.plan_for, settings=settings, talk=talk))
     if prompts is not None:
         if words or prompt is not None or file is not None:

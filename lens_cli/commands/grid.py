@@ -30,6 +30,8 @@ def grid(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt, as a flag.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     wish: Wish,
+    local: options.Local = False,
+    host: options.Host = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     json_stream: options.JsonStream = False,
@@ -43,7 +45,6 @@ def grid(
     · lens grid --x "prompt=a red fish;a blue fish" --y model=nano,nano-turbo -s 1
     """
     from backend.batch.grid import NO_AXIS, read_axis
-    from backend.settings import load
     from lens_cli.work.batch import Planner
     from lens_cli.work.grid import make_grid
 
@@ -51,7 +52,7 @@ def grid(
     across, down = read_axis(x, "--x"), NO_AXIS if y is None else read_axis(y, "--y")
     if "prompt" not in (across.name, down.name):
         wish = replace(wish, prompt=options.read_prompt(words, prompt, file, talk))
-    settings = load(talk.warn)
+    settings = options.load_settings(talk, local=local, host=host)
     places = partial(options.plan_for, settings=settings, talk=talk)
     planner = Planner(settings=settings, talk=talk, places=places)
     make_grid(planner, wish, across, down, cells=cells, dry_run=dry_run)

@@ -36,6 +36,8 @@ def rerun(
     ] = False,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Another prompt.")] = None,
     wish: Wish,
+    local: options.Local = False,
+    host: options.Host = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     json_stream: options.JsonStream = False,
@@ -47,7 +49,6 @@ def rerun(
     from backend.picture.imports import wish_of_import
     from backend.picture.metadata import wish_from
     from backend.requests import build_request
-    from backend.settings import load
     from lens_cli.work.gen import carry_out
     from lens_cli.work.pictures import find_picture
     from lens_cli.work.rerun import verify_picture
@@ -58,7 +59,7 @@ def rerun(
     found, entry, where = picture.found, picture.entry, Path(picture.where)
     if verify:
         _check_unchanged(typed, dry_run)
-    settings = load(talk.warn)
+    settings = options.load_settings(talk, local=local, host=host)
     if entry is not None and found.record is None and not verify:
         talk.say(f"note: {found.generator} made it: words, seed and shape are taken, the rest is the model's own")
         resolved = build_request(wish_of_import(entry.record).overridden_by(typed), settings, talk.warn)

@@ -21,12 +21,12 @@ from backend.events import Event, PictureSaved
 from backend.paths import wildcards_dir
 from backend.picture.outputs import OutputPlan
 from backend.requests import FoundModel, ResolvedRequest, build_request, find_model
-from backend.session import Session
 from backend.settings import Settings
 from backend.wish import Wish
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import command_line, describe
+from lens_cli.work.backend import Draws, open_session
 from lens_cli.work.gen import Teller
 from lens_cli.work.interrupt import Interrupt
 from lens_cli.work.reasoner import AskedReasoner, ask_reasoner
@@ -225,7 +225,7 @@ def carry_out_all(
         item.resolved.need_files()
     started = time.monotonic()
     with (
-        Session(settings) as session,
+        open_session(settings, talk) as session,
         Interrupt(says=None) as interrupt,
         Meter(talk=talk, total=batch.total) as meter,
     ):
@@ -244,7 +244,7 @@ def carry_out_all(
 
 
 def draw_all(
-    batch: Batch, session: Session, interrupt: Interrupt, meter: Meter, *, show: tuple[bool | None, bool | None]
+    batch: Batch, session: Draws, interrupt: Interrupt, meter: Meter, *, show: tuple[bool | None, bool | None]
 ) -> None:
     """Every request in order; what fails is entered, and the next one is drawn, but after Ctrl-C or a full disk."""
     for number, item in enumerate(batch.items, 1):

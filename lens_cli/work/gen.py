@@ -12,13 +12,13 @@ from backend.events import DrawingStarted, Event, PhaseStarted, PictureFailed, P
 from backend.picture.outputs import OutputPlan
 from backend.reasoner.refine import choose_mode
 from backend.requests import ResolvedRequest
-from backend.session import Session
 from backend.settings import Settings
 from backend.types import GenerationRequest, Phase, ReasonerMode
 from lens_cli.terminal.console import Talk, write_bytes
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import show, wanted
 from lens_cli.terminal.wording import arithmetic, command_line, describe
+from lens_cli.work.backend import open_session
 from lens_cli.work.interrupt import DRAWING, WRITING, Interrupt
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
 
@@ -52,7 +52,7 @@ def carry_out(
         return
     asked = None if reasoner is None else reasoner.plan
     with (
-        Session(settings) as session,
+        open_session(settings, talk) as session,
         Interrupt(says=None) as interrupt,
         Meter(talk=talk, total=len(resolved.request.seeds)) as meter,
     ):

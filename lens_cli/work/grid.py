@@ -15,10 +15,10 @@ from backend.batch.lines import Line
 from backend.disk import check_folder, make_folder, write_new
 from backend.errors import UsageError
 from backend.picture.outputs import OutputPlan
-from backend.session import Session
 from backend.wish import Wish
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import show, wanted
+from lens_cli.work.backend import open_session
 from lens_cli.work.batch import Batch, Planner, draw_all, explain
 from lens_cli.work.interrupt import Interrupt
 
@@ -43,7 +43,7 @@ def make_grid(planner: Planner, base: Wish, x: Axis, y: Axis, *, cells: str | No
         item.resolved.need_files()
     check_folder(sheet.parent)
     with (
-        Session(settings) as session,
+        open_session(settings, talk) as session,
         Interrupt(says=None) as interrupt,
         Meter(talk=talk, total=batch.total) as meter,
     ):

@@ -145,7 +145,7 @@ def test_the_pid_file(tmp_path: Path) -> None:
     assert found is not None and (found.host, found.port, found.key) == (place.host, place.port, place.key)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert proof(place.key or "", "n") == proof(found.key or "", "n") != proof("other", "n")
-    for torn in (b"", b"12", b"12\n127.0.0.1 x\nk", b"12\n203.0.113.9 5367\n" + b"k" * 32, b"\xff\n\n"):
+    for torn in (b"", b"12", b"12\n127.0.0.1 x\nk", b"12\n127.0.0.1 99999\n" + b"k" * 32, b"\xff\n\n"):
         path.write_bytes(torn)
         assert read_pid_file(path) is None, torn
 

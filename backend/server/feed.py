@@ -1,0 +1,105 @@
+"""What happens to jobs, kept in memory for whoever listens, and for whoever comes back.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.events import Noticed
+from backend.server.queue import Queue, Row
+from backend.server.wire import event_data
+
+HEARTBEAT = 5.0  # seconds after which a listener is told that there is nothing
+ENDED = 100  # jobs that have ended and whose events stay
+PASSING = ("step_done", "phase_started", "phase_done", "preview_made")  # of no interest once their picture is there
+SETTLES = ("picture_saved", "picture_failed")
+
+TaggedEvent = dict[str, Any]  # with number and job
+
+
+@dataclass
+class _Log:
+    lasting: list[TaggedEvent] = field(default_factory=list[TaggedEvent])
+    passing: list[TaggedEvent] = field(default_factory=list[TaggedEvent])  # of the picture at hand
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+
+    def after(self, number: int) -> list[TaggedEvent]:
+        """The events of greater numbers, in their order."""
+        found = [*_later(self.lasting, number), *_later(self.passing, number)]
+        return sorted(found, key=lambda event: event["number"])
+
+
+def _later(events: list[TaggedEvent], number: int) -> list[TaggedEvent]:
+    first = len(events)
+    while first and events[first - 1]["number"] > number:
+        first -= 1
+    return events[first:]
+
+
+class Feed:
+    """One log a job; every event gets the next number of the queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._logs = OrderedDict[str, _Log]()
+
+    def has(self, job: str) -> bool:
+        return job in self._logs
+
+    def tell_job(self, row: Row) -> None:
+        """Enter where a job stands now."""
+        job = row.job
+        number = self.tell(job.id, {"event": "job_changed", "state": job.data()}, last=job.state.ended)
+        self._queue.tell(job.id, number)
+
+    def notice(self, job: str, text: str) -> None:
+        """Enter a warning."""
+        self.tell(job, event_data(Noticed(text=text)))
+
+    def tell(self, job: str, event: TaggedEvent, *, last: bool = False) -> int:
+        """Enter an event, which is tagged; returns its number. `last`: the job has ended."""
+        event |= {"number": self._queue.next_number(), "job": job}
+        log = self._logs.setdefault(job, _Log())
+        if event["event"] == "preview_made":  # each replaces the one before
+            log.passing = [one for one in log.passing if one["event"] != "preview_made"]
+        if last or event["event"] in SETTLES:
+            log.passing = []
+        (log.passing if event["event"] in PASSING else log.lasting).append(event)
+        log.ended = log.ended or last
+        news, log.news = log.news, asyncio.Event()
+        news.set()
+        if last:
+            ended = [one for one, its in self._logs.items() if its.ended]
+            for old in ended[: max(0, len(ended) - ENDED)]:
+                del self._logs[old]
+        return event["number"]
+
+    def latest(self, job: str, name: str) -> TaggedEvent | None:
+        """The last passing event of a name; None: there was none, or its picture is there."""
+        log = self._logs.get(job)
+        return next((one for one in reversed(log.passing) if one["event"] == name), None) if log else None
+
+    async def follow(self, job: str, after: int) -> AsyncGenerator[TaggedEvent | None]:
+        """Events with numbers greater than `after`, until the job has ended; None where nothing happens for a while.
+
+        Of a job that has a log.
+        """
+        log = self._logs[job]
+        while True:
+            news, ended = log.news, log.ended
+            for event in log.after(after):
+                after = event["number"]
+                yield event
+            if ended:
+                return
+            try:
+                await asyncio.wait_for(news.wait(), HEARTBEAT)
+            except TimeoutError:
+                yield None

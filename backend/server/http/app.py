@@ -1,0 +1,88 @@
+"""The server's HTTP: one app over one `Service`. FastAPI is imported here and in the routes only.
+
+Every error is one object, which our own client, OpenAI's and A1111's each find their words in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from backend.errors import LensError
+from backend.server.http import routes_a1111, routes_jobs, routes_openai
+from backend.server.http.access import Access, Gate
+from backend.server.jobs import error_data
+from backend.server.place import proof
+from backend.server.service import Service
+
+# HTTP's word for an error of ours.
+STATUS = {
+    "usage": 400, "untrusted": 400, "refused": 400, "unknown_job": 404, "model_not_found": 404, "model_missing": 404,
+    "busy": 429, "network": 502, "timeout": 504, "out_of_memory": 507, "file": 507, "cancelled": 499,
+}  # fmt: skip
+
+
+def make_app(service: Service, access: Access, *, stop: Callable[[], None]) -> FastAPI:
+    """The app. `stop` is called where a client asks the server to end."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="lens", version=version("lens"), lifespan=life, docs_url=None, redoc_url=None,
+        description="Pictures drawn by a model that stays in memory: jobs of our own, OpenAI's images, A1111's subset.",
+    )  # fmt: skip
+    app.add_middleware(Gate, access=access)
+    app.add_exception_handler(LensError, _known)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _plain)
+
+    @app.get("/health", tags=["server"])
+    async def health(nonce: str | None = None) -> dict[str, Any]:
+        """Whether the server is there. With a nonce: what only who knows its owner's key can answer."""
+        told = {"status": "ok", "version": version("lens"), "pid": os.getpid()}
+        return told if nonce is None else told | {"proof": proof(access.owner_key, nonce[:64])}
+
+    app.include_router(routes_jobs.make_router(service, stop))
+    app.include_router(routes_openai.make_router(service))
+    app.include_router(routes_a1111.make_router(service))
+    return app
+
+
+def error_answer(status: int, error: dict[str, Any], param: str | None = None) -> JSONResponse:
+    """The one form of an error."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {"error": {**error, "type": kind, "param": param}, "detail": error["message"]}
+    return JSONResponse(body, status, {"Retry-After": "2"} if status == 429 else None)
+
+
+async def _known(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, LensError)
+    status = STATUS.get(error.code, 502 if error.exit_code == 3 else 500)
+    return error_answer(status, error_data(error))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI itself finds wrong, in one line."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    return error_answer(
+        400, {"code": "usage", "message": f"{where}: {first['msg']}"[:500], "hint": None}, where or None
+    )
+
+
+async def _plain(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return error_answer(error.status_code, {"code": "http", "message": str(error.detail), "hint": None})

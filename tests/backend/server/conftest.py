@@ -1,0 +1,55 @@
+"""A server of a module's tests: the real one in a thread, on a free port, with the fake engine in its worker."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backend.paths import server_file
+from backend.server.client import Client
+from backend.server.drawers import ProcessDrawer
+from backend.server.place import Place, read_pid_file
+from backend.server.serve import Plan, serve
+from backend.settings import Settings
+
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+@dataclass(frozen=True)
+class Running:
+    client: Client  # its owner
+    guest: Client  # anybody else
+    folder: Path  # of pictures
+    home: Path
+
+    @property
+    def url(self) -> str:
+        return self.client.place.url
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENS_HOME", str(home))
+        plan = Plan(place=Place(host="127.0.0.1", port=0), api_key=None, keep_alive=300, folder=folder)
+        file, said = server_file(), list[str]()
+        thread = threading.Thread(
+            target=serve, args=(plan, Settings(), [ProcessDrawer(FAKE_WORKER)]), kwargs={"say": said.append}
+        )
+        thread.start()
+        until = time.monotonic() + 20
+        while (place := read_pid_file(file)) is None or not Client(place).is_ours():
+            assert time.monotonic() < until and thread.is_alive(), said
+            time.sleep(0.02)
+    client = Client(place)
+    yield Running(client, Client(Place(host=place.host, port=place.port)), folder, home)
+    client.stop()
+    thread.join(timeout=20)
+    assert not thread.is_alive() and not file.exists()
