@@ -13,8 +13,9 @@ import torch
 from backend import loading
 from backend.cache.store import Stores
 from backend.checkpoints.formats import TensorTable
-from backend.checkpoints.identity import files_sha256, identify_model
+from backend.checkpoints.identity import identify_model
 from backend.checkpoints.resolve import ModelFiles
+from backend.lora.own import own_loras, transformer_sha256
 from backend.memory.machine import RunPlan, plan_run
 from backend.memory.plan import MachineMemory
 from backend.params import ModelParams
@@ -80,7 +81,11 @@ class FileLoader:
 
     def stamp(self, part: Component) -> Hashable:
         stats = [(path, path.stat()) for path in self.files.parts.files(part)]
-        return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+        return (*((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats), *self._adapters(part))
+
+    def _adapters(self, part: Component) -> tuple[Hashable, ...]:
+        uses = own_loras(self.files) if part is Component.transformer else ()
+        return tuple((use.sha256, use.scale) for use in uses)
 
     def plan(self, request: GenerationRequest, machine: MachineMemory) -> RunPlan:
         return plan_run(request, self.files, machine)
@@ -107,4 +112,4 @@ class FileLoader:
         return loading.open_vae_table(self.files)
 
     def transformer_sha256(self) -> str:
-        return files_sha256(self.files.transformer)
+        return transformer_sha256(self.files)

@@ -24,6 +24,7 @@ from backend.checkpoints.resolve import ModelFiles
 from backend.checkpoints.tokenizer_files import load_tokenizer
 from backend.errors import CheckpointError
 from backend.lora import apply
+from backend.lora.own import own_loras
 from backend.memory.linears import pack_while_loading
 from backend.model.tensors import transformer_shapes
 from backend.params import DiTParams, VAEParams
@@ -89,11 +90,11 @@ def _meta_transformer(params: DiTParams) -> LensTransformer2DModel:
 
 
 def open_transformer_table(files: ModelFiles) -> TensorTable:
-    """The tensors of the transformer, none of them read yet. Raises CheckpointError."""
+    """The tensors of the transformer with its own adapters, none of them read yet. Raises CheckpointError."""
     table = formats.open_transformer(files.transformer)
     if table.params is not None and table.params != files.preset.params.dit:
         raise CheckpointError(f"{table.origin}: its header states other parameters than {files.preset.name} has")
-    return table
+    return apply.fuse(table, own_loras(files)) if files.adapters else table
 
 
 def load_text_encoder(

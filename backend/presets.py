@@ -84,6 +84,14 @@ class Embedded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnAdapter:
+    """A LoRA that is part of an embedded model: its weights are those of the base with this added."""
+
+    file: str  # inside `backend.paths.nano_dir()`
+    adjustable: bool = False  # `--rl-strength` weighs it; else it acts whole
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """One model and its defaults."""
 
@@ -100,6 +108,7 @@ class Preset:
     reasoner_prompt: str = "general"  # system prompt of the model's own language model
     reasoner_temperature: float = 0.7  # of the model's own language model; 0.7 as published
     embedded: Embedded | None = None  # None: must be pulled or given as a path
+    adapters: tuple[OwnAdapter, ...] = ()  # on the embedded transformer, added up
     sources: tuple[HubSource, ...] = ()  # in order of preference
     # Told from its siblings, whose tensors are alike, by the names of files and folders: a regular expression that
     # finds something in its own names, in any case, and nothing in theirs. "": it has no mark.
@@ -292,6 +301,11 @@ _LENS_BASE = replace(
     ),
 )
 
+# A model that is a base with adapters is a row like these, once its file lies in backend/nano and in SHA256SUMS:
+#   replace(_NANO, name="nano-base", title=…)
+#   replace(_NANO, adapters=(OwnAdapter(file="rl.safetensors", adjustable=True),))
+#   replace(_NANO, name="nano-turbo", steps=4, guidance=1.0, distilled=True,
+#           adapters=(OwnAdapter(file="rl.safetensors"), OwnAdapter(file="turbo.safetensors")))
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {preset.name: preset for preset in (_NANO, _LENS, _LENS_TURBO, _LENS_BASE)}
 )

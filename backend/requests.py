@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROMPT_LIMIT = 4000  # characters: several times what the encoder reads (512 tokens), far below a pasted book
 STEPS_LIMIT = 250  # keeps the schedule small enough for every format's metadata
 GUIDANCE_LIMIT = 100.0
+RL_LIMIT = 1.5  # beyond what was trained: extrapolated velocities (RLG, arXiv 2508.21016)
 
 Warn = Callable[[str], None]
 
@@ -83,6 +84,8 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
     width, height = _resolve_size(preset, full, wish, warn)
     device, profile, vram = fit_memory(wish, settings.generate)
     original, loras = full.original_prompt, full.loras or ()
+    strength = _honour_strength(found, _origin("rl_strength", wish.rl_strength, settings), full.rl_strength, warn)
+    files = found.files if found.files is None or strength is None else found.files.with_strength(strength)
     decided = dict[str, Any](
         prompt=check_prompt(full.prompt or "", "prompt"),
         original_prompt=check_prompt(original, "original prompt") if original is not None else None,
@@ -97,6 +100,7 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
         guidance=guidance,
         device=device,
         loras=_find_loras(loras, full.lora_mode or LoraMode.auto),
+        rl_strength=strength,
         profile=profile,
         vram=vram,
     )
@@ -104,7 +108,7 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
     known = {item.name for item in fields(GenerationRequest)}
     asked = {key: value for key, value in full.given().items() if key in known}
     request = GenerationRequest(**asked | decided)
-    return ResolvedRequest(request=request, preset=preset, files=found.files, missing=found.missing)
+    return ResolvedRequest(request=request, preset=preset, files=files, missing=found.missing)
 
 
 def find_model(model: str) -> FoundModel:
@@ -198,10 +202,21 @@ def _honour_guidance(preset: Preset, origin: str, full: Wish, warn: Warn) -> tup
     return guidance, negative_prompt.strip()
 
 
+def _honour_strength(found: FoundModel, origin: str, wanted: float | None, warn: Warn) -> float | None:
+    """How strongly the model's own adapter acts; None: it has none that can be weighed, which a wish is told."""
+    if wanted is not None and not (math.isfinite(wanted) and 0 <= wanted <= RL_LIMIT):
+        raise UsageError(f"{origin} {wanted:g} is outside 0..{RL_LIMIT:g}", hint="1 is as it was trained")
+    if found.files is not None and found.files.adjustable:
+        return 1.0 if wanted is None else wanted
+    if wanted:
+        warn(f"{origin} {wanted:g} is ignored: {Path(found.name).name} has no adapter of its own that it could weigh")
+    return None
+
+
 def _origin(name: str, flag: object, settings: Settings) -> str:
     """What a value is called where it is refused: by its flag, or by the setting that it comes from."""
     if flag is not None:
-        return f"--{name}"
+        return f"--{name.replace('_', '-')}"
     key = f"generate.{name}"
     where = settings.origins.get(key, "settings")
     return f"{where} =" if where == env_name(key) else f"{where}: {key} ="

@@ -163,6 +163,7 @@ class GenerationRequest:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto
     loras: tuple[LoraUse, ...] = ()  # they add up
+    rl_strength: float | None = None  # of the model's own adapter; None: it has none that can be weighed
     quant: Quant = Quant.auto  # of the transformer's linears
     profile: str | None = None  # class of card to plan memory for, by name; None: what is free decides
     vram: int | None = None  # bytes of the GPU to plan for and to keep to; None: what is free

@@ -77,7 +77,7 @@ class Wish:
     )
     model: str | None = _row(
         "--model", "-m", help="A name from `lens models list`, or a path.", on="gen rerun refine bench eval",
-        record="model", verify=True,
+        record="model", verify=True, aside="rl_strength",
     )  # fmt: skip
     num: int | None = _row("--num", "-n", help="Number of pictures.")
     seeds: tuple[str, ...] | None = _row(
@@ -148,6 +148,12 @@ class Wish:
         help="fused adds them to the weights, live runs low-rank ones beside the weights; auto: live where those are "
         "quantised.",
         setting=True, verify=True,
+    )  # fmt: skip
+    rl_strength: float | None = _row(
+        "--rl-strength",
+        help="How strongly reinforcement learning acts in a model that is a base with an adapter: 0 is the base, 1 as "
+        "trained, up to 1.5 beyond it.",
+        on="gen rerun bench eval", setting=True, record="rl_strength",
     )  # fmt: skip
     quant: Quant | None = _row(
         "--quant",

@@ -19,6 +19,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
@@ -42,6 +43,8 @@ class FakeFiles:
     notes: tuple[str, ...] = ()
     total_bytes: int = 12_345_678
     folder: Path = Path("a model that does not say what it knows")
+    adapters: tuple[Any, ...] = ()
+    adjustable: bool = False
 
     def files(self) -> list[tuple[str, Path, int]]:
         return [("transformer", WEIGHTS, self.total_bytes)]

@@ -26,6 +26,15 @@ ACCEPTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelAdapter:
+    """A LoRA that is part of a model, and how strongly it acts."""
+
+    path: Path
+    adjustable: bool  # whether a request may say how strongly
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFiles:
     """Everything that is needed to load one model. Paths are absolute; every file exists."""
 
@@ -38,6 +47,7 @@ class ModelFiles:
     assumed: str | None = None  # a sentence about what had to be assumed; None: nothing
     borrowed: str | None = None  # a sentence about what another model lends; None: nothing
     lent: frozenset[Path] = frozenset()  # the files that it lends
+    adapters: tuple[ModelAdapter, ...] = ()  # on the transformer, for everybody who reads it
 
     @property
     def transformer(self) -> tuple[Path, ...]:
@@ -58,7 +68,19 @@ class ModelFiles:
 
     def files(self) -> list[tuple[str, Path, int]]:
         """(component, path, bytes) of every weights and tokenizer file."""
-        return [(str(part), path, path.stat().st_size) for part in Component for path in self.parts.files(part)]
+        rows = [(str(part), path) for part in Component for path in self.parts.files(part)]
+        rows += [("adapter", adapter.path) for adapter in self.adapters]
+        return [(part, path, path.stat().st_size) for part, path in rows]
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether a request may say how strongly its adapter acts."""
+        return any(adapter.adjustable for adapter in self.adapters)
+
+    def with_strength(self, strength: float) -> ModelFiles:
+        """The model with its adjustable adapters acting so strongly; 0 is its base."""
+        weighed = (replace(a, strength=strength) if a.adjustable else a for a in self.adapters)
+        return replace(self, adapters=tuple(weighed))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -158,9 +180,10 @@ def missing(preset: Preset) -> ModelMissingError:
 def _embedded_preset(preset: Preset) -> ModelFiles:
     assert preset.embedded is not None
     parts = layouts.embedded(nano_dir(), preset.embedded)
-    if parts.missing():
+    adapters = tuple(ModelAdapter(path=nano_dir() / own.file, adjustable=own.adjustable) for own in preset.adapters)
+    if parts.missing() or not all(adapter.path.is_file() for adapter in adapters):
         raise missing(preset)
-    return _finish(preset.name, preset, Layout.embedded, parts, None, None)
+    return replace(_finish(preset.name, preset, Layout.embedded, parts, None, None), adapters=adapters)
 
 
 def of_record(preset: Preset, record: records.Record) -> ModelFiles:

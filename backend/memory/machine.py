@@ -16,6 +16,7 @@ from backend.checkpoints.packing_plan import QuantPlan, plan_quant
 from backend.errors import OutOfMemoryError
 from backend.kernels import switches
 from backend.lora.names import block_bits
+from backend.lora.own import own_loras
 from backend.memory.footprint import CUDA_CONTEXT, Job
 from backend.memory.plan import MachineMemory, MemoryPlan, ModelBytes, make_plan
 from backend.types import DType, Encoder, GenerationRequest
@@ -88,11 +89,11 @@ def describe(request: GenerationRequest, files: ModelFiles, dtype: DType, quant:
         guided=request.guidance != 1.0,
         text_tokens=template.room,  # as long as a prompt can be
         itemsize=ITEMSIZE[dtype],
-        block_bits=block_bits(request.loras, params.dit, quant, itemsize=ITEMSIZE[dtype]),
+        block_bits=block_bits((*own_loras(files), *request.loras), params.dit, quant, itemsize=ITEMSIZE[dtype]),
         bitsandbytes=quant.bitsandbytes,
     )
     # A fused LoRA makes tensors of its own, and so does packing at load.
-    mapped = not request.loras and not quant.packed and _mostly_stored_as(files, _STORED[dtype])
+    mapped = not (files.adapters or request.loras) and not quant.packed and _mostly_stored_as(files, _STORED[dtype])
     held = (quant.scheme or str(quant.quant)) if packed else _NAMES[dtype]
     return ModelBytes(job=job, held=held, mapped=mapped, llama=request.encoder is Encoder.llama)
 

@@ -143,6 +143,7 @@ def wish_from(record: Mapping[str, Any], where: str) -> Wish:
     is absent is what pictures were before there was such a choice.
     """
     given = {row.name: _recorded(row, record, where) for row in ROWS.values() if row.record is not None}
+    given["rl_strength"] = given["rl_strength"] or 0.0  # null: no adapter acted, whatever the model has got since
     modes = {use.mode for use in given["loras"]}
     return Wish(**given, lora_mode=modes.pop() if len(modes) == 1 else LoraMode.auto)  # several: auto had chosen them
 

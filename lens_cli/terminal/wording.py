@@ -21,7 +21,7 @@ def command_line(
     It holds the prompt that was drawn, rewritten or not, and nobody may rewrite it once more. `reasoner` are flags
     about that where they are needed. What is as it is without flag and setting is left out.
     """
-    again, usual = wish_of(request), USUAL | {"lora_mode": LoraMode.auto}
+    again, usual = wish_of(request), USUAL | {"lora_mode": LoraMode.auto, "rl_strength": 1.0}
     mine = again.given() | {"loras": request.loras}
     # By itself the value is the same, and no setting makes it another.
     unsaid = [
@@ -46,6 +46,8 @@ def describe(request: GenerationRequest) -> str:
     """What is about to run, in one line: the answer to "which size, which seed?"."""
     seeds = ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
     loras = "".join(f", LoRA {Path(use.path).stem} {use.scale:g}" for use in request.loras)
+    if request.rl_strength not in (None, 1.0):
+        loras = f", RL strength {request.rl_strength:g}{loras}"
     return (
         f"{request.width}x{request.height}, {Path(request.model).name}, {request.steps} steps, "
         f"guidance {request.guidance:g}, seed {seeds}{loras}"

@@ -125,6 +125,7 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
         "loras": [[use.sha256, use.scale] for use in request.loras],
         "negative_prompt": request.negative_prompt,
         "seed": choice.seed,
+        **({} if request.rl_strength is None else {"rl_strength": request.rl_strength}),
     }
     runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
     title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"

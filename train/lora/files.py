@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.parameters import SIDECAR
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.disk import make_folder, write_atomic
 from backend.errors import LensError
+from backend.lora.own import transformer_sha256
 from backend.lora.write import Family, write_lora
 from backend.presets import Component, Layout
 from train.lora.adapters import factors
@@ -125,7 +125,7 @@ def header(config: LoraConfig, files: ModelFiles, step: int) -> Mapping[str, str
     """
     training = {
         "base_model": files.name,
-        "base_sha256": files_sha256(files.transformer),
+        "base_sha256": transformer_sha256(files),
         "rank": config.rank,
         "alpha": config.alpha,
         "targets": list(config.targets),

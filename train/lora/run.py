@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import CheckpointError
 from backend.lora.keys import listed
+from backend.lora.own import transformer_sha256
 from backend.memory.exhausted import out_of_memory_in_training
 from backend.model.transformer import LensTransformer2DModel
 from train import overrides
@@ -239,7 +239,7 @@ def _facts(config: LoraConfig, files: ModelFiles, source: FolderSource) -> list[
         Fact("seed", config.seed, hint=hint),
         Fact("batch", config.batch, f"another batch, {jump}", hint),
         Fact("accumulate", config.accumulate, f"another accumulate, {jump}", hint),
-        Fact("base_sha256", files_sha256(files.transformer), "another model's weights", hint),
+        Fact("base_sha256", transformer_sha256(files), "another model's weights", hint),
         Fact("data", source.fingerprint, "other pictures or captions than there are now", hint),
     ]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from backend import presets
 from backend.errors import UsageError
@@ -22,6 +22,9 @@ from backend.types import Quant
 from train.config import Machine, Optim, within
 from train.judge.config import EndpointJudge, JudgeConfig, Judging, RulesJudge
 from train.overrides import set_fields
+
+if TYPE_CHECKING:
+    from backend.checkpoints.resolve import ModelFiles
 
 KIND = "rl"  # of a run, in its config.json
 
@@ -281,4 +284,14 @@ def refuse_distilled(preset: Preset) -> None:
             f"{preset.name} is distilled for {preset.steps} steps without guidance; this training knows nothing of "
             "that, and blurs such a model after some thousand steps",
             hint="tune the model it was distilled from (model=lens-base), and distil the result",
+        )
+
+
+def refuse_tuned(files: ModelFiles) -> None:
+    """Raises UsageError for a model that is a base with an adapter of this very training."""
+    if files.adjustable:
+        bases = [row.name for row in presets.PRESETS.values() if row.embedded is not None and not row.adapters]
+        raise UsageError(
+            f"{files.name} is a base with an adapter that reinforcement learning made",
+            hint=f"tune the base: --set model={bases[0]}" if bases else "tune the base, given as a folder",
         )

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import FileError
+from backend.lora.own import transformer_sha256
 from train.batches.texts import KeptTexts
 from train.evals.verifier.verify import Expectation
 from train.judge.panel import Panel, PicturesAsked
@@ -53,7 +53,7 @@ class Work:
     taken: int = 0  # gradient steps so far
 
     def __post_init__(self) -> None:
-        self.base_sha256 = files_sha256(self.files.transformer)
+        self.base_sha256 = transformer_sha256(self.files)
         self.rule = rewards.RewardRule(**vars(self.config.reward))
 
     @property

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder
+from backend.lora.own import transformer_sha256
 from backend.lora.write import Factors, Family, write_lora
 from train.lora.adapters import factors
 from train.rl.config import RLConfig
@@ -35,7 +35,7 @@ def export(
         learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
     path = config.run_dir / "lora.safetensors"
     training = {
-        "kind": "rl", "base_model": files.name, "base_sha256": files_sha256(files.transformer), "epochs": epoch,
+        "kind": "rl", "base_model": files.name, "base_sha256": transformer_sha256(files), "epochs": epoch,
         "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets), "seed": config.seed,
         "rollout_guidance": config.rollout.guidance, "train_guidance": config.nft.guidance,
         "kl_weight": config.nft.kl_weight, "prompts": prompts, "version": version("lens"),

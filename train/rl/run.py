@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import CheckpointError, UsageError
 from backend.loading import load_vae
+from backend.lora.own import transformer_sha256
 from backend.memory.exhausted import out_of_memory_in_training
 from train import overrides
 from train.batches.texts import KeptTexts
@@ -40,7 +40,7 @@ from train.lora.adapters import with_adapters
 from train.lora.config import target_shapes
 from train.losses import flow
 from train.rl import evaluate, rollout
-from train.rl.config import KIND, RLConfig, refuse_distilled
+from train.rl.config import KIND, RLConfig, refuse_distilled, refuse_tuned
 from train.rl.epoch import Work, run_epoch
 from train.rl.export import export
 from train.rl.prompts import drawn, prompt_set
@@ -100,6 +100,7 @@ def _run(config: RLConfig, ranks: Ranks, say: Say, judges: _Judges) -> Result:
     # 1. The model, the prompts and the run's folder; what cannot be is said before anything is made.
     files, folder = resolve_model(config.model), RunFolder(config.run_dir, KIND)
     refuse_distilled(files.preset)
+    refuse_tuned(files)
     target_shapes(config, files.preset.params.dit)
     everything, expectations = read_prompts(config)
     training, held = everything.split(config.held_out, config.seed)
@@ -264,7 +265,7 @@ def _facts(config: RLConfig, files: ModelFiles, prompts: PromptSet) -> list[Fact
         Fact("held_out", config.held_out, "another share held out", hint),
         Fact("share", config.share, hint=hint),
         Fact("without", list(config.without), hint=hint),
-        Fact("base_sha256", files_sha256(files.transformer), "another model's weights", hint),
+        Fact("base_sha256", transformer_sha256(files), "another model's weights", hint),
         Fact("prompts", prompts.fingerprint, "other prompts than these", hint),
     ]
 
