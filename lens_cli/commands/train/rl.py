@@ -38,6 +38,19 @@ Verdicts = Annotated[
 ]
 Kept = Annotated[Path | None, typer.Option("--out", "-o", help="With --verdicts: write what is left of the set here.")]
 
+Adapters = Annotated[list[str], typer.Argument(metavar="FILE[=STRENGTH]...", help="Adapters: RUN/lora.safetensors.")]
+MeasureOut = Annotated[Path, typer.Option("--out", "-o", help="Folder of all pictures and results.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="The base: a name or a path.")]
+Images = Annotated[int, typer.Option("--images", min=1, max=100, help="Pictures of each prompt.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Prompts, from the kinds in turn; 350 if left out.")]
+Guidance = Annotated[
+    list[float] | None,
+    typer.Option("--guidance", min=0, max=100, help="Repeatable \\[default: as the model is served, and 1]."),
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, max=250, help="Sampler steps \\[default: the model's].")]
+Scenes = Annotated[int, typer.Option("--scenes", min=2, help="Drawn scenes whose flow-matching loss is told.")]
+Compute = Annotated[str, typer.Option("--compute", help="Arithmetic: bfloat16 or float32.")]
+
 
 @app.callback()
 def rl(
@@ -68,6 +81,33 @@ def rl(
     from lens_cli.work.train.rl import tune  # torch: 1.4 s
 
     tune(config, talk)
+
+
+@app.command("measure")
+def measure(
+    adapters: Adapters,
+    out: MeasureOut,
+    model: Model = "nano",
+    images: Images = 3,
+    limit: Limit = None,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    scenes: Scenes = 64,
+    compute: Compute = "bfloat16",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare a model with and without adapters on the prompts of `lens eval nano`, in pairs, kind by kind.
+
+    Takes about 1.9 seconds of one core a picture of 20 steps, without guidance 1.1. The same command again goes on.
+    lens train rl measure runs/rl/lora.safetensors -o runs/measured
+    """
+    from lens_cli.work.train.rl_measure import run
+
+    run(
+        model, adapters, out, options.talk_for("train rl measure", json=json, quiet=quiet), images=images, limit=limit,
+        guidances=guidance or [], steps=steps, scenes=scenes, compute=compute,
+    )  # fmt: skip
 
 
 @prompts.command("write")
