@@ -48,6 +48,7 @@ class ReasonerSettings:
     seed: int = 0  # of the words, not of the picture: one rewrite serves all pictures of a run
     think_tokens: int = 512  # local: of the thought, then it has to answer
     answer_tokens: int = 1024  # local: of the answer
+    adapter: bool = True  # local: with the updates for rewriting that lie beside the language model, where some do
     max_tokens: int = 2048  # api: of thought and answer together
     timeout: float = 120.0  # api: seconds without an answer
     base_url: str | None = None  # api: such as https://api.openai.com/v1 or http://127.0.0.1:8080/v1

@@ -125,6 +125,7 @@ class Expander:
     effort: str  # low, medium or high
     temperature: float | None  # None: the endpoint's own
     seed: int | None  # None: the endpoint takes none
+    adapter: str | None = None  # SHA-256 of the updates of the local model's weights; None: the model as it is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,8 @@ def _loras(value: Any) -> tuple[LoraUse, ...]:
 
 def _expander(value: Any) -> Expander:
     """Who rewrote the prompt, checked field by field."""
-    return Expander(**{name: from_data(value[name], kind) for name, kind in types_of(Expander).items()})
+    said = {"adapter": None, **value}  # older pictures: there was none
+    return Expander(**{name: from_data(said[name], kind) for name, kind in types_of(Expander).items()})
 
 
 # What a record says in another form than a wish, or within limits.
@@ -260,6 +261,7 @@ def describe_expander(expander: Any) -> str:
     """`gpt-oss-20b (local), system prompt general, seed 0` of a record's `expander`, whatever it holds."""
     said = cast("dict[str, Any]", expander) if isinstance(expander, dict) else {}
     seed = "" if said.get("seed") is None else f", seed {said['seed']}"
+    seed += "" if said.get("adapter") is None else f", adapter {str(said['adapter'])[:12]}…"
     return f"{said.get('model')} ({said.get('kind')}), system prompt {said.get('system_prompt')}{seed}"
 
 

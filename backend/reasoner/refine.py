@@ -27,6 +27,7 @@ from backend.memory.exhausted import process_peak_bytes
 from backend.paths import prompts_dir
 from backend.presets import Preset
 from backend.reasoner import answers
+from backend.reasoner.adapter import adapter_sha256, fitting_adapter
 from backend.reasoner.address import reasoner_address
 from backend.reasoner.answers import Draft
 from backend.settings import ReasonerSettings
@@ -36,6 +37,7 @@ from prompts import SystemPrompt
 
 if TYPE_CHECKING:
     from backend.cache.store import Store
+    from backend.checkpoints.resolve import ModelFiles
     from backend.params import TemplateParams
     from backend.text.llama import LlamaModel
 
@@ -59,6 +61,7 @@ class RewritePlan:
     think_tokens: int
     answer_tokens: int
     max_tokens: int
+    adapter: str | None = None  # SHA-256 of the updates of the local model's weights; None: the model as it is
 
     def instructions(self, form: str) -> str:
         """The whole text that is sent as instructions; `form` of the answer: json or plain."""
@@ -74,6 +77,7 @@ class RewritePlan:
             effort=self.effort,
             temperature=None if "temperature" in left_out else self.temperature,
             seed=None if "seed" in left_out else self.seed,
+            adapter=self.adapter,
         )
 
     def data(self) -> dict[str, Any]:
@@ -176,11 +180,13 @@ def make_plan(
     mode: ReasonerMode | None = None,
     system_prompt: str | None = None,
     insist: bool = False,
+    files: ModelFiles | None = None,
 ) -> RewritePlan:
     """Who is asked and with what. Opens nothing.
 
-    `mode` and `system_prompt` are what was typed, before the settings. With `insist` (a command that does nothing but
-    rewrite) auto never ends in off. Raises UsageError.
+    `files`: of the model; an adapter beside its language model is part of the plan. `mode` and `system_prompt` are what
+    was typed, before the settings. With `insist` (a command that does nothing but rewrite) auto never ends in off.
+    Raises UsageError.
     """
     chosen, why = choose_mode(settings, preset, mode)
     if insist and chosen is ReasonerMode.off and (mode or settings.mode) is ReasonerMode.auto:
@@ -213,6 +219,7 @@ def make_plan(
         think_tokens=settings.think_tokens,
         answer_tokens=settings.answer_tokens,
         max_tokens=settings.max_tokens,
+        adapter=adapter_sha256(files.text_encoder) if local and settings.adapter and files is not None else None,
     )
 
 
@@ -297,6 +304,7 @@ def cache_key(request: str, plan: RewritePlan, identity: str) -> str:
         "temperature": plan.temperature,
         "seed": plan.seed,
         "budget": [plan.think_tokens, plan.answer_tokens, plan.max_tokens],
+        "adapter": plan.adapter,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -380,6 +388,7 @@ class LocalSpeaker:
             temperature=plan.temperature,
             seed=plan.seed,
             stop=self.stop,
+            adapter=fitting_adapter(self.gguf, plan.adapter) if plan.adapter is not None else None,
         )
         if not reply.finished:
             raise ReplyError(

@@ -93,16 +93,17 @@ class LlamaModel:
 
     def answer(
         self, prompt_ids: Sequence[int], *, schema: Mapping[str, Any] | None, think_tokens: int, answer_tokens: int,
-        temperature: float, seed: int, stop: Callable[[], bool] = _never,
+        temperature: float, seed: int, stop: Callable[[], bool] = _never, adapter: Path | None = None,
     ) -> harmony.Reply:  # fmt: skip
         """What the model writes after `prompt_ids` (`harmony.conversation`): a thought, then the final message.
 
         The thought is closed by us once it has `think_tokens` tokens; 0 means none. Where a `schema` is given
         (`backend.text.grammar`) the final message is JSON of that form, written as `json.dumps` writes it; it may be
         cut by `answer_tokens`, then `finished` is False. Temperature 0 takes the likeliest token each time; otherwise
-        the same seed draws the same reply. `stop` is asked between tokens and while the prompt is read.
-        Raises UsageError for a prompt that leaves no room for the budgets, CancelledError once `stop()` is true,
-        ValueError for a schema without a grammar.
+        the same seed draws the same reply. `stop` is asked between tokens and while the prompt is read. `adapter`:
+        updates of the weights, for answers only; hidden states are those of the weights alone.
+        Raises CheckpointError for an adapter that does not fit, UsageError for a prompt that leaves no room for the
+        budgets, CancelledError once `stop()` is true, ValueError for a schema without a grammar.
         """
         if self._answerer is None:
             self._answerer = Answerer(
@@ -111,7 +112,7 @@ class LlamaModel:
             )  # fmt: skip
         return self._answerer.answer(
             prompt_ids, schema=schema, think_tokens=think_tokens, answer_tokens=answer_tokens, temperature=temperature,
-            seed=seed, stop=stop,
+            seed=seed, stop=stop, adapter=adapter,
         )  # fmt: skip
 
     def close(self) -> None:

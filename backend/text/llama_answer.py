@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.checkpoints.identity import known_sha256
 from backend.errors import CancelledError, UsageError
 from backend.text import harmony
 from backend.text.grammar import gbnf
@@ -69,6 +71,7 @@ class Answerer:
         self._model, self._tokenizer, self._special = model, tokenizer, list(special)
         self._threads, self._limit, self._kept = threads, limit, prefixes
         self._context: Context | None = None
+        self._adapter: Path | None = None  # of the context
         self._prefix: tuple[int, ...] = ()
         writer = harmony.HarmonyWriter(tokenizer)
         self._think = tuple(writer.control("<|channel|>").text("analysis").control("<|message|>").ids)
@@ -79,7 +82,7 @@ class Answerer:
 
     def answer(
         self, ids: Sequence[int], *, schema: Mapping[str, Any] | None, think_tokens: int, answer_tokens: int,
-        temperature: float, seed: int, stop: Stop,
+        temperature: float, seed: int, stop: Stop, adapter: Path | None = None,
     ) -> harmony.Reply:  # fmt: skip
         """See LlamaModel.answer."""
         need = len(ids) + len(self._think) + think_tokens + len(self._conclude) + answer_tokens
@@ -89,7 +92,7 @@ class Answerer:
                 f"{think_tokens + answer_tokens} for the answer, where {self._limit} fit",
                 hint="Shorten the request or the system prompt.",
             )
-        context = self._begin(ids, need, stop)
+        context = self._begin(ids, need, stop, adapter)
         draw = _Draw(temperature, seed)
         self._append(context, self._think, stop)
         thought, _ = self._write(context, draw, think_tokens, (self._end,), None, stop)
@@ -110,25 +113,27 @@ class Answerer:
             self._context.close()
             self._context = None
 
-    def _begin(self, ids: Sequence[int], need: int, stop: Stop) -> Context:
+    def _begin(self, ids: Sequence[int], need: int, stop: Stop, adapter: Path | None) -> Context:
         """The context, with the conversation in it.
 
         The prefix is always a batch of its own, whether it is known already or not: the same sums in the same order,
         so that an answer depends on its seed alone and not on what was asked before.
         """
-        if self._context is None or self._context.size < need:
+        if self._context is None or self._context.size < need or self._adapter != adapter:
             self.close()
-            self._context = Context(self._model, need, threads=self._threads)
+            self._context = Context(self._model, need, threads=self._threads, adapter=adapter)
+            self._adapter = adapter
         context = self._context
         place = harmony.users_place(self._tokenizer, ids)
         prefix = tuple(ids[:place])
         if self._prefix != prefix or not context.length:
             self._prefix = ()
             context.keep(0)
-            if self._kept is None or self._kept.recall(context, "answers", prefix) is None:
+            job = "answers" if adapter is None else f"answers with {known_sha256(adapter)}"
+            if self._kept is None or self._kept.recall(context, job, prefix) is None:
                 self._append(context, prefix, stop)
                 if self._kept is not None and prefix:
-                    self._kept.keep(context, "answers", prefix, {})
+                    self._kept.keep(context, job, prefix, {})
             self._prefix = prefix
         context.keep(place)
         self._append(context, ids[place:], stop)

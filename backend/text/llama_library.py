@@ -122,10 +122,25 @@ class OpenGguf:
         self.width = int(api.llama_model_n_embd(self.pointer))
         self.vocab = api.llama_model_get_vocab(self.pointer)
         self.vocab_size = int(api.llama_vocab_n_tokens(self.vocab))
+        self._adapters: dict[Path, Any] = {}
+
+    def adapter(self, path: Path) -> Any:
+        """Low-rank updates of these weights, opened once, for `Context`. Raises CheckpointError."""
+        if path not in self._adapters:
+            complaint()
+            found = self.lib.api.llama_adapter_lora_init(self.pointer, os.fsencode(path))
+            if not found:
+                raise CheckpointError(
+                    f"{path}: llama.cpp cannot apply it{complaint()}",
+                    hint="go without: LENS_REASONER__ADAPTER=false",
+                )
+            self._adapters[path] = found
+        return self._adapters[path]
 
     def close(self) -> None:
         if self.pointer:
-            self.lib.api.llama_model_free(self.pointer)
+            self.lib.api.llama_model_free(self.pointer)  # and with it its adapters
+            self._adapters.clear()
             self.pointer = None
 
 
@@ -133,10 +148,12 @@ class Context:
     """A key/value cache of one conversation on a model; tokens are appended at the end or taken from it."""
 
     def __init__(
-        self, model: OpenGguf, size: int, *, threads: int, exact: bool = False, observer: Observer | None = None
-    ) -> None:
+        self, model: OpenGguf, size: int, *, threads: int, exact: bool = False, observer: Observer | None = None,
+        adapter: Path | None = None,
+    ) -> None:  # fmt: skip
         """`size` tokens at most, rounded up to STEP.
 
+        `adapter`: updates of the weights for this context alone; the model's other contexts know nothing of them.
         `exact`: a float32 cache and plain attention instead of float16 and flash attention. `observer(name, ask,
         read)` sees every tensor of the graph: asked first, it says whether it wants the values; given them through
         `read()`, it says whether to go on. Raises OutOfMemoryError.
@@ -166,6 +183,18 @@ class Context:
                 hint="Close other programs, or use --reasoner off.",
             )
         self._memory = api.llama_get_memory(self.pointer)
+        if adapter is not None:
+            self._adapt(adapter)
+
+    def _adapt(self, path: Path) -> None:
+        api = self.lib.api
+        try:
+            one = (api.llama_adapter_lora_p_ctypes * 1)(self.model.adapter(path))
+            if api.llama_set_adapters_lora(self.pointer, one, 1, (ctypes.c_float * 1)(1.0)):
+                raise LensError(f"llama.cpp does not apply {path}{complaint()}")
+        except BaseException:
+            self.close()
+            raise
 
     def keep(self, tokens: int) -> None:
         """Forget everything after the first `tokens` tokens."""

@@ -17,7 +17,9 @@ SCENES = 1000
 
 app = typer.Typer(no_args_is_help=True, help="Measure models.")
 
-Wording = Annotated[str, typer.Option("--prompts", help="brief, or dense (40 to 110 words).")]
+Wording = Annotated[
+    str, typer.Option("--prompts", help="brief, dense (40 to 110 words), or requests that need a reasoner.")
+]
 Images = Annotated[int, typer.Option("--images-per-prompt", min=1, max=999, help="Pictures of each prompt.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only so many prompts, from all kinds in turn.")]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="First seed; of the scenes with --prove-verifier.")]
@@ -67,7 +69,7 @@ def nano(
     """Generate 350 prompts, let a rule say which pictures are right, and print the scores.
 
     Examples: lens eval nano --limit 70 · lens eval nano --out eval/ --contact-sheet eval.png
-    · lens eval nano --reasoner local --compare · lens eval nano --prove-verifier
+    · lens eval nano --prompts requests --reasoner local --compare · lens eval nano --prove-verifier
     """
     from lens_cli.work.eval import EvalChoice, eval_nano  # light until it runs
     from lens_cli.work.eval import prove_verifier as prove

@@ -37,7 +37,7 @@ class EvalChoice:
     """What was typed; None means "the model's default"."""
 
     wish: Wish  # of every picture: the model, and how it draws
-    wording: str  # "brief" or "dense"
+    wording: str  # "brief", "dense" or "requests"
     images_per_prompt: int
     limit: int | None  # prompts; None: all
     kinds: tuple[str, ...]  # empty: all
@@ -86,15 +86,15 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
     from backend.checkpoints.identity import identify_model
     from backend.disk import make_folder
+    from train.evals import nano_prompts, nano_requests
     from train.evals.nano import EvalComparison
-    from train.evals.nano_prompts import fingerprint
-    from train.evals.nano_prompts import prompts as all_prompts
     from train.evals.verifier.verify import VERSION
 
-    if choice.wording not in ("brief", "dense"):
-        raise UsageError(f"--prompts {choice.wording!r} is neither brief nor dense")
+    if choice.wording not in ("brief", "dense", "requests"):
+        raise UsageError(f"--prompts {choice.wording!r} is none of brief, dense, requests")
+    requests = choice.wording == "requests"
     try:
-        chosen = all_prompts(choice.kinds, choice.limit)
+        chosen = (nano_requests.requests if requests else nano_prompts.prompts)(choice.kinds, choice.limit)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if choice.contact_sheet is not None:
@@ -105,14 +105,14 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     if choice.compare and reasoner.off:
         raise UsageError("--compare sets a reasoner against none", hint="add --reasoner local, or api")
     # What all pictures share but for prompt and seed.
-    shared = replace(choice.wish, prompt=chosen[0].wording(choice.wording), seeds=(str(choice.seed),), ar="1:1")
+    shared = replace(choice.wish, prompt=chosen[0].brief, seeds=(str(choice.seed),), ar="1:1")
     resolved = build_request(shared, settings, talk.warn, found=found)
     request, files = resolved.request, resolved.need_files()
     what: dict[str, Any] = {
         "model": request.model,
         "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
         "prompts": choice.wording,
-        "fingerprint": fingerprint(),
+        "fingerprint": (nano_requests if requests else nano_prompts).fingerprint(),
         "verifier": VERSION,
         "steps": request.steps,
         "guidance": request.guidance,
@@ -128,7 +128,8 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
         **({} if request.rl_strength is None else {"rl_strength": request.rl_strength}),
     }
     runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
-    title = f"{request.model}, {choice.wording} prompts, {request.steps} steps, guidance {request.guidance:g}"
+    asked_for = "requests" if requests else f"{choice.wording} prompts"
+    title = f"{request.model}, {asked_for}, {request.steps} steps, guidance {request.guidance:g}"
     data: list[dict[str, Any]] = []
     reports: list[EvalReport] = []
     with Session(settings, stores=Stores()) as session:
@@ -196,7 +197,7 @@ def _one_run(
     report = evaluate(
         generate,
         chosen,
-        wording=choice.wording,
+        wording="brief" if choice.wording == "requests" else choice.wording,
         images_per_prompt=choice.images_per_prompt,
         seed=choice.seed,
         done=done,

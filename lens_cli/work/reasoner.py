@@ -73,7 +73,9 @@ def ask_reasoner(
     from backend.reasoner.refine import make_plan
 
     name = model.name if isinstance(model, FoundModel) else model.request.model
-    plan = make_plan(settings.reasoner, model.preset, name, mode=mode, system_prompt=system_prompt, insist=insist)
+    plan = make_plan(
+        settings.reasoner, model.preset, name, mode=mode, system_prompt=system_prompt, insist=insist, files=model.files
+    )
     if plan.mode is ReasonerMode.off and system_prompt is not None:
         talk.warn("--system-prompt is ignored: the reasoner is off")
     flags = ("--reasoner", str(mode)) if mode is not None else ()
@@ -89,6 +91,7 @@ def describe_plan(plan: RewritePlan) -> str:
     return (
         f"reasoner: {plan.mode} ({plan.why}), {plan.expander().model}, system prompt {plan.system.name}, effort "
         f"{plan.effort}, temperature {temperature}, seed {plan.seed}"
+        + (f", adapter {plan.adapter[:12]}…" if plan.adapter is not None else "")
     )
 
 

@@ -25,7 +25,8 @@ def test_prove_verifier_prints_a_table_and_json() -> None:
     ("words", "message"),
     [
         (["--kind", "nonsense"], "nonsense"),
-        (["--prompts", "long"], "brief nor dense"),
+        (["--prompts", "requests", "--kind", "counting"], "counting"),
+        (["--prompts", "long"], "none of brief, dense, requests"),
         (["--prove-verifier", "--degrade", "melted"], "melted"),
         (["--degrade", "noisy", "--limit", "1"], "--degrade is of the verifier's proof"),
         (["--scenes", "10"], "--scenes is of the verifier's proof"),

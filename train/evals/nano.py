@@ -23,6 +23,7 @@ from PIL import Image
 from backend.disk import make_folder, write_atomic, write_error
 from backend.errors import FileError, RefusedError, ReplyError, UsageError
 from train.evals.nano_prompts import PROMPT_KINDS, NanoPrompt
+from train.evals.nano_requests import REQUEST_KINDS
 from train.evals.stats import AnswerTally, Pairs, mean_difference
 from train.evals.verifier.find_things import FoundThing
 from train.evals.verifier.verify import verify
@@ -30,6 +31,7 @@ from train.evals.verifier.verify import verify
 Generate = Callable[[str, int], Image.Image]  # (prompt, seed) -> picture
 Answer = TypeVar("Answer")
 Key = tuple[str, int]  # (prompt id, which picture of it)
+KINDS = (*PROMPT_KINDS, *REQUEST_KINDS)
 REFUSED, NO_REWRITE = "refused", "no rewrite"
 SETTINGS, RESULTS, PICTURES = "settings.json", "results.jsonl", "pictures"
 _SEED_STRIDE = 1000  # between prompts: no two prompts start from the same noise, and more pictures keep the first ones
@@ -71,10 +73,10 @@ class EvalReport:
     results: list[EvalResult] = field(default_factory=list[EvalResult])
 
     def by_kind(self) -> dict[str, AnswerTally]:
-        """A tally per kind of prompt that was tried, in the order of PROMPT_KINDS."""
+        """A tally per kind of prompt that was tried, in the order of KINDS."""
         return {
             kind: AnswerTally.of(groups)
-            for kind in PROMPT_KINDS
+            for kind in KINDS
             if (groups := _by_prompt((r.id, r.right) for r in self.results if r.kind == kind))
         }
 
@@ -155,8 +157,8 @@ class EvalComparison:
         def pairs(kinds: Sequence[str]) -> Pairs:
             return Pairs.of(_by_prompt((b.id, (a.right, b.right)) for a, b in common if b.kind in kinds))
 
-        found = {kind: pairs([kind]) for kind in PROMPT_KINDS}
-        return cls(kinds={kind: of for kind, of in found.items() if of.total}, micro=pairs(PROMPT_KINDS))
+        found = {kind: pairs([kind]) for kind in KINDS}
+        return cls(kinds={kind: of for kind, of in found.items() if of.total}, micro=pairs(KINDS))
 
     @property
     def overall(self) -> tuple[float, tuple[float, float]]:

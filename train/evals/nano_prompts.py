@@ -70,7 +70,7 @@ class Made:
     scene: Scene
 
 
-def _pale(scene: Scene) -> bool:
+def pale(scene: Scene) -> bool:
     """Whether something white stands before something nearly white, where nobody could tell."""
     b: Background = scene.background
     bright = b.plain not in (None, "board") or b.sky == "cloudy" or b.ground == "snow" or b.tint == "white"
@@ -82,7 +82,7 @@ def _scene(rng: random.Random, layout: str, fits: Callable[[Scene], bool]) -> Sc
     single = layout in ("single", "sign")
     while True:
         scene = sample_scene(rng, layouts=(layout,), weights=(1.0,), held_out=False if single else True)
-        if not _pale(scene) and fits(scene):
+        if not pale(scene) and fits(scene):
             return scene
 
 
@@ -206,15 +206,25 @@ def prompts(kinds: tuple[str, ...] = (), limit: int | None = None) -> tuple[Nano
 
     Raises ValueError for an unknown kind.
     """
-    unknown = [k for k in kinds if k not in PROMPT_KINDS]
+    return chosen(tuple(made.prompt for made in made_prompts()), PROMPT_KINDS, kinds, limit)
+
+
+def chosen(
+    prompts: tuple[NanoPrompt, ...], known: tuple[str, ...], kinds: tuple[str, ...], limit: int | None
+) -> tuple[NanoPrompt, ...]:
+    """Those of `kinds` (empty: all `known` ones), in order; with `limit`, that many, taken from the kinds in turn.
+
+    Raises ValueError for an unknown kind.
+    """
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown:
-        raise ValueError(f"no kind of prompt is called {', '.join(unknown)}; there are {', '.join(PROMPT_KINDS)}")
-    chosen = [m.prompt for m in made_prompts() if not kinds or m.prompt.kind in kinds]
+        raise ValueError(f"no kind of prompt is called {', '.join(unknown)}; there are {', '.join(known)}")
+    found = [prompt for prompt in prompts if not kinds or prompt.kind in kinds]
     if limit is None:
-        return tuple(chosen)
+        return tuple(found)
     # In turn, so that a short run still says something about every kind.
-    chosen.sort(key=lambda p: (int(p.id.rsplit("-", 1)[1]), p.number))
-    return tuple(sorted(chosen[:limit], key=lambda p: p.number))
+    found.sort(key=lambda prompt: (int(prompt.id.rsplit("-", 1)[1]), prompt.number))
+    return tuple(sorted(found[:limit], key=lambda prompt: prompt.number))
 
 
 def fingerprint() -> str:
