@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from backend.checkpoints.identity import known_sha256
 from backend.checkpoints.resolve import resolve_model
 from backend.checkpoints.tokenizer_files import load_tokenizer
-from backend.checkpoints.write_adapter import write_adapter_gguf
 from backend.errors import CancelledError
 from backend.loading import load_text_encoder
+from backend.lora.write_gguf import write_adapter_gguf
 from backend.model.text_encoder import Block, LensGptOssEncoder, clamped_swiglu, rotate, yarn_frequencies
 from backend.params import TemplateParams, TextEncoderParams
 from backend.reasoner.adapter import BASE_KEY, NAME

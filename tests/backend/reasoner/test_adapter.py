@@ -15,9 +15,9 @@ from backend import presets
 from backend.checkpoints.identity import known_sha256
 from backend.checkpoints.layouts import PartFiles, Parts
 from backend.checkpoints.resolve import resolve_model
-from backend.checkpoints.write_adapter import write_adapter_gguf
 from backend.disk import file_sha256
 from backend.errors import CheckpointError
+from backend.lora.write_gguf import write_adapter_gguf
 from backend.picture.metadata import describe_expander
 from backend.presets import Component
 from backend.reasoner.adapter import BASE_KEY, NAME, adapter_sha256, fitting_adapter

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from backend.cache.store import Store
-from backend.checkpoints.write_adapter import write_adapter_gguf
 from backend.checkpoints.write_gguf import write_text_encoder_gguf
 from backend.errors import CheckpointError
+from backend.lora.write_gguf import write_adapter_gguf
 from backend.text.llama import LlamaModel
 from backend.text.llama_library import Context, OpenGguf
 from tests.backend import tiny_weights as tiny
