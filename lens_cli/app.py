@@ -44,6 +44,7 @@ COMMANDS = {
         "lens_cli.commands.info:info", "Show prompt, seed and settings of pictures, made by lens or by other tools."
     ),
     "history": Lazy("lens_cli.commands.history:app", "Search, rate and follow the pictures that were made."),
+    "help": Lazy("lens_cli.commands.help:help", "Explain a topic such as sizes, memory or output, or a command."),
     "doctor": Lazy(
         "lens_cli.commands.doctor:doctor",
         "Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.",

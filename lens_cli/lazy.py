@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from lens_cli.help import BriefCommand
+
 __all__ = ["Lazy", "LazyGroup", "load"]
 
 
@@ -57,5 +59,5 @@ def build(name: str, source: Any) -> Any:
     if isinstance(source, typer.Typer):
         parent.add_typer(source, name=name)
     else:
-        parent.command(name)(source)
+        parent.command(name, cls=BriefCommand if getattr(source, "brief", False) else None)(source)
     return get_group(parent).commands[name]

@@ -123,6 +123,7 @@ def takes_wish(command: str, first: Sequence[str] = ()) -> Callable[[Callable[..
 
         own = inspect.signature(function, eval_str=True).parameters.values()
         parameters = [one for item in own for one in ([*map(_option, taken)] if item.name == "wish" else [item])]
+        vars(run)["brief"] = command in ("gen", "rerun")  # more options than a screen holds: `lens_cli.help`
         vars(run)["__signature__"] = inspect.Signature(
             [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
         )

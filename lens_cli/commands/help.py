@@ -1,0 +1,54 @@
+"""`lens help`: pages about what several commands share, and the help of any command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from backend.errors import UsageError
+from lens_cli.help import TOPICS
+
+
+def complete_topic(incomplete: str) -> list[tuple[str, str]]:
+    """Topics for the shell's TAB, each with what it is about."""
+    return [(name, topic.about) for name, topic in TOPICS.items() if name.startswith(incomplete)]
+
+
+def help(  # noqa: A001  the command's name
+    context: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC|COMMAND]", help="What to explain.", autocompletion=complete_topic, show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Explain a topic such as sizes, memory or output, or a command.
+
+    Examples: lens help memory   ·   lens help models pull
+    """
+    from lens_cli.app import COMMANDS
+    from lens_cli.help import topic_page
+    from lens_cli.lazy import build, load
+
+    root: Any = context.parent
+    words = words or []
+    if not words:
+        formatter = context.make_formatter()
+        with formatter.section("Topics: lens help TOPIC"):
+            formatter.write_dl([(name, topic.about) for name, topic in TOPICS.items()])
+        print(formatter.getvalue() + "\nCommands: lens --help, or lens help COMMAND")
+        return
+    if len(words) == 1 and words[0] in TOPICS:
+        gen: Any = build("gen", load(COMMANDS["gen"].target))
+        print(topic_page(words[0], gen, context), end="")
+        return
+    command, path = root.command, root
+    for word in words:
+        commands = getattr(command, "commands", {})
+        if word not in commands:
+            raise UsageError(f"no topic or command is called {' '.join(words)!r}", hint="lens help lists the topics")
+        _, command, _ = command.resolve_command(path, [word])
+        path = command.make_context(word, [], parent=path, resilient_parsing=True)
+    typer.echo(command.get_help(path))
