@@ -28,9 +28,7 @@ def help(  # noqa: A001  the command's name
 
     Examples: lens help memory   ·   lens help models pull
     """
-    from lens_cli.app import COMMANDS
     from lens_cli.help import topic_page
-    from lens_cli.lazy import build, load
 
     root: Any = context.parent
     words = words or []
@@ -41,7 +39,7 @@ def help(  # noqa: A001  the command's name
         print(formatter.getvalue() + "\nCommands: lens --help, or lens help COMMAND")
         return
     if len(words) == 1 and words[0] in TOPICS:
-        gen: Any = build("gen", load(COMMANDS["gen"].target))
+        _, gen, _ = root.command.resolve_command(root, ["gen"])
         print(topic_page(words[0], gen, context), end="")
         return
     command, path = root.command, root
