@@ -23,6 +23,7 @@ from backend.errors import (
     as_missing_package,
     os_reason,
 )
+from lens_cli.habits import refuse_foreign_command, unknown_option
 from lens_cli.lazy import Lazy, LazyGroup, build, load
 from lens_cli.terminal.console import Talk
 
@@ -74,6 +75,12 @@ def _ctrl_c_as_ours() -> Generator[None]:
 
 class Root(LazyGroup):
     lazy = COMMANDS
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The sub-command. Raises UsageError for a word that other programs taught, with what it is called here."""
+        if args and args[0] not in self.lazy:
+            refuse_foreign_command(args[0])
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *words: Any, **more: Any) -> Any:
         """Reads the flags before the sub-command; --help and --version are answered here."""
@@ -167,6 +174,9 @@ def as_lens_error(error: BaseException) -> LensError:
         return error
     if isinstance(error, typer.TyperException):  # a flag or argument that Typer refused
         command = " ".join(["lens", *_words()])
+        option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+        if option is not None and context is not None and type(error).__name__ == "NoSuchOption":
+            return unknown_option(option, [flag for param in context.command.params for flag in param.opts], command)
         return UsageError(error.format_message() or f"{command} needs a command", hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return CancelledError("stopped")

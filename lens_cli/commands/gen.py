@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from backend.errors import UsageError
 from backend.wish import Wish
 from lens_cli import options
+from lens_cli.habits import refuse_quantise_habit
 
 
 @options.takes_wish("gen")
@@ -51,6 +53,7 @@ def gen(
     from lens_cli.work.batch import Planner, carry_out_all
     from lens_cli.work.gen import carry_out
 
+    refuse_quantise_habit(sys.argv[1:])
     talk = options.talk_for("gen", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     settings = options.load_settings(talk, local=local, host=host)
     planner = Planner(settings=settings, talk=talk, places=partial(options.plan_for, settings=settings, talk=talk))

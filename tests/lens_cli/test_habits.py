@@ -1,0 +1,42 @@
+"""What people type from habit gets an answer that leads on, and no suggestion that is no better than chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lens_cli.app import COMMANDS
+from lens_cli.habits import COMMANDS as FOREIGN
+from lens_cli.habits import OPTIONS
+from lens_cli.lazy import build, load
+from tests.lens_cli.cli import real_inside
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pull", "lens"], "hint: lens models pull NAME"),
+        (["run", "a fish"], 'hint: lens gen "a blue fish"'),
+        (["ls"], "hint: lens models list"),
+        (["genn", "x"], "Did you mean 'gen'?"),
+        (["gen", "x", "--aspect-ratio", "1:1"], "hint: --ar is what it is called here"),
+        (["gen", "x", "--quantize", "8"], "hint: --quant is what it is called here"),
+        (["gen", "x", "--guidence", "3"], "hint: did you mean --guidance?"),
+        (["gen", "x", "--cartoon"], "hint: lens gen --help"),
+        (["gen", "a", "red", "ball", "-q", "8"], "hint: to quantise: --quant nf4"),
+    ],
+)
+def test_an_answer_leads_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    run = real_inside(monkeypatch, capfd, *words)
+    assert (run.code, run.out) == (2, b"") and said in run.err
+    assert len(run.err.splitlines()) <= 2
+
+
+def test_the_tables_name_what_is_here_and_nothing_that_is() -> None:
+    assert not set(FOREIGN) & set(COMMANDS)
+    gen: Any = build("gen", load(COMMANDS["gen"].target))
+    flags = {flag for param in gen.params for flag in param.opts}
+    assert not set(OPTIONS) & flags
