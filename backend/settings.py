@@ -31,7 +31,7 @@ DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
     template: str = DEFAULT_TEMPLATE  # file name, see `backend.picture.outputs.FIELDS`
-    format: ImageFormat = ImageFormat.png
+    format: ImageFormat = ImageFormat.png  # png, jpeg or webp
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True  # write the request into the picture
     show: bool | None = None  # draw the picture in the terminal; None: where stdout is one
@@ -41,7 +41,7 @@ class OutputSettings:
 class ReasonerSettings:
     """Who rewrites requests, and with what; the limits hold for one rewrite."""
 
-    mode: ReasonerMode = ReasonerMode.auto
+    mode: ReasonerMode = ReasonerMode.auto  # auto, off, local or api, as --reasoner has them
     system_prompt: str | None = None  # a name or a file; None: the model's own (local), or general (api)
     effort: Effort = Effort.low  # how long the model thinks
     temperature: float | None = None  # 0: the most likely words; None: the model's own (local), the endpoint's (api)

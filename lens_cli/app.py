@@ -46,6 +46,7 @@ COMMANDS = {
     ),
     "history": Lazy("lens_cli.commands.history:app", "Search, rate and follow the pictures that were made."),
     "help": Lazy("lens_cli.commands.help:help", "Explain a topic such as sizes, memory or output, or a command."),
+    "config": Lazy("lens_cli.commands.config:app", "Show and change settings."),
     "doctor": Lazy(
         "lens_cli.commands.doctor:doctor",
         "Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.",

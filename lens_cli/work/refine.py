@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import typer
 
-from backend.errors import FileError, UsageError, os_reason
+from backend.errors import FileError
 from backend.requests import check_prompt
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter, say_remarks
+from lens_cli.work.editor import open_editor
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
 
 if TYPE_CHECKING:
@@ -82,33 +77,11 @@ def check(session: Session, asked: AskedReasoner, talk: Talk) -> None:
 
 def _edited(text: str) -> str:
     """`text` after a person has edited it. Raises UsageError for an editor that failed or an emptied file."""
-    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    if not words:
-        raise UsageError("$EDITOR is blank", hint="EDITOR=nano lens refine … --edit")
     with tempfile.TemporaryDirectory(prefix="lens-") as folder:
         path = Path(folder) / "prompt.txt"
         path.write_text(text + "\n", "utf-8")
-        try:
-            with _terminal() as (keys, screen):
-                code = subprocess.run([*words, str(path)], stdin=keys, stdout=screen, check=False).returncode
-        except OSError as error:
-            reason = os_reason(error)
-            raise UsageError(f"cannot start the editor {words[0]!r}: {reason}", hint="set $EDITOR") from error
-        if code != 0:
-            raise UsageError(f"the editor {words[0]!r} ended with {code}; nothing is used", hint="set $EDITOR")
+        open_editor(path)
         try:
             return check_prompt(path.read_text("utf-8"), "edited prompt")
         except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"cannot read what {words[0]!r} saved: {error}") from error
-
-
-@contextmanager
-def _terminal() -> Generator[tuple[IO[bytes] | int | None, IO[bytes] | int | None]]:
-    """Where an editor reads and draws: the terminal itself, since stdout may be a pipe to `lens gen -`."""
-    try:
-        terminal = open("/dev/tty", "r+b", buffering=0)
-    except OSError:  # none here, as in a test or on Windows
-        yield None, sys.stderr.fileno()
-        return
-    with terminal:
-        yield terminal, terminal
+            raise FileError(f"cannot read what was saved: {error}") from error

@@ -1,0 +1,40 @@
+"""The person's own editor on a file, in the terminal."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from backend.errors import UsageError, os_reason
+
+
+def open_editor(path: Path) -> None:
+    """Open `path` in $VISUAL or $EDITOR and wait for its end. Raises UsageError for an editor that failed."""
+    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+    if not words:
+        raise UsageError("$EDITOR is blank", hint="EDITOR=nano lens …")
+    try:
+        with _terminal() as (keys, screen):
+            code = subprocess.run([*words, str(path)], stdin=keys, stdout=screen, check=False).returncode
+    except OSError as error:
+        raise UsageError(f"cannot start the editor {words[0]!r}: {os_reason(error)}", hint="set $EDITOR") from error
+    if code != 0:
+        raise UsageError(f"the editor {words[0]!r} ended with {code}; nothing is used", hint="set $EDITOR")
+
+
+@contextmanager
+def _terminal() -> Generator[tuple[IO[bytes] | int | None, IO[bytes] | int | None]]:
+    """Where an editor reads and draws: the terminal itself, since stdout may be a pipe to `lens gen -`."""
+    try:
+        terminal = open("/dev/tty", "r+b", buffering=0)
+    except OSError:  # none here, as in a test or on Windows
+        yield None, sys.stderr.fileno()
+        return
+    with terminal:
+        yield terminal, terminal
