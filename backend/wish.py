@@ -177,6 +177,10 @@ class Wish:
         "Other last bits than without, just as exact.",
         on="gen rerun bench", record="compiled", verify=True,
     )  # fmt: skip
+    threads: int | None = _row(
+        "--threads", help="Processor threads of the networks; left out: OMP_NUM_THREADS, or the physical cores.",
+        on="gen rerun refine bench eval", verify=True,
+    )  # fmt: skip
     reasoner: ReasonerMode | None = _row(
         "--reasoner",
         help="Who rewrites the request first, or refuses it: local is the model's own language model, api the endpoint "

@@ -6,6 +6,7 @@ Light ring: typer and the standard library.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from backend.errors import FileError, LensError, UsageError, os_reason
 from backend.packing.schemes import quant_help
 from backend.types import Effort, ImageFormat
 from backend.wish import OUTPUT, REQUEST, Row, Wish, rows_of
+from backend.wishes.devices import THREADS
 from lens_cli.terminal.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def takes_wish(command: str, first: Sequence[str] = ()) -> Callable[[Callable[..
         @wraps(function)
         def run(**typed: Any) -> None:
             given = {row.name: _as_field(typed.pop(row.name)) for row in taken}
+            _limit_threads(given.get("threads"))
             function(wish=Wish(**given), **typed)
 
         own = inspect.signature(function, eval_str=True).parameters.values()
@@ -131,6 +134,13 @@ def takes_wish(command: str, first: Sequence[str] = ()) -> Callable[[Callable[..
         return run
 
     return decorate
+
+
+def _limit_threads(threads: int | None) -> None:
+    """Say how many threads torch and llama.cpp take: both read it when they are imported. `build_request` refuses what
+    is no such number."""
+    if threads in THREADS:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _as_field(value: Any) -> Any:

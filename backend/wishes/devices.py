@@ -10,11 +10,15 @@ import re
 from backend.errors import UsageError
 from backend.wish import Wish
 
+THREADS = range(1, 1025)
+
 
 def fit_memory(wish: Wish, chosen: Wish) -> tuple[str, str | None, int | None]:
     """(device, profile, bytes of a GPU) that fit each other; a flag for one of them sets the others' defaults aside
     where they contradict it. `chosen` are the settings. Raises UsageError.
     """
+    if wish.threads is not None and wish.threads not in THREADS:
+        raise UsageError(f"--threads {wish.threads} is outside 1..{THREADS[-1]}")
     profile, vram = wish.profile, wish.vram
     device = check_device(wish.device or chosen.device or "auto")
     by_default = profile is None and vram is None

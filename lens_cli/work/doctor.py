@@ -32,12 +32,16 @@ def report(*, with_torch: bool) -> dict[str, Section]:
 def system() -> Section:
     import psutil
 
+    from backend.packing.ggml_library import default_threads
+
     memory = psutil.virtual_memory()
     return {
         "lens": _version("lens"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
+        "threads": default_threads(),  # OMP_NUM_THREADS, or the physical cores
+        "waiting_threads": os.environ.get("OMP_WAIT_POLICY", "").lower(),  # "passive" sleep: see `lens_cli.app`
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": memory.total,
         "memory_free": memory.available,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,3 +74,19 @@ def test_dry_run_of_training_refuses_what_the_run_would(
     assert (run.code, run.out) == (2, b"") and "unknown part 'foo'" in run.err
     assert real_inside(monkeypatch, capfd, *words, "vae").code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_are_what_was_asked_for() -> None:
+    """torch reads the variable when it is imported: a process of its own, and torch's own answer."""
+    code = (
+        "import sys\nsys.argv = ['lens', 'gen', 'a fish', '--dry-run', '--threads', '1', '-q']\n"
+        "from lens_cli.app import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "import torch, os\nprint(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert run.stdout.splitlines()[-1] == "1 PASSIVE"
+    refused = lens("gen", "a fish", "--threads", "0", real=True)
+    assert refused.code == 2 and "outside 1..1024" in refused.err
