@@ -99,8 +99,8 @@ def page(found: dict[str, list[tuple[str, str, Image.Image]]]) -> str:
         "Lens-Nano is the small model inside the package. It was trained on drawn scenes and has read a few hundred "
         "words; a prompt with others gets a line that names them. Every picture below is by the model itself, seed "
         f"{SEED}, base {BASE}; none was chosen. `lens models show nano` prints the same lists.\n",
-        "What works best: one or two things, a colour for each, a plain pale background. Base 256 is what it was trained "
-        "at longest; at 128 things get lost, at 384 they double.\n",
+        "What works best: one or two things, a colour for each, a plain pale background. Base 256 is what it was "
+        "trained at longest; at 128 things get lost, at 384 they double.\n",
     ]
     for category, pictures in found.items():
         examples = " · ".join(f"`{prompt}`" for _, prompt, _ in pictures[:2])
