@@ -18,10 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from backend.errors import FileError
 from backend.params import DiTParams, TemplateParams
 from tests.train.changed import changed
+from tests.train.distill import small_run as small_distillation
 from tests.train.fine_tuning import plan
 from tests.train.rl import small_run
 from train import pretrain
 from train.config import Align, Base, Cluster, MuonOptim, Noise, PretrainConfig, RandomData, Saving, Stage
+from train.distill import run as distill
+from train.distill.config import DistillConfig
 from train.lora import run as lora
 from train.lora.config import LoraConfig
 from train.rl import run as rl
@@ -80,6 +83,7 @@ def child(rank: int, folder: Path) -> None:
     """One of three processes; takes part in the jobs of more processes than its number."""
     _tune_on_two(rank, folder)
     _reward_on_two(rank, folder)
+    _distil_on_two(rank, folder)
     _leave_on_one(rank, folder)
     for number, job in enumerate(jobs(folder)):
         if rank >= job.world:
@@ -125,6 +129,22 @@ def _reward_on_two(rank: int, folder: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/store-rl", rank=rank, world_size=2)
         for name, epochs in (("rl-two", 2), ("rl-cut", 1), ("rl-cut", 2)):
             rl.run(reinforcement(folder, name, epochs), judge=small_run.Brightness())
+        dist.destroy_process_group()
+
+
+def distilling(folder: Path, form: str, name: str) -> DistillConfig:
+    """A warm and a global step of three groups of any of nine shapes; student, fake model and teacher of one form."""
+    return small_distillation.plan(
+        folder / f"distil-{form}-{name}", folder / "model", form=form, groups=3, steps=1, warm__steps=1,
+        saving__validate_every=2, saving__preview_every=2,
+    )  # fmt: skip
+
+
+def _distil_on_two(rank: int, folder: Path) -> None:
+    if rank < 2:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store-distil", rank=rank, world_size=2)
+        for form in ("full", "adapters"):
+            distill.run(distilling(folder, form, "two"))
         dist.destroy_process_group()
 
 

@@ -27,10 +27,15 @@ def build(params: DiTParams) -> LensTransformer2DModel:
     return LensTransformer2DModel(**asdict(params))
 
 
-def placed(params: DiTParams, ranks: Ranks, machine: Machine, *, float8: bool = False) -> LensTransformer2DModel:
-    """The network on the device or spread over the ranks, its weights not yet set. Raises UsageError (no torchao)."""
+def placed(
+    params: DiTParams, ranks: Ranks, machine: Machine, *, float8: bool = False, dtype: torch.dtype = torch.float32
+) -> LensTransformer2DModel:
+    """The network on the device or spread over the ranks, its weights not yet set. Raises UsageError (no torchao).
+
+    `dtype`: of the weights; what is trained is float32.
+    """
     with torch.device("meta"):
-        model = build(params)
+        model = build(params).to(dtype)
     if float8:
         _to_float8(model)
     choose_attention(model, ranks.device)

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lens_cli.commands.train import data, lora, pretrain, rl
+from lens_cli.commands.train import data, distill, lora, pretrain, rl
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
 app.add_typer(data.app, name="data")
 app.command("pretrain")(pretrain.pretrain)
 app.command("lora")(lora.lora)
 app.add_typer(rl.app, name="rl")
+app.command("distill")(distill.distill)
 app.command("status")(pretrain.status)
 app.command("export")(pretrain.export)
 

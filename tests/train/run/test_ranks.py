@@ -21,11 +21,13 @@ from torch.multiprocessing.spawn import start_processes
 
 from tests.backend.tiny_weights import write_runnable
 from tests.train import ranks
+from tests.train.distill import small_run as small_distillation
 from tests.train.drawn_folder import draw_folder
 from tests.train.rl import small_run
 from train import pretrain
 from train.batches.random import RandomSource
 from train.config import locate
+from train.distill import run as distill
 from train.lora import run as lora
 from train.rl import run as rl
 from train.run import checkpoints
@@ -51,6 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain.run(ranks.config(root / "one", steps=6))
     lora.run(ranks.fine_tuning(root, "lora-one"))
     rl.run(ranks.reinforcement(root, "rl-one"), judge=small_run.Brightness())
+    for form in ("full", "adapters"):
+        distill.run(ranks.distilling(root, form, "one"))
     return root
 
 
@@ -109,6 +113,23 @@ def test_rewards_teach_two_processes_what_they_teach_one(folder: Path) -> None:
     assert all(torch.equal(again[name], value) for name, value in ours.items())
     assert [row for row in cut if "loss" in row] == [row for row in two if "loss" in row]
     assert {path.name for path in (folder / "rl-two").glob("verdicts*")} == {"verdicts.jsonl", "verdicts-1.jsonl"}
+
+
+@pytest.mark.parametrize("form", ["full", "adapters"])
+def test_distilling_on_two_processes_is_as_on_one(folder: Path, form: str) -> None:
+    """Three sharded networks and a discriminator that is not, or adapters on every process: the same to 1e-5."""
+    two, one = folder / f"distil-{form}-two", folder / f"distil-{form}-one"
+    ours, theirs = (small_distillation.rows(run) for run in (two, one))
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [0, 1, 2, 2]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4, abs=EXACT), form
+    assert {"loss_warm", "loss_fake", "loss_critic", "pull_dm", "held_distance"} <= {key for row in ours for key in row}
+    found = [checkpoints.latest(run, ALONE) for run in (two, one)]
+    for network in ("student", "fake", "critic"):
+        mine, other = (checkpoints.read_whole(one, f"{network}.model") for one in found if one is not None)
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            torch.testing.assert_close(mine[name], value, rtol=0, atol=EXACT, msg=f"{network} {name}")
 
 
 def test_what_one_rank_meets_every_rank_raises(folder: Path) -> None:
