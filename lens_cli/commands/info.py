@@ -111,6 +111,8 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
     if record.get("expander") is not None:
         lines.insert(2, ("rewritten by", describe_expander(record["expander"])))
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))
+    if record.get("rl_strength") is not None:
+        lines.append(("rl strength", str(record["rl_strength"])))
     loras: Any = record.get("loras")
     uses = cast("list[Any]", loras) if isinstance(loras, list) else []
     lines += [("lora", describe_lora(use)) for use in uses]

@@ -136,8 +136,9 @@ class Evaluate:
     # Drawn scenes whose flow-matching loss is told: what the model knew of its world before. Of drawn prompts only.
     scenes: int = 0
     sheet: int = 16  # pictures of the sheet, the same at every evaluation
-    # A second judge, whose scores are not the reward: where they fall as the reward rises, it is being hacked.
-    control: JudgeConfig | None = None
+    # A second judge, whose scores are not the reward: where they fall as the reward rises, it is being hacked. It is
+    # asked about the same pictures where its model is named.
+    control: EndpointJudge = field(default_factory=EndpointJudge)
 
     def __post_init__(self) -> None:
         within(self, 1, None, "every", "seeds", "steps")
@@ -216,7 +217,7 @@ def one_node(run_dir: Path) -> RLConfig:
 
 
 def nano(run_dir: Path) -> RLConfig:
-    """Lens-Nano on one core of a processor: 45 epochs of 144 pictures, two minutes each.
+    """Lens-Nano on one core of a processor: 42 epochs of 144 pictures, two minutes each.
 
     Drawn without guidance: half the forward passes, and half of the pictures right, so that every kind of prompt and
     nearly every group has spread (as served 0.83 are right). Measured before: 64 pictures an epoch are too few
@@ -227,7 +228,7 @@ def nano(run_dir: Path) -> RLConfig:
     return RLConfig(
         run_dir=run_dir,
         model="nano",
-        epochs=45,
+        epochs=42,
         rank=8,
         alpha=16.0,
         learning_rate=1e-3,
@@ -238,7 +239,7 @@ def nano(run_dir: Path) -> RLConfig:
         judge=RulesJudge(workers=0),
         reward=Reward(overall_weight=0.0, all_hold=0.5),
         nft=Nft(times=2, gradient_steps=4, reference_every=4, std_floor=0.1, train_flat=False),
-        evaluate=Evaluate(every=15, prompts=70, seeds=1, steps=4, scenes=8),
+        evaluate=Evaluate(every=14, prompts=70, seeds=1, steps=4, scenes=8),
         # A long average: of about the last ten epochs, since the rate stays as it is to the end.
         optim=Optim(weight_decay=1e-4, warmup=0, ema_decay=0.98),
         machine=Machine(device="cpu", compile=False, micro_batch=16),

@@ -90,7 +90,7 @@ class _Judges:
         judge = self.judge or open_judge(config.judge, say)
         self.opened.callback(judge.close)
         other = config.evaluate.control
-        control = self.control or (None if other is None else open_judge(other, say))
+        control = self.control or (open_judge(other, say) if other.model else None)
         if control is not None:
             self.opened.callback(control.close)
         return judge, control

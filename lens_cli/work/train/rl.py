@@ -60,6 +60,9 @@ class EpochForecast:
     checkpoints: float  # bytes on the disk
     measured: float | None  # seconds of an epoch, in this run's folder; None: it has not run
     estimated: dict[str, float]  # seconds of an epoch by phase on one core, or by GPU
+    looked_at: int  # pictures of an evaluation
+    evaluations: int  # of the run
+    evaluating: float  # seconds of one, as `estimated`
 
     @property
     def memory(self) -> float:
@@ -81,6 +84,10 @@ def forecast(config: RLConfig, preset: Preset, files: ModelFiles | None, device_
     stage = Stage(base=rollout.base or preset.default_base, steps=1, batch=micro, learning_rate=config.learning_rate)
     copies = 5 + (config.optim.ema_decay is not None)
     apart = config.judge.kind == "endpoint" and config.judge.calls == "apart"
+    shown, served = config.evaluate, config.evaluate.guidance
+    guided = preset.guidance if served is None else served
+    looked_at = shown.prompts * shown.seeds * (1 if guided == 1 else 2)  # without guidance, and as it is served
+    looking = looked_at * (shown.steps or preset.steps) * (1 if guided == 1 else 1.5) * forward
     return EpochForecast(
         pictures=pictures,
         judge_calls=pictures * config.epochs * (11 if apart else 1),
@@ -95,6 +102,9 @@ def forecast(config: RLConfig, preset: Preset, files: ModelFiles | None, device_
         checkpoints=4.0 * (copies - 1) * learned * (config.keep + 1),
         measured=_measured(config),
         estimated=_seconds(config, pictures, rollout_flops, training_flops, device_type),
+        looked_at=looked_at,
+        evaluations=1 + -(-config.epochs // shown.every),
+        evaluating=sum(_seconds(config, looked_at, looking, 0.0, device_type).values()),
     )
 
 
@@ -158,6 +168,8 @@ def lines(config: RLConfig, preset: Preset, plan: EpochForecast, device_type: st
     phases = ", ".join(f"{phase} {value:,.0f} s" for phase, value in plan.estimated.items())
     where = "on one core" if device_type == "cpu" else f"on one H100 at {GPU_SHARE:.0%} of its peak"
     out.append(f"time       about {duration(seconds)} an epoch {where} ({phases}): {duration(seconds * config.epochs)}")
+    looking = plan.evaluations * plan.evaluating
+    out.append(f"           {plan.evaluations} evaluations of {plan.looked_at:,} pictures: {duration(looking)}")
     if plan.measured is not None:
         out.append(f"           as measured in this run, {duration(plan.measured)} an epoch")
     return out

@@ -131,6 +131,23 @@ def test_a_new_item_moves_at_most_one_other() -> None:
         assert len({p.item for p in after.prompts if p.category == "animal"} ^ before) <= 2
 
 
+def test_a_part_of_a_set_keeps_its_proportions_and_lies_in_a_larger_one() -> None:
+    """What the paper's Table 1 compares: all, half, a quarter of the prompts; all but the text."""
+    whole = many()
+    half, quarter = whole.part(0.5, (), 3), whole.part(0.25, (), 3)
+    assert Counter(p.category for p in half.prompts) == {"animal": 30, "human": 45, "text": 25}
+    assert Counter(p.category for p in quarter.prompts) == {"animal": 15, "human": 22, "text": 12}
+    assert set(quarter.prompts) < set(half.prompts) < set(whole.prompts) and whole.part(1.0, (), 3) == whole
+    assert whole.part(0.5, (), 4) != half
+    without = whole.part(1.0, ("text",), 3)
+    assert without.prompts == tuple(p for p in whole.prompts if p.category != "text")
+    assert {p.category for p in whole.part(1e-6, (), 3).prompts} == {"animal", "human", "text"}
+    with pytest.raises(UsageError, match="no prompt is of the category 'texts'"):
+        whole.part(1.0, ("texts",), 3)
+    with pytest.raises(UsageError, match="no prompt is left"):
+        whole.part(1.0, ("text", "human", "animal"), 3)
+
+
 def test_every_prompt_comes_once_before_any_comes_twice() -> None:
     whole = many()  # 200 prompts
     for groups in (48, 7, 200, 450):

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,7 +26,8 @@ from backend.checkpoints.resolve import resolve_model
 from backend.errors import CheckpointError, NetworkError, UsageError
 from backend.loading import load_transformer
 from tests.train.fine_tuning import CPU, ROOT, velocity
-from tests.train.rl.small_run import Dice, plan, rows
+from tests.train.rl.small_run import Brightness, Dice, plan, rows
+from train.judge.judge import Question
 from train.lora.adapters import adapters, begin_with, read_start, with_adapters
 from train.losses.rewards import Missing, Verdict
 from train.rl import rollout, update
@@ -39,7 +43,7 @@ NOTHING_HELD = {"evaluate__prompts": 0, "evaluate__scenes": 0}
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-from tests.train.rl.small_run import Dice, plan
+from tests.train.rl.small_run import Brightness, Dice, plan
 from train.rl import rollout, run, update
 from train.run import checkpoints
 
@@ -69,7 +73,7 @@ for phase in ("roll", "judge", "train", "save", "train again", "to the end"):
             at_call(checkpoints, "_put_in_place", 2)
         elif phase == "train again":
             at_call(update, "take_step", 4)
-        run.run(plan(Path(sys.argv[1]), Path(sys.argv[2])), judge=Dice(judged))
+        run.run(plan(Path(sys.argv[1]), Path(sys.argv[2])), judge=Dice(judged), control=Brightness())
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     folders = sorted(path.name for path in Path(sys.argv[1]).glob("checkpoints/step-*"))
@@ -87,7 +91,7 @@ def test_killed_in_every_phase_it_equals_an_uninterrupted_run(tmp_path: Path, ti
     """SIGKILL while it draws, while it is judged, between two gradient steps, before a checkpoint has its name."""
     judge = Dice()
     whole = plan(tmp_path / "whole", tiny)
-    assert run(whole, judge=judge).epoch == 3
+    assert run(whole, judge=judge, control=Brightness()).epoch == 3
     cut = tmp_path / "cut"
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(cut), str(tiny)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -101,6 +105,15 @@ def test_killed_in_every_phase_it_equals_an_uninterrupted_run(tmp_path: Path, ti
     assert rows(cut) == rows(whole.run_dir) and rows(cut)[-1]["step"] == 3
     for ours, theirs in zip(files_of(cut), files_of(whole.run_dir), strict=True):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # A second judge, whose scores are not the reward, says of the same held-out pictures what it always says.
+    assert all(0 < row["held_control_at_3"] < 1 for row in rows(cut) if "held_right_at_3" in row)
+    assert len((cut / "control.jsonl").read_text().splitlines()) == judge.asked - 3 * 3 * 4
+    # Of each evaluation there is an adapter, and the newest is what the run ends with.
+    steps = sorted((whole.run_dir / "adapters").iterdir())
+    assert [path.name for path in steps] == ["epoch-000002.safetensors", "epoch-000003.safetensors"]
+    first, last, newest = (load_file(path) for path in (*steps, whole.run_dir / "lora.safetensors"))
+    assert all(torch.equal(last[name], newest[name]) for name in newest)
+    assert any(not torch.equal(first[name], newest[name]) for name in newest)
     # Nothing was asked twice, whatever was killed.
     journals = [(folder / "verdicts.jsonl").read_text().splitlines() for folder in (cut, whole.run_dir)]
     assert sorted(journals[0]) == sorted(journals[1]) and len(journals[1]) == judge.asked
@@ -220,6 +233,7 @@ def test_a_judge_that_is_down_pauses_the_run_and_loses_nothing(tmp_path: Path, t
         run(config, waited.append, down)
     assert caught.value.exit_code == 3 and sum("asking for these again" in line for line in waited) == 2
     assert down.asked == 12 + 8 + 8 and len(list(config.run_dir.glob("rollouts/*/*"))) == 3
+    assert (config.run_dir / "lora.safetensors").is_file(), "whenever it stops there is an adapter"
 
     drawn: list[int] = []
     up = Dice(lambda asked: gone if asked == 1 else drawn.append(asked))
@@ -229,6 +243,30 @@ def test_a_judge_that_is_down_pauses_the_run_and_loses_nothing(tmp_path: Path, t
     assert row["missing"] == row["missing_unreachable"] == 1
     settled = [json.loads(line) for line in (config.run_dir / "verdicts.jsonl").read_text().splitlines()]
     assert sum(line["missing"] == "unreachable" for line in settled) == 1
+
+
+def test_drawing_goes_on_while_pictures_are_judged(tmp_path: Path, tiny: Path) -> None:
+    """A judge that answers nobody before it has seen the epoch's last picture."""
+    waiting: list[Future[Verdict]] = []
+
+    class Slow(Dice):
+        def submit(self, picture: Image.Image, question: Question) -> Future[Verdict]:
+            said, future = super().submit(picture, question), Future[Verdict]()
+            waiting.append(said)
+            answers.append(future)
+            if len(answers) == 12:
+                for told, asked in zip(waiting, answers, strict=True):
+                    asked.set_result(told.result())
+            return future
+
+    answers: list[Future[Verdict]] = []
+    # Where drawing waits for a verdict, none ever comes: then this ends it.
+    end = Timer(60, lambda: [one.set_exception(TimeoutError()) for one in answers if not one.done()])
+    end.start()
+    try:
+        assert run(plan(tmp_path / "run", tiny, epochs=1, **NOTHING_HELD), judge=Slow()).epoch == 1
+    finally:
+        end.cancel()
 
 
 def test_a_group_is_drawn_anew_only_where_something_about_it_changed(tmp_path: Path, tiny: Path) -> None:
