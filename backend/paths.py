@@ -107,6 +107,16 @@ def projections_dirs() -> tuple[Path, Path]:
     return PACKAGE / "denoising" / "projections", data_dir() / "projections"
 
 
+def app_file() -> Path:
+    """What the app remembers from one time to the next."""
+    return data_dir() / "tui.json"
+
+
+def keys_file() -> Path:
+    """Which keys the app has, where a person wants others."""
+    return config_dir() / "keys.toml"
+
+
 def embeds_dir() -> Path:
     """Encoded prompts, kept so that a known prompt does not load the encoder again."""
     return cache_dir() / "embeds"

@@ -29,6 +29,10 @@ from lens_cli.terminal.console import Talk
 
 COMMANDS = {
     "gen": Lazy("lens_cli.commands.gen:gen", "Make pictures from a sentence. Their paths go to stdout, one per line."),
+    "tui": Lazy(
+        "lens_cli.commands.tui:tui",
+        "Make pictures in an app: prompt, preview, queue, gallery. `lens` alone opens it too.",
+    ),
     "grid": Lazy(
         "lens_cli.commands.grid:grid",
         "Draw a labelled grid of pictures with one load; its path is the last line on stdout.",
@@ -121,7 +125,18 @@ def root(
 ) -> None:
     """From a sentence to a picture on your own machine."""
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        if _before_a_person():
+            from lens_cli.commands.tui import tui
+
+            tui()
+        else:
+            print(context.get_help())
+
+
+def _before_a_person() -> bool:
+    """Whether the app can open: a terminal on all sides, which can move its cursor."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream and stream.isatty() for stream in streams) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def main(*, stopped: bool = False) -> None:

@@ -34,7 +34,7 @@ def refine(request: str, session: Session, asked: AskedReasoner, talk: Talk, *, 
         talk.fail(error, {**refusal_data(error, asked.plan), "request": request, "cached": decision.cached})
         raise typer.Exit(error.exit_code)
     talk.say(f"after, by {asked.who}{', as before' if decision.cached else ''}: {decision.prompt}")
-    revised = _edited(decision.prompt) if edit else decision.prompt
+    revised = edited(decision.prompt) if edit else decision.prompt
     talk.data(revised)
     talk.result(
         {
@@ -75,7 +75,7 @@ def check(session: Session, asked: AskedReasoner, talk: Talk) -> None:
     talk.result({"reasoner": asked.plan.data(), **report.data()})
 
 
-def _edited(text: str) -> str:
+def edited(text: str) -> str:
     """`text` after a person has edited it. Raises UsageError for an editor that failed or an emptied file."""
     with tempfile.TemporaryDirectory(prefix="lens-") as folder:
         path = Path(folder) / "prompt.txt"

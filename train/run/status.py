@@ -34,9 +34,14 @@ class Run:
 
 def find(folder: Path) -> list[Run]:
     """The run in a folder, or the runs one below it (the parts of Lens-Nano). Raises UsageError: none."""
+    return [run_of(place, tuple(read_log(place / "metrics.jsonl"))) for place in folders(folder)]
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folder of the run in a folder, or those of the runs one below it. Raises UsageError: none."""
     if (folder / "metrics.jsonl").is_file():
-        return [_read(folder)]
-    found = [_read(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
+        return [folder]
+    found = [path.parent for path in sorted(folder.glob("*/metrics.jsonl"))]
     if not found:
         raise UsageError(f"{folder}: no run here", hint="a folder that --run-dir named: it holds metrics.jsonl")
     return found
@@ -60,10 +65,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _read(folder: Path) -> Run:
+def run_of(folder: Path, rows: tuple[dict[str, float], ...]) -> Run:
+    """The run of a folder whose log has these lines."""
     checkpoints = (path.name.partition("-")[2] for path in (folder / "checkpoints").glob("step-*"))
-    rows = read_log(folder / "metrics.jsonl")
-    return Run(folder, tuple(rows), _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdigit())))
+    return Run(folder, rows, _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdigit())))
 
 
 def _planned(folder: Path) -> int | None:

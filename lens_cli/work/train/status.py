@@ -31,8 +31,8 @@ def status(folder: Path, svg_path: Path | None, talk: Talk) -> None:
     talk.result({"runs": [data(run) for run in runs]})
 
 
-def lines(run: Run, columns: int) -> list[str]:
-    """What a person reads."""
+def lines(run: Run, columns: int, rows: int = 10) -> list[str]:
+    """What a person reads, with a curve of so many rows; 0: without."""
     left = f"step {run.step:,}" + (f" of {run.steps:,} ({100 * run.step / run.steps:.1f} %)" if run.steps else "")
     speed, eta, mfu = run.last("pictures_per_s"), run.last("eta_s"), run.last("mfu")
     parts = [left]
@@ -51,8 +51,8 @@ def lines(run: Run, columns: int) -> list[str]:
     out.append(f"checkpoints: {saved or 'none yet'}")
     # The loss of reinforcement learning is flat by its nature.
     curve = run.series("reward") or run.series("loss")
-    if curve:
-        out += ["", *braille(curve, columns=columns, rows=10), ""]
+    if curve and rows:
+        out += ["", *braille(curve, columns=columns, rows=rows), ""]
     return out
 
 

@@ -1,0 +1,82 @@
+"""What the terminal can draw: asked of it in one question, whose last part every terminal answers.
+
+Light ring: standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Graphics(StrEnum):
+    """How a picture is drawn."""
+
+    auto = "auto"  # as the terminal answers
+    kitty = "kitty"  # Kitty's protocol with Unicode placeholders
+    sixel = "sixel"
+    half = "half"  # two pixels a cell
+    none = "none"  # no pictures at all
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the terminal said, and what a person typed meanwhile."""
+
+    graphics: Graphics
+    typed: str = ""
+
+
+TIMEOUT = 0.2  # seconds: a terminal far away answers in less, and one that never does costs no more
+_SILENT = ("", "dumb", "linux", "vt100", "vt102")  # would print the question
+_QUESTION = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\\x1b[c"  # a pixel for Kitty, and which terminal it is
+_KITTY = re.compile(r"\x1b_G([^\x1b]*)\x1b\\")
+_DEVICE = re.compile(r"\x1b\[\?([0-9;]*)c")
+
+
+def read_answer(text: str) -> Answer:
+    """The answer of a terminal. Sixel first: some that know Kitty's protocol do not know its placeholders."""
+    device, kitty = _DEVICE.search(text), _KITTY.search(text)
+    rest = re.sub(r"\x1b[^a-zA-Z~]*[a-zA-Z~]?", "", _DEVICE.sub("", _KITTY.sub("", text)))
+    typed = "".join(character for character in rest if character.isprintable())
+    if device is not None and "4" in device[1].split(";")[1:]:
+        return Answer(Graphics.sixel, typed)
+    if kitty is not None and kitty[1].endswith(";OK"):
+        return Answer(Graphics.kitty, typed)
+    return Answer(Graphics.half, typed)
+
+
+def ask_terminal() -> Answer:
+    """Ask the terminal behind stdin and stdout. Call it before anything else reads the keyboard."""
+    if os.environ.get("TERM", "") in _SILENT or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return Answer(Graphics.half)
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows: its terminals draw half blocks
+        return Answer(Graphics.half)
+    keys = sys.stdin.fileno()
+    before = termios.tcgetattr(keys)
+    try:
+        tty.setcbreak(keys, termios.TCSANOW)
+        os.write(sys.stdout.fileno(), _QUESTION.encode())
+        return read_answer(_read(keys))
+    except OSError:
+        return Answer(Graphics.half)
+    finally:
+        termios.tcsetattr(keys, termios.TCSANOW, before)
+
+
+def _read(keys: int) -> str:
+    data, until = b"", time.monotonic() + TIMEOUT
+    while not _DEVICE.search(data.decode("utf-8", "replace")) and len(data) < 1 << 16:
+        left = until - time.monotonic()
+        if left <= 0 or not select.select([keys], [], [], left)[0]:
+            break
+        data += os.read(keys, 4096)
+    return data.decode("utf-8", "replace")

@@ -1,0 +1,48 @@
+"""Start the app: what a terminal must have, what was remembered, and who draws."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from backend import paths
+from backend.errors import UsageError
+from backend.settings import Settings
+from lens_cli.terminal.graphics import Answer, Graphics, ask_terminal
+
+
+def check_terminal() -> None:
+    """Raises UsageError where there is none that can show an app."""
+    hint = "lens gen makes pictures anywhere"
+    streams = (sys.stdin, sys.stdout, sys.stderr)  # Textual draws on stderr
+    if any(stream is None or not stream.isatty() for stream in streams):  # pyright: ignore[reportUnnecessaryComparison]
+        raise UsageError("the app needs a terminal: stdin, stdout and stderr are not all one", hint=hint)
+    if os.environ.get("TERM", "dumb") in ("", "dumb"):
+        raise UsageError("the app needs a terminal that can move its cursor, and TERM says it is dumb", hint=hint)
+
+
+def run(settings: Settings, *, graphics: Graphics = Graphics.auto, fresh: bool = False, notes: list[str]) -> None:
+    """Run the app until a person leaves it. `fresh`: what was remembered is not taken up. Raises UsageError.
+
+    `notes`: said at the start. The heavier half of Textual arrives here, and nothing of a model ever does.
+    """
+    check_terminal()
+    answer = ask_terminal() if graphics is Graphics.auto else Answer(graphics)
+    if answer.graphics is Graphics.sixel:
+        pass  # asks the terminal about its cells, so before the app reads the keyboard
+    from lens_cli.tui.app import LensApp, Places, Start
+    from lens_cli.tui.jobs.connection import connect
+    from lens_cli.tui.keys import read_keys
+    from lens_cli.tui.state import State, read_state
+
+    keymap = read_keys(paths.keys_file())
+    state, problem = (State(), None) if fresh else read_state(paths.app_file())
+    places = Places(
+        state=paths.app_file(), history=paths.history_file(),
+        pictures=None if settings.output_dir is not None else Path(paths.pictures_dir()),
+    )  # fmt: skip
+    start = Start(
+        graphics=answer.graphics, keymap=keymap, notes=(*notes, *([problem] if problem else [])), typed=answer.typed
+    )
+    LensApp(settings, state, connect=connect, places=places, start=start).run()
