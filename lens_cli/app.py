@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -139,10 +139,10 @@ def _before_a_person() -> bool:
     return all(stream and stream.isatty() for stream in streams) and os.environ.get("TERM", "") not in ("", "dumb")
 
 
-def main(*, stopped: bool = False) -> None:
+def main(*, stopped: Callable[[], bool] = lambda: False) -> None:
     """Every error a person can act on leaves as one line (or one JSON envelope) and an exit code.
 
-    `stopped`: Ctrl-C came before there was anybody to answer it (`lens_cli.entry`).
+    `stopped`: whether Ctrl-C has come, also before there was anybody to answer it (`lens_cli.entry`).
     """
     # OpenMP's threads spin while they wait: beside other busy processes a picture took 3 to 8 times as long.
     # Read when torch is imported.
@@ -153,7 +153,7 @@ def main(*, stopped: bool = False) -> None:
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")  # help has signs that Latin-1 and ASCII lack
     try:
-        if stopped:
+        if stopped():
             raise KeyboardInterrupt
         code = app(standalone_mode=False)
         if sys.stdout:  # None where the caller closed it
@@ -165,7 +165,7 @@ def main(*, stopped: bool = False) -> None:
             import traceback
 
             traceback.print_exception(error)
-        known = as_lens_error(error)
+        known = as_lens_error(KeyboardInterrupt() if stopped() and not isinstance(error, LensError) else error)
         code = known.exit_code
         try:
             _talk().fail(known)

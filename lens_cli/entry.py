@@ -7,16 +7,37 @@ from __future__ import annotations
 
 import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
-    """`lens`. A Ctrl-C is held back until there is somebody to answer it: `lens_cli.app`."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    """`lens`. A Ctrl-C is held back until there is somebody to answer it: `lens_cli.app`.
+
+    SIGTERM and SIGHUP end as Ctrl-C does: finished work is kept and nothing half-written stays.
+    """
+    pressed: list[int] = []
+    ready = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        # Noted too: raised while a package is being imported, it may come out as any error of that package.
+        pressed.append(number)
+        if ready:
+            raise KeyboardInterrupt
+
+    def end(number: int, frame: FrameType | None) -> None:
+        now = signal.getsignal(signal.SIGINT)
+        (now if callable(now) else press)(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ignored in a script's background jobs
+        signal.signal(signal.SIGINT, press)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, end)
     from lens_cli.app import main as run
 
     try:
-        signal.signal(signal.SIGINT, before)
-        run(stopped=bool(held) and before is not signal.SIG_IGN)  # ignored in a script's background jobs
+        ready = True
+        run(stopped=lambda: bool(pressed))
     except KeyboardInterrupt:  # another one, while the first is being answered
         sys.exit(130)

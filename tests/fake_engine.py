@@ -126,6 +126,6 @@ def install() -> None:
 if __name__ == "__main__":
     install()
     sys.argv[0] = "lens"
-    from lens_cli.app import main
+    from lens_cli.entry import main
 
     main()

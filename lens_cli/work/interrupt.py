@@ -22,6 +22,7 @@ class Interrupt(AbstractContextManager["Interrupt"]):
         """`says`: what a person is told at the first; None: nobody polls at the moment."""
         self.pressed = False
         self.says = says
+        self._raised = False
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
@@ -32,7 +33,8 @@ class Interrupt(AbstractContextManager["Interrupt"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         signal.signal(signal.SIGINT, self._before)
-        if isinstance(error, KeyboardInterrupt):
+        # What is raised while a package is being imported may come out as any error of that package.
+        if isinstance(error, KeyboardInterrupt) or (self._raised and error is not None):
             # From here on it is an error like others, with its line or its JSON.
             raise CancelledError("stopped") from error
 
@@ -42,6 +44,7 @@ class Interrupt(AbstractContextManager["Interrupt"]):
 
     def _press(self, number: int, frame: FrameType | None) -> None:
         if self.pressed or self.says is None:
+            self._raised = True
             raise KeyboardInterrupt
         self.pressed = True
         # Not through Talk: the handler may run in the middle of one of its writes.

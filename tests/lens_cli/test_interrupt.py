@@ -48,6 +48,18 @@ def test_once_stops_after_the_step_and_keeps_finished_pictures() -> None:
     assert "Traceback" not in talk
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_ways_to_end_a_process_end_as_ctrl_c(number: signal.Signals) -> None:
+    child = start("slow fish", "-s", "1..50", "--steps", "4")
+    assert child.stdout is not None
+    first = child.stdout.readline().strip()
+    child.send_signal(number)
+    rest, talk = child.communicate(timeout=120)
+    made = [first, *rest.split()]
+    assert child.returncode == 130 and f"{len(made)} of 50 pictures finished" in talk
+    assert sorted(path.name for path in Path().iterdir()) == sorted(made)
+
+
 def test_twice_stops_at_once() -> None:
     child = start("hang", "--steps", "200")
     wait_for_denoising(child)
