@@ -46,6 +46,10 @@ def test_a_run_ends_with_the_command_that_draws_with_it(
     drawn = real_inside(monkeypatch, capfd, *last[1:], "--size", "128x128", "-o", "x.png")
     assert drawn.code == 0 and drawn.lines == ["x.png"], drawn.err
     assert "noise in place of pictures" in run.err
+    said = real_inside(monkeypatch, capfd, "train", "status", "run")
+    assert said.code == 0 and "step 1 of 1" in said.out.decode() and "held_score" in said.out.decode()
+    again = inside("--run-dir", "run", "--random", "--dry-run", "--json", *(w for f in settings for w in ("--set", f)))
+    assert again.json["data"]["plan"]["measured"] > 0
 
 
 @pytest.mark.parametrize(

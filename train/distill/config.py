@@ -320,7 +320,7 @@ def nano(run_dir: Path) -> DistillConfig:
         student=StudentLoss(guidance=3.0),
         fake=FakeModel(learning_rate=5e-4, head_start=10),
         warm=Warm(steps=200, learning_rate=1e-3),
-        watch=Watch(prompts=48, seeds=2),
+        watch=Watch(prompts=40, seeds=2),
         machine=Cluster(device="cpu", compile=False, workers=0),
         saving=Saving(validate_every=50, preview_every=50, save_every=10, log_every=1),
     )

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from backend import presets
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.parameters import SIDECAR
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder, write_atomic
+from backend.lora.own import transformer_sha256
 from backend.lora.write import Factors, Family, write_lora
 from train.distill.config import DistillConfig
 from train.lora.files import beside_its_parts
@@ -38,7 +38,7 @@ def write_adapter(
     if config.export_rank is not None:
         learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
     training = {
-        "kind": "distill", "base_model": files.name, "base_sha256": files_sha256(files.transformer), "step": step,
+        "kind": "distill", "base_model": files.name, "base_sha256": transformer_sha256(files), "step": step,
         "warm_steps": min(step, config.warm.steps), "rank": config.rank, "alpha": config.alpha,
         "targets": list(config.targets), "seed": config.seed, "steps": config.grid_steps, "guidance": 1.0,
         "taught_guidance": config.student.guidance, "version": version("lens"),

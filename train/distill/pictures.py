@@ -20,6 +20,7 @@ from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import UsageError
 from backend.loading import load_vae
+from backend.lora.own import transformer_sha256
 from backend.sizes import GRID
 from train.batches.encoders import encode_images
 from train.batches.keeper import Keeper
@@ -120,13 +121,14 @@ class Finite:
         self.config, self.files, self.rows, self.texts, self.ranks, self.say = config, files, rows, texts, ranks, say
         side = (config.base or files.preset.default_base) // GRID
         self.grid: Grid = (side, side)
+        self._round, self._order = -1, list[int]()  # the order of the captions in one round
         by_teacher = not (isinstance(config.data, DrawnScenes) and config.data.real == "data")
         self.by_teacher = by_teacher
         made = {"steps": config.made.steps, "guidance": config.made.guidance, "start": config.start_from}
         self.about = tensors.cache_key(
             {
                 "real": made if by_teacher else "data",
-                "teacher": files_sha256(files.transformer) if by_teacher else None,
+                "teacher": transformer_sha256(files) if by_teacher else None,
                 "other teacher": config.teacher if by_teacher else None,
                 "vae": files_sha256(files.vae),
                 "grid": list(self.grid),
@@ -144,7 +146,7 @@ class Finite:
     def _at(self, position: int) -> int:
         """Caption at a position of the endless order: every one comes once before any comes twice."""
         count = len(self.rows)
-        if getattr(self, "_round", None) != position // count:
+        if self._round != position // count:
             self._round = position // count
             self._order = shuffled(range(count), "captions", self.config.seed, self._round)
         return self._order[position % count]

@@ -6,7 +6,6 @@ What is estimated rather than counted says so where it is printed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -157,15 +156,13 @@ def _gpu_speed(config: DistillConfig) -> float:
 
 
 def _measured(config: DistillConfig) -> float | None:
-    """Seconds of a global step of an earlier part of this run: the median between neighbouring lines of the log."""
+    """Seconds of a global step of an earlier part of this run: the median."""
     try:
         (run, *_) = status.find(config.run_dir)
     except UsageError:
         return None
-    rows = [row for row in run.rows if "loss_fake" in row]
-    pairs = pairwise(rows)
-    gaps = [b["seconds"] - a["seconds"] for a, b in pairs if b["step"] == a["step"] + 1 and b["seconds"] > a["seconds"]]
-    return median(gaps) if gaps else None
+    each = [row["step_seconds"] for row in run.rows if "loss_fake" in row and "step_seconds" in row]
+    return median(each) if each else None
 
 
 def as_data(plan: DistillPlan) -> dict[str, Any]:

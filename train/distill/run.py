@@ -11,6 +11,7 @@ steps. Source: the Lens paper, section 2.4 and Appendix D.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from backend.checkpoints.identity import files_sha256
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.errors import NumericsError
+from backend.lora.own import transformer_sha256
 from backend.memory.exhausted import out_of_memory_in_training
 from train import overrides
 from train.distill import look, update
@@ -184,13 +185,17 @@ def _loop(this: _Run, start: int) -> int:
                 if asked:
                     writer.wait()
                     raise stopped(step, config.all_steps)
+                began = time.monotonic()
                 try:
                     values = _step(this, step)
                 except Diverged as error:
                     writer.wait()
                     raise stopped_before(step, str(error), config.run_dir, "learning_rate") from error
                 if this.metrics is not None and (step + 1) % saving.log_every == 0:
-                    this.metrics.log(step + 1, **values)
+                    took = time.monotonic() - began
+                    # Of the stage under way: a warm step and a global one take different times.
+                    left = (config.warm.steps if step < config.warm.steps else config.all_steps) - step - 1
+                    this.metrics.log(step + 1, **values, step_seconds=round(took, 2), eta_s=round(took * left, 1))
     finally:
         if this.metrics is not None:
             this.metrics.close()
@@ -345,7 +350,7 @@ def _facts(config: DistillConfig, files: ModelFiles, teacher: ModelFiles, pictur
         Fact("grid_steps", config.grid_steps, hint=hint),
         Fact("taps", list(config.critic.taps_of(files.preset.params.dit)), hint=hint),
         Fact("start_from", None if config.start_from is None else Path(config.start_from).name, hint=hint),
-        Fact("base_sha256", files_sha256(files.transformer), "another model's weights", hint),
-        Fact("teacher_sha256", files_sha256(teacher.transformer), "another teacher", hint),
+        Fact("base_sha256", transformer_sha256(files), "another model's weights", hint),
+        Fact("teacher_sha256", transformer_sha256(teacher), "another teacher", hint),
         Fact("pictures", pictures.fingerprint, "other captions or pictures than these", hint),
     ]

@@ -75,7 +75,8 @@ def _planned(folder: Path) -> int | None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "stages" not in config:  # fine-tuning has one; reinforcement learning counts epochs
-            return int(config["epochs"] if config.get("kind") == "rl" else config["steps"])
+            warm = int(config["warm"]["steps"]) if config.get("kind") == "distill" else 0  # counted before the others
+            return warm + int(config["epochs"] if config.get("kind") == "rl" else config["steps"])
         stages = cast("list[dict[str, Any]]", config["stages"])
         return sum(int(stage["steps"]) for stage in stages)
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,7 +11,7 @@ from lens_cli.terminal.console import Talk
 from lens_cli.terminal.curves import braille, svg
 from train.run.status import Run, find
 
-_CURVES = ("reward", "loss", "validation")
+_CURVES = ("reward", "loss", "validation", "held_score")
 
 
 def status(folder: Path, svg_path: Path | None, talk: Talk) -> None:
@@ -36,7 +36,7 @@ def lines(run: Run, columns: int, rows: int = 10) -> list[str]:
     left = f"step {run.step:,}" + (f" of {run.steps:,} ({100 * run.step / run.steps:.1f} %)" if run.steps else "")
     speed, eta, mfu = run.last("pictures_per_s"), run.last("eta_s"), run.last("mfu")
     parts = [left]
-    for key in ("reward", "loss", "validation", "grad_norm"):
+    for key in ("reward", "loss", "validation", "held_score", "grad_norm"):
         value = run.last(key)
         if value is not None:
             parts.append(f"{key} {value:.4f}")
@@ -50,7 +50,7 @@ def lines(run: Run, columns: int, rows: int = 10) -> list[str]:
     saved = ", ".join(f"{step:,}" for step in run.checkpoints)
     out.append(f"checkpoints: {saved or 'none yet'}")
     # The loss of reinforcement learning is flat by its nature.
-    curve = run.series("reward") or run.series("loss")
+    curve = run.series("reward") or run.series("loss") or run.series("held_score")
     if curve and rows:
         out += ["", *braille(curve, columns=columns, rows=rows), ""]
     return out

@@ -50,4 +50,5 @@ def state_of(learners: Learners) -> dict[str, Tensor]:
 def rows(run_dir: Path) -> list[dict[str, float]]:
     """The log, without what a clock tells."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+    timed = ("seconds", "step_seconds", "eta_s")
+    return [{key: value for key, value in line.items() if key not in timed} for line in lines]
