@@ -157,6 +157,11 @@ def rubric_text(name_or_path: str) -> SystemPrompt:
     return _find("rubrics", name_or_path, "rubric text")
 
 
+def search_text(name_or_path: str) -> SystemPrompt:
+    """What a prompt search tells a model: `write` instructs the writer. Or a file by its path. Raises PromptError."""
+    return _find("search", name_or_path, "text of the search")
+
+
 def answer_form(contract: str) -> str:
     """The last part of composed instructions: `json` or `plain`. Raises PromptError for another word."""
     if contract == "json":

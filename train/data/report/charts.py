@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 KEPT, DROPPED, LINE = "#3a7d44", "#c8553d", "#333333"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
     "svg.hashsalt": "lens",  # the same numbers give the same file
     "font.family": "sans-serif",
@@ -36,8 +36,8 @@ def histogram(
     lines: Mapping[str, float] | None = None,
 ) -> str:
     """Counts of kept pictures with the dropped ones on top, and named vertical lines. `log`: the horizontal axis."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes(4.6, 2.3)
+    with mpl.rc_context(STYLE):
+        figure, axes = new_axes(4.6, 2.3)
         widths = np.diff(edges)
         axes.bar(edges[:-1], kept, widths, align="edge", color=KEPT, label="kept")
         axes.bar(edges[:-1], dropped, widths, bottom=kept, align="edge", color=DROPPED, label="dropped")
@@ -54,7 +54,7 @@ def histogram(
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel(label)
         axes.set_ylabel("pictures")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _log_ticks(first: float, last: float) -> list[float]:
@@ -79,23 +79,25 @@ def _short(number: float) -> str:
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> str:
     """Horizontal bars from top to bottom, each with its number."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _axes(6.5, 0.6 + 0.26 * len(names))
+    with mpl.rc_context(STYLE):
+        figure, axes = new_axes(6.5, 0.6 + 0.26 * len(names))
         where = np.arange(len(names))[::-1]
         drawn = axes.barh(where, values, color=KEPT)
         axes.bar_label(drawn, [f"{value:,.0f}" for value in values], padding=3)
         axes.set_yticks(where, names)
         axes.margins(x=0.15)
         axes.set_xlabel(label)
-        return _svg(figure)
+        return as_svg(figure)
 
 
-def _axes(width: float, height: float):
+def new_axes(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure with one plot; inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """The figure as it stands inside HTML; the same figure gives the same text."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()

@@ -172,7 +172,7 @@ def read(path: Path) -> PromptSet:
         if not line.strip():
             continue
         try:
-            prompt = _parse(line)
+            prompt = parse(line)
         except ValueError as error:
             raise FileError(f"{path}, line {number}: {error}") from None
         if (before := lines.setdefault(prompt.id, number)) != number:
@@ -196,7 +196,7 @@ _TEXTS = ("id", "prompt", "category", "item", "subcategory", "writer")
 _NEEDED = ("id", "prompt", "category", "item", "rubrics")
 
 
-def _parse(line: str) -> Prompt:
+def parse(line: str) -> Prompt:
     """Raises ValueError with what is wrong."""
     try:
         said: Any = json.loads(line)
