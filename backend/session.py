@@ -190,7 +190,7 @@ class Session:
 
         self._on_event = on_event
         cache = open_store("rewrites", self.settings.cache, self._warn)
-        decision = refine(request, plan, self._speaker(plan, files, stop), cache=cache, on_event=on_event)
+        decision = refine(request, plan, self.speaker(plan, files, stop), cache=cache, on_event=on_event)
         if stop():  # after the speaker's last look
             raise CancelledError("stopped")
         for note in decision.notes:
@@ -217,7 +217,8 @@ class Session:
         )
         return replace(resolved, request=drawn)
 
-    def _speaker(self, plan: RewritePlan, files: ModelFiles | None, stop: Stop) -> Speaker:
+    def speaker(self, plan: RewritePlan, files: ModelFiles | None, stop: Stop) -> Speaker:
+        """Who answers under a plan; nothing is opened or asked yet."""
         from backend.reasoner.refine import LOCAL_CONTEXT, LocalSpeaker, local_gguf
 
         if plan.mode is ReasonerMode.api:

@@ -25,6 +25,7 @@ from train.judge.judge import Judge
 from train.search.config import Guidelines, ImagesEndpoint, LocalModel, LocalWriter, SearchConfig, WriterEndpoint
 from train.search.evaluator import Generator as Draws
 from train.search.evaluator import Parts
+from train.search.folder import text_sha256
 from train.search.generators import EndpointGenerator, SessionGenerator, SessionRewriter
 from train.search.spending import RoleBudget, Spending
 from train.search.writers.guidelines import GuidelineWriter
@@ -109,12 +110,9 @@ def _open_rewriter(
         address = reasoner_address(settings.reasoner)
         budget = RoleBudget(spending, "reasoner", config.reasoner.price_in, config.reasoner.price_out)
         return SessionRewriter(session, plan, None, f"{address.shown} {address.model}", budget=budget)
-    from backend.checkpoints.identity import known_sha256
-
     resolved = _resolved(None, settings, found, say)
-    gguf = local_gguf(resolved.need_files().text_encoder, found.name)
-    template = resolved.preset.params.text.template
-    return SessionRewriter(session, plan, resolved, f"gguf {known_sha256(gguf)} {template}")
+    speaker = session.speaker(plan, resolved.need_files(), lambda: False)
+    return SessionRewriter(session, plan, resolved, text_sha256(speaker.identity))
 
 
 def _open_generator(config: SearchConfig, settings: Settings, session: Session, say: Say) -> Draws:

@@ -8,6 +8,7 @@ on a test set says nothing by that test.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -228,14 +229,31 @@ def batch_of(train: Sequence[Request], size: int, iteration: int) -> tuple[Reque
 # --------------------------------------------------------------------------------------------------------------- leaks
 
 
+@functools.cache
+def _shipped_benchmarks() -> dict[str, list[str]]:
+    from train.evals import nano_prompts
+    from train.suites.prompts import read_prompts
+    from train.suites.table import SUITES
+
+    found = {"lens eval nano": [text for p in nano_prompts.prompts() for text in (p.brief, p.dense)]}
+    for name, suite in SUITES.items():
+        if suite.shipped and name != "nano":
+            found[name] = [prompt.prompt for prompt in read_prompts(suite, None)]
+    return found
+
+
+@functools.cache
+def benchmark_runs() -> frozenset[str]:
+    """Every eight words in a row of every benchmark that is here."""
+    return frozenset(run for texts in _shipped_benchmarks().values() for text in texts for run in word_runs(text))
+
+
 def known_benchmarks(files: Iterable[Path] = ()) -> dict[str, list[str]]:
     """The prompts of the benchmarks that are here, by name, and of `files`: JSON Lines with a `prompt`, or one a line.
 
     Raises FileError.
     """
-    from train.evals import nano_prompts
-
-    found = {"lens eval nano": [text for p in nano_prompts.prompts() for text in (p.brief, p.dense)]}
+    found = dict(_shipped_benchmarks())
     for path in files:
         try:
             lines = path.read_text("utf-8-sig").splitlines()

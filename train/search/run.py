@@ -22,7 +22,7 @@ from train.search.checks import ProbeCounts, chosen_probes, flaw_of, probe, word
 from train.search.evaluator import NONE, Evaluator, Parts, Sample, mean_score, paired
 from train.search.folder import SearchFolder, text_sha256
 from train.search.gate import Confirmation, Racing
-from train.search.requests import Request, batch_of, known_benchmarks, word_runs
+from train.search.requests import Request, batch_of, benchmark_runs, word_runs
 from train.search.spending import Spending
 from train.search.statistics import interval
 from train.search.writers.task import Attempt, Proposal, Task, Trial, Writer, WriterSpent
@@ -115,8 +115,6 @@ class _Search:
         sizes = self.config.sizes
         evaluator.reserve = 2 * sizes.test * sizes.seeds
         self._examples = frozenset(run for r in folder.requests for run in word_runs(r.prompt))
-        texts = (text for texts in known_benchmarks().values() for text in texts)
-        self._benchmarks = frozenset(run for text in texts for run in word_runs(text))
 
     # ---------------------------------------------------------------------------------------------------------- events
 
@@ -290,7 +288,7 @@ class _Search:
         earlier = {FIRST: self.folder.text_of(FIRST)} | {a.name: a.text for a in self.history if a.text}
         return flaw_of(
             text, limit=word_limit(self.config, earlier[FIRST]), locked=self.locked, earlier=earlier,
-            examples=self._examples, benchmarks=self._benchmarks,
+            examples=self._examples, benchmarks=benchmark_runs(),
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------- the judging

@@ -351,6 +351,7 @@ def test_gepa_proposes_and_the_gate_decides(tmp_path: Path) -> None:
 
     path = fakes.make(tmp_path / "run", fakes.config(limits=Limits(candidates=1), probes=0))
     drawn: list[int] = []
+    inner = fakes.FakeWriter()
     for _ in range(2):
         (path / "analyses" / "i0000.0.reply.json").unlink(missing_ok=True)
         for name in ("events.jsonl", "validated.json"):

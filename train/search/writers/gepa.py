@@ -45,12 +45,12 @@ class GepaWriter:
 
     def write(self, task: Task) -> Proposal:
         """The best prompt that gepa finds on the train split. Raises WriterSpent where that is the one in force."""
-        import gepa
+        from gepa.api import optimize
 
         assert task.trial is not None, "a search gives its writers the train split"
         adapter = _Adapter(task, task.trial, self)
         half = len(task.trial.requests) // 2
-        found: Any = gepa.optimize(
+        found: Any = optimize(
             seed_candidate={PART: task.current},
             trainset=list(task.trial.requests[:half]),
             valset=list(task.trial.requests[half:]),
