@@ -66,7 +66,9 @@ COMMANDS = {
     "stop": Lazy("lens_cli.commands.stop:stop", "End the server, or cancel its jobs."),
     "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
     "eval": Lazy("lens_cli.commands.eval:app", "Measure models."),
-    "prompt-search": Lazy("lens_cli.commands.prompt_search:app", "Search a better system prompt for the reasoner."),
+    "prompt-search": Lazy(
+        "lens_cli.commands.train.prompt_search:app", "Search a better system prompt for the reasoner."
+    ),
 }
 
 

@@ -105,7 +105,7 @@ def init(
     lens prompt-search init runs/a --quick · lens prompt-search init runs/b -m lens-turbo --requests set.jsonl --judge
     endpoint --set judge.model=NAME --writer endpoint --set writer.model=NAME --budget pictures=4000
     """
-    from lens_cli.work.prompt_search import Typed, begin
+    from lens_cli.work.train.prompt_search import Typed, begin
 
     talk = options.talk_for("prompt-search init", json=json, quiet=quiet)
     typed = Typed(
@@ -120,7 +120,7 @@ def init(
 @app.command("run")
 def run(run: Run, *, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Search, or go on searching. Ctrl-C or a file RUN/STOP ends it after the picture at hand; nothing is lost."""
-    from lens_cli.work.prompt_search import search
+    from lens_cli.work.train.prompt_search import search
 
     search(run, options.talk_for("prompt-search run", json=json, quiet=quiet))
 
@@ -128,7 +128,7 @@ def run(run: Run, *, json: options.Json = False, quiet: options.Quiet = False) -
 @app.command("status")
 def status(run: Run, *, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Say how far a search is and what was decided."""
-    from lens_cli.work.prompt_search import status as show
+    from lens_cli.work.train.prompt_search import status as show
 
     show(run, options.talk_for("prompt-search status", json=json, quiet=quiet))
 
@@ -136,7 +136,7 @@ def status(run: Run, *, json: options.Json = False, quiet: options.Quiet = False
 @app.command("report")
 def report(run: Run, *, out: Page = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Write one HTML page: the verdict with its interval, plots, and the largest wins and losses side by side."""
-    from lens_cli.work.prompt_search import report as write
+    from lens_cli.work.train.prompt_search import report as write
 
     write(run, out, options.talk_for("prompt-search report", json=json, quiet=quiet))
 
@@ -146,7 +146,7 @@ def diff(
     run: Run, a: Candidate = None, b: Other = None, *, json: options.Json = False, quiet: options.Quiet = False
 ) -> None:  # fmt: skip
     """Show what a candidate changed: against its parent, or A against B; left out: the first prompt and the winner."""
-    from lens_cli.work.prompt_search import diff as show
+    from lens_cli.work.train.prompt_search import diff as show
 
     show(run, a, b, options.talk_for("prompt-search diff", json=json, quiet=quiet))
 
@@ -157,7 +157,7 @@ def export(
     quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
     """Write the winner as a file for --system-prompt; without a confirmed gain that is the first prompt."""
-    from lens_cli.work.prompt_search import export as write
+    from lens_cli.work.train.prompt_search import export as write
 
     write(run, candidate, out, force, options.talk_for("prompt-search export", json=json, quiet=quiet))
 
@@ -168,6 +168,6 @@ def apply(
     quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
     """Put the winner into your own prompts: lens gen … --system-prompt NAME finds it there."""
-    from lens_cli.work.prompt_search import apply as do
+    from lens_cli.work.train.prompt_search import apply as do
 
     do(run, candidate, name, force, options.talk_for("prompt-search apply", json=json, quiet=quiet))
