@@ -9,40 +9,59 @@ Light ring: platformdirs is imported inside the functions. Nothing here creates 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+from backend.errors import UsageError
 
 APP = "lens"
 PACKAGE = Path(__file__).resolve().parent
 
 
+def expanded(name: str | Path) -> Path:
+    """`~` and `~user` as the folders they stand for. Raises UsageError where there is no such user, or no home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{name}: there is no such home folder", hint="write the path without ~") from None
+
+
+def _home_of(find: Callable[..., Path]) -> Path:
+    """One of the platform's folders. Raises UsageError where nothing says where the home is."""
+    try:
+        return find(APP, appauthor=False)
+    except RuntimeError:
+        raise UsageError("no home folder is known", hint="set HOME, or LENS_HOME to a folder for everything") from None
+
+
 def _under_home(part: str) -> Path | None:
     home = os.environ.get("LENS_HOME")
-    return Path(home).expanduser() / part if home else None
+    return expanded(home) / part if home else None
 
 
 def config_dir() -> Path:
     import platformdirs
 
-    return _under_home("config") or platformdirs.user_config_path(APP, appauthor=False)
+    return _under_home("config") or _home_of(platformdirs.user_config_path)
 
 
 def data_dir() -> Path:
     import platformdirs
 
-    return _under_home("data") or platformdirs.user_data_path(APP, appauthor=False)
+    return _under_home("data") or _home_of(platformdirs.user_data_path)
 
 
 def cache_dir() -> Path:
     import platformdirs
 
-    return _under_home("cache") or platformdirs.user_cache_path(APP, appauthor=False)
+    return _under_home("cache") or _home_of(platformdirs.user_cache_path)
 
 
 def state_dir() -> Path:
     """What running programs leave for one another: the server's address, its queue, its log."""
     import platformdirs
 
-    return _under_home("state") or platformdirs.user_state_path(APP, appauthor=False)
+    return _under_home("state") or _home_of(platformdirs.user_state_path)
 
 
 def server_file() -> Path:
@@ -64,7 +83,7 @@ def pictures_dir() -> Path:
     """Where pictures go that no folder was named for, but by a command: there it is the working folder."""
     import platformdirs
 
-    return platformdirs.user_pictures_path() / APP
+    return _home_of(lambda *_, **__: platformdirs.user_pictures_path()) / APP
 
 
 def server_log() -> Path:
@@ -75,7 +94,7 @@ def server_log() -> Path:
 def config_file() -> Path:
     """The user's settings; `LENS_CONFIG` names another file."""
     named = os.environ.get("LENS_CONFIG")
-    return Path(named).expanduser() if named else config_dir() / "config.toml"
+    return expanded(named) if named else config_dir() / "config.toml"
 
 
 def project_file() -> Path:
@@ -171,12 +190,12 @@ def hub_cache() -> Path:
     """The Hugging Face cache, by that library's own rules: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, in this order."""
     named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     home = os.environ.get("HF_HOME")
     if home:
-        return Path(home).expanduser() / "hub"
+        return expanded(home) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache).expanduser() if cache else Path.home() / ".cache") / "huggingface" / "hub"
+    return expanded(cache or "~/.cache") / "huggingface" / "hub"
 
 
 HUB_REPO = "models--"  # how the Hugging Face cache begins the name of a model repository's folder

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import ModelMissingError, UsageError
+from backend.paths import expanded
 from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
 from backend.types import GenerationRequest, LoraMode, LoraUse
@@ -122,7 +123,7 @@ def find_model(model: str) -> FoundModel:
     try:
         preset = presets.get(model)
     except UsageError:
-        path = Path(model).expanduser()
+        path = expanded(model)
         name = str(path.absolute()) if path.exists() else model
         files = resolve_model(name)
         return FoundModel(name=name, preset=files.preset, files=files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from backend.checkpoints import config_files, detect
 from backend.checkpoints.headers import PICKLES, FileFormat, a_pickle, read_summary
 from backend.errors import CheckpointError, UsageError
+from backend.paths import expanded
 from backend.presets import Component, Embedded, Layout
 
 Paths = tuple[Path, ...]
@@ -128,7 +129,7 @@ def transformer_alone(path: Path) -> PartFiles:
 
     Raises CheckpointError where it is none.
     """
-    path = path.expanduser().absolute()
+    path = expanded(path).absolute()
     held = _one_folder(path) if path.is_dir() else _one_file(path)
     if held is None:
         raise CheckpointError(f"{path}: no .safetensors or .gguf weights in this folder")

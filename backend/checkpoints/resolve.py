@@ -15,7 +15,7 @@ from backend.checkpoints import layouts, parameters, records
 from backend.checkpoints.layouts import Parts
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError, human_bytes, joined
 from backend.params import DiTParams
-from backend.paths import hub_repo, nano_dir
+from backend.paths import expanded, hub_repo, nano_dir
 from backend.presets import PRESETS, Component, Embedded, HubSource, Layout, Preset, default_name, get, names
 
 ACCEPTED = (
@@ -122,7 +122,7 @@ def resolve_model(name_or_path: str, *, variant: str | None = None) -> ModelFile
 
 
 def _resolve(name_or_path: str, asked: _Asked) -> ModelFiles:
-    name, path = name_or_path.strip().lower(), Path(name_or_path).expanduser()
+    name, path = name_or_path.strip().lower(), expanded(name_or_path)
     if name in PRESETS:  # before a file of that name, which is ./NAME
         if asked.variant is not None and asked.variant != name:
             raise UsageError(f"{name} is a name of the registry, so it cannot also be {asked.variant}")

@@ -21,6 +21,7 @@ from backend.errors import FileError, LensError, ModelMissingError, UsageError, 
 from backend.model.tensors import transformer_shapes
 from backend.packing.schemes import Container, Scheme, by_target
 from backend.params import DiTParams
+from backend.paths import expanded
 from backend.presets import Component
 from backend.types import QuantTarget
 
@@ -78,8 +79,8 @@ def plan_conversion(
     """
     found = find_source(source)
     scheme = by_target(target)
-    file, config = _places(found, scheme, output.expanduser())
-    _check_way(found, file, output.expanduser(), force)
+    file, config = _places(found, scheme, expanded(output))
+    _check_way(found, file, expanded(output), force)
     packs = packed_names(found.params, modulation)
     nbytes = _bytes(found.params, scheme, packs)
     free = free_bytes(file.parent)
@@ -98,7 +99,7 @@ def plan_conversion(
         notes.append(f"it will be larger: about {human_bytes(nbytes)} from {human_bytes(before)}{more}")
     if modulation:
         notes.append("the modulation is quantised as well, which is reported to break pictures at 4 bits")
-    result = file if _names_a_file(output.expanduser()) else file.parent
+    result = file if _names_a_file(expanded(output)) else file.parent
     return Conversion(found, scheme, file, config, result, modulation, nbytes, free, tuple(notes))
 
 
@@ -154,7 +155,7 @@ def find_source(source: str) -> Source:
     try:
         found = resolve_model(source)
     except ModelMissingError:
-        path = Path(source).expanduser()
+        path = expanded(source)
         if not path.exists():
             raise
         part = layouts.transformer_alone(path)
@@ -162,7 +163,7 @@ def find_source(source: str) -> Source:
         return Source(path.stem, part.files, params, parameters.variant(path, part), None)
     variant = None if found.assumed else found.preset.name
     licence = found.preset.licences.get(Component.transformer) if variant is not None else None
-    name = Path(found.name).stem if Path(source).expanduser().is_file() else found.name
+    name = Path(found.name).stem if expanded(source).is_file() else found.name
     return Source(name, found.transformer, found.preset.params.dit, variant, licence)
 
 

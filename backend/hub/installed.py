@@ -21,7 +21,7 @@ from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset,
 from backend.disk import file_sha256, write_error
 from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
 from backend.hub.pull_plan import Say, matches
-from backend.paths import hub_cache, hub_repo, nano_dir
+from backend.paths import expanded, hub_cache, hub_repo, nano_dir
 from backend.presets import Component, Preset
 
 SUMS = "SHA256SUMS"  # beside Lens-Nano's files, in the form of sha256sum
@@ -54,7 +54,7 @@ def adopt(name: str, path: Path, *, say: Say) -> tuple[Record, ModelFiles]:
         files[str(file)] = FileRecord(size=size, sha256=sha256)
     record = Record(
         name=preset.name,
-        folder=path.expanduser().absolute(),
+        folder=expanded(path).absolute(),
         layout=found.layout,
         when=time.strftime("%Y-%m-%d"),
         files=files,

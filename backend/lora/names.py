@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from backend.checkpoints.headers import PICKLES, a_pickle
 from backend.errors import UsageError
-from backend.paths import loras_dir
+from backend.paths import expanded, loras_dir
 from backend.types import LoraMode, LoraUse
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def find_lora(named: str) -> Path:
 
     Raises UsageError or, for a pickle, CheckpointError.
     """
-    for place in (Path(named).expanduser(), loras_dir() / named, loras_dir() / f"{named}{SUFFIX}"):
+    for place in (expanded(named), loras_dir() / named, loras_dir() / f"{named}{SUFFIX}"):
         if place.is_file():
             if place.suffix in PICKLES:
                 raise a_pickle(place)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from backend.disk import names
 from backend.errors import UsageError
+from backend.paths import expanded
 from backend.types import GenerationRequest, ImageFormat
 
 SLUG_LENGTH = 40  # characters
@@ -122,7 +123,7 @@ def plan_output(
             metadata=metadata,
         )
     if output is None:
-        template = str(Path(default_folder or "").expanduser() / default_template)
+        template = str(expanded(default_folder or "") / default_template)
     elif output == "":
         raise UsageError("--output is empty", hint="give a folder, a file name, or - for stdout")
     elif output.endswith(("/", os.sep)) or Path(output).is_dir():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import BusyError, LensError, UsageError, os_reason
-from backend.paths import history_file, pictures_dir, queue_file, server_file, spool_dir, state_dir
+from backend.paths import expanded, history_file, pictures_dir, queue_file, server_file, spool_dir, state_dir
 from backend.server.place import DEFAULT_HOST, Place, draw_key, is_loopback, parse_host, write_pid_file
 from backend.settings import Settings
 
@@ -66,7 +66,7 @@ def make_plan(
             f"{place.host} can be reached from other machines, and anybody there could draw",
             hint="add --api-key KEY, or set LENS_API_KEY",
         )
-    folder = pictures_dir() if settings.output_dir is None else Path(settings.output_dir).expanduser().absolute()
+    folder = pictures_dir() if settings.output_dir is None else expanded(settings.output_dir).absolute()
     kept = keep_alive if keep_alive is not None else settings.keep_alive
     return Plan(
         place=place, api_key=key, keep_alive=KEEP_ALIVE if kept is None else parse_time(kept), folder=folder,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from backend.packing.schemes import Container, targets_in
+from backend.paths import expanded
 from backend.types import QuantTarget
 from lens_cli import options
 
@@ -112,8 +112,8 @@ def pull(
     from lens_cli.work.models import pull
 
     talk = options.talk_for("models pull", json=json, quiet=quiet)
-    if origin is not None and Path(origin).expanduser().exists():
-        pull.adopt(name, Path(origin).expanduser(), talk, dry_run=dry_run)
+    if origin is not None and expanded(origin).exists():
+        pull.adopt(name, expanded(origin), talk, dry_run=dry_run)
     else:
         pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline)
 

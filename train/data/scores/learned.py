@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from backend.disk import file_sha256
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
 from backend.memory.device import choose_device
+from backend.paths import expanded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +68,7 @@ def find_model(name_of_filter: str, name: str, *, head: str | None = None, downl
 
     Raises ModelMissingError, NetworkError, CheckpointError (files that are not safetensors).
     """
-    local = Path(name).expanduser()
+    local = expanded(name)
     folder = local.resolve() if local.is_dir() else _from_hub(name, download)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
@@ -102,7 +103,7 @@ def _from_hub(name: str, download: bool) -> Path:
 
 
 def _checked_head(head: str | None) -> Path:
-    file = Path(head).expanduser() if head else None
+    file = expanded(head) if head else None
     if file is not None and file.suffix == ".safetensors" and file.is_file():
         return file
     raise ModelMissingError(
