@@ -230,7 +230,7 @@ def fake_models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(name)
         if name == "lens":
             raise ModelMissingError("lens is not here")
-        return SimpleNamespace(preset=presets.get("lens-turbo"))
+        return SimpleNamespace(adjustable=False, preset=presets.get("lens-turbo"))
 
     monkeypatch.setattr(weights, "resolve_model", resolve)
     return asked
