@@ -11,7 +11,7 @@ from backend.errors import UsageError
 from backend.types import ReasonerMode
 from backend.wish import Wish
 from lens_cli import options
-from lens_cli.commands import eval_suites
+from lens_cli.commands import eval_claims, eval_suites
 
 SCENES = 1000
 
@@ -101,3 +101,4 @@ def nano(
 
 
 eval_suites.add_to(app)
+app.command("claims")(eval_claims.claims)
