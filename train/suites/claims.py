@@ -97,8 +97,8 @@ CLAIMS: tuple[Claim, ...] = (
         paper="Figure 5: dense above mixed and brief on GenEval (no numbers in its text)",
         recorded=Recorded(
             difference=-0.09, interval=(-0.19, 0.01),
-            says="brief requests drawn right, of 90: after dense captions 35, brief 43, mixed 42; the last stretch of a "
-            "training only; the interval takes three seeds' pictures of a prompt as independent, so it is too narrow",
+            says="brief requests drawn right, of 90: after dense captions 35, brief 43, mixed 42; the last stretch of "
+            "a training only; the interval takes three seeds' pictures of a prompt as independent, so it is too narrow",
             command="python -m benchmarks.caption_ablation --steps 120 --scenes 384 --kinds single_object colors "
             "--limit 30",
         ),
@@ -206,10 +206,10 @@ def page(findings: Sequence[Finding], *, about: Sequence[str]) -> str:
     """The table as Markdown; `about`: lines on what was measured and how."""
     lines = [
         "# The paper's claims, in miniature", "",
-        "Measured on Lens-Nano's drawn world by its rule-based verifier: a direction on a small model, no proof about the",
-        "published one. Scores are means over the kinds of prompts; differences are paired over prompts and seeds, with",
-        "95 % intervals. *Shown*: the interval lies above zero (of a claim that something is kept: above −0.05). *The",
-        "opposite*: it lies below. Otherwise *not shown*.", "",
+        "Measured on Lens-Nano's drawn world by its rule-based verifier: a direction on a small model, no proof about",
+        "the published one. Scores are means over the kinds of prompts; differences are paired over prompts and seeds,",
+        "with 95 % intervals. *Shown*: the interval lies above zero (of a claim that something is kept: above −0.05).",
+        "*The opposite*: it lies below. Otherwise *not shown*.", "",
         *about, "",
         "| Claim | In the paper | Here: before → after | Difference | Prompts | |",
         "|---|---|---|---|--:|---|",
