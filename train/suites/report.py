@@ -16,6 +16,7 @@ from train.suites.folder import FAILED, MADE, MISSING, NO_REWRITE, REFUSED, SCOR
 from train.suites.metrics import Edges, Estimate, Metric, Row, difference, estimate
 from train.suites.prompts import SuitePrompt, fingerprint
 from train.suites.scorers.scorer import Scorer
+from train.suites.scorers.text_scorers import TextScorer
 from train.suites.scores import read_scores
 from train.suites.table import Suite
 
@@ -80,7 +81,11 @@ def report(
     for scorer_name, scorer in scorers.items():
         said = read_scores(run, scorer_name, None, samples)
         applied = [prompt for prompt in chosen if scorer.applies(prompt)]
-        metrics = tuple(_scored(metric, scorer, applied, images, states, said.rows) for metric in scorer.metrics)
+        extra = scorer.carried(applied, images, states, said.seen) if isinstance(scorer, TextScorer) else {}
+        metrics = tuple(
+            _scored(metric, scorer, applied, images, states, said.rows, extra if metric.official else {})
+            for metric in scorer.metrics
+        )
         found[scorer_name] = (said.identity, metrics)
     counted = {state: sum(value == state for value in states.values()) for state in
                (MADE, REFUSED, NO_REWRITE, FAILED, MISSING)}  # fmt: skip
@@ -109,8 +114,9 @@ def score_names(run: RunFolder) -> list[str]:
 
 def _scored(
     metric: Metric, scorer: Scorer, prompts: Sequence[SuitePrompt], images: int, states: Mapping[Key, str],
-    said: Mapping[Key, Row],
+    said: Mapping[Key, Row], extra: Mapping[str, Sequence[Row]],
 ) -> ScoredMetric:  # fmt: skip
+    """`extra`: what an official evaluator counts for prompts without a picture, by id."""
     known: dict[str, dict[str, list[Row]]] = {}
     edges: dict[str, Edges] = {}
     zeroed: dict[str, dict[str, list[Row]]] = {}
@@ -121,7 +127,7 @@ def _scored(
             edges[prompt.kind] = Edges(worst=scorer.nothing(prompt), best=scorer.perfect(prompt), images=images)
         there = [said[key] for key in keys if key in said and states[key] == MADE]
         count += len(there)
-        known.setdefault(prompt.kind, {})[prompt.id] = there
+        known.setdefault(prompt.kind, {})[prompt.id] = there or [*extra.get(prompt.id, ())]
         gone = [scorer.nothing(prompt)] * (images - len(there))
         zeroed.setdefault(prompt.kind, {})[prompt.id] = [*there, *gone]
     kinds = {kind: estimate(metric, {kind: known[kind]}, edges) for kind in known} if metric.by_kind else {}

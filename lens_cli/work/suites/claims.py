@@ -65,12 +65,13 @@ class _Absent(Exception):
 
 def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
     """Draw what is missing and write the table after every claim. Raises UsageError; CancelledError on Ctrl-C."""
-    from train.evals.nano_prompts import prompts
+    from train.evals.nano_prompts import PER_KIND, PROMPT_KINDS, prompts
     from train.suites.claims import CLAIMS, UNMEASURED, Finding, arms_of, finding, recorded_finding
 
     claims = _chosen(choice.claims)
     given = _given(choice.given)
-    chosen = prompts((), choice.limit)
+    whole = PER_KIND * len(PROMPT_KINDS)
+    count = whole if choice.limit is None else min(choice.limit, whole)
     found: dict[str, Arm] = {}
     absent: dict[str, _Absent] = {}
     for arm in arms_of(claims):
@@ -82,13 +83,14 @@ def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
             absent[arm.name] = error
     needed = [c for c in claims if c.before and c.after and c.before.name in found and c.after.name in found]
     drawn = arms_of(needed)
-    talk.say(f"{len(claims)} claims, {len(drawn)} ways to draw {len(chosen)} prompts: {len(drawn) * len(chosen):,} "
-             f"pictures, about {_hours(len(drawn) * len(chosen) * SECONDS)} on two quiet cores")  # fmt: skip
+    talk.say(f"{len(claims)} claims, {len(drawn)} ways to draw {count} prompts: {len(drawn) * count:,} "
+             f"pictures, about {_hours(len(drawn) * count * SECONDS)} on two quiet cores")  # fmt: skip
     if choice.dry_run:
         for claim in claims:
             talk.data(f"{claim.id:<12}{_state(claim, absent)}")
         talk.result({"claims": [{"claim": c.id, "state": _state(c, absent)} for c in claims]})
         return
+    chosen = prompts((), choice.limit)
     reports: dict[str, EvalReport] = {}
     findings: list[Finding] = []
     about = dict[str, Any]()

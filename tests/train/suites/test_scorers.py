@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,20 @@ def test_oneig_minds_case_and_exactness() -> None:
     assert t.oneig("Open", "open") == {"edits": 1, "exact": 0.0, "matched": 0, "words": 1}
     assert t.oneig("你好 世界", "你好世界")["exact"] == 1
     assert t.edit_distance("kitten", "sitting") == 3 and t.edit_distance("", "abc") == 3
+
+
+def test_oneig_counts_a_black_grid_with_the_text_of_the_prompt_before() -> None:
+    """Official: the second prompt's missing pictures count as the first's text; corrected it counts as nothing."""
+    scorer = TextScorer(RapidOcr(), COUNTINGS["oneig-en"])
+    prompts = [
+        SuitePrompt(id=f"text-00{n}", kind="text", number=n, prompt="x", texts=(text,))
+        for n, text in enumerate(("Open now", "Open late"))
+    ]
+    states = {("text-000", 0): "made", ("text-001", 0): REFUSED}
+    carried = scorer.carried(prompts, 1, states, {("text-000", 0): "Open now"})
+    assert carried == {"text-001": [t.oneig("Open late", "Open now")]} and carried["text-001"][0]["matched"] == 1
+    assert scorer.nothing(prompts[1])["matched"] == 0
+    assert TextScorer(RapidOcr(), COUNTINGS["cvtg"]).carried(prompts, 1, states, {}) == {}
 
 
 def written(lines: list[str]) -> Image.Image:
@@ -150,13 +163,14 @@ def test_a_tiny_mask2former_and_clip_run_the_whole_way(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     cpu = torch.device("cpu")
-    swin = SwinConfig(embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2, image_size=32,
-                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=swin, num_labels=len(CLASSES), hidden_dim=32, feature_size=32, mask_feature_size=32,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, encoder_feedforward_dim=16,
-        num_queries=8, class_weight=2.0,
-    )  # fmt: skip
+    tiny: dict[str, Any] = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "window_size": 2, "image_size": 32,
+                            "out_features": [f"stage{n}" for n in range(1, 5)]}  # fmt: skip
+    rest: dict[str, Any] = {
+        "backbone_config": SwinConfig(**tiny), "num_labels": len(CLASSES), "hidden_dim": 32,
+        "feature_size": 32, "mask_feature_size": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
+        "dim_feedforward": 16, "encoder_feedforward_dim": 16, "num_queries": 8,
+    }  # fmt: skip
+    config = Mask2FormerConfig(**rest)
     processor = Mask2FormerImageProcessorPil(size={"height": 64, "width": 64}, do_resize=True)
     detector = Mask2FormerDetector(Mask2FormerForUniversalSegmentation(config).eval(), processor, cpu).checked("tiny")
     with torch.no_grad():  # random logits are near 1/81: made sure, so that something passes the threshold
@@ -311,5 +325,3 @@ def test_the_papers_numbers() -> None:
     assert MODELS["Lens (20 steps)"]["oneig-zh"] == 0.525 and MODELS["Lens, no reasoner"]["geneval"] == 0.843
     assert MODELS["Lens (20 steps)"]["cvtg-5"] == 0.827 and "geneval" not in MODELS["BAGEL 14B"]
     assert len(MODELS) == 24
-    stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")

@@ -6,9 +6,9 @@ score, which has Qwen2.5-VL-7B (LongText, OneIG) or PaddleOCR 2 (CVTG) as its re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from backend.errors import UsageError
 from train.suites.metrics import Metric, Row, oneig_text, pooled
@@ -163,6 +163,21 @@ class TextScorer:
         if lines is None:
             return Score(row={}, why="the reader gave no answer")
         return Score(row=self.counting.count(prompt, lines), seen="\n".join(lines)[:LONGEST_READ])
+
+    def carried(
+        self, prompts: Sequence[SuitePrompt], images: int, states: Mapping[tuple[str, int], str],
+        seen: Mapping[tuple[str, int], Any],
+    ) -> dict[str, list[Row]]:  # fmt: skip
+        """What OneIG's evaluator counts for prompts none of whose pictures was made: it holds the texts that it read
+        for the prompt before against them. Empty for the other suites."""
+        found, before = dict[str, list[Row]](), list[str]()
+        for prompt in prompts if self.counting.suite.startswith("oneig") else ():
+            keys = [(prompt.id, index) for index in range(images)]
+            if any(states[key] == "made" for key in keys):
+                before = [str(seen[key]) for key in keys if key in seen]
+            elif before:
+                found[prompt.id] = [self.counting.count(prompt, text.splitlines()) for text in before]
+        return found
 
     def nothing(self, prompt: SuitePrompt) -> Row:
         return self.counting.count(prompt, [])
