@@ -65,7 +65,7 @@ COMMANDS = {
     "ps": Lazy("lens_cli.commands.ps:ps", "Show the server: what lies in memory, what is drawn and what waits."),
     "stop": Lazy("lens_cli.commands.stop:stop", "End the server, or cancel its jobs."),
     "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
-    "eval": Lazy("lens_cli.commands.eval:app", "Measure models."),
+    "eval": Lazy("lens_cli.commands.eval.group:app", "Measure models."),
     "prompt-search": Lazy(
         "lens_cli.commands.train.prompt_search:app", "Search a better system prompt for the reasoner."
     ),

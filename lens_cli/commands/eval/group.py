@@ -11,7 +11,7 @@ from backend.errors import UsageError
 from backend.types import ReasonerMode
 from backend.wish import Wish
 from lens_cli import options
-from lens_cli.commands import eval_claims, eval_suites
+from lens_cli.commands.eval import claims, suites
 
 SCENES = 1000
 
@@ -100,5 +100,5 @@ def nano(
     )
 
 
-eval_suites.add_to(app)
-app.command("claims")(eval_claims.claims)
+suites.add_to(app)
+app.command("claims")(claims.claims)
