@@ -23,6 +23,7 @@ from backend.events import PictureFailed
 from backend.requests import build_request, find_model
 from backend.session import Session
 from backend.settings import load
+from backend.types import Phase
 from backend.wish import Wish
 from train.evals.nano import EvalComparison, EvalFolder, EvalReport, EvalResult, evaluate
 from train.evals.nano_prompts import NanoPrompt, fingerprint, prompts
@@ -56,8 +57,10 @@ def settings(student: str, teacher: str | None, warm: str | None) -> list[Settin
     return out
 
 
-def draw(setting: Setting, args: argparse.Namespace, chosen: Sequence[NanoPrompt], folder: EvalFolder) -> EvalReport:
-    """All pictures of a setting, judged; those that are there are not drawn again."""
+def draw(
+    setting: Setting, args: argparse.Namespace, chosen: Sequence[NanoPrompt], folder: EvalFolder
+) -> tuple[EvalReport, list[float]]:
+    """All pictures of a setting, judged, and the seconds that denoising took of those that were not there already."""
     stated = load(lambda text: print(text))
     found = find_model(args.model)
     loras = (f"{setting.lora}=1",) if setting.lora is not None else ()
@@ -72,6 +75,7 @@ def draw(setting: Setting, args: argparse.Namespace, chosen: Sequence[NanoPrompt
         "guidance": request.guidance, "fingerprint": fingerprint(), "verifier": VERSION,
     }  # fmt: skip
     done = folder.open(about)
+    denoising: list[float] = []
     with Session(stated) as session:
 
         def generate(prompt: str, seed: int) -> Image.Image:
@@ -79,12 +83,14 @@ def draw(setting: Setting, args: argparse.Namespace, chosen: Sequence[NanoPrompt
             (made,) = session.draw(replace(resolved, request=asked), on_event=lambda event: None)
             if isinstance(made, PictureFailed):
                 raise made.error
+            denoising.append(made.timings[Phase.denoise])
             return made.image
 
         def keep(result: EvalResult, picture: Image.Image | None) -> None:
             folder.add(result, picture)
 
-        return evaluate(generate, chosen, images_per_prompt=args.images, done=done, on_result=keep)
+        report = evaluate(generate, chosen, images_per_prompt=args.images, done=done, on_result=keep)
+    return report, denoising
 
 
 def looks(folder: EvalFolder, report: EvalReport) -> tuple[float, float]:
@@ -124,7 +130,7 @@ def main() -> None:
         if compared and args.only and not any(setting.name.startswith(name) for name in args.only):
             continue
         folder = EvalFolder(args.out / setting.name.replace(" ", "-"))
-        report = draw(setting, args, chosen, folder)
+        report, denoising = draw(setting, args, chosen, folder)
         diversity, sharp = looks(folder, report)
         took = median(result.seconds for result in report.results)
         if first is None:
@@ -135,12 +141,14 @@ def main() -> None:
             "setting": setting.name, "overall": report.overall, "interval": [low, high], "difference": difference,
             "difference_interval": [least, most], "diversity": diversity, "diversity_ratio": diversity / spread,
             "edge_contrast": sharp, "edge_ratio": sharp / edge, "seconds": took, "faster": seconds / took,
+            "seconds_denoising": median(denoising) if denoising else None,
             "kinds": EvalComparison.of(first, report).data()["kinds"], "pictures": len(report.results),
         }  # fmt: skip
         rows.append(row)
         print(
             f"{setting.name:<18} {report.overall:.3f} [{low:.3f}, {high:.3f}]  {difference:+.3f} [{least:+.3f}, "
-            f"{most:+.3f}]  diversity {diversity / spread:.2f}  edges {sharp / edge:.2f}  {took:.2f} s",
+            f"{most:+.3f}]  diversity {diversity / spread:.2f}  edges {sharp / edge:.2f}  {took:.2f} s"
+            + (f", {median(denoising):.2f} s of it denoising" if denoising else ""),
             flush=True,
         )
         write_atomic(args.out / "distilled.json", json.dumps(rows, indent=1).encode())
