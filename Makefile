@@ -23,7 +23,7 @@ TORCH_FIRST = test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install python demo test check wheel format cold-start clean
+.PHONY: help install python demo test check wheel docs format cold-start clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ wheel: python ## Build the wheel, install it into an empty environment, and draw
 	build/try/venv/bin/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir build/try .
 	build/try/venv/bin/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) build/try/lens-*.whl
 	cd build/try && PYTHONPATH= venv/bin/lens gen "a blue fish" --seed 2 --no-history -o fish.png
+
+docs: $(STAMP) ## Render docs/ as pages in build/site
+	$(BIN)/python -m lens_cli.reference > docs/commands.md
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP) ## Format the code in place
 	$(BIN)/ruff check --fix .
