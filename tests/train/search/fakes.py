@@ -80,7 +80,7 @@ class FakeGenerator:
         self.drawn.append((prompt, seed))
         if self.log is not None:
             with self.log.open("a") as file:
-                file.write(f"{digest(prompt, seed).hex()}\n")
+                file.write(f"{folders.text_sha256(folders.canonical([self.identity, prompt, seed]))}\n")
         lift = float(prompt.rpartition("| ")[2].split()[0]) if "| " in prompt else -0.05
         data = (digest(prompt, seed) * 6)[:189]
         return Image.frombytes("RGB", (8, 8), bytes([round(lift * 100) + 128, 0, 0]) + data)
