@@ -155,9 +155,8 @@ def kills(count: int) -> bool:
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         whole, cut = (fakes.make(Path(temporary) / name) for name in ("whole", "cut"))
-        began = time.monotonic()
         child(whole, Path(temporary) / "log")
-        took = time.monotonic() - began
+        total = len((Path(temporary) / "log").read_text().split())
         again = 0
         for number in range(count + 1):
             there = {path.stem for path in (cut / "pictures").rglob("*.png")}
@@ -165,9 +164,10 @@ def kills(count: int) -> bool:
             code = f"from benchmarks.search_error import *; child(Path({str(cut)!r}), Path({str(log)!r}))"
             process = subprocess.Popen([sys.executable, "-c", code])
             if number < count:
-                while process.poll() is None and not log.exists():
-                    time.sleep(0.005)
-                time.sleep(rng.uniform(0, 1.6 * took / count))
+                after = rng.randint(1, max(1, int(1.6 * total / count)))  # pictures: four fifths of all, on average
+                while process.poll() is None and (not log.exists() or log.read_bytes().count(b"\n") < after):
+                    time.sleep(0.002)
+                time.sleep(rng.uniform(0, 0.03))
                 process.kill()
             process.wait()
             drawn = set(log.read_text().split()) if log.exists() else set()
