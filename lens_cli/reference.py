@@ -20,7 +20,7 @@ def commands() -> Iterator[tuple[str, Any]]:
     """(its words, Typer's command) of every command, in the order of the help; of a group its commands only."""
 
     def inside(words: str, command: Any) -> Iterator[tuple[str, Any]]:
-        below = getattr(command, "commands", None)
+        below: dict[str, Any] | None = getattr(command, "commands", None)
         if below is None or getattr(command, "invoke_without_command", False):
             yield words, command
         for name, item in (below or {}).items():
