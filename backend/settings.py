@@ -22,7 +22,7 @@ from typing import Any, cast, get_origin
 
 from backend import fields, paths
 from backend.errors import UsageError, os_reason, shown
-from backend.types import Effort, ImageFormat, ReasonerMode
+from backend.types import DrawingEngine, Effort, ImageFormat, ReasonerMode
 from backend.wish import Wish
 
 DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
@@ -75,6 +75,7 @@ class Settings:
     history: bool = True  # enter every saved picture into the history
     host: str | None = None  # of the server, such as 127.0.0.1:5367; None: the one that runs here
     api_key: str | None = None  # shown to that server, or demanded by `lens serve`; None: none
+    engine: DrawingEngine = DrawingEngine.local  # of `lens serve`
     local: bool = False  # draw in the process of the command, whatever server there is
     keep_alive: str | None = None  # how long an idle model stays in memory: 5m, 90s, 0, or -1 for ever; None: 5m, and
     # `lens gen` starts no server

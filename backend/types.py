@@ -101,6 +101,13 @@ class Effort(StrEnum):
     high = "high"
 
 
+class DrawingEngine(StrEnum):
+    """Who draws for a server."""
+
+    local = "local"  # one process on this machine
+    ray = "ray"  # replicas of a Ray Serve deployment, on any number of machines
+
+
 class Phase(StrEnum):
     """The phases of one generation, in order; `fold` and `load_vae` are parts of `load_transformer`."""
 

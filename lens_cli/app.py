@@ -64,6 +64,7 @@ COMMANDS = {
     "serve": Lazy("lens_cli.commands.serve:serve", "Keep a model in memory and draw for others."),
     "ps": Lazy("lens_cli.commands.ps:ps", "Show the server: what lies in memory, what is drawn and what waits."),
     "stop": Lazy("lens_cli.commands.stop:stop", "End the server, or cancel its jobs."),
+    "mcp": Lazy("lens_cli.commands.mcp:mcp", "Serve the Model Context Protocol: pictures for agents."),
     "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
     "eval": Lazy("lens_cli.commands.eval.group:app", "Measure models."),
     "prompt-search": Lazy(

@@ -160,9 +160,12 @@ class Client:
 
     # ---------------------------------------------------------------------------------------------------- other things
 
-    def refine(self, text: str) -> dict[str, Any]:
-        """What the reasoner makes of a request: prompt, original, expander, cached. Raises RefusedError."""
-        return self._dict(self._ask("POST", "/v1/refine", {"prompt": text}, timeout=600))
+    def refine(self, text: str, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the reasoner makes of a request: prompt, original, expander, cached. Raises RefusedError.
+
+        `plan`: an owner's `RewritePlan` as JSON; None: as the server's settings say.
+        """
+        return self._dict(self._ask("POST", "/v1/refine", {"prompt": text, "rewrite": plan}, timeout=600))
 
     def models(self) -> list[dict[str, Any]]:
         """The models on the server's disk: id, image_defaults, ..."""

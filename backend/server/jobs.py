@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, cast
 
-from backend.errors import LensError, UntrustedError, UsageError
+from backend.errors import LensError, RefusedError, UntrustedError, UsageError
 from backend.fields import Misfit, object_from
 
 JobEvent = Mapping[str, Any]  # as above
@@ -84,8 +84,9 @@ def job_from(data: object, source: str) -> Job:
 
 
 def error_data(error: LensError) -> dict[str, Any]:
-    """An error as JSON: its code, what it says, what to do."""
-    return {"code": error.code, "message": str(error), "hint": error.hint}
+    """An error as JSON: its code, what it says, what to do; of a refusal its rule, too."""
+    rule = {"rule": error.rule} if isinstance(error, RefusedError) else {}
+    return {"code": error.code, "message": str(error), "hint": error.hint, **rule}
 
 
 def error_from(data: object) -> LensError:
@@ -94,7 +95,10 @@ def error_from(data: object) -> LensError:
     code, message, hint = (told.get(name) for name in ("code", "message", "hint"))
     kind = next((kind for kind in _kinds(LensError) if kind.code == code), LensError)
     text = message if isinstance(message, str) else "the server says no more than that it failed"
-    return kind(text[:2000], hint=hint[:2000] if isinstance(hint, str) else None)
+    error = kind(text[:2000], hint=hint[:2000] if isinstance(hint, str) else None)
+    if isinstance(error, RefusedError):
+        error.rule = rule if isinstance(rule := told.get("rule"), str) else None
+    return error
 
 
 def _kinds(kind: type[LensError]) -> list[type[LensError]]:

@@ -15,8 +15,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import check_folder, make_folder, write_new
-from backend.errors import CancelledError
-from backend.events import DrawingStarted, Noticed, OnEvent, PictureFailed, PlanMade, Severity, Stop
+from backend.errors import CancelledError, RefusedError
+from backend.events import (
+    DrawingStarted,
+    Noticed,
+    OnEvent,
+    PictureFailed,
+    PlanMade,
+    PromptRefused,
+    PromptRewritten,
+    Severity,
+    Stop,
+)
+from backend.fields import object_from
 from backend.paths import history_file
 from backend.picture.ledger import Ledger
 from backend.picture.outputs import OutputPlan
@@ -26,11 +37,12 @@ from backend.server.jobs import Job, JobState, error_from, job_from
 from backend.server.wire import event_from, saved_from
 from backend.session import Outcome, Session
 from backend.settings import Settings
-from backend.types import ReasonerMode
+from backend.types import Expander, ReasonerMode
 from backend.wishes.command_words import wish_of
 
 if TYPE_CHECKING:
-    from backend.reasoner.refine import RewritePlan
+    from backend.checkpoints.resolve import ModelFiles
+    from backend.reasoner.refine import Decision, RewritePlan
 
 POLL = 0.1  # seconds between two looks at `stop`
 
@@ -83,6 +95,27 @@ class RemoteSession:
             raise
         return work.outcome
 
+    def rewrite(
+        self, request: str, plan: RewritePlan, files: ModelFiles | None, *, on_event: OnEvent,
+        stop: Stop = lambda: False,
+    ) -> Decision:  # fmt: skip
+        """As `Session.rewrite`, by the model that the server has in memory."""
+        if plan.mode is not ReasonerMode.local:  # an endpoint of this person's own
+            with Session(self.settings) as here:
+                return here.rewrite(request, plan, files, on_event=on_event, stop=stop)
+        from backend.reasoner.refine import Refused, Rewritten
+
+        try:
+            told = self.client.refine(request, asdict(plan))
+        except RefusedError as error:
+            if error.rule is None:
+                raise
+            on_event(PromptRefused(rule=error.rule, original=request, expander=plan.expander(), cached=False))
+            return Refused(rule=error.rule, original=request, expander=plan.expander(), cached=False)
+        expander, cached = object_from(told["expander"], Expander), bool(told["cached"])
+        on_event(PromptRewritten(prompt=told["prompt"], original=request, expander=expander, cached=cached))
+        return Rewritten(prompt=told["prompt"], original=request, expander=expander, cached=cached)
+
     def _events(self, job: Job, stop: Stop) -> Iterator[dict[str, Any]]:
         """The job's events, read in a thread, so that `stop` is looked at meanwhile."""
         heard = queue.SimpleQueue[dict[str, Any] | Exception | None]()
@@ -118,6 +151,9 @@ class RemoteSession:
     def enter(self, record: dict[str, Any], path: Path | None, relation: str | None, on_event: OnEvent) -> None:
         """A picture that the server did not enter into this person's history."""
         self._ledger.enter(record, path, relation, lambda text: on_event(Noticed(text=text)))
+
+
+Draws = Session | RemoteSession  # what a command asks for pictures
 
 
 class _Work:

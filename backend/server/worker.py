@@ -38,14 +38,19 @@ Order = Mapping[str, Any]
 
 def main() -> None:
     """Serve the pipe that this process was started with."""
-    from backend.settings import load
-
     if os.name == "posix":
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)  # Ctrl-C at the server's terminal is the server's: it tells us
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to the log, and never between two lines
-    serve(sys.stdin.buffer, out, lambda: Session(load()))
+    serve(sys.stdin.buffer, out, open_session)
+
+
+def open_session() -> Session:
+    """A session of this machine's settings."""
+    from backend.settings import load
+
+    return Session(load())
 
 
 def serve(source: BinaryIO, sink: BinaryIO, open_session: Callable[[], Session]) -> None:

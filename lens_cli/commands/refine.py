@@ -46,6 +46,8 @@ def refine(
     seed: Seed = None,
     temperature: Temperature = None,
     effort: options.Thinking = None,
+    local: options.Local = False,
+    host: options.Host = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -63,13 +65,12 @@ def refine(
     from backend.errors import UsageError
     from backend.presets import default_name
     from backend.requests import find_model
-    from backend.session import Session
-    from backend.settings import load
     from lens_cli.work import refine
+    from lens_cli.work.backend import open_session
     from lens_cli.work.reasoner import ask_reasoner
 
     talk = options.talk_for("refine", json=json, quiet=quiet, verbose=verbose, no_color=no_color)
-    settings = load(talk.warn)
+    settings = options.load_settings(talk, local=local, host=host)
     typed = {"seed": seed, "temperature": temperature, "effort": effort}
     typed = {key: value for key, value in typed.items() if value is not None}
     settings = replace(settings, reasoner=replace(settings.reasoner, **typed))
@@ -77,7 +78,7 @@ def refine(
     asked = ask_reasoner(settings, found, talk, mode=wish.reasoner, system_prompt=wish.system_prompt, insist=True)
     if asked.off:
         raise UsageError("the reasoner is off, so there is nothing to refine", hint="--reasoner local, or api")
-    with Session(settings) as session:
+    with open_session(settings, talk) as session:
         if check:
             if words or prompt is not None or file is not None or edit:
                 raise UsageError("--check asks its own requests", hint="drop the request, -f and --edit")

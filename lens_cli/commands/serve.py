@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from backend.types import DrawingEngine
 from lens_cli import options
 
 
@@ -29,6 +30,13 @@ def serve(
         str | None,
         typer.Option("--memory", metavar="SIZE", help="An idle model that holds more, such as 8GB, goes at once."),
     ] = None,
+    engine: Annotated[
+        DrawingEngine | None,
+        typer.Option("--engine", help="Who draws: a process here (local), or replicas of Ray Serve (ray)."),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option("--replicas", min=1, max=1000, help="With --engine ray: how many; one a GPU.")
+    ] = None,
     background: Annotated[bool, typer.Option("--background", help="Start it, and come back when it answers.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -42,5 +50,5 @@ def serve(
     talk = options.talk_for("serve", json=False, quiet=quiet)
     run(
         load(talk.warn), talk, host=host, port=port, api_key=api_key, keep_alive=keep_alive, memory=memory,
-        background=background,
+        engine=engine, replicas=replicas, background=background,
     )  # fmt: skip

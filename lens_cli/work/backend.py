@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from backend.errors import LensError, NetworkError
 from backend.server.client import Client, find_server, start_server
-from backend.server.remote import RemoteSession
+from backend.server.remote import Draws, RemoteSession
 from backend.session import Session
 from backend.settings import Settings
 from lens_cli.terminal.console import Talk
-
-Draws = Session | RemoteSession
 
 
 def open_session(settings: Settings, talk: Talk) -> Draws:

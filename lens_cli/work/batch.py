@@ -21,12 +21,13 @@ from backend.events import Event, PictureSaved
 from backend.paths import wildcards_dir
 from backend.picture.outputs import OutputPlan
 from backend.requests import FoundModel, ResolvedRequest, build_request, find_model
+from backend.server.remote import Draws
 from backend.settings import Settings
 from backend.wish import Wish
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import command_line, describe
-from lens_cli.work.backend import Draws, open_session
+from lens_cli.work.backend import open_session
 from lens_cli.work.gen import Teller
 from lens_cli.work.interrupt import Interrupt
 from lens_cli.work.reasoner import AskedReasoner, ask_reasoner

@@ -20,7 +20,7 @@ from lens_cli.work.interrupt import WRITING, Interrupt
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
     from backend.reasoner.refine import Decision, RewritePlan
-    from backend.session import Session
+    from backend.server.remote import Draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class AskedReasoner:
         """`nano (local)`, `gpt-x (api)`: the answerer for a person."""
         return f"{self.plan.expander().model} ({self.plan.mode})"
 
-    def decide(self, session: Session, request: str, on_event: OnEvent) -> Decision:
+    def decide(self, session: Draws, request: str, on_event: OnEvent) -> Decision:
         """One decision. Raises what `Session.rewrite` does, ModelMissingError; CancelledError on Ctrl-C."""
         if self.plan.mode is not ReasonerMode.local:
             return session.rewrite(request, self.plan, None, on_event=on_event)
@@ -50,7 +50,7 @@ class AskedReasoner:
         with Interrupt(WRITING) as interrupt:
             return session.rewrite(request, self.plan, self.need_files(), on_event=on_event, stop=interrupt.stop)
 
-    def prompt_for(self, session: Session, request: str, on_event: OnEvent) -> str:
+    def prompt_for(self, session: Draws, request: str, on_event: OnEvent) -> str:
         """The rewritten prompt alone. Raises RefusedError where the reasoner refuses, and as `decide`."""
         from backend.reasoner.refine import Refused
 

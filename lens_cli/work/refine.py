@@ -17,11 +17,11 @@ from lens_cli.work.editor import open_editor
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
 
 if TYPE_CHECKING:
-    from backend.session import Session
+    from backend.server.remote import Draws
     from train.evals.refusals import RefusalVerdict
 
 
-def refine(request: str, session: Session, asked: AskedReasoner, talk: Talk, *, edit: bool) -> None:
+def refine(request: str, session: Draws, asked: AskedReasoner, talk: Talk, *, edit: bool) -> None:
     """One request. Raises typer.Exit(7) for a refusal, and as `AskedReasoner.decide`."""
     from backend.reasoner.refine import Refused
 
@@ -51,7 +51,7 @@ def refine(request: str, session: Session, asked: AskedReasoner, talk: Talk, *, 
     )
 
 
-def check(session: Session, asked: AskedReasoner, talk: Talk) -> None:
+def check(session: Draws, asked: AskedReasoner, talk: Talk) -> None:
     """Ask about every probe and print the rates."""
     import prompts
     from train.evals import refusals

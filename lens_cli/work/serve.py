@@ -11,6 +11,7 @@ from backend.errors import LensError, NetworkError, UsageError, human_bytes
 from backend.server.client import Client, find_server, start_server
 from backend.server.jobs import Job, JobState
 from backend.settings import Settings
+from backend.types import DrawingEngine
 from lens_cli.terminal.console import Talk
 
 PATIENCE = 20.0  # seconds that a server may take to end
@@ -19,15 +20,24 @@ WIDTH = 48  # characters of a prompt in a line
 
 def serve(
     settings: Settings, talk: Talk, *, host: str | None, port: int | None, api_key: str | None, keep_alive: str | None,
-    memory: str | None, background: bool,
+    memory: str | None, engine: DrawingEngine | None, replicas: int | None, background: bool,
 ) -> None:  # fmt: skip
     """Serve until Ctrl-C or `lens stop`. Raises UsageError, BusyError."""
     from backend.server.serve import make_plan
     from backend.server.serve import serve as run
 
     plan = make_plan(settings, host=host, port=port, api_key=api_key, keep_alive=keep_alive, memory=memory)
+    engine = engine or settings.engine
+    if replicas is not None and engine is not DrawingEngine.ray:
+        raise UsageError("--replicas is about --engine ray", hint="a server has one drawing process otherwise")
     if background:
-        _start(settings, talk, [host, port, api_key, keep_alive, memory])
+        _start(settings, talk, [host, port, api_key, keep_alive, memory, replicas])
+        return
+    if engine is DrawingEngine.ray:
+        from backend.server.cluster import open_cluster
+
+        with open_cluster(replicas, keep_alive=plan.keep_alive, say=talk.say) as drawers:
+            run(plan, settings, drawers, say=talk.say)
         return
     from backend.server.drawers import ProcessDrawer
 

@@ -106,15 +106,10 @@ def _output(wish: Wish, settings: Settings, folder: Path, output: object, *, own
 def _rewrite(
     wish: Wish, settings: Settings, resolved: ResolvedRequest, rewrite: object, *, owner: bool
 ) -> RewritePlan | None:
-    from backend.reasoner.refine import RewritePlan, make_plan
+    from backend.reasoner.refine import make_plan
 
-    if rewrite is not None:
-        if not owner:
-            raise UsageError("a rewrite is asked for with reasoner and system_prompt")
-        try:
-            return object_from(rewrite, RewritePlan)
-        except (Misfit, TypeError, ValueError) as error:
-            raise UsageError("the rewrite is none") from error
+    if (plan := owners_plan(rewrite, owner=owner)) is not None:
+        return plan
     if resolved.request.original_prompt is not None:
         return None  # it was rewritten before it came
     plan = make_plan(
@@ -122,6 +117,20 @@ def _rewrite(
         system_prompt=wish.system_prompt,
     )  # fmt: skip
     return None if plan.mode is ReasonerMode.off else plan
+
+
+def owners_plan(rewrite: object, *, owner: bool) -> RewritePlan | None:
+    """A reasoner's plan that its owner's command has made; None: there is none. Raises UsageError."""
+    from backend.reasoner.refine import RewritePlan
+
+    if rewrite is None:
+        return None
+    if not owner:
+        raise UsageError("a rewrite is asked for with reasoner and system_prompt")
+    try:
+        return object_from(rewrite, RewritePlan)
+    except (Misfit, TypeError, ValueError) as error:
+        raise UsageError("the rewrite is none") from error
 
 
 def model_rows() -> list[dict[str, Any]]:

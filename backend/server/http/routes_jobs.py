@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, Callable
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -15,11 +15,15 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.errors import UsageError
-from backend.requests import check_prompt
-from backend.server.http.intake import model_rows, take_in
+from backend.presets import default_name
+from backend.requests import check_prompt, find_model
+from backend.server.http.intake import check_names, model_rows, owners_plan, take_in
 from backend.server.service import Service
 from backend.server.wire import wish_data, wish_from
 from backend.wish import Wish
+
+if TYPE_CHECKING:
+    from backend.reasoner.refine import RewritePlan
 
 JOB_ID = re.compile(r"[0-9a-f]{8,32}")
 
@@ -46,6 +50,7 @@ class NewPlace(BaseModel):
 class Brief(BaseModel):
     prompt: str = Field(description="What to rewrite.")
     model: str | None = Field(None, description="Whose language model answers; null: the server's default.")
+    rewrite: dict[str, Any] | None = Field(None, description="Of the owner's own commands.")
 
 
 def make_router(service: Service, stop: Callable[[], None]) -> APIRouter:
@@ -141,18 +146,18 @@ def is_owner(request: Request) -> bool:
     return bool(request.state.owner)
 
 
-def _plan_refine(service: Service, brief: Brief, owner: bool) -> tuple[Any, str, str]:
-    from backend.presets import default_name
+def _plan_refine(service: Service, brief: Brief, owner: bool) -> tuple[RewritePlan, str, str]:
+    """Who is asked, of which model, what. Raises UsageError, ModelMissingError."""
     from backend.reasoner.refine import make_plan
-    from backend.requests import find_model
-    from backend.server.http.intake import check_names
 
     prompt = check_prompt(brief.prompt, "prompt")
     if not owner:
         check_names(Wish(model=brief.model))
-    found = find_model(brief.model or service.settings.model or default_name())
+    plan = owners_plan(brief.rewrite, owner=owner)
+    found = find_model((plan and plan.model) or brief.model or service.settings.model or default_name())
     found.need_files()
-    return make_plan(service.settings.reasoner, found.preset, found.name, insist=True), found.name, prompt
+    plan = plan or make_plan(service.settings.reasoner, found.preset, found.name, insist=True)
+    return plan, found.name, prompt
 
 
 async def _lines(service: Service, job_id: str, after: int) -> AsyncGenerator[bytes]:

@@ -1,0 +1,24 @@
+"""What `lens mcp` does: tools over a session, until its client goes away."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from backend.errors import as_missing_package
+from backend.paths import pictures_dir
+from backend.settings import Settings
+from lens_cli.terminal.console import Talk
+from lens_cli.work.backend import open_session
+
+
+def serve(settings: Settings, talk: Talk, folder: str | None) -> None:
+    """Raises LensError where the package `mcp` is not installed."""
+    try:
+        from backend.server import agents
+    except ModuleNotFoundError as error:
+        raise as_missing_package(error) or error from error
+    chosen = folder or settings.output_dir
+    where = pictures_dir() if chosen is None else Path(chosen).expanduser().absolute()
+    with open_session(settings, talk) as session:
+        agents.serve(settings, where, session, version("lens"))
