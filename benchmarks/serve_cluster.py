@@ -77,7 +77,7 @@ async def run(asked: Any, folder: Path, drawers: list[Any], kill: Any) -> dict[s
             await asyncio.to_thread(kill)
             killed = round(time.monotonic() - started, 1)
         await asyncio.sleep(0.1)
-    states = [service.job(job.id).state for job in jobs]
+    ended = [service.job(job.id) for job in jobs]
     seconds = round(time.monotonic() - started, 1)
     await service.stop()
     files = sorted(folder.glob("*.png"))
@@ -85,8 +85,9 @@ async def run(asked: Any, folder: Path, drawers: list[Any], kill: Any) -> dict[s
     with History(history) as kept:
         entered = len(kept)
     return {
-        "done": states.count(JobState.done), "files": len(files), "records": len(records), "history": entered,
-        "killed_after": killed, "seconds": seconds, "states": [str(state) for state in states],
+        "done": sum(job.state is JobState.done for job in ended), "files": len(files), "records": len(records),
+        "history": entered, "killed_after": killed, "seconds": seconds,
+        "errors": [job.error for job in ended if job.error is not None],
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ Heavy ring: Ray.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import threading
@@ -142,7 +143,10 @@ class RayDrawer:
         from ray.serve.exceptions import RayServeException, RequestCancelledError
 
         async with self._lock:
-            self._job, self._answer = str(order["job"]), self._handle.remote(dict(order))
+            self._job, self._answer = (
+                str(order["job"]),
+                self._handle.remote(json.loads(json.dumps(order))),
+            )  # as over a pipe
             try:
                 async for event in self._answer:
                     if event["event"] == "worker":

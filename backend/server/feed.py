@@ -6,7 +6,7 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from backend.server.queue import Queue, Row
 from backend.server.wire import event_data
 
 HEARTBEAT = 5.0  # seconds after which a listener is told that there is nothing
+BEHIND = 2000  # events that one listener may be behind; then it loses the oldest
 ENDED = 100  # jobs that have ended and whose events stay
 PASSING = ("step_done", "phase_started", "phase_done", "preview_made")  # of no interest once their picture is there
 SETTLES = ("picture_saved", "picture_failed")
@@ -27,6 +28,7 @@ TaggedEvent = dict[str, Any]  # with number and job
 class _Log:
     lasting: list[TaggedEvent] = field(default_factory=list[TaggedEvent])
     passing: list[TaggedEvent] = field(default_factory=list[TaggedEvent])  # of the picture at hand
+    listeners: list[deque[TaggedEvent]] = field(default_factory=list[deque[TaggedEvent]])
     news: asyncio.Event = field(default_factory=asyncio.Event)
     ended: bool = False
 
@@ -72,6 +74,8 @@ class Feed:
         if last or event["event"] in SETTLES:
             log.passing = []
         (log.passing if event["event"] in PASSING else log.lasting).append(event)
+        for listener in log.listeners:
+            listener.append(event)
         log.ended = log.ended or last
         news, log.news = log.news, asyncio.Event()
         news.set()
@@ -91,15 +95,26 @@ class Feed:
 
         Of a job that has a log.
         """
-        log = self._logs[job]
-        while True:
-            news, ended = log.news, log.ended
-            for event in log.after(after):
-                after = event["number"]
-                yield event
-            if ended:
-                return
-            try:
-                await asyncio.wait_for(news.wait(), HEARTBEAT)
-            except TimeoutError:
-                yield None
+        log, mine = self._logs[job], deque[TaggedEvent](maxlen=BEHIND)
+        ended = log.ended
+        mine.extend(log.after(after))
+        log.listeners.append(mine)  # from here on it misses nothing, however fast the next event replaces the last
+        try:
+            while True:
+                while mine:
+                    event = mine.popleft()
+                    ended = ended or ended_by(event)
+                    yield event
+                if ended:
+                    return
+                try:
+                    await asyncio.wait_for(log.news.wait(), HEARTBEAT)
+                except TimeoutError:
+                    yield None
+        finally:
+            log.listeners.remove(mine)
+
+
+def ended_by(event: TaggedEvent) -> bool:
+    """Whether it is a job's last one."""
+    return event["event"] == "job_changed" and event["state"]["ended"] is not None

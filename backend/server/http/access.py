@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.server.place import is_loopback
@@ -79,32 +80,29 @@ class Gate:
         if length.isdigit() and int(length) > most:
             await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
             return
-        taken = 0
+        taken, begun = 0, False
 
         async def counted() -> Message:
             nonlocal taken
+            if taken > most:
+                return {"type": "http.disconnect"}
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > most:
-                raise _TooLongError
-            return message
-
-        begun = False
+            return message if taken <= most else {"type": "http.disconnect"}
 
         async def told(message: Message) -> None:
             nonlocal begun
-            begun = True
-            await send(message)
+            if taken <= most or begun:  # of a body that was cut off the app knows nothing to say
+                begun = True
+                await send(message)
 
         try:
             await self._app(scope, counted, told)
-        except _TooLongError:
-            if not begun:
-                await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
-
-
-class _TooLongError(Exception):
-    """More came than the request said."""
+        except ClientDisconnect:
+            if taken <= most:
+                raise
+        if taken > most and not begun:
+            await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
 
 
 def _hostname(host: str) -> str:

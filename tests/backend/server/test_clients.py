@@ -1,0 +1,165 @@
+"""Programs that others wrote ask the server: OpenAI's SDK, `webuiapi`, an MCP client; and schemathesis, which reads the
+server's own description and sends what it should refuse.
+
+Why it can be trusted: the clients are the real packages, and what they give back is compared with the file's record.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import openai
+import pytest
+import webuiapi
+from PIL import Image
+
+from backend.picture import metadata
+from tests.backend.server.conftest import Running
+from tests.lens_cli.cli import environment
+
+SIZE = "176x176"
+READERS = ("/v1/jobs/{job_id}/move", "/v1/images/generations", "/sdapi/v1/txt2img")
+
+
+@pytest.fixture(scope="module")
+def sdk(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def record_of(data: bytes) -> dict[str, Any]:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        text = image.info.get("lens") or metadata.record_in_xmp(image.info["xmp"])
+        assert isinstance(text, str)
+        return metadata.load_record(text, "the answer")
+
+
+def test_openai_plain(sdk: openai.OpenAI) -> None:
+    extra = {"seed": 5, "steps": 3, "guidance": 2.5, "negative_prompt": "blue"}
+    answer = sdk.images.generate(
+        prompt="a red fish", n=2, size=SIZE, model="nano", output_format="webp", extra_body=extra
+    )  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert answer.data is not None and len(answer.data) == 2
+    for place, one in enumerate(answer.data):
+        record = record_of(base64.b64decode(one.b64_json or ""))
+        assert (record["seed"], record["steps"], record["guidance"]) == (5 + place, 3, 2.5)
+        assert (record["negative_prompt"], record["width"]) == ("blue", 176)
+        assert one.revised_prompt == record["prompt"] == "a red fish"
+
+
+def test_openai_stream(sdk: openai.OpenAI) -> None:
+    """Two partial images of three steps, then the picture."""
+    stream = sdk.images.generate(
+        prompt="a red fish",
+        size=SIZE,
+        stream=True,
+        partial_images=2,
+        extra_body={"seed": 5, "steps": 3},  # pyright: ignore[reportArgumentType, reportCallIssue]
+    )
+    events = list(stream)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    *partial, whole = events
+    assert [event.type for event in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [event.partial_image_index for event in partial] == [0, 1]
+    assert all(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).format == "PNG" for event in partial)
+    assert record_of(base64.b64decode(whole.b64_json))["seed"] == 5 and whole.size == SIZE
+
+
+def test_openai_models_and_errors(sdk: openai.OpenAI) -> None:
+    models = {model.id: model for model in sdk.models.list()}
+    assert "nano" in models and models["nano"].model_extra["image_defaults"]["steps"] == 20  # pyright: ignore[reportOptionalSubscript]
+    for wrong, kind in (
+        ({"model": "dall-e-3"}, openai.NotFoundError), ({"n": 10_000}, openai.BadRequestError),
+        ({"size": "1x1"}, openai.BadRequestError), ({"extra_body": {"steps": "many"}}, openai.BadRequestError),
+    ):  # fmt: skip
+        with pytest.raises(kind) as caught:
+            sdk.images.generate(**{"prompt": "a", **wrong})
+        assert isinstance(caught.value, openai.APIStatusError) and caught.value.body["message"]  # pyright: ignore[reportIndexIssue, reportUnknownMemberType]
+    with pytest.raises(openai.APIStatusError) as ran_out:
+        sdk.images.generate(prompt="oom", size=SIZE)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert ran_out.value.status_code == 507 and ran_out.value.code == "out_of_memory"
+
+
+def test_webuiapi(server: Running) -> None:
+    api: Any = webuiapi.WebUIApi(host="127.0.0.1", port=server.client.place.port)
+    assert api.get_samplers()[0]["name"] == "Euler" and api.get_loras() == []
+    assert "nano" in [model["title"] for model in api.get_sd_models()]
+    api.set_options({"sd_model_checkpoint": "lens-turbo"})
+    assert api.get_options()["sd_model_checkpoint"] == "lens-turbo"
+    api.set_options({"sd_model_checkpoint": "nano"})
+    made = api.txt2img(prompt="a red fish", seed=9, steps=3, cfg_scale=2, width=176, height=192, batch_size=2)
+    assert [image.size for image in made.images] == [(176, 192)] * 2
+    assert made.info["all_seeds"] == [9, 10] and made.info["cfg_scale"] == 2 and "Steps: 3" in made.info["infotexts"][0]
+    assert any("Euler a" in note for note in made.info["notes"])  # which nobody asked for, and is not here
+    assert made.images[0].text["parameters"] == made.info["infotexts"][0]
+    assert api.get_progress()["progress"] == 0
+    usual = api.txt2img(prompt="fish", steps=1)  # 512x512, where nobody chose a size
+    assert usual.images[0].size == (256, 256) and any("512x512" in note for note in usual.info["notes"])
+
+
+def test_an_mcp_client(tmp_path: Path) -> None:
+    """The program as an agent starts it, with the fake engine inside."""
+    from mcp import StdioServerParameters
+    from mcp.client.client import Client
+
+    fake = str(Path(__file__).resolve().parents[2] / "fake_engine.py")
+    words = [fake, "mcp", "--folder", str(tmp_path), "--local"]
+    started = StdioServerParameters(command=sys.executable, args=words, env=environment())
+    steps = list[tuple[float, float | None]]()
+
+    async def heard(progress: float, total: float | None, message: str | None) -> None:
+        steps.append((progress, total))
+
+    async def ask() -> tuple[set[str], list[Any], Any, Any, Any]:
+        async with Client(started) as client:
+            names = {tool.name for tool in (await client.list_tools()).tools}
+            asked = {"prompt": "a red fish", "seed": 3, "size": SIZE, "steps": 4, "output": "sub/fish.png"}
+            drawn = await client.call_tool("draw", asked, progress_callback=heard)
+            found = await client.call_tool("history", {"query": "red"})
+            models = await client.call_tool("models", {})
+            outside = await client.call_tool("draw", {"prompt": "a", "output": "../x.png"})
+            return names, list(drawn.content), found, models, outside
+
+    names, drawn, found, models, outside = anyio.run(ask)
+    assert names == {"draw", "refine", "history", "models"}
+    (row,) = json.loads(drawn[0].text)["pictures"]
+    assert Path(row["path"]) == tmp_path / "sub/fish.png" and row["seed"] == 3
+    assert Image.open(io.BytesIO(base64.b64decode(drawn[1].data))).size == (176, 176)
+    assert json.loads(found.content[0].text)[0]["id"] == row["id"]
+    assert "nano" in [model["id"] for model in json.loads(models.content[0].text)]
+    assert outside.is_error and "x.png" in outside.content[0].text
+    assert steps and steps[-1] == (4, 4)
+
+
+def test_schemathesis(server: Running) -> None:
+    """No request that the description allows gets a 500. Short: the routes that read most, two cases each; all of them,
+    and more cases, with SCHEMATHESIS=N in the environment."""
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    routes = [result.ok() for result in schema.get_all_operations()]
+    cases = int(os.environ.get("SCHEMATHESIS", "0"))
+    apart = ("/v1/stop", "/v1/unload", "/v1/refine")  # would end the server, or load a language model
+    routes = [route for route in routes if (route.path not in apart if cases else route.path in READERS)]
+    assert len(routes) >= len(READERS)
+    often = settings(
+        max_examples=cases or 2, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    for route in routes:
+        answers = list[int]()
+
+        def send(case: Any) -> None:
+            answer = case.call(timeout=20)
+            answers.append(answer.status_code)  # noqa: B023  called within this turn
+            assert answer.status_code < 500 or answer.status_code == 507, (case.method, case.path, answer.text)
+
+        often(given(case=route.as_strategy())(send))()
+        assert answers
