@@ -138,7 +138,7 @@ class Client:
         """The file of one picture that was saved."""
         return self._bytes("GET", f"/v1/jobs/{job_id}/pictures/{index}")
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+    def events(self, job_id: str, after: int = 0) -> Generator[dict[str, Any]]:
         """What happened since the event of the number `after`, and what happens, until the job has ended.
 
         A stream that breaks is taken up again, also at a server that was started anew. Blocks between events: read it

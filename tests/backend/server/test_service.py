@@ -225,7 +225,7 @@ def test_pages_of_other_origins_and_names(server: Running) -> None:
         {"Host": "evil.example"}, {"Host": f"evil.example:{port}"}, {"Origin": "https://evil.example"},
         {"Origin": "null"}, {"Origin": "http://localhost:3000"}, {"Sec_Fetch_Site": "cross-site"},
     ):  # fmt: skip
-        status, body = ask(server, "GET", "/v1/models", **headers)
+        status, body = ask(server, "GET", "/v1/models", None, **headers)
         assert (status, body["error"]["code"]) == (403, "forbidden"), headers
     preflight = ask(server, "OPTIONS", "/v1/jobs", Origin="https://evil.example", Access_Control_Request_Method="POST")
     assert preflight[0] == 403
