@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve_load [--clients 8] [--jobs 50] [--worker "python tests/backend/server/fake_worker.py"]
 
-Each client is a thread of its own; of its jobs a fifth is cancelled at a random moment, a fifth is left by a client that
+Each client is a thread; of its jobs a fifth is cancelled at a random moment, a fifth is left by a client that
 does not come back, the rest is listened to until the end. Prints one JSON line; exits with 1 where a job has not ended
 done, failed or cancelled, or a finished picture is not on the disk.
 """
