@@ -82,8 +82,17 @@ def _ctrl_c_as_ours() -> Generator[None]:
         raise CancelledError("stopped") from error
 
 
+PANELS = {
+    "Pictures": ("gen", "tui", "grid", "refine", "rerun", "info", "history"),
+    "Models and machine": ("models", "config", "cache", "doctor", "bench", "help"),
+    "A server": ("serve", "ps", "stop"),
+    "Making better models": ("train", "eval", "prompt-search"),
+}
+
+
 class Root(LazyGroup):
     lazy = COMMANDS
+    panels = PANELS
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The sub-command. Raises UsageError for a word that other programs taught, with what it is called here."""

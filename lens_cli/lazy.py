@@ -6,7 +6,7 @@ Light ring. Click's documentation describes the pattern; here it saves a quarter
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,14 @@ class LazyGroup(TyperGroup):
     """Sub-classes name their sub-commands in `lazy`."""
 
     lazy: Mapping[str, Lazy] = {}
+    panels: Mapping[str, Sequence[str]] = {}  # of the group's help, with the sub-commands in each
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
+        panel_of = {name: panel for panel, names in self.panels.items() for name in names}
         for name, command in self.lazy.items():
-            self.add_command(TyperCommand(name, help=command.summary), name)
+            stand_in = TyperCommand(name, help=command.summary, rich_help_panel=panel_of.get(name))
+            self.add_command(stand_in, name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The real command in its stand-in's place; shell completion comes by here as well."""

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from lens_cli.app import COMMANDS, app
+from lens_cli.app import COMMANDS, PANELS, app
 from lens_cli.lazy import build, load
 
 
@@ -26,6 +26,10 @@ def test_summary_is_what_the_command_says_of_itself(name: str) -> None:
     own = group.commands[name].help  # type: ignore[attr-defined]
     first = own.split("\n\n")[0]
     assert COMMANDS[name].summary == " ".join(first.split())
+
+
+def test_every_command_stands_in_one_panel_of_the_help() -> None:
+    assert sorted(name for names in PANELS.values() for name in names) == sorted(COMMANDS)
 
 
 def test_a_call_reaches_the_real_command() -> None:
