@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backend.foreign.documents import Unreadable, parse_json, parse_toml, read_bytes, read_text
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -38,36 +39,19 @@ def test_any_bytes_are_a_document_or_unreadable(data: bytes) -> None:
     assert found == json.loads(data)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[" * 100_000,
-        '{"a":' * 50_000,
-        "1" * 5_000,
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "1e999",
-        "[" * 65 + "]" * 65,
-    ],
-)
+NO_JSON = ["", "{", "[" * 100_000, '{"a":' * 50_000, "1" * 5_000, "NaN", "Infinity", "-Infinity", "1e999"]
+NO_JSON += ["[" * 65 + "]" * 65]
+KEYS = ".".join("a" * 3_000)
+NO_TOML = ["a = ", "a = " + "[" * 3_000, "a = " + "1" * 5_000, f"{KEYS} = 1", f"[{KEYS}]"]
+
+
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
 def test_what_is_no_json_is_said(text: str) -> None:
     with pytest.raises(Unreadable):
         parse_json(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a = ",
-        "a = " + "[" * 3_000,
-        "a = " + "1" * 5_000,
-        ".".join("a" * 3_000) + " = 1",
-        "[" + ".".join("a" * 3_000) + "]",
-    ],
-)
+@pytest.mark.parametrize("text", NO_TOML, ids=range(len(NO_TOML)))
 def test_what_is_no_toml_is_said(text: str) -> None:
     with pytest.raises(Unreadable):
         parse_toml(text)
@@ -88,5 +72,5 @@ def test_only_a_regular_file_of_its_size_is_read(tmp_path: Path) -> None:
     for name in (tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(Unreadable, match="no regular file"):
             read_bytes(name)
-    with pytest.raises(OSError, match="is a directory"):
+    with pytest.raises(OSError, match="directory"):
         read_bytes(tmp_path)
