@@ -32,6 +32,7 @@ from backend.denoising.preview import Projection, find_projection, no_projection
 from backend.denoising.stream import StreamedBlocks, making_room, stream_blocks
 from backend.errors import first_line
 from backend.events import FinishedPicture, Generation, Noticed, OnEvent, PlanMade, Stop
+from backend.inputs.begin import last_pass
 from backend.kernels.attention import Choices
 from backend.kernels.graphs import cuda_graphs
 from backend.loaders import TORCH_DTYPES, FileLoader, Loader
@@ -136,7 +137,7 @@ class Engine:
     def _plan(self, request: GenerationRequest, loader: Loader) -> RunPlan:
         device = choose_device(request.device)
         check_device(request.quant, device)
-        planned = loader.plan(request, self._resident.given_back(look_at(device)))
+        planned = loader.plan(last_pass(request), self._resident.given_back(look_at(device)))
         if self._failed is not None:  # what has failed once is not tried again
             phase, on_host, taken = self._failed
             if planned.plan.taken(phase, on_host=on_host) >= taken:
@@ -260,7 +261,7 @@ class _Setup:
     def networks(self) -> Networks:
         return Networks(
             encode=self.encode, velocity=self.velocity, decode=self.decode, device=self.device,
-            arithmetic=self.arithmetic, project=self.project,
+            arithmetic=self.arithmetic, encode_picture=self.encode_picture, project=self.project,
         )  # fmt: skip
 
     @property
@@ -376,6 +377,12 @@ class _Setup:
     def _load_vae(self) -> AutoencoderKLFlux2:
         with self.progress.phase(Phase.load_vae):
             return loading.fill_vae(self.loader.vae(), self.loader.params.vae, self.dtype, self.home)
+
+    @torch.inference_mode()
+    def encode_picture(self, picture: Image.Image) -> Tensor:
+        """A picture to begin from -> its latent (1, N, C), where the VAE lies."""
+        with self.progress.phase(Phase.encode):
+            return pipeline.encode(self.engine._memory.value("vae"), picture, self.dtype)
 
     @torch.inference_mode()
     def decode(self, x_1NC: Tensor, grid: Grid) -> Tensor:

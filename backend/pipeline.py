@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,10 +22,13 @@ from backend import sampling
 from backend.denoising import latents
 from backend.denoising.compile import failing_as_ours
 from backend.denoising.preview import Watched
+from backend.denoising.start import Start, drawn_places, noise_of, steps_left
 from backend.errors import CancelledError, NumericsError
 from backend.events import FinishedPicture, OnEvent, PhaseDone, PhaseStarted, PreviewMade, StepDone, Stop
+from backend.inputs.begin import last_pass
+from backend.inputs.canvas import Canvas, enlarge, open_canvas
 from backend.memory.exhausted import peak_bytes
-from backend.model.autoencoder import AutoencoderKLFlux2, latent_statistics
+from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
 from backend.model.decode import decode_latent
 from backend.model.decode_plan import DecodePlan
 from backend.sampling import Velocity
@@ -47,6 +51,7 @@ class Networks:
     decode: Callable[[Tensor, Grid], Tensor]  # (1, N, C) -> (1, 3, 16 h, 16 w), about [-1, 1]
     device: torch.device  # where the latent lies
     arithmetic: str  # such as "float32": for a message
+    encode_picture: Callable[[Image.Image], Tensor] | None = None  # RGB -> (1, N, C); None: no request has one
     project: Callable[[Tensor, Grid], Image.Image | None] = lambda x, grid: (
         None
     )  # a latent as a preview; None: it cannot
@@ -56,11 +61,31 @@ class Networks:
 class Prepared:
     """All that serves every picture of a request."""
 
+    request: GenerationRequest
     texts: Texts
     grid: Grid
     sigmas: Sigmas
     velocity: Velocity
     sampler: Sampler
+    start: Start | None = None  # the picture that the latent begins from; None: noise alone
+    canvas: Canvas | None = None  # that picture, where it came with the request
+
+    @property
+    def ran(self) -> Sigmas:
+        """The part of the schedule that runs."""
+        if self.start is None:
+            return self.sigmas
+        return self.sigmas[len(self.sigmas) - 1 - steps_left(len(self.sigmas) - 1, self.start.strength) :]
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told of one picture, and whether it shall go on."""
+
+    progress: Progress
+    index: int  # of its seed
+    timings: dict[str, float]
+    stop: Stop
 
 
 def draw(
@@ -70,28 +95,22 @@ def draw(
 
     Raises CancelledError between steps once `stop()` is true, NumericsError for a latent or picture that is not finite.
     """
-    # 1. Text -> features, and 2. the schedule, with all that depends on these two alone.
+    # 1. Text -> features, 2. the schedule, and 3. the picture to begin from: all that no seed changes.
     ready = prepare(networks, request)
+    canvas = ready.canvas
+    larger = None if request.hires is None else prepare(networks, last_pass(request))
     for index, seed in list(enumerate(request.seeds))[first:]:
-        timings = dict(progress.timings)
-        # 3. Noise, the same on every device, becomes a latent step by step.
-        x = latents.noise(seed, *ready.grid).to(networks.device)
-        with progress.phase(Phase.denoise, total=request.steps, image=index, timings=timings):
-            watched = Watched(ready.velocity)
-            look = _preview(networks, request, watched, ready.grid)
-            on_step = _on_step(progress, request.steps, index, stop, look)
-            x = denoise(replace(ready, velocity=watched), x, on_step)
-        if not bool(torch.isfinite(x).all()):
-            raise NumericsError(
-                f"seed {seed}: the latent is not finite after {request.steps} steps in {networks.arithmetic}",
-                hint=_NOT_FINITE,
-            )
-        # 4. Latent -> pixels.
-        with progress.phase(Phase.decode, image=index, timings=timings):
-            image = to_image(networks.decode(x, ready.grid))
-        # 5. The finished picture.
+        told = Told(progress, index, dict(progress.timings), stop)
+        # 4. Noise, the same on every device, becomes a latent step by step, and pixels.
+        image = _pass(networks, ready, seed, told)
+        # 5. The same once more, larger, from the picture that is there now.
+        if larger is not None:
+            width, height = larger.request.width, larger.request.height
+            image = _pass(networks, begin(networks, larger, enlarge(image, width, height)), seed, told)
+        # 6. The finished picture, with every byte that a mask keeps.
+        image = image if canvas is None else canvas.restore(image)
         yield FinishedPicture(
-            image=image, request=request, index=index, seed=seed, sigmas=ready.sigmas, timings=timings
+            image=image, request=request, index=index, seed=seed, sigmas=ready.ran, timings=told.timings
         )
         if index + 1 < len(request.seeds) and stop():
             raise CancelledError(f"stopped after {index + 1} of {len(request.seeds)} pictures")
@@ -103,7 +122,37 @@ def prepare(networks: Networks, request: GenerationRequest) -> Prepared:
     grid = request.height // GRID, request.width // GRID
     sigmas = sampling.schedule(grid[0] * grid[1], request.steps)
     velocity = networks.velocity(request, texts, grid, sigmas)
-    return Prepared(texts=texts, grid=grid, sigmas=sigmas, velocity=velocity, sampler=request.sampler)
+    ready = Prepared(request=request, texts=texts, grid=grid, sigmas=sigmas, velocity=velocity, sampler=request.sampler)
+    if request.init is None:
+        return ready
+    canvas = open_canvas(request)
+    return replace(begin(networks, ready, canvas.picture, canvas.cells()), canvas=canvas)
+
+
+def begin(networks: Networks, ready: Prepared, picture: Image.Image, cells: Image.Image | None = None) -> Prepared:
+    """The same, from a picture of its size. `cells`: the places of the latent that are drawn; None: all."""
+    assert networks.encode_picture is not None and ready.request.strength is not None
+    drawn = None if cells is None else drawn_places(torch.from_numpy(np.array(cells))).to(networks.device)
+    x0 = networks.encode_picture(picture).to(networks.device)
+    return replace(ready, start=Start(x0_1NC=x0, strength=ready.request.strength, drawn_1NC=drawn))
+
+
+def _pass(networks: Networks, ready: Prepared, seed: int, told: Told) -> Image.Image:
+    """One picture along one schedule. Raises as `draw` does."""
+    progress, request = told.progress, ready.request
+    x, velocity, sigmas = noise_of(request, seed, *ready.grid).to(networks.device), ready.velocity, ready.sigmas
+    if ready.start is not None:
+        x, velocity, sigmas = ready.start.begin(x, velocity, sigmas)
+    watched, total = Watched(velocity), len(sigmas) - 1
+    with progress.phase(Phase.denoise, total=total, image=told.index, timings=told.timings):
+        on_step = _on_step(told, total, _preview(networks, request, watched, ready.grid))
+        x = denoise(replace(ready, velocity=watched, sigmas=sigmas), x, on_step)
+    if not bool(torch.isfinite(x).all()):
+        raise NumericsError(
+            f"seed {seed}: the latent is not finite after {total} steps in {networks.arithmetic}", hint=_NOT_FINITE
+        )
+    with progress.phase(Phase.decode, image=told.index, timings=told.timings):
+        return to_image(networks.decode(x, ready.grid))
 
 
 def denoise(ready: Prepared, x_1NC: Tensor, on_step: Callable[[int, Tensor], None] | None = None) -> Tensor:
@@ -121,9 +170,8 @@ def _preview(
     return lambda: networks.project(watched.estimate(), grid) if request.preview is Preview.proj else None
 
 
-def _on_step(
-    progress: Progress, total: int, image: int, stop: Stop, look: Callable[[], Image.Image | None]
-) -> Callable[[int, Tensor], None]:
+def _on_step(told: Told, total: int, look: Callable[[], Image.Image | None]) -> Callable[[int, Tensor], None]:
+    progress, image = told.progress, told.index
     clock = time.perf_counter()
 
     def on_step(i: int, x: Tensor) -> None:
@@ -135,10 +183,18 @@ def _on_step(
             progress.on_event(PreviewMade(image=image, step=i + 1, total=total, picture=picture))
         clock = time.perf_counter()
         # The last step leaves only the decoding: a finished picture is worth keeping.
-        if i + 1 < total and stop():
+        if i + 1 < total and told.stop():
             raise CancelledError(f"stopped after step {i + 1} of {total}")
 
     return on_step
+
+
+def encode(vae: AutoencoderKLFlux2, picture: Image.Image, dtype: torch.dtype) -> Tensor:
+    """An RGB picture -> its packed, normalised latent (1, N, C) in float32, which `decode` takes back."""
+    device = vae.bn.running_mean.device if vae.bn.running_mean is not None else None
+    pixels = torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+    mean = encode_mean(vae, pixels.to(dtype)).float()
+    return latents.pack(latents.normalise(latents.patchify(mean), *latent_statistics(vae)))
 
 
 def decode(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import ModelMissingError, UsageError
+from backend.inputs.begin import Beginning, decide_amount, decide_beginning, decide_hires, warn_without_init
 from backend.paths import expanded
 from backend.settings import Settings, env_name
 from backend.sizes import resolve_size
 from backend.types import GenerationRequest, LoraMode, LoraUse
 from backend.wish import NO_LORA, Wish
 from backend.wishes.devices import fit_memory
-from backend.wishes.seeds import draw_seeds
+from backend.wishes.seeds import draw_run
 
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
@@ -82,7 +83,9 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
     preset = found.preset
     full = settings.generate.overridden_by(wish)
     guidance, negative_prompt = _honour_guidance(preset, _origin("guidance", wish.guidance, settings), full, warn)
-    width, height = _resolve_size(preset, full, wish, warn)
+    begin = _begin(preset, full, wish, warn)
+    hires, hires_strength = decide_hires(full, begin, preset.bases, warn)
+    around, seeds = draw_run(full)
     device, profile, vram = fit_memory(wish, settings.generate)
     original, loras = full.original_prompt, full.loras or ()
     strength = _honour_strength(found, _origin("rl_strength", wish.rl_strength, settings), full.rl_strength, warn)
@@ -92,9 +95,12 @@ def build_request(wish: Wish, settings: Settings, warn: Warn, *, found: FoundMod
         original_prompt=check_prompt(original, "original prompt") if original is not None else None,
         negative_prompt=check_prompt(negative_prompt, "negative prompt") if negative_prompt else "",
         model=found.name,
-        seeds=draw_seeds(full.seeds or (), full.num),
-        width=width,
-        height=height,
+        seeds=seeds,
+        **vars(begin),
+        hires=hires,
+        hires_strength=hires_strength,
+        around=around,
+        amount=decide_amount(full, around, warn),
         steps=_in_range(
             _origin("steps", wish.steps, settings), preset.steps if full.steps is None else full.steps, 1, STEPS_LIMIT
         ),
@@ -132,6 +138,17 @@ def find_model(model: str) -> FoundModel:
     except ModelMissingError as error:
         return FoundModel(name=preset.name, preset=preset, files=None, missing=error)
     return FoundModel(name=preset.name, preset=preset, files=files)
+
+
+def _begin(preset: Preset, full: Wish, wish: Wish, warn: Warn) -> Beginning:
+    """The size, and the picture that the request begins from. A shape of the settings says nothing of that one's."""
+    if full.init is None:
+        warn_without_init(full, warn)
+        width, height = _resolve_size(preset, full, wish, warn)
+        return Beginning(width=width, height=height)
+    typed = any(getattr(wish, name) is not None for name in ("ar", "base", "size", "width", "height"))
+    sized = _resolve_size(preset, full, wish, warn) if typed else None
+    return decide_beginning(full, sized, preset.bases, preset.default_base, warn)
 
 
 def _resolve_size(preset: Preset, full: Wish, wish: Wish, warn: Warn) -> tuple[int, int]:

@@ -9,15 +9,14 @@ Light ring: torch arrives with the first picture, the reasoner with the first re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from backend.cache.store import Stores, open_store, open_stores
-from backend.disk import check_folder, make_folder
-from backend.errors import CancelledError, LensError, NumericsError, PartialBatchError
+from backend.disk import check_folder
+from backend.errors import CancelledError, LensError, NumericsError
 from backend.events import (
     DrawingStarted,
     Event,
@@ -26,7 +25,6 @@ from backend.events import (
     OnEvent,
     PhaseStarted,
     PictureFailed,
-    PictureSaved,
     PlanMade,
     PromptRefused,
     PromptRewritten,
@@ -35,6 +33,7 @@ from backend.events import (
 )
 from backend.paths import history_file
 from backend.picture.ledger import Ledger
+from backend.picture.outcome import Outcome, come_from, save_picture
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.settings import Settings
@@ -44,40 +43,7 @@ from backend.wishes.vocabulary import unknown_words
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
     from backend.engine import Engine
-    from backend.memory.plan import MemoryPlan
     from backend.reasoner.refine import Decision, RewritePlan, Speaker
-
-
-@dataclass(kw_only=True)
-class Outcome:
-    """What became of a request."""
-
-    resolved: ResolvedRequest  # as it was drawn, the prompt rewritten
-    pictures: list[PictureSaved] = field(default_factory=list[PictureSaved])
-    failures: list[PictureFailed] = field(default_factory=list[PictureFailed])
-    stopped: LensError | None = None  # what ended the run before its last picture
-    plan: MemoryPlan | None = None  # the last one made; None: none was
-
-    def error(self) -> LensError | None:
-        """The one error that decides the exit code; None: all pictures are there."""
-        total = len(self.resolved.request.seeds)
-        if isinstance(self.stopped, CancelledError):
-            return CancelledError(f"stopped: {len(self.pictures)} of {total} pictures finished")
-        cause = self.stopped or (self.failures[0].error if self.failures else None)
-        if cause is None or not self.pictures:
-            return cause
-        return PartialBatchError(f"{total - len(self.pictures)} of {total} pictures failed: {cause}", hint=cause.hint)
-
-    def data(self) -> dict[str, Any]:
-        """The outcome for JSON."""
-        return {
-            "images": [picture.row() for picture in self.pictures],
-            "plan": self.plan.data() if self.plan is not None else None,
-            "failed": [
-                {"index": item.index, "seed": item.seed, "code": item.error.code, "message": str(item.error)}
-                for item in self.failures
-            ],
-        }
 
 
 class Session:
@@ -122,6 +88,7 @@ class Session:
             outcome.plan = event.plan if isinstance(event, PlanMade) else outcome.plan
             on_event(event)
 
+        parent_id, relation = come_from(request, parent_id, relation)
         # 3. The pictures, each saved before the next is drawn.
         try:
             for made in self.draw(resolved, on_event=listen, stop=stop):
@@ -129,7 +96,7 @@ class Session:
                     outcome.failures.append(made)
                     on_event(made)
                     continue
-                saved = _save(made, output, now, parent_id)
+                saved = save_picture(made, output, now, parent_id)
                 if saved.path is not None:
                     outcome.pictures.append(saved)
                 on_event(saved)
@@ -274,21 +241,3 @@ def check_loras(resolved: ResolvedRequest, warn: Callable[[str], None]) -> None:
 
         rounds = plan_quant(files, request.quant).approximation is not None  # a packing that is kept rounds nothing
         decide_modes(request.loras, files.preset.params.dit, quantised=rounds, warn=warn)
-
-
-def _save(made: Generation, output: OutputPlan, now: datetime, parent_id: str | None) -> PictureSaved:
-    """A picture that is now on the disk, or the bytes of its file. Raises FileError."""
-    from backend.picture import metadata
-    from backend.picture.images import encode, pixel_sha256, save_image
-
-    if output.template is None:
-        record = metadata.make_record(made, pixels=pixel_sha256(made.image), parent_id=parent_id)
-        shown = record if output.metadata else None
-        data = encode(made.image, output.format, quality=output.quality, record=shown)
-        return PictureSaved(generation=made, record=record, path=None, data=data)
-    wished: Path = output.path(made.request, made.index, now)
-    make_folder(wished.parent)
-    path, record = save_image(
-        made, wished, format=output.format, quality=output.quality, with_metadata=output.metadata, parent_id=parent_id
-    )
-    return PictureSaved(generation=made, record=record, path=path)

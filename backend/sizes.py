@@ -151,6 +151,18 @@ def ratio_and_base(width: int, height: int, bases: tuple[int, ...]) -> tuple[str
     return f"{width}:{height}", min(bases, key=lambda base: abs(math.log(base / scale)))
 
 
+def usual_ratio(width: int, height: int) -> Fraction:
+    """The trained aspect ratio that is nearest to a size's."""
+    wanted = math.log(width / height)
+    ratios = [Fraction(*map(int, text.split(":"))) for text in TRAINED_RATIOS]
+    return min(ratios, key=lambda ratio: abs(math.log(ratio) - wanted))
+
+
+def enlarged(width: int, height: int, factor: float) -> tuple[int, int]:
+    """(W, H) so many times as large, in multiples of 16."""
+    return round(width * factor / GRID) * GRID, round(height * factor / GRID) * GRID
+
+
 def _refuse_conflicts(
     *, ar: str | None, base: int | None, size: str | None, width: int | None, height: int | None
 ) -> None:

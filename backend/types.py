@@ -93,6 +93,13 @@ class LoraMode(StrEnum):
     live = "live"  # low-rank ones in a path of their own beside the linears of the blocks; the rest fused
 
 
+class Fit(StrEnum):
+    """How a picture that another begins from meets a size that is not its own."""
+
+    scale = "scale"  # made to cover it; what is over is cut away
+    extend = "extend"  # left as it is; what is around it is drawn
+
+
 class Effort(StrEnum):
     """How long a language model thinks before it answers."""
 
@@ -151,6 +158,14 @@ class LoraUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputPicture:
+    """A picture that another begins from, or the mask of one."""
+
+    path: str  # absolute path of the file; in a request read back from a picture, its base name
+    sha256: str  # of the file
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """Everything that determines the pixels. Made by `backend.requests.build_request` only."""
 
@@ -167,6 +182,14 @@ class GenerationRequest:
     steps: int  # sampler steps, >= 1
     guidance: float  # 1.0: no unconditional branch
     sampler: Sampler = Sampler.euler
+    init: InputPicture | None = None  # what the picture begins from; None: noise alone
+    mask: InputPicture | None = None  # white: drawn anew, black: kept to the byte; None: all is drawn
+    strength: float | None = None  # share of the steps that run from `init`, 0..1; None: there is no `init`
+    fit: Fit | None = None  # of `init` to the size; None: likewise
+    hires: float | None = None  # the finished picture is drawn again so many times as large; None: it is not
+    hires_strength: float | None = None  # share of the steps of that; None: likewise
+    around: int | None = None  # seed of the noise that the seeds vary; None: each seed's noise as it is
+    amount: float | None = None  # how far, 0..1: the whole of a seed's own noise at 1; None: likewise
     dtype: DType = DType.auto  # auto: float32 on a CPU for a float32 checkpoint, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
     encoder: Encoder = Encoder.auto

@@ -22,8 +22,10 @@ from backend.types import (
     DType,
     Encoder,
     Expander,
+    Fit,
     GenerationRequest,
     ImageFormat,
+    InputPicture,
     LoraMode,
     LoraUse,
     Preview,
@@ -33,7 +35,7 @@ from backend.types import (
 )
 
 NO_LORA = "none"  # as the only LoRA: not even those of the settings; a file of that name is ./none
-PICTURE, REQUEST, OUTPUT = "Picture", "Request", "Output"  # panels of --help
+PICTURE, BEGIN, REQUEST, OUTPUT = "Picture", "From a picture or a seed", "Request", "Output"  # panels of --help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,42 @@ class Wish:
         help="What solves the steps: euler (first order; the default), or dpmpp_2m (DPM++ 2M: second order, from the "
         "step before as well, at the same cost).",
         on="gen rerun bench", setting=True, record="sampler",
+    )  # fmt: skip
+    init: str | InputPicture | None = _row(
+        "--init", "-i", metavar="IMG", help="Begin from this picture instead of noise; its size holds unless one is "
+        "said.", panel=BEGIN, record="init", aside="mask",
+    )  # fmt: skip
+    strength: float | None = _row(
+        "--strength", help="With --init: how much is drawn anew, as a share of the steps; 0.6, with a mask 1.",
+        panel=BEGIN, record="strength",
+    )  # fmt: skip
+    mask: str | InputPicture | None = _row(
+        "--mask", metavar="IMG", help="With --init: draw only where this picture of its size is white, or transparent; "
+        "the rest is kept to the byte.", panel=BEGIN, record="mask",
+    )  # fmt: skip
+    fit: Fit | None = _row(
+        "--fit", help="With --init and a size: scale covers it, extend keeps the picture and draws around it (what a "
+        "larger size means).", panel=BEGIN, record="fit",
+    )  # fmt: skip
+    hires: float | None = _row(
+        "--hires", metavar="2x", help="Draw the finished picture again, so many times as large.", panel=BEGIN,
+        record="hires",
+    )  # fmt: skip
+    hires_strength: float | None = _row(
+        "--hires-strength", help="With --hires: how much is drawn anew; 0.3 unless said.", panel=BEGIN,
+        record="hires_strength",
+    )  # fmt: skip
+    variations: int | None = _row(
+        "--variations", metavar="K", help="Make K pictures that vary the one of --seed a little.", panel=BEGIN,
+        aside="num",
+    )  # fmt: skip
+    around: int | None = _row(
+        "--around", metavar="SEED", help="Vary this seed: each --seed says in which direction.", panel=BEGIN,
+        record="around",
+    )  # fmt: skip
+    amount: float | None = _row(
+        "--amount", help="With --variations or --around: how far, 0 to 1; 0.3 unless said.", panel=BEGIN,
+        record="amount",
     )  # fmt: skip
     ar: str | None = _row(
         "--ar", help="Shape W:H from 1:2 to 2:1, or portrait, landscape, square.", on="gen rerun bench", setting=True,

@@ -148,6 +148,11 @@ def _as_field(value: Any) -> Any:
     return tuple(cast("list[str]", value)) if isinstance(value, list) else value
 
 
+def read_factor(text: str | float) -> float:
+    """`2x`, `2` or `1.5`: so many times as large. Typer words the ValueError."""
+    return float(str(text).strip().lower().removesuffix("x"))
+
+
 def _option(row: Row) -> inspect.Parameter:
     """A row as a parameter that Typer makes an option of."""
     kind = list[str] if get_origin(row.kind) is tuple else row.kind
@@ -156,6 +161,7 @@ def _option(row: Row) -> inspect.Parameter:
         help=row.help.replace("{packings}", quant_help()),
         metavar=row.metavar,
         autocompletion=complete_model if row.name == "model" else None,
+        parser=read_factor if row.name == "hires" else None,
         rich_help_panel=row.panel,
     )
     return inspect.Parameter(

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from backend.cache.database import Kind, open_database, worded, writing
 from backend.errors import FileError, HistoryError, UsageError
+from backend.sizes import enlarged
 
 RATINGS = range(6)  # 0 is "not for me", 5 the best; None: not rated
 LEVELS = 100  # of a tree
@@ -341,7 +342,7 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
             "original": record.get("original_prompt") if isinstance(record.get("original_prompt"), str) else None,
             "negative": _typed(record, "negative_prompt", str),
             "model": _typed(cast("Mapping[str, Any]", model), "name", str),
-            **{name: _typed(record, name, int) for name in ("width", "height")},
+            **dict(zip(("width", "height"), _size(record), strict=True)),
             **{name: _known(record, name, int) for name in ("seed", "steps")},
             "guidance": _known(record, "guidance", (int, float)),
             "parent": parent if isinstance(parent, str) else None,
@@ -353,6 +354,12 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise FileError(f"the record of {path or 'a picture'} cannot enter the history: {error}") from error
+
+
+def _size(record: Mapping[str, Any]) -> tuple[int, int]:
+    """As the picture is, which a second pass made larger than the record's first."""
+    width, height, factor = (_typed(record, "width", int), _typed(record, "height", int), record.get("hires"))
+    return (width, height) if not isinstance(factor, float) else enlarged(width, height, factor)
 
 
 def _relation(record: Mapping[str, Any]) -> str | None:

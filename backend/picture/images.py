@@ -9,7 +9,6 @@ Heavy ring: Pillow, imported inside the functions.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from backend.disk import write_new
 from backend.errors import FileError, os_reason
 from backend.events import Generation
+from backend.inputs.files import DAMAGE, open_image
 from backend.picture import metadata
 from backend.types import ImageFormat
 
@@ -28,9 +28,6 @@ JPEG_QUALITY = 95  # of 100
 XMP_LIMIT = 65_000  # bytes in a JPEG: one segment holds 65,533 including its header
 _EXIF_SOFTWARE, _EXIF_SUBTABLE, _EXIF_USER_COMMENT = 0x0131, 0x8769, 0x9286
 _UTF16 = b"UNICODE\0"
-_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP")
-# What Pillow raises for damaged files, found by feeding it a few thousand of them.
-_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ def encode(image: Image.Image, format: ImageFormat, *, quality: int | None, reco
     else:
         options = {"format": "WEBP", "lossless": quality is None, "quality": quality or 80, "method": 4}
     if record and format is not ImageFormat.png:
-        options["xmp"] = metadata.xmp_packet(metadata.dump_record(record))
+        options["xmp"] = metadata.xmp_packet(metadata.dump_record(record), metadata.source_type(record))
         options["exif"] = _exif(record)
         if format is ImageFormat.jpeg and max(len(options["xmp"]), len(options["exif"])) > XMP_LIMIT:
             raise FileError("a JPEG cannot hold so long a description", hint="use --format png, or --no-metadata")
@@ -92,39 +89,6 @@ def save_image(
     record = metadata.make_record(generation, pixels=pixel_sha256(generation.image), parent_id=parent_id)
     data = encode(generation.image, format, quality=quality, record=record if with_metadata else None)
     return write_new(path, data), record
-
-
-def open_image(path: Path) -> Image.Image:
-    """Open a picture file; pixels are decoded later. Raises FileError for anything that is no picture."""
-    import warnings
-
-    from PIL import Image, UnidentifiedImageError
-
-    # Pillow warns of damaged EXIF on stderr and goes on; what can be read is reported, the rest is nobody's concern.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    try:
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist" if not path.exists() else "is no regular file"
-            raise FileError(f"{path} {what}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=_READABLE)
-    except UnidentifiedImageError:
-        raise FileError(f"{path} is no picture that lens can read", hint="known: PNG, JPEG, WebP") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise FileError(f"{path} claims too many pixels to be opened safely") from error
-    except _DAMAGE as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise FileError(f"cannot read {path}: {reason}") from error
-
-
-def load_pixels(path: Path) -> Image.Image:
-    """The decoded RGB picture. Raises FileError, also for a file cut short."""
-    with open_image(path) as image:
-        try:
-            return image.convert("RGB")
-        except _DAMAGE as error:
-            raise FileError(f"cannot read {path}: {error}") from error
 
 
 def read_metadata(path: Path) -> ImageMetadata:
@@ -188,7 +152,7 @@ def _png_chunks(record: Mapping[str, Any]) -> Any:
     chunks = PngInfo()
     chunks.add_itxt("parameters", metadata.a1111_text(record))
     chunks.add_itxt("lens", metadata.dump_record(record))
-    chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp_packet(None).decode())
+    chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp_packet(None, metadata.source_type(record)).decode())
     chunks.add_text("Software", str(record["software"]))
     return chunks
 
@@ -210,7 +174,7 @@ def _parameters(image: Image.Image) -> str | None:
         return text
     try:
         comment = image.getexif().get_ifd(_EXIF_SUBTABLE).get(_EXIF_USER_COMMENT)
-    except _DAMAGE:
+    except DAMAGE:
         return None  # a broken EXIF block says nothing; the record in XMP may still be whole
     if isinstance(comment, bytes) and comment.startswith(_UTF16):
         return comment.removeprefix(_UTF16).decode("utf-16-be", "replace")
@@ -225,7 +189,7 @@ def _foreign(image: Image.Image, parameters: str | None) -> tuple[str | None, di
 
     try:
         found = ParserManager().parse(image)
-    except (*_DAMAGE, AttributeError, RecursionError):
+    except (*DAMAGE, AttributeError, RecursionError):
         return None, {}  # metadata of a kind the reader knows but in a shape it does not: as good as none
     if found is None:
         return None, {}

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import FileError, HistoryError
+from backend.inputs.files import load_pixels
 from backend.picture.history import History, pictures_below
-from backend.picture.images import ImageMetadata, load_pixels, pixel_sha256, read_metadata
+from backend.picture.images import ImageMetadata, pixel_sha256, read_metadata
 from backend.wish import Wish
 
 GROUP = 100  # pictures a transaction

@@ -31,12 +31,13 @@ from backend.errors import FileError
 from backend.events import Generation
 from backend.fields import from_data, types_of
 from backend.sampling import SAMPLERS
-from backend.types import Encoder, Expander, LoraMode, LoraUse, Quant, Sampler
+from backend.types import Encoder, Expander, Fit, InputPicture, LoraMode, LoraUse, Quant, Sampler
 from backend.wish import ROWS, USUAL, Row, Wish
 
 VERSION = 1
 NOISE = "cpu float32"  # torch.Generator("cpu"): the same start on every device
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+COMPOSITE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 XMP_NAMESPACE = "urn:lens:record:1"
 
 
@@ -67,6 +68,8 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
         "original_prompt": request.original_prompt,
         "negative_prompt": request.negative_prompt,
         "template": request.template,
+        "init": _input(request.init),
+        "mask": _input(request.mask),
         "expander": asdict(request.expander) if request.expander is not None else None,
         "seed": generation.seed,
         "wildcard_seed": request.wildcard_seed,
@@ -103,6 +106,10 @@ def make_record(generation: Generation, *, pixels: str, parent_id: str | None = 
     # Above is what ran. What was asked for and ran as it was asked for is recorded by its row alone.
     asked = {row.record: getattr(request, row.name) for row in ROWS.values() if row.record not in (None, *record)}
     return record | asked
+
+
+def _input(picture: InputPicture | None) -> dict[str, str] | None:
+    return None if picture is None else {"name": PurePath(picture.path).name, "sha256": picture.sha256}
 
 
 def dump_record(record: Mapping[str, Any]) -> str:
@@ -203,6 +210,14 @@ def _loras(value: Any) -> tuple[LoraUse, ...]:
     return tuple(uses)
 
 
+def _input_picture(value: Any) -> InputPicture:
+    """A picture that it began from, by base name and hash."""
+    name, sha256 = from_data(value["name"], str), from_data(value["sha256"], str)
+    if PurePath(name).name != name or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(name)
+    return InputPicture(path=name, sha256=sha256)
+
+
 def _expander(value: Any) -> Expander:
     """Who rewrote the prompt, checked field by field."""
     said = {"adapter": None, **value}  # older pictures: there was none
@@ -221,6 +236,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "quant": _quant,
     "loras": _loras,
     "expander": _expander,
+    "init": _input_picture,
+    "mask": _input_picture,
 }
 
 
@@ -257,6 +274,12 @@ def describe_lora(use: Any) -> str:
     return f"{said.get('name')} {said.get('scale')}, {said.get('mode')}, SHA-256 {digest}…"
 
 
+def describe_input(picture: Any) -> str:
+    """`photo.jpg, SHA-256 0123456789ab…` of a record's `init` or `mask`, whatever it holds."""
+    said = cast("dict[str, Any]", picture) if isinstance(picture, dict) else {}
+    return f"{said.get('name')}, SHA-256 {str(said.get('sha256'))[:12]}…"
+
+
 def describe_expander(expander: Any) -> str:
     """`gpt-oss-20b (local), system prompt general, seed 0` of a record's `expander`, whatever it holds."""
     said = cast("dict[str, Any]", expander) if isinstance(expander, dict) else {}
@@ -271,13 +294,20 @@ def describe_expander(expander: Any) -> str:
 def a1111_text(record: Mapping[str, Any]) -> str:
     """The record as other tools read it."""
     model = cast("Mapping[str, Any]", record["model"])
+    varied = record["around"] is not None
     pairs: dict[str, object] = {
         "Steps": record["steps"],
         "Sampler": record["sampler"],
         "CFG scale": float(record["guidance"]),
-        "Seed": record["seed"],
+        "Seed": record["around"] if varied else record["seed"],
         "Size": f"{record['width']}x{record['height']}",
     }
+    if varied:
+        pairs |= {"Variation seed": record["seed"], "Variation seed strength": record["amount"]}
+    if record["strength"] is not None:
+        pairs["Denoising strength"] = record["strength"]
+    if record["hires"] is not None:
+        pairs |= {"Hires upscale": record["hires"], "Hires denoising strength": record["hires_strength"]}
     weights = cast("Mapping[str, str]", model["sha256"]).get("transformer")
     if weights:
         pairs["Model hash"] = weights[:10]
@@ -324,7 +354,12 @@ def parse_a1111(text: str) -> dict[str, str] | None:
 # ----------------------------------------------------------------------------------------------------------------- XMP
 
 
-def xmp_packet(record_json: str | None) -> bytes:
+def source_type(record: Mapping[str, Any]) -> str:
+    """The IPTC code of how a picture came to be: of what a mask or an extended picture kept, only a part is made."""
+    return COMPOSITE_TYPE if record.get("mask") or record.get("fit") == Fit.extend else SOURCE_TYPE
+
+
+def xmp_packet(record_json: str | None, source: str = SOURCE_TYPE) -> bytes:
     """XMP that says how the picture came to be, and carries the record where the format has no text chunk for it."""
     carried = ""
     if record_json is not None:
@@ -335,7 +370,7 @@ def xmp_packet(record_json: str | None) -> bytes:
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>{carried}"
+        f"<Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>{carried}"
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     ).encode()
 

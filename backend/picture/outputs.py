@@ -19,6 +19,7 @@ from pathlib import Path
 
 from backend.disk import names
 from backend.errors import UsageError
+from backend.inputs.begin import last_pass
 from backend.paths import expanded
 from backend.types import GenerationRequest, ImageFormat
 
@@ -63,14 +64,15 @@ class OutputPlan:
     def path(self, request: GenerationRequest, index: int, now: datetime) -> Path:
         """The wished path of picture `index`; `backend.disk.write_new` settles what is taken."""
         assert self.template is not None, "bytes on stdout have no path"
+        finished = last_pass(request)
         values: dict[str, object] = {
             "date": f"{now:%Y-%m-%d}",
             "time": f"{now:%H%M%S}",
             "slug": slug(request.original_prompt or request.prompt),
             "seed": request.seeds[index],
             "model": slug(Path(request.model).name) or "model",
-            "w": request.width,
-            "h": request.height,
+            "w": finished.width,
+            "h": finished.height,
             "steps": request.steps,
             "guidance": f"{request.guidance:g}",
             "index": self.first + index,

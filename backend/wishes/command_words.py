@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, get_origin
 
-from backend.types import GenerationRequest, LoraUse
+from backend.types import GenerationRequest, InputPicture, LoraUse
 from backend.wish import NO_LORA, ROWS, Row, Wish, in_order
 
 # What a person looks for first; the order of the line, not of --help.
@@ -31,6 +31,8 @@ def _words(row: Row, value: Any) -> Iterator[str]:
     elif get_origin(row.kind) is tuple:
         for part in value:
             yield from (row.flags[0], part.text if isinstance(part, LoraUse) else part)
+    elif isinstance(value, InputPicture):
+        yield from (row.flags[0], value.path)
     elif row.name == "negative_prompt":
         yield f"{row.flags[0]}={value}"
     else:
@@ -47,6 +49,7 @@ def wish_of(request: GenerationRequest) -> Wish:
     same = {name: getattr(request, name) for name in ROWS if hasattr(request, name)}
     seeds = tuple(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
     more: dict[str, Any] = {
+        "variations": None,  # what they were drawn as: seeds around one
         "seeds": seeds,
         "size": f"{request.width}x{request.height}",
         "width": None,

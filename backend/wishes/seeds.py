@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 
 from backend.errors import UsageError
+from backend.wish import Wish
 
 PICTURES_LIMIT = 10_000  # of one run
 SEED_END = 2**63  # torch.Generator takes more, but JSON readers and SQLite do not
@@ -33,6 +34,26 @@ def draw_seeds(seeds: Sequence[str], num: int | None) -> tuple[int, ...]:
     if len(wanted) > PICTURES_LIMIT:
         raise UsageError(f"{len(wanted):,} seeds are too many for one run; the limit is {PICTURES_LIMIT:,}")
     return tuple(wanted)
+
+
+def draw_run(wish: Wish) -> tuple[int | None, tuple[int, ...]]:
+    """(seed that is varied, or None; a seed a picture). Raises UsageError.
+
+    `--variations 4 -s 5` varies 5 in four directions that are drawn, `--around 5 -s 7 -s 9` in those of 7 and 9, and
+    `--around 5 --variations 4` in four more.
+    """
+    around, count = wish.around, wish.variations
+    if around is not None and not 0 <= around < SEED_END:
+        raise UsageError(f"--around {around} is outside 0..{SEED_END - 1}")
+    if count is None:
+        return around, draw_seeds(wish.seeds or (), wish.num)
+    if not 1 <= count <= PICTURES_LIMIT:
+        raise UsageError(f"--variations {count} is outside 1..{PICTURES_LIMIT:,}")
+    if around is None:
+        around, *others = draw_seeds(wish.seeds or (), None)
+        if others:
+            raise UsageError(f"--variations vary one seed, not {len(others) + 1}", hint="give one --seed")
+    return around, draw_seeds((), count)
 
 
 def _parse_seed(text: str) -> Sequence[int]:

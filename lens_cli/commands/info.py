@@ -90,7 +90,7 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
 
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
-    from backend.picture.metadata import describe_expander, describe_lora
+    from backend.picture.metadata import describe_expander, describe_input, describe_lora
 
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
@@ -107,7 +107,9 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
         "encoder",
         "ran_on",
     )
-    lines = [(key.replace("_", " "), str(record.get(key))) for key in plain]
+    begun = ("strength", "fit", "hires", "hires_strength", "around", "amount", "style")
+    lines = [(key.replace("_", " "), str(record.get(key))) for key in (*plain, *begun)]
+    lines += [(key, describe_input(record[key])) for key in ("init", "mask") if record.get(key) is not None]
     if record.get("expander") is not None:
         lines.insert(2, ("rewritten by", describe_expander(record["expander"])))
     lines.append(("model", f"{model.get('name')}" + (f"@{model['revision']}" if model.get("revision") else "")))

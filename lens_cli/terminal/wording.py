@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.batch.wildcards import is_template
+from backend.inputs.begin import last_pass
 from backend.types import Encoder, GenerationRequest, LoraMode
 from backend.wish import USUAL, Wish
 from backend.wishes.command_words import command_words, seed_runs, wish_of
@@ -45,10 +46,14 @@ def arithmetic(request: GenerationRequest) -> str:
 def describe(request: GenerationRequest) -> str:
     """What is about to run, in one line: the answer to "which size, which seed?"."""
     seeds = ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
+    after = last_pass(request)
+    larger = "" if after is request else f" then {after.width}x{after.height}"
+    begun = "" if request.init is None else f", from {Path(request.init.path).name} at strength {request.strength:g}"
+    varied = "" if request.around is None else f" around {request.around} at {request.amount:g}"
     loras = "".join(f", LoRA {Path(use.path).stem} {use.scale:g}" for use in request.loras)
     if request.rl_strength not in (None, 1.0):
         loras = f", RL strength {request.rl_strength:g}{loras}"
     return (
-        f"{request.width}x{request.height}, {Path(request.model).name}, {request.steps} steps, "
-        f"guidance {request.guidance:g}, seed {seeds}{loras}"
+        f"{request.width}x{request.height}{larger}, {Path(request.model).name}, {request.steps} steps, "
+        f"guidance {request.guidance:g}, seed {seeds}{varied}{begun}{loras}"
     )

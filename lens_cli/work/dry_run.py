@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import human_bytes
+from backend.inputs.begin import last_pass
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.session import check_loras
@@ -39,7 +40,7 @@ def explain(
         for note in found.notes:
             talk.say(f"note: {note}")
         check_loras(resolved, talk.warn)
-        planned, refused = forecast(request, found)
+        planned, refused = forecast(last_pass(request), found)
     sizes = [Path(use.path).stat().st_size for use in request.loras]
     files += [
         {"component": "lora", "path": use.path, "bytes": size} for use, size in zip(request.loras, sizes, strict=True)

@@ -14,6 +14,7 @@ from backend.batch.grid import Axis, Cell, cells
 from backend.batch.lines import Line
 from backend.disk import check_folder, make_folder, write_new
 from backend.errors import UsageError
+from backend.inputs.begin import last_pass
 from backend.picture.outputs import OutputPlan
 from backend.wish import Wish
 from lens_cli.terminal.progress import Meter
@@ -72,7 +73,8 @@ def plan_grid(planner: Planner, base: Wish, x: Axis, y: Axis, kept: str | None) 
     batch = planner.lines(lines)
     batch.relation, batch.images = "grid", {}
     requests = [item.resolved.request for item in batch.items]
-    most = max(request.width * request.height for request in requests) * len(requests)
+    finished = [last_pass(request) for request in requests]
+    most = max(request.width * request.height for request in finished) * len(finished)
     if most > SHEET_PIXELS:
         raise UsageError(
             f"a sheet of {most / 1e6:,.0f} megapixels is too large", hint="make smaller pictures, or fewer"

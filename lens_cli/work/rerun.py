@@ -11,6 +11,7 @@ import typer
 from backend.cache.store import Stores
 from backend.errors import LensError
 from backend.events import PictureFailed
+from backend.inputs.begin import last_pass
 from backend.requests import ResolvedRequest
 from backend.session import Session
 from backend.settings import Settings
@@ -25,8 +26,9 @@ def verify_picture(path: Path, record: Mapping[str, Any], resolved: ResolvedRequ
     """`identical` or `different` on stdout; why, on stderr. Raises typer.Exit(1) where the new pixels are not the
     recorded ones, or where the file is seen to hold others.
     """
+    from backend.inputs.files import load_pixels
     from backend.picture import metadata
-    from backend.picture.images import load_pixels, pixel_sha256, psnr
+    from backend.picture.images import pixel_sha256, psnr
 
     request = resolved.request
     pixels = load_pixels(path)  # before minutes of work: the file may be cut short
@@ -86,8 +88,9 @@ def _edited(path: Path, size: tuple[int, int], request: GenerationRequest) -> st
     rounded them."""
     from backend.picture.images import loses_nothing
 
-    if size != (request.width, request.height):
-        return f"it is {size[0]}x{size[1]}, and {request.width}x{request.height} was recorded"
+    finished = last_pass(request)
+    if size != (finished.width, finished.height):
+        return f"it is {size[0]}x{size[1]}, and {finished.width}x{finished.height} was recorded"
     return "its format loses nothing, and its pixels are others" if loses_nothing(path) else None
 
 

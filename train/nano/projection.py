@@ -27,10 +27,10 @@ from backend.denoising import latents
 from backend.denoising.preview import CELLS, Projection, encoder_key
 from backend.disk import make_folder, write_atomic
 from backend.errors import FileError
+from backend.inputs.files import load_pixels
 from backend.loading import load_vae
 from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.paths import projections_dirs
-from backend.picture.images import load_pixels
 from backend.sizes import GRID
 from train.nano.decoder import DecoderConfig, draw_batch, encode
 from train.nano.vae import as_pixels

@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from backend.errors import FileError
 from backend.events import Generation
+from backend.inputs.files import load_pixels
 from backend.picture import images, metadata
 from backend.picture.outputs import SUFFIX
 from backend.types import DType, Encoder, GenerationRequest, ImageFormat, LoraMode, ModelIdentity, Quant, Sampler
@@ -187,8 +188,8 @@ def test_no_metadata_means_none(tmp_path: Path, format: ImageFormat) -> None:  #
 @pytest.mark.parametrize(("format", "quality"), [(ImageFormat.png, None), (ImageFormat.webp, None)])
 def test_lossless_formats_keep_the_pixels(tmp_path: Path, format: ImageFormat, quality: int | None) -> None:  # noqa: A002
     path, record = save(make(), tmp_path, format, quality=quality)
-    assert images.pixel_sha256(images.load_pixels(path)) == record["pixel_sha256"]
-    assert images.psnr(images.load_pixels(path), make().image) == float("inf")
+    assert images.pixel_sha256(load_pixels(path)) == record["pixel_sha256"]
+    assert images.psnr(load_pixels(path), make().image) == float("inf")
 
 
 def test_quality_orders_sizes(tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_cut_short(tmp_path: Path) -> None:
     path.write_bytes(data[:-40])
     assert read_wish(path).seeds == ("42",)  # the text lies before the pixels
     with pytest.raises(FileError):
-        images.load_pixels(path)
+        load_pixels(path)
 
 
 def test_a_decompression_bomb_is_not_opened(tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_random_damage_is_never_a_crash(tmp_path: Path, format: ImageFormat) -> 
         for _ in range(draw.randint(1, 20)):
             data[draw.randrange(len(data))] = draw.randrange(256)
         path.write_bytes(data[: draw.randint(1, len(data))] if draw.random() < 0.3 else data)
-        for read in (images.read_metadata, read_wish, images.load_pixels):
+        for read in (images.read_metadata, read_wish, load_pixels):
             try:
                 read(path)
             except FileError:
