@@ -24,6 +24,7 @@ from typing import Any
 from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
 from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, PreviewMade, StepDone, Stop
+from backend.inputs.begin import last_pass
 from backend.presets import Preset
 from backend.requests import ResolvedRequest
 from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase, Preview
@@ -65,6 +66,7 @@ class Engine:
         from PIL import Image
 
         request, files = resolved.request, resolved.need_files()
+        finished = last_pass(request)
         if "oom" in request.prompt:
             raise OutOfMemoryError("not enough memory", hint="make a smaller picture")
         if "broken" in request.prompt:
@@ -88,7 +90,7 @@ class Engine:
             on_event(PhaseStarted(phase=Phase.decode, image=index))
             on_event(PhaseDone(phase=Phase.decode, seconds=0.001, peak_bytes=2_000_000, image=index))
             yield Generation(
-                image=Image.frombytes("RGB", (request.width, request.height), _pixels(request, seed)),
+                image=Image.frombytes("RGB", (finished.width, finished.height), _pixels(finished, seed)),
                 request=request,
                 index=index,
                 seed=seed,

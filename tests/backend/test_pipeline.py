@@ -37,7 +37,7 @@ from backend.memory.machine import choose_arithmetic
 from backend.params import TemplateParams
 from backend.requests import ResolvedRequest
 from backend.text.harmony import encode_prompt
-from backend.types import DType, Encoder, GenerationRequest, Phase
+from backend.types import DType, Encoder, Fit, GenerationRequest, InputPicture, Phase
 from tests.backend import plain_lens
 from tests.backend import tiny_weights as tiny
 
@@ -226,6 +226,74 @@ def test_the_recipe_over_any_networks() -> None:
         assert picture.image.getpixel((0, 0)) == (153, 153, 153)  # (0.2 + 1) * 127.5
         assert set(picture.timings) == {"denoise", "decode"}
     assert [picture.index for picture in pipeline.draw(networks, request, pipeline.Progress(), first=1)] == [1]
+
+
+# ----------------------------------------------------------------------------------------------- pictures from pictures
+
+
+def input_picture(path: Path) -> InputPicture:
+    return InputPicture(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> InputPicture:
+    """A picture of the request's size, of noise: nothing of it is left by chance."""
+    values = np.random.default_rng(4).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "photo.png")
+    return input_picture(tmp_path / "photo.png")
+
+
+def test_strength_1_is_no_picture_and_0_the_picture_through_the_autoencoder(model: Path, photo: InputPicture) -> None:
+    """To the bit at 1; at 0 against diffusers' own autoencoder, and nothing runs."""
+    events: list[Event] = []
+    begun = replace(REQUEST, init=photo, fit=Fit.scale)
+    assert same(make(model, replace(begun, strength=1.0))[0], make(model)[0])
+    (through,) = make(model, replace(begun, strength=0.0), on_event=events.append)
+    assert through.sigmas == (0.0,) and not [event for event in events if isinstance(event, StepDone)]
+    vae: Any = AutoencoderKLFlux2.from_pretrained(model / "vae").eval()
+    pixels = torch.from_numpy(np.array(Image.open(photo.path))).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        wanted = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    levels = ((wanted[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(through.image).astype(int) - levels).max() <= 1
+
+
+def test_of_a_strength_between_a_part_of_the_steps_runs(model: Path, photo: InputPicture) -> None:
+    events: list[Event] = []
+    (made,) = make(model, replace(REQUEST, init=photo, fit=Fit.scale, strength=0.6), on_event=events.append)
+    assert made.sigmas == sampling.schedule(12, 3)[1:]
+    assert [(event.step, event.total) for event in events if isinstance(event, StepDone)] == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_what_a_mask_keeps_is_kept_to_the_byte(
+    model: Path, photo: InputPicture, tmp_path: Path, strength: float
+) -> None:
+    mask = Image.new("L", (48, 64))
+    mask.paste(255, (16, 16, 40, 56))
+    mask.save(tmp_path / "mask.png")
+    request = replace(REQUEST, init=photo, mask=input_picture(tmp_path / "mask.png"), fit=Fit.scale, strength=strength)
+    (made,) = make(model, request)
+    old, new, keep = np.asarray(Image.open(photo.path)), np.asarray(made.image), np.asarray(mask) == 0
+    assert (new[keep] == old[keep]).all() and not (new[~keep] == old[~keep]).all()
+
+
+def test_a_second_pass_is_the_first_made_larger(model: Path, tmp_path: Path) -> None:
+    """The very picture that comes of drawing, enlarging by hand, and beginning from that file."""
+    (small,) = make(model)
+    small.image.resize((96, 128), Image.Resampling.LANCZOS).save(tmp_path / "large.png")
+    large = input_picture(tmp_path / "large.png")
+    by_hand = replace(REQUEST, width=96, height=128, init=large, fit=Fit.scale, strength=0.3)
+    (made,) = make(model, replace(REQUEST, hires=2.0, hires_strength=0.3))
+    assert made.image.size == (96, 128) and same(made, make(model, by_hand)[0])
+    assert made.sigmas == small.sigmas
+
+
+def test_variations_end_in_both_seeds(model: Path) -> None:
+    """At amount 0 the picture of the seed that is varied, at 1 that of the other, in between neither."""
+    ends = [make(model, replace(REQUEST, seeds=(9,), around=5, amount=amount))[0] for amount in (0.0, 1.0, 0.4)]
+    assert same(ends[0], make(model)[0]) and same(ends[1], make(model, replace(REQUEST, seeds=(9,)))[0])
+    assert not same(ends[2], ends[0]) and not same(ends[2], ends[1])
 
 
 # --------------------------------------------------------------------------------------------------------- behaviour
