@@ -116,6 +116,11 @@ def prompts_dir() -> Path:
     return config_dir() / "prompts"
 
 
+def styles_file() -> Path:
+    """A person's own named styles: see `backend.batch.styles`."""
+    return config_dir() / "styles.toml"
+
+
 def history_file() -> Path:
     """Every picture that was made, as `backend.picture.history` keeps it."""
     return data_dir() / "history.db"

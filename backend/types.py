@@ -174,6 +174,7 @@ class GenerationRequest:
     expander: Expander | None = None  # the reasoner that rewrote it; None: nobody did
     template: str | None = None  # what wildcards made the prompt of; None: there were none
     wildcard_seed: int | None = None  # that chose them
+    style: str | None = None  # whose sentence the prompt stands in already; None: none
     negative_prompt: str = ""  # blank: the unconditional branch sees no text tokens
     model: str  # registry name or path, as resolved
     seeds: tuple[int, ...]  # one picture each; 0 <= seed < 2**63

@@ -70,7 +70,7 @@ def _row(
 class Wish:
     """What was asked for, by flag, settings file, record or request of a server. None: not given."""
 
-    prompt: str | None = _row(record="prompt", aside="original_prompt expander template wildcard_seed")
+    prompt: str | None = _row(record="prompt", aside="original_prompt expander template wildcard_seed style")
     original_prompt: str | None = _row(record="original_prompt")  # what a reasoner made the prompt of
     expander: Expander | None = _row(record="expander")  # that reasoner
     template: str | None = _row(record="template")  # what wildcards made the prompt of, before any reasoner
@@ -94,6 +94,10 @@ class Wish:
     wildcard_seed: int | None = _row(
         "--wildcard-seed", help="Of the drawn words, apart from the picture's; one more for each picture.", on="gen",
         record="wildcard_seed",
+    )  # fmt: skip
+    style: str | None = _row(
+        "--style", metavar="NAME", help="Say how it looks: sticker, photo, watercolour, … or one of your own.",
+        on="gen", record="style",
     )  # fmt: skip
     steps: int | None = _row(
         "--steps", help="Sampler steps. Default: the model's.", on="gen rerun bench eval", setting=True, record="steps"
@@ -251,6 +255,7 @@ class Wish:
         "said.",
         panel=OUTPUT, setting=True, verify=True,
     )  # fmt: skip
+    open: bool | None = _row("--open", help="Open the pictures with this desktop's viewer.", panel=OUTPUT)
     show: bool | None = _row("--show/--no-show", help="Draw the picture in the terminal.", panel=OUTPUT, verify=True)
 
     def given(self) -> dict[str, Any]:

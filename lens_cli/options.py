@@ -21,6 +21,7 @@ from backend.packing.schemes import quant_help
 from backend.types import Effort, ImageFormat
 from backend.wish import OUTPUT, REQUEST, Row, Wish, rows_of
 from backend.wishes.devices import THREADS
+from lens_cli.terminal.completions import COMPLETIONS
 from lens_cli.terminal.console import Talk, looking_at_stdout
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _option(row: Row) -> inspect.Parameter:
         *row.flags,
         help=row.help.replace("{packings}", quant_help()),
         metavar=row.metavar,
-        autocompletion=complete_model if row.name == "model" else None,
+        autocompletion=complete_model if row.name == "model" else COMPLETIONS.get(row.name),
         parser=read_factor if row.name == "hires" else None,
         rich_help_panel=row.panel,
     )

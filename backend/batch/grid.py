@@ -76,7 +76,7 @@ def _row(name: str, flag: str) -> Row:
 
 
 def _may_change(row: Row) -> bool:
-    if row.name in ("num", "wildcards"):
+    if row.name in ("num", "wildcards", "variations"):
         return False
     return row.name == "prompt" or ("gen" in row.commands and row.panel != OUTPUT)
 
@@ -111,7 +111,7 @@ def cells(base: Wish, x: Axis, y: Axis) -> list[Cell]:
         raise UsageError(f"both axes change {x.name}")
     if len(x.values) * len(y.values) > CELLS:
         raise UsageError(f"a grid of {len(x.values) * len(y.values):,} cells; the limit is {CELLS}")
-    if base.num not in (None, 1) or len(base.seeds or ()) > 1:
+    if base.num not in (None, 1) or len(base.seeds or ()) > 1 or base.variations is not None:
         raise UsageError("a cell of a grid is one picture", hint="several seeds are an axis: --y seed=1..4")
     base = replace(
         base,
@@ -133,5 +133,7 @@ def _cell(base: Wish, x: Axis, y: Axis, column: int, row: int) -> Cell:
     wish = base.overridden_by(x.values[column]).overridden_by(y.values[row])
     if wish.wildcard_seed is None:  # a prompt of an axis sets it aside
         wish = replace(wish, wildcard_seed=base.wildcard_seed)
+    if wish.style is None:
+        wish = replace(wish, style=base.style)
     label = ", ".join(filter(None, (x.labels[column], y.labels[row])))
     return Cell(column=column, row=row, label=label, wish=wish)

@@ -52,6 +52,8 @@ def read_lines(text: str, name: str, base: Wish) -> list[Line]:
         wish = base.overridden_by(own)
         if own.wildcard_seed is None:  # which a new prompt sets aside in a picture that is made again, not here
             wish = replace(wish, wildcard_seed=base.wildcard_seed)
+        if own.style is None:
+            wish = replace(wish, style=base.style)
         key = _key(wish)
         seen[key] += 1
         lines.append(Line(where=where, number=number, wish=wish, key=f"{key}-{seen[key]}"))

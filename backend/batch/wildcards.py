@@ -106,6 +106,8 @@ def spread(wish: Wish, wildcards: Wildcards) -> list[Wish]:
     if wish.wildcards is False or not is_template(prompt):
         return [wish]
     first = secrets.randbelow(2**32) if wish.wildcard_seed is None else wish.wildcard_seed
+    if wish.variations is not None:  # of one picture, which has its words
+        return [replace(wish, template=prompt, prompt=wildcards.expand(prompt, first), wildcard_seed=first)]
     seeds = draw_seeds(wish.seeds or (), wish.num)
     if not 0 <= first < SEED_END - len(seeds):
         raise UsageError(f"--wildcard-seed {first} is outside 0..{SEED_END - 1 - len(seeds)}")

@@ -49,6 +49,7 @@ def wish_of(request: GenerationRequest) -> Wish:
     same = {name: getattr(request, name) for name in ROWS if hasattr(request, name)}
     seeds = tuple(str(first) if first == last else f"{first}..{last}" for first, last in seed_runs(request.seeds))
     more: dict[str, Any] = {
+        "style": None,  # the prompt stands in its sentence already
         "variations": None,  # what they were drawn as: seeds around one
         "seeds": seeds,
         "size": f"{request.width}x{request.height}",

@@ -14,6 +14,7 @@ from backend.errors import UsageError
 from backend.wish import Wish
 from lens_cli import options
 from lens_cli.habits import refuse_quantise_habit
+from lens_cli.terminal.completions import complete_prompt
 
 
 @options.takes_wish("gen")
@@ -23,6 +24,7 @@ def gen(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT",
+            autocompletion=complete_prompt,
             help="What to draw; several words are joined into one prompt. - reads stdin.",
             show_default=False,
         ),
@@ -66,10 +68,10 @@ def gen(
     else:
         batch = planner.wish(replace(wish, prompt=options.read_prompt(words, prompt, file, talk)))
     if prompts is not None or sheet is not None or len(batch.items) > 1:
-        carry_out_all(batch, settings, talk, show=wish.show, dry_run=dry_run, sheet=sheet)
+        carry_out_all(batch, settings, talk, show=wish.show, dry_run=dry_run, sheet=sheet, look=bool(wish.open))
         return
     (item,) = batch.items
     carry_out(
         item.resolved, item.plan, talk, output=wish.output, dry_run=dry_run, show=wish.show, settings=settings,
-        reasoner=item.asked,
+        reasoner=item.asked, look=bool(wish.open),
     )  # fmt: skip

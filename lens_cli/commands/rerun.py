@@ -80,7 +80,7 @@ def rerun(
     plan = options.plan_for(typed, len(resolved.request.seeds), settings, talk, usual_format=own)
     carry_out(
         resolved, plan, talk, output=typed.output, dry_run=dry_run, show=typed.show, settings=settings,
-        parent_id=str((found.record or {}).get("id")) if entry is None else entry.id,
+        parent_id=str((found.record or {}).get("id")) if entry is None else entry.id, look=bool(typed.open),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import typer
 
 from backend.batch.journal import Journal, journal_file, remaining
 from backend.batch.lines import Line, read_lines
+from backend.batch.styles import styled
 from backend.batch.wildcards import Wildcards, is_template, spread
 from backend.disk import write_new
 from backend.errors import CancelledError, FileError, LensError, PartialBatchError, UsageError, os_reason
@@ -26,9 +27,10 @@ from backend.settings import Settings
 from backend.wish import Wish
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter
+from lens_cli.terminal.viewer import view
 from lens_cli.terminal.wording import command_line, describe
 from lens_cli.work.backend import open_session
-from lens_cli.work.gen import Teller
+from lens_cli.work.gen import OPENED, Teller
 from lens_cli.work.interrupt import Interrupt
 from lens_cli.work.reasoner import AskedReasoner, ask_reasoner
 
@@ -145,7 +147,9 @@ class Planner:
         return batch
 
     def _add(self, line: Line, batch: Batch) -> None:
-        requests = [(wish, self._build(wish)) for wish in spread(self._over_settings(line.wish), self.wildcards)]
+        requests = [
+            (wish, self._build(wish)) for wish in spread(self._over_settings(styled(line.wish)), self.wildcards)
+        ]
         done = [] if batch.journal is None else batch.journal.seeds(line.key)
         seeds = [seed for _, resolved in requests for seed in resolved.request.seeds]
         drawn = not line.wish.seeds or "-1" in line.wish.seeds
@@ -211,7 +215,14 @@ def _read(path: Path) -> str:
 
 
 def carry_out_all(
-    batch: Batch, settings: Settings, talk: Talk, *, show: bool | None, dry_run: bool, sheet: Path | None = None
+    batch: Batch,
+    settings: Settings,
+    talk: Talk,
+    *,
+    show: bool | None,
+    dry_run: bool,
+    sheet: Path | None = None,
+    look: bool = False,
 ) -> None:
     """Paths on stdout as pictures are done, or one JSON answer. One request that fails does not end the run.
 
@@ -237,6 +248,11 @@ def carry_out_all(
     data = batch.data()
     if sheet is not None and batch.pictures:
         data["sheet"] = str(_write_sheet(sheet, batch, talk))
+    if look:
+        for path in (
+            [data["sheet"]] if "sheet" in data else [made.path for made in batch.pictures[:OPENED] if made.path]
+        ):
+            view(Path(path), talk)
     if error is None:
         talk.result(data)
         return

@@ -17,10 +17,13 @@ from backend.types import GenerationRequest, Phase, ReasonerMode
 from lens_cli.terminal.console import Talk, write_bytes
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import show, wanted
+from lens_cli.terminal.viewer import view
 from lens_cli.terminal.wording import arithmetic, command_line, describe
 from lens_cli.work.backend import open_session
 from lens_cli.work.interrupt import DRAWING, WRITING, Interrupt
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
+
+OPENED = 12  # windows of a run at most; a sheet shows more
 
 
 def carry_out(
@@ -34,11 +37,12 @@ def carry_out(
     settings: Settings,
     reasoner: AskedReasoner | None = None,
     parent_id: str | None = None,
+    look: bool = False,
 ) -> None:
     """Paths on stdout, or one JSON answer; the last line on stderr makes the pictures again.
 
     `output` is the flag as typed. `reasoner` None: the prompt is drawn as it stands, as by `rerun`. Raises typer.Exit
-    with the code of what went wrong, if something did.
+    with the code of what went wrong, if something did. `look`: open the pictures when they are there.
     """
     # Plain `lens gen` of what was drawn here would ask a reasoner that this run did not ask.
     plain = choose_mode(settings.reasoner, resolved.preset)[0]
@@ -81,6 +85,9 @@ def carry_out(
     data = {**outcome.data(), "request": asdict(request), "revised": revised, "again": line}
     if outcome.pictures:
         talk.say(line)
+    for picture in outcome.pictures[:OPENED] if look else ():
+        if picture.path is not None:
+            view(picture.path, talk)
     if error is None:
         talk.result(data)
     else:

@@ -19,6 +19,7 @@ from backend.picture.outputs import OutputPlan
 from backend.wish import Wish
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import show, wanted
+from lens_cli.terminal.viewer import view
 from lens_cli.work.backend import open_session
 from lens_cli.work.batch import Batch, Planner, draw_all, explain
 from lens_cli.work.interrupt import Interrupt
@@ -55,6 +56,8 @@ def make_grid(planner: Planner, base: Wish, x: Axis, y: Axis, *, cells: str | No
         path = _write(picture, sheet, base, planner)
         data["sheet"] = str(path)
         talk.data(path)
+        if base.open:
+            view(path, talk)
         if wanted(base.show, settings.output.show, talk):
             show(picture, talk)
     if error is None:
