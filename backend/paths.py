@@ -121,6 +121,11 @@ def styles_file() -> Path:
     return config_dir() / "styles.toml"
 
 
+def credentials_dir() -> Path:
+    """The key and the certificate that sign pictures: see `backend.picture.credentials`."""
+    return data_dir() / "credentials"
+
+
 def history_file() -> Path:
     """Every picture that was made, as `backend.picture.history` keeps it."""
     return data_dir() / "history.db"

@@ -34,6 +34,7 @@ class OutputSettings:
     format: ImageFormat = ImageFormat.png  # png, jpeg or webp
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True  # write the request into the picture
+    credentials: bool = False  # sign it, see `backend.picture.credentials`
     show: bool | None = None  # draw the picture in the terminal; None: where stdout is one
 
 

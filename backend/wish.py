@@ -246,6 +246,10 @@ class Wish:
     no_metadata: bool | None = _row(
         "--no-metadata", help="Write pixels only: no prompt, no seed.", panel=OUTPUT, verify=True
     )
+    credentials: bool | None = _row(
+        "--credentials/--no-credentials", help="Sign the file with this machine's key (C2PA); see `lens credentials`.",
+        panel=OUTPUT, verify=True,
+    )  # fmt: skip
     no_history: bool | None = _row(
         "--no-history", help="Leave the pictures out of `lens history`.", panel=OUTPUT, verify=True
     )

@@ -51,6 +51,7 @@ COMMANDS = {
     "history": Lazy("lens_cli.commands.history:app", "Search, rate and follow the pictures that were made."),
     "help": Lazy("lens_cli.commands.help:help", "Explain a topic such as sizes, memory or output, or a command."),
     "config": Lazy("lens_cli.commands.config:app", "Show and change settings."),
+    "credentials": Lazy("lens_cli.commands.credentials:app", "Make the key that signs pictures (C2PA), and show it."),
     "doctor": Lazy(
         "lens_cli.commands.doctor:doctor",
         "Show Python, memory, disks, torch and its devices, packages, models and the terminal's graphics.",

@@ -229,6 +229,7 @@ def plan_for(
 
     `usual_format` stands before the settings' format; neither flag nor name need say it.
     """
+    from backend.picture.credentials import check_signing
     from backend.picture.outputs import plan_output
 
     chosen = settings.output
@@ -242,7 +243,10 @@ def plan_for(
         default_format=usual_format or chosen.format,
         default_quality=chosen.quality,
     )
-    plan = replace(plan, history=settings.history and not wish.no_history)
+    signed = chosen.credentials if wish.credentials is None else wish.credentials
+    plan = replace(plan, history=settings.history and not wish.no_history, credentials=signed)
+    if signed:
+        check_signing()
     if plan.template is None:
         if talk.json or talk.stream:
             raise UsageError("-o - and --json both want stdout", hint="save to a file, or drop --json")

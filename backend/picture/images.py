@@ -81,6 +81,7 @@ def save_image(
     quality: int | None = None,
     with_metadata: bool = True,
     parent_id: str | None = None,
+    signed: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """Write a finished picture under the first free name; returns that name and the record (also where not written).
 
@@ -88,6 +89,10 @@ def save_image(
     """
     record = metadata.make_record(generation, pixels=pixel_sha256(generation.image), parent_id=parent_id)
     data = encode(generation.image, format, quality=quality, record=record if with_metadata else None)
+    if signed:
+        from backend.picture.credentials import sign  # a library that few have
+
+        data = sign(data, format, record)
     return write_new(path, data), record
 
 

@@ -71,16 +71,24 @@ def come_from(request: GenerationRequest, parent_id: str | None, relation: str |
 def save_picture(made: Generation, output: OutputPlan, now: datetime, parent_id: str | None) -> PictureSaved:
     """A picture that is now on the disk, or the bytes of its file. Raises FileError."""
     from backend.picture import metadata
+    from backend.picture.credentials import sign
     from backend.picture.images import encode, pixel_sha256, save_image
 
     if output.template is None:
         record = metadata.make_record(made, pixels=pixel_sha256(made.image), parent_id=parent_id)
         shown = record if output.metadata else None
         data = encode(made.image, output.format, quality=output.quality, record=shown)
+        data = sign(data, output.format, record) if output.credentials else data
         return PictureSaved(generation=made, record=record, path=None, data=data)
     wished: Path = output.path(made.request, made.index, now)
     make_folder(wished.parent)
     path, record = save_image(
-        made, wished, format=output.format, quality=output.quality, with_metadata=output.metadata, parent_id=parent_id
+        made,
+        wished,
+        format=output.format,
+        quality=output.quality,
+        with_metadata=output.metadata,
+        parent_id=parent_id,
+        signed=output.credentials,
     )
     return PictureSaved(generation=made, record=record, path=path)

@@ -58,6 +58,7 @@ class OutputPlan:
     format: ImageFormat
     quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
     metadata: bool = True
+    credentials: bool = False  # whether each file is signed
     history: bool = True  # whether the pictures enter the history
     first: int = 0  # {index} of the request's first picture
 

@@ -62,6 +62,7 @@ def _row(path: Path, found: ImageMetadata) -> dict[str, Any]:
         "height": found.height,
         "generator": found.generator,
         "digital_source_type": found.source_type,
+        "credentials": _credentials(path, found),
         "record": found.record,
         "parameters": found.parameters,
         "fields": dict(found.fields),
@@ -80,6 +81,9 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
         lines += [(key, value) for key, value in _record_lines(found.record) if value not in ("", "None")]
     else:
         lines += [(key, value) for key, value in found.fields.items() if value]
+    credentials = _credentials(path, found)
+    if credentials is not None:
+        lines.append(("credentials", credentials["text"]))
     if found.source_type is not None:
         lines.append(("source type", found.source_type.rsplit("/", 1)[-1]))
     for key, value in lines:
@@ -87,6 +91,18 @@ def _print(path: Path, found: ImageMetadata, talk: Talk, *, blank: bool) -> None
         talk.data(f"  {printable(key):<15} {first}".rstrip())
         for line in more:
             talk.data(f"  {'':<15} {line}".rstrip())
+
+
+def _credentials(path: Path, found: ImageMetadata) -> dict[str, Any] | None:
+    """What its signature is worth; None: it has none."""
+    from dataclasses import asdict
+
+    from backend.picture.credentials import Checked, check
+
+    checked = check(path, found.format) if path.is_file() else None
+    if isinstance(checked, Checked):
+        return {**asdict(checked), "text": checked.line()}
+    return None if checked is None else {"text": checked}
 
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
