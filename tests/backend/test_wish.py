@@ -83,7 +83,11 @@ def typed(words: list[str]) -> Wish:
 def test_what_is_printed_is_typed_back(wish: Wish, prompt: str | None) -> None:
     """Prompts and negative prompts that begin with hyphens, empty lists, long numbers: the same wish."""
     wish = replace(
-        wish, prompt=prompt, no_metadata=wish.no_metadata or None, no_history=wish.no_history or None
+        wish,
+        prompt=prompt,
+        no_metadata=wish.no_metadata or None,
+        no_history=wish.no_history or None,
+        open=wish.open or None,
     )  # there is no flag for "with"
     loras = tuple(use.text if isinstance(use, LoraUse) else use for use in wish.loras) if wish.loras else None
     assert typed(command_words(wish)) == replace(wish, loras=loras)
