@@ -187,7 +187,7 @@ class Client:
         """Whether who answers knows the key in the file that named this place."""
         nonce = secrets.token_hex(16)
         try:
-            answer = self._dict(self._ask("GET", f"/health?nonce={nonce}", timeout=5, show=False)).get("proof")
+            answer = self._dict(self._ask("GET", f"/health?nonce={nonce}", timeout=2, show=False)).get("proof")
         except LensError:
             return False
         return isinstance(answer, str) and secrets.compare_digest(answer, proof(self.place.key or "", nonce))

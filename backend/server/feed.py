@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,11 @@ class Feed:
 
     def has(self, job: str) -> bool:
         return job in self._logs
+
+    def restore(self, events: Iterable[TaggedEvent]) -> None:
+        """Enter again what an earlier server told of a job, with the numbers that it had."""
+        for event in events:
+            self._logs.setdefault(event["job"], _Log()).lasting.append(event)
 
     def tell_job(self, row: Row) -> None:
         """Enter where a job stands now."""

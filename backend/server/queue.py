@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from backend.cache.database import Kind, open_database, worded, writing
@@ -91,6 +92,14 @@ class Queue:
             start = self._db.execute("INSERT INTO starts (at) VALUES (?)", (time.time(),)).lastrowid or 1
             self._db.execute("DELETE FROM starts WHERE number < ?", (start,))
         self._number = start * NUMBERS
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def close(self) -> None:
         self._db.close()

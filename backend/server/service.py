@@ -53,6 +53,8 @@ class Service:
         for row in self._queue.running():
             self._queue.put_back(row.job.id)
         for row in self._queue.rows(ended=0):
+            kept = [dict(one.event) for one in self._queue.pictures(row.number)]
+            self._feed.restore(event for event in kept if "number" in event)  # without: it was not written yet
             self._feed.tell_job(row)
         self._tasks = [asyncio.create_task(runner.run()) for runner in self._runners]
 
