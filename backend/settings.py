@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -22,9 +21,11 @@ from typing import Any, cast, get_origin
 
 from backend import fields, paths
 from backend.errors import UsageError, os_reason, shown
+from backend.foreign import documents
 from backend.types import DrawingEngine, Effort, ImageFormat, ReasonerMode
 from backend.wish import Wish
 
+_SETTINGS_BYTES = 1_000_000  # of a settings file
 DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
 
 
@@ -160,16 +161,15 @@ def _did_you_mean(wrong: str, known: list[str]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A TOML file as dotted keys; a missing file has none. Raises UsageError."""
     try:
-        with path.open("rb") as file:
-            return dict(_flatten(tomllib.load(file)))
+        return dict(_flatten(documents.parse_toml(documents.read_text(path, _SETTINGS_BYTES))))
     except (FileNotFoundError, NotADirectoryError):  # nor is anything below a path that is a file
         if os.environ.get("LENS_CONFIG") and path == paths.config_file():
             raise UsageError(f"the settings file {path} is missing", hint="LENS_CONFIG names it") from None
         return {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except documents.Unreadable as error:
+        raise UsageError(f"{path} {error}") from error
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from backend.disk import write_atomic
 from backend.errors import FileError
+from backend.foreign.documents import Unreadable, parse_json, read_bytes
 from backend.paths import notes_dir
 
 
@@ -28,14 +29,16 @@ def note_of(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]
     """
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     store = notes_dir(kind) / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
-    with suppress(OSError, ValueError):  # a missing or damaged note is made again
-        note: Any = json.loads(store.read_text(encoding="utf-8"))
-        if isinstance(note, dict) and cast("dict[str, Any]", note).get("key") == key and kind in note:
-            return cast("dict[str, Any]", note)[kind]
+    with suppress(OSError, Unreadable):  # a missing or damaged note is made again
+        note: Any = parse_json(read_bytes(store))
+        if isinstance(note, dict):
+            held = cast("dict[str, Any]", note)
+            if held.get("key") == key and kind in held and held.get("digest") == _digest(key, held[kind]):
+                return held[kind]
     value = make()
     with suppress(OSError, FileError):
         store.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(store, json.dumps({"key": key, kind: value}).encode())
+        write_atomic(store, json.dumps({"key": key, kind: value, "digest": _digest(key, value)}).encode())
     return value
 
 
@@ -43,11 +46,16 @@ def paths_with_notes(kind: str) -> Iterator[Path]:
     """The files that notes of `kind` are about, newest note first; some may be gone or changed since."""
     folder = notes_dir(kind)
     for store in sorted(folder.glob("*.json"), key=_modified, reverse=True) if folder.is_dir() else ():
-        with suppress(OSError, ValueError):
-            note: Any = json.loads(store.read_text(encoding="utf-8"))
+        with suppress(OSError, Unreadable):
+            note: Any = parse_json(read_bytes(store))
             key = cast("dict[str, Any]", note).get("key") if isinstance(note, dict) else None
             if isinstance(key, str) and key.count(" ") >= 2:
                 yield Path(key.rsplit(" ", 2)[0])
+
+
+def _digest(key: str, value: Any) -> str:
+    """What says that a note is as it was written: one flipped bit of a hash would stand in every later picture."""
+    return hashlib.sha256(json.dumps([key, value], sort_keys=True).encode()).hexdigest()
 
 
 def _modified(path: Path) -> int:

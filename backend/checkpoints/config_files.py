@@ -11,32 +11,36 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from backend.errors import CheckpointError
+from backend.errors import CheckpointError, shown
+from backend.foreign import documents
+from backend.foreign.documents import Unreadable
 from backend.params import DiTParams, TemplateParams, TextEncoderParams, VAEParams
 
 VAE_METADATA_KEY = "lens.config"  # vae/config.json inside a safetensors header: Lens-Nano's single VAE file
 TRANSFORMER_METADATA_KEY = VAE_METADATA_KEY  # transformer/config.json in the header of what lens quantised
+_LAYERS = 1_000
+_LARGEST = 1 << 31  # of any number in a config: a vocabulary has 200,000 words
 TEMPLATE_KEY = "lens_template"  # ours, in text_encoder/config.json: a conversation other than the published one
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError naming the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = documents.read_text(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: unreadable ({error})") from error
+    except (OSError, Unreadable) as error:
+        raise CheckpointError(f"{path}: unreadable ({documents.reason(error)})") from error
     return parse_json(text, str(path))
 
 
 def parse_json(text: str, origin: str) -> dict[str, Any]:
     """A JSON object from text. Raises CheckpointError naming `origin`."""
     try:
-        table = json.loads(text)
-    except ValueError as error:
+        table = documents.parse_json(text)
+    except Unreadable as error:
         raise CheckpointError(f"{origin}: unreadable ({error})") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{origin}: not a JSON object")
@@ -87,16 +91,14 @@ def text_encoder_params(config: Mapping[str, Any], origin: str) -> TextEncoderPa
     values["rope_beta_slow"] = _number(rope.get("beta_slow", 1.0), "beta_slow", origin)
     # transformers rounds where nothing is said; the published file says false.
     values["rope_truncate"] = bool(rope.get("truncate", True))
+    check_layers(values["num_hidden_layers"], origin)
     layers = config.get("layer_types")
     expected = ["full_attention" if i % 2 else "sliding_attention" for i in range(values["num_hidden_layers"])]
     if layers is not None and layers != expected:
         raise CheckpointError(f"{origin}: layer_types do not alternate sliding_attention, full_attention")
     template = config.get(TEMPLATE_KEY)
     if template is not None:
-        unknown = set(template) - {field.name for field in fields(TemplateParams)}
-        if unknown:
-            raise CheckpointError(f"{origin}: {TEMPLATE_KEY} has the unknown key {sorted(unknown)[0]!r}")
-        values["template"] = TemplateParams(**template)
+        values["template"] = template_params(template, origin)
     return TextEncoderParams(**values)
 
 
@@ -111,7 +113,9 @@ def vae_params(config: Mapping[str, Any], origin: str) -> VAEParams:
         value = config.get(field.name, getattr(published, field.name))
         if field.name == "block_out_channels":
             value = _list(_needed(config, field.name, origin), field.name, origin)
-            values[field.name] = tuple(_integer(part, field.name, origin) for part in value)
+            values[field.name] = tuple(_integer(part, field.name, origin, least=1) for part in value)
+            if not values[field.name]:
+                raise CheckpointError(f"{origin}: {field.name} is empty")
         elif field.name == "mid_block_add_attention":
             values[field.name] = bool(value)
         elif field.name == "batch_norm_eps":
@@ -138,9 +142,29 @@ def _list(value: Any, key: str, origin: str) -> list[Any]:
     return value
 
 
-def _integer(value: Any, key: str, origin: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise CheckpointError(f"{origin}: {key} is {value!r}, expected a whole number")
+def template_params(template: Any, origin: str) -> TemplateParams:
+    """A conversation's parts as a file states them. Raises CheckpointError."""
+    if not isinstance(template, dict):
+        raise CheckpointError(f"{origin}: {TEMPLATE_KEY} is no table")
+    known = {field.name: type(field.default) for field in fields(TemplateParams)}
+    for key, value in cast("dict[str, Any]", template).items():
+        if key not in known:
+            raise CheckpointError(f"{origin}: {TEMPLATE_KEY} has the unknown key {shown(key)}")
+        if type(value) is not known[key] or (isinstance(value, int) and not 0 <= value <= _LARGEST):
+            raise CheckpointError(f"{origin}: {TEMPLATE_KEY}.{key} is {shown(value)}")
+    return TemplateParams(**template)
+
+
+def check_layers(layers: int, origin: str) -> None:
+    """Raises CheckpointError for more layers than any network has: names are made for each of them."""
+    if layers > _LAYERS:
+        raise CheckpointError(f"{origin}: {layers:,} layers; at most {_LAYERS} are read")
+
+
+def _integer(value: Any, key: str, origin: str, *, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        said = shown(value) if isinstance(value, str) else str(value)[:40]
+        raise CheckpointError(f"{origin}: {key} is {said}, expected a whole number of {least} or more")
     return value
 
 

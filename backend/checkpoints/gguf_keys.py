@@ -78,7 +78,11 @@ def transformer_params(metadata: Mapping[str, Any], origin: str) -> DiTParams | 
     for field in fields(DiTParams):
         value = metadata.get(f"{TRANSFORMER_ARCH}.{field.name}")
         if value is not None:
-            stated[field.name] = tuple(int(part) for part in value) if isinstance(value, list) else int(value)
+            told = value if isinstance(value, list) else [value]
+            whole = [part for part in told if type(part) is int and abs(part) <= 1 << 31]
+            if len(whole) != len(told):
+                raise CheckpointError(f"{origin}: {TRANSFORMER_ARCH}.{field.name} is no whole number")
+            stated[field.name] = tuple(whole) if isinstance(value, list) else whole[0]
     if not stated:
         return None
     absent = [field.name for field in fields(DiTParams) if field.name not in stated and field.name != "mlp_hidden_dim"]

@@ -7,7 +7,6 @@ stay free of torch. What this does not know: whether the numbers are right; only
 from __future__ import annotations
 
 import functools
-import json
 import mmap
 import os
 import struct
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from backend.cache.notes import note_of
-from backend.errors import CheckpointError, os_reason
+from backend.errors import CheckpointError, os_reason, shown
+from backend.foreign import documents
+from backend.foreign.documents import Unreadable
 from backend.packing.ggml_layout import GGML_BLOCKS
 
 SAFETENSORS_BITS = {  # bits of one element, by the dtype string of the header
@@ -186,30 +187,34 @@ def _read_safetensors(path: Path) -> FileHeader:
             raise _truncated(path, size, 8 + length, "header")
         raw = file.read(length)
     try:
-        table = json.loads(raw)
-    except ValueError as error:
+        table = documents.parse_json(raw)
+    except Unreadable as error:
         raise CheckpointError(f"{path}: unreadable safetensors header ({error})", hint="download it again") from error
     if not isinstance(table, dict):
         raise CheckpointError(f"{path}: unreadable safetensors header (not a table)", hint="download it again")
     metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: unreadable safetensors header (its metadata are no table)")
     base = 8 + length
     tensors: dict[str, TensorHeader] = {}
     end = base
     for name, entry in table.items():
         try:
-            dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
-            first, last = (int(offset) for offset in entry["data_offsets"])
+            dtype, shape = str(entry["dtype"]), tuple(_whole(side) for side in entry["shape"])
+            first, last = (_whole(offset) for offset in entry["data_offsets"])
+            if len(shape) > _SIDES:
+                raise ValueError("more sides than any tensor has")
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: tensor {name!r} has a broken header entry") from error
+            raise CheckpointError(f"{path}: tensor {shown(name)} has a broken header entry") from error
         bits = SAFETENSORS_BITS.get(dtype)
         if bits is None:
-            raise CheckpointError(f"{path}: tensor {name!r} has the unknown dtype {dtype!r}")
+            raise CheckpointError(f"{path}: tensor {shown(name)} has the unknown dtype {shown(dtype)}")
         count = 1
         for side in shape:
             count *= side
         if first < 0 or last < first or (last - first) * 8 != count * bits:
             raise CheckpointError(
-                f"{path}: tensor {name!r} of shape {list(shape)} ({dtype}) claims {last - first} bytes, "
+                f"{path}: tensor {shown(name)} of shape {list(shape)} ({dtype}) claims {last - first} bytes, "
                 f"expected {count * bits // 8}"
             )
         tensors[name] = TensorHeader(name, dtype, shape, base + first, last - first)
@@ -219,10 +224,21 @@ def _read_safetensors(path: Path) -> FileHeader:
     return FileHeader(path, FileFormat.safetensors, tensors, metadata)
 
 
+_SIDES = 8
+
+
+def _whole(value: Any) -> int:
+    """A size or place of a header. Raises ValueError for what cannot be one."""
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("no size")
+    return value
+
+
 # GGUF ----------------------------------------------------------------------------------------------------------------
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_NESTED = 4  # arrays within arrays; llama.cpp reads one
 
 
 class _Cursor:
@@ -247,7 +263,9 @@ class _Cursor:
         self.at += length
         return raw.decode("utf-8", errors="replace")  # a token may be a lone byte; keys are ASCII
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if depth > _NESTED:
+            raise CheckpointError(f"{self.path}: arrays of the GGUF header are nested too deeply")
         if kind == _STRING:
             return self.text()
         if kind == _ARRAY:
@@ -260,7 +278,7 @@ class _Cursor:
                 values = list(struct.unpack_from(layout, self.data, self.at))
                 self.at += need
                 return values
-            return [self.value(inner) for _ in range(count)]
+            return [self.value(inner, depth + 1) for _ in range(count)]
         if kind not in _SCALARS:
             raise CheckpointError(f"{self.path}: unknown GGUF value type {kind} in the header")
         return self.take(_SCALARS[kind])
@@ -289,7 +307,9 @@ def _read_gguf(path: Path) -> FileHeader:
                 raise CheckpointError(f"{path}: tensor {name!r} claims {sides} dimensions; GGUF has at most 4")
             shape = tuple(cursor.take("Q") for _ in range(sides))[::-1]
             entries.append((name, shape, cursor.take("I"), cursor.take("Q")))
-        alignment = int(metadata.get("general.alignment", 32))
+        alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
+            raise CheckpointError(f"{path}: general.alignment is no number of bytes")
         base = -(-cursor.at // alignment) * alignment
     tensors: dict[str, TensorHeader] = {}
     for name, shape, kind, offset in entries:

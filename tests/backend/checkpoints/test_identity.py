@@ -70,6 +70,16 @@ def test_a_damaged_note_is_made_again(tmp_path: Path, damage: bytes) -> None:
     assert json.loads(note.read_text())["sha256"] == sha(b"abc")
 
 
+def test_a_flipped_bit_of_a_note_is_seen(tmp_path: Path) -> None:
+    """It would stand as the model's hash in every picture made from then on."""
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(b"abc")
+    known_sha256(path)
+    (note,) = (cache_dir() / "sha256").iterdir()
+    note.write_text(note.read_text().replace(sha(b"abc"), sha(b"abc").replace("b", "c", 1)))
+    assert known_sha256(path) == sha(b"abc")
+
+
 def test_no_cache_folder_only_costs_time(tmp_path: Path) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"abc")
