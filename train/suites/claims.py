@@ -58,9 +58,9 @@ class Claim:
 # folders of models and LoRAs, then system prompts.
 ROLES: Mapping[str, str] = {
     "nano": "the model as it ships",
-    "base": "the model before reward tuning: a preset nano-base",
+    "base": "the model before reward tuning: a preset nano-base, or nano at --rl-strength 0",
     "turbo": "the distilled model: a preset nano-turbo",
-    "rl": "reward tuning on all prompts: a preset or LoRA nano-rl",
+    "rl": "reward tuning on all prompts: nano where it has such an adapter, else a preset or LoRA nano-rl",
     "rl-half": "… on half of them: a LoRA nano-rl-half",
     "rl-quarter": "… on a quarter: a LoRA nano-rl-quarter",
     "rl-no-text": "… without prompts of text: a LoRA nano-rl-no-text",

@@ -191,6 +191,10 @@ def _protocol(one: RunReport) -> list[str]:
         f"  seeds      {p.get('seed')} + a hash of suite and prompt + 0..{int(p['images']) - 1}",
         f"  prompts    {len(ids.get('ids', ()))} of {ids.get('total')}, SHA-256 {str(ids.get('sha256'))[:16]}",
     ]
+    more = [f"LoRAs {' '.join(str(sha)[:8] + f'={scale:g}' for sha, scale in p['loras'])}"] if p.get("loras") else []
+    more += [f"strength of reward tuning {p['rl_strength']:g}"] if p.get("rl_strength") is not None else []
+    more += [f"negative prompt {p['negative_prompt']!r}"] if p.get("negative_prompt") else []
+    lines += [f"  with       {', '.join(more)}"] if more else []
     made = one.states.get(MADE, 0)
     gone = ", ".join(f"{count} {state}" for state, count in one.states.items() if state != MADE and count)
     lines.append(f"  pictures   {made} of {sum(one.states.values())}{f' ({gone})' if gone else ''}, "

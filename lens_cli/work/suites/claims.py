@@ -53,6 +53,7 @@ class _Weights:
 
     model: str
     lora: str | None = None
+    rl_strength: float | None = None  # of a model that is a base with an adapter; None: as it ships
 
 
 class _Absent(Exception):
@@ -154,8 +155,12 @@ def _weights(arm: Arm, given: Mapping[str, str]) -> _Weights:
     lora = loras_dir() / f"{name}.safetensors"
     if lora.is_file():
         return _Weights(model=_base(given), lora=str(lora))
-    if arm.role == "rl" and "nano-base" in presets.names():  # then the model that ships is the tuned one
+    shipped = find_model("nano").files
+    tuned = shipped is not None and shipped.adjustable  # the model that ships is a base with a reward's adapter
+    if arm.role == "rl" and (tuned or "nano-base" in presets.names()):
         return _Weights(model="nano")
+    if arm.role == "base" and tuned:
+        return _Weights(model="nano", rl_strength=0.0)
     raise _Absent("no weights", name)
 
 
@@ -286,7 +291,7 @@ class _Drawing:
         found = find_model(weights.model)
         wish = Wish(
             prompt=first, seeds=(str(self.choice.seed),), steps=arm.steps, size=size,
-            ar=None if size else "1:1", loras=(weights.lora or NO_LORA,),
+            ar=None if size else "1:1", loras=(weights.lora or NO_LORA,), rl_strength=weights.rl_strength,
         )  # fmt: skip
         resolved = build_request(wish, settings, self.talk.warn, found=found)
         system = _prompt(arm, self.given)
@@ -303,5 +308,5 @@ class _Drawing:
             "arm": arm.name, "model": request.model, "weights": identity, "fingerprint": fingerprint(),
             "verifier": VERSION, "steps": request.steps, "guidance": request.guidance, "width": request.width,
             "height": request.height, "loras": [[use.sha256, use.scale] for use in request.loras],
-            "seed": self.choice.seed, "reasoner": said,
+            "rl_strength": request.rl_strength, "seed": self.choice.seed, "reasoner": said,
         }  # fmt: skip

@@ -212,7 +212,7 @@ class _Run:
             "width": request.width, "height": request.height, "steps": request.steps, "guidance": request.guidance,
             "sampler": str(request.sampler), "dtype": str(request.dtype), "encoder": str(request.encoder),
             "quant": str(request.quant), "loras": [[use.sha256, use.scale] for use in request.loras],
-            "negative_prompt": request.negative_prompt,
+            "negative_prompt": request.negative_prompt, "rl_strength": request.rl_strength,
             "reasoner": None if plan is None else {key: value for key, value in plan.items() if key != "why"},
             "rewrites": choice.rewrites if plan is not None else None,
             "on_refusal": choice.on_refusal if plan is not None else None,

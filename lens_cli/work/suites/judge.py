@@ -6,6 +6,7 @@ Light ring at module scope.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -123,11 +124,12 @@ def score_run(
         fitting = ", ".join(row.name for row in scorers_for(suite))
         raise UsageError("which scorer?", hint=f"--scorer NAME: {fitting}, official")
     settings = replace(settings, data=data_folder(suite, data), say=talk.say)
-    failed = 0
+    failed, looked = 0, False
     for name in names:
         if name == OFFICIAL:
-            _official(run, suite, chosen, images, official, data, export_to, talk)
+            looked |= _official(run, suite, chosen, images, official, data, export_to, talk)
             continue
+        looked = True
         scorer = make_scorer(name, suite, settings)
         count, none = 0, 0
 
@@ -149,6 +151,9 @@ def score_run(
             scorer.close()
         failed += none
         talk.say(f"{scorer.name}: {len(said.rows):,} pictures scored ({scorer.identity})")
+    if not looked:  # commands were printed, and that is all
+        talk.result({"printed": True})
+        return
     found = one_report(run, suite, prompts, settings)
     from train.suites.report import table
 
@@ -162,19 +167,23 @@ def score_run(
 def _official(
     run: RunFolder, suite: Suite, prompts: Sequence[SuitePrompt], images: int, choice: OfficialChoice,
     data: Path | None, export_to: Path | None, talk: Talk,
-) -> None:  # fmt: skip
-    """Print the official commands; carry them out with --repo; read results with --results, or after that."""
+) -> bool:  # fmt: skip
+    """Print the official commands; carry them out with --repo; read results with --results, or after that.
+
+    Returns whether there are new results.
+    """
     import json
 
     from backend.disk import write_atomic
     from train.suites import official
-    from train.suites.layouts import LAYOUTS, export, read_about
+    from train.suites.layouts import ABOUT, LAYOUTS, export, read_about
 
     results, oneig = choice.results, suite.reader == "oneig"
     if results is None:
         target = export_to or run.path / "export"
-        if not target.is_dir():
-            export(run, prompts, LAYOUTS[suite.layout], target, link=True)
+        if (target / ABOUT).is_file():  # ours, and perhaps of an earlier state of the run
+            shutil.rmtree(target)
+        export(run, prompts, LAYOUTS[suite.layout], target, link=True)
         model = str(read_about(target)["model"])
         place = data_folder(suite, data) or Path("DATA")
         out = run.path / "official"
@@ -187,7 +196,7 @@ def _official(
                 talk.data(official.as_shell(step, at.repo))
             talk.say("in a checkout of the official repository, with its own environment; --repo DIR --python PY runs "
                      "them, --results PATH reads what they wrote")  # fmt: skip
-            return
+            return False
         out.mkdir(parents=True, exist_ok=True)
         official.run_steps(found, choice.repo, talk.say)
         results = choice.repo / "results" if oneig else out
@@ -199,8 +208,9 @@ def _official(
             )
         write_atomic(run.path / IMPORTED, json.dumps(aspects).encode())
         talk.say(f"read {', '.join(aspects)}")
-        return
+        return True
     _keep_results(run, suite, official.read_results(suite, results, prompts), results, talk)
+    return True
 
 
 def _keep_results(run: RunFolder, suite: Suite, found: Mapping[Any, Any], source: Path, talk: Talk) -> None:

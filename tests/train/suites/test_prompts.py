@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backend.errors import FileError, LensError, UsageError
 from tests.train.suites import published
+from train.suites.download import fetch, fetched_dir
+from train.suites.folder import Shard
+from train.suites.plan import cost_of, questions_of
 from train.suites.prompts import choose, fingerprint, read_prompts
 from train.suites.table import SHIPPED, SUITES, suite_of
 
@@ -101,3 +106,45 @@ def test_what_is_not_here_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no suite") as error:
         suite_of("genevl")
     assert "geneval" in str(error.value.hint) and len(SUITES) == 9
+
+
+def archive(folder: Path, *names: str) -> Path:
+    path = folder / "CVTG-2K.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, json.dumps({"data_list": []}))
+    return path
+
+
+def test_files_are_fetched_on_request_and_an_archives_names_are_not_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over file:// addresses: the code that reads a real answer, without a network."""
+    monkeypatch.setenv("LENS_HOME", str(tmp_path / "home"))
+    cvtg, said = suite_of("cvtg"), list[str]()
+    names = [f"CVTG-2K/CVTG{part}/{n}.json" for part in ("", "-style") for n in range(2, 6)]
+    path = archive(tmp_path, *names, "../../evil.json", "/CVTG/9.json")
+    assert fetched_dir(cvtg) is None
+    folder = fetch(replace(cvtg, urls=((path.name, path.as_uri()),)), said.append)
+    assert folder == fetched_dir(cvtg) and "Licence" in said[0]
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.json"))
+    assert found == sorted(f"home/data/suites/cvtg/{name}" for name in cvtg.files)
+    for bad, words in ((archive(tmp_path, "CVTG/2.json"), "lacks"), (tmp_path / "none.zip", "cannot fetch")):
+        with pytest.raises(LensError, match=words):
+            fetch(replace(cvtg, name="other", urls=(("CVTG-2K.zip", bad.as_uri()),)), said.append)
+    path.write_bytes(b"PK no archive")
+    with pytest.raises(FileError, match="no archive"):
+        fetch(replace(cvtg, name="third", urls=(("CVTG-2K.zip", path.as_uri()),)), said.append)
+
+
+def test_a_plan_is_the_published_count() -> None:
+    """553 prompts of 4 pictures at the paper's 3.15 s are 1.9 hours; a third of it is there."""
+    prompts = read_prompts(suite_of("geneval"), None)
+    cost = cost_of(prompts, 4, Shard(), [], rewrites=1, size=(1024, 1024), model="lens")
+    assert (cost.pictures, cost.rewrites) == (2212, 553) and cost.seconds == 3.15
+    assert "1 h 56 min" in "\n".join(cost.lines())
+    assert cost_of(prompts, 4, Shard(), [], rewrites=0, size=(512, 512), model="x").seconds is None
+    parts = [cost_of(prompts, 4, Shard(number=n, count=3), [], rewrites=0, size=(8, 8), model="x") for n in (1, 2, 3)]
+    assert sum(part.pictures for part in parts) == 2212
+    asked = {name: count for name, count, _ in questions_of(suite_of("geneval"), prompts, 4)}
+    assert asked["geneval-rules"] == 2212 and asked["vision"] > 2212
