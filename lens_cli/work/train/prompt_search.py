@@ -177,7 +177,7 @@ def _plan_lines(start: Start, power: Power, counted: str) -> list[str]:
 
     config, needs = start.config, costs(start.config)
     words = len(start.prompt.split())
-    locked = f", {len(start.locked)} locked parts" if start.locked else ""
+    locked = f", locked parts: {len(start.locked)}" if start.locked else ""
     limits = config.limits
     budget = [f"{limits.pictures:,} pictures"] if limits.pictures is not None else []
     budget += [f"{limits.minutes:g} minutes"] if limits.minutes is not None else []
