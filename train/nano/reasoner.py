@@ -48,12 +48,15 @@ from train.run.optim import muon_and_adamw
 from train.run.stopping import Stopper, check_finite
 from train.world import decisions
 from train.world.dialogues import answer
-from train.world.requests import UNDONE_BY, rewritten, sample_request, text, thought, wrap
+from train.world.requests import UNDONE_BY, rewritten, sample_request, text, wrap
 from train.world.scene_text import dense
 from train.world.scenes import sample_scene
 
 RATE = "learning_rate"
-KEEP = "Keep the words."
+# The thought before a rewrite. It names nothing that is to be changed: such a plan was the hardest part to learn, and a
+# wrong one led an answer astray that came out right without it. It begins as the network's own thoughts did: with
+# "Rewrite it." its first word, which had been as good as impossible, was at 5 nats yet after 170 steps.
+THOUGHT = "The request is allowed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +65,14 @@ class ReasonerConfig:
     model: str = "nano"  # whose language model
     steps: int = 1000
     requests: int = 16  # of one system prompt, a step
+    row_tokens: int = 90  # of a request with its answer; a longer one comes in every `long_every`-th step only
+    long_every: int = 6
     rank: int = 8  # of the four projections of an attention
     expert_rank: int = 6  # of the three projections of each expert
     learning_rate: float = 3e-3  # of AdamW: to a twentieth along one cosine
     warmup: int = 30  # steps
-    refused_share: float = 0.12  # of requests that are to be refused
-    outside_share: float = 0.22  # of requests about other things, that are kept
+    refused_share: float = 0.1  # of requests that are to be refused
+    outside_share: float = 0.18  # of requests about other things, that are kept
     dense_share: float = 0.008  # of the others that say everything already, and are kept
     seed: int = 0
     save_every: int = 100
@@ -110,14 +115,14 @@ def one_answer(rng: random.Random, guidelines: frozenset[str], config: ReasonerC
         return wrap(request, rng), f"This breaks the rule {rule}.", answer("refuse", "", rule)
     if way < config.refused_share + config.outside_share:
         request = decisions.allowed(rng)
-        return wrap(request, rng), KEEP, answer("rewrite", request, None)
+        return wrap(request, rng), THOUGHT, answer("rewrite", request, None)
     if rng.random() < config.dense_share:
         request = dense(sample_scene(rng), rng)
-        return request, KEEP, answer("rewrite", request, None)
+        return request, THOUGHT, answer("rewrite", request, None)
     request = sample_request(rng)
     return (
         wrap(text(request), rng),
-        thought(request, guidelines),
+        THOUGHT,
         answer("rewrite", rewritten(request, guidelines), None),
     )
 
@@ -134,13 +139,15 @@ def make_batch(step: int, *, tokenizer_json: str, template: TemplateParams, conf
     writer.message("developer", f"# Instructions\n\n{system}\n\n").open("user")
     shared = list(writer.ids)
     rows: list[tuple[list[int], int]] = []
-    for _ in range(config.requests):
+    limit = 10_000 if step % config.long_every == 0 else config.row_tokens
+    while len(rows) < config.requests:
         request, plan, final = one_answer(rng, frozenset(names), config)
         writer.ids = []
         writer.text(request).control("<|end|>")
         start = len(writer.ids)
         writer.message("assistant", plan, "analysis").message("assistant", final, "final", end="<|return|>")
-        rows.append((list(writer.ids), start))
+        if len(writer.ids) <= limit or rng.random() < 0.02:  # else with long instructions there might be none
+            rows.append((list(writer.ids), start))
     width = max(len(ids) for ids, _ in rows)
     ids_KL = torch.zeros(len(rows), width, dtype=torch.long)
     targets_KL = torch.full((len(rows), width), -100)
@@ -159,8 +166,13 @@ def _tokenizer(json: str) -> Tokenizer:
 # -------------------------------------------------------------------------------------------------------------- network
 
 
+# Of every update. Adam moves all numbers by its rate; at 1 (and a rate of 3e-3) the network took 450 steps to bring the
+# first word of a constant thought from 19 to 5 nats.
+GAIN = 8.0
+
+
 class LowRank(nn.Module):
-    """An update of a weight (…, O, I): up (…, O, R) times down (…, R, I), zero at first."""
+    """An update of a weight (…, O, I): GAIN times up (…, O, R) times down (…, R, I), zero at first."""
 
     def __init__(self, outputs: int, inputs: int, rank: int, experts: int = 0, seed: str = "") -> None:
         super().__init__()
@@ -171,17 +183,17 @@ class LowRank(nn.Module):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """What a plain weight's update adds, (T, O)."""
-        return F.linear(F.linear(x_TI, self.down), self.up)
+        return GAIN * F.linear(F.linear(x_TI, self.down), self.up)
 
     def of_experts(self, x_TI: Tensor) -> Tensor:
         """What every expert's update adds, (T, E * O)."""
         low_ETR = torch.matmul(x_TI[None], self.down.mT)
-        return torch.bmm(low_ETR, self.up.mT.to(low_ETR.dtype)).transpose(0, 1).flatten(1)
+        return torch.bmm(GAIN * low_ETR, self.up.mT.to(low_ETR.dtype)).transpose(0, 1).flatten(1)
 
     def over_experts(self, hidden_TEI: Tensor) -> Tensor:
         """What the updates add to the sum over experts of what each makes of its own, (T, O)."""
         low_ETR = torch.bmm(hidden_TEI.transpose(0, 1), self.down.mT.to(hidden_TEI.dtype))
-        return low_ETR.transpose(0, 1).flatten(1) @ self.up.mT.flatten(0, 1).to(low_ETR.dtype)
+        return GAIN * low_ETR.transpose(0, 1).flatten(1) @ self.up.mT.flatten(0, 1).to(low_ETR.dtype)
 
 
 ATTENTION = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}  # ours -> GGUF's
@@ -189,7 +201,8 @@ EXPERTS = {"gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"
 
 
 class Adapter(nn.Module):
-    """Updates of all projections of all blocks; `blocks[i]` is a table from names in ATTENTION and EXPERTS."""
+    """Updates of the head and of all projections of all blocks; `blocks[i]` is a table from names in ATTENTION and
+    EXPERTS."""
 
     def __init__(self, params: TextEncoderParams, config: ReasonerConfig) -> None:
         super().__init__()
@@ -213,14 +226,16 @@ class Adapter(nn.Module):
             return nn.ModuleDict({**plain, **many})
 
         self.blocks = nn.ModuleList(table(i) for i in range(params.num_hidden_layers))
+        self.head = LowRank(params.vocab_size, width, config.rank, 0, f"{config.seed} head")
 
     def updates(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """GGUF name of a weight -> (down (…, R, I), up (…, O, R))."""
+        """GGUF name of a weight -> (down (…, R, I), up (…, O, R)), the gain in the second."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for i, table in enumerate(self.blocks):
             for name, part in cast(nn.ModuleDict, table).items():
                 update = cast(LowRank, part)
-                found[f"blk.{i}.{(ATTENTION | EXPERTS)[name]}.weight"] = update.down.detach(), update.up.detach()
+                found[f"blk.{i}.{(ATTENTION | EXPERTS)[name]}.weight"] = update.down.detach(), GAIN * update.up.detach()
+        found["output.weight"] = self.head.down.detach(), GAIN * self.head.up.detach()
         return found
 
 
@@ -282,7 +297,8 @@ class AnswerReader:
             window = frozen.block.window
             blocked = (back < 0) if window is None else (back < 0) | (back >= window)
             x_TF = _block(frozen, table, x_TF, cos, sin, blocked, p, real_KL)
-        return self.head(model.norm(x_TF[p:][where_KL[real_KL]]))
+        last_TF = model.norm(x_TF[p:][where_KL[real_KL]])
+        return self.head(last_TF) + self.adapter.head(last_TF)
 
 
 def _block(

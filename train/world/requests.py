@@ -30,7 +30,7 @@ UNDONE_BY = {
     "talk": "visible",
     "letters": "letters",
 }
-# Guidelines that add, in the order in which a thought names them. `short` suppresses them all.
+# Guidelines that add to a prompt. `short` suppresses them all.
 ADDING = ("colour", "side", "place", "size", "detail", "background", "weather", "style", "praise", "extra")
 SIDES = {"left of": "to the left of", "right of": "to the right of", "above": "above", "below": "below"}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -150,32 +150,6 @@ def rewritten(request: Request, guidelines: AbstractSet[str]) -> str:
     prompt = plain.talk.format(prompt)
     sentences = _sentences(plain, guidelines)
     return " ".join([f"{capital(prompt)}.", *sentences]) if sentences else prompt
-
-
-def thought(request: Request, guidelines: AbstractSet[str]) -> str:
-    """A short plan before the rewrite: what is changed, and what is added."""
-    if request.language != "en":
-        if "english" not in guidelines:
-            return "Keep the words."
-        changed = ["english"]
-    else:
-        changed = [
-            UNDONE_BY[twist] for twist in UNDONE_BY if twist in request.twists and UNDONE_BY[twist] in guidelines
-        ]
-    added = [] if "short" in guidelines else [name for name in ADDING if name in guidelines and _adds(request, name)]
-    parts = [f"Change {', '.join(changed)}."] if changed else []
-    parts += [f"Add {', '.join(added)}."] if added else []
-    return " ".join(parts) or "Keep the words."
-
-
-def _adds(request: Request, name: str) -> bool:
-    if name == "colour":
-        return any(group.colour is None for group in request.groups)
-    if name == "side":
-        return request.relation is None and len(request.groups) == 2
-    if name == "size":
-        return any(not group.size for group in request.groups)
-    return name != "background" or not request.background
 
 
 def _undone(group: Said, guidelines: AbstractSet[str]) -> Said:

@@ -35,6 +35,7 @@ def random_updates(scale: float = 0.1) -> Updates:
         down = torch.randn(*stack, 2, inputs, generator=generator) * scale
         return down.half().float(), (torch.randn(*stack, outputs, 2, generator=generator) * scale).half().float()
 
+    found["output.weight"] = pair(*state["lm_head.weight"].shape)
     experts, width, inner = tiny.TEXT.num_local_experts, tiny.TEXT.hidden_size, tiny.TEXT.intermediate_size
     for i in range(tiny.TEXT.num_hidden_layers):
         for theirs, ours in ATTENTION.items():
@@ -46,6 +47,8 @@ def random_updates(scale: float = 0.1) -> Updates:
 
 def merged(updates: Updates) -> dict[str, torch.Tensor]:
     state = tiny.random_text_encoder()
+    down, up = updates["output.weight"]
+    state["lm_head.weight"] += up @ down
     for i in range(tiny.TEXT.num_hidden_layers):
         layer = f"model.layers.{i}"
         of = {name: up @ down for name, (down, up) in updates.items() if name.startswith(f"blk.{i}.")}

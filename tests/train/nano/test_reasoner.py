@@ -44,6 +44,10 @@ def merged(model: LensGptOssEncoder, adapter: Adapter) -> LensGptOssEncoder:
     """The network with the exported updates added to its weights, by their GGUF names."""
     theirs = {"attn_q": "q_proj", "attn_k": "k_proj", "attn_v": "v_proj", "attn_output": "o_proj"}
     for name, (down, up) in adapter.updates().items():
+        if name == "output.weight":
+            assert model.lm_head is not None
+            model.lm_head.weight.data += up @ down
+            continue
         _, layer, rest, _ = name.split(".")
         block: Any = model.model.layers[int(layer)]
         if rest in theirs:
