@@ -113,16 +113,17 @@ def _roll(
 ) -> dict[int, PicturesAsked]:
     """Draw what is not on the shelf, and ask about each group's pictures at once. By place."""
     config = work.config
-    how = rollout.How(
-        steps=config.rollout.steps, guidance=config.rollout.guidance, at_once=config.rollout.at_once,
-        compute=config.machine.compute,
-    )  # fmt: skip
     rows: dict[int, PicturesAsked] = {}
     for group in groups:
         if stopper.asked:
             raise stopped(number, config.epochs)
 
-        def make(group: PromptGroup = group) -> Tensor:
+        how = rollout.How(
+            steps=config.rollout.steps, guidance=group.guidance, at_once=config.rollout.at_once,
+            compute=config.machine.compute,
+        )  # fmt: skip
+
+        def make(group: PromptGroup = group, how: rollout.How = how) -> Tensor:
             (text,) = work.texts.read([group.prompt.prompt])
             with work.views.old():
                 return rollout.draw(work.learner.model, text, group.grid, group.seeds, how)

@@ -37,7 +37,7 @@ def export(
     training = {
         "kind": "rl", "base_model": files.name, "base_sha256": transformer_sha256(files), "epochs": epoch,
         "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets), "seed": config.seed,
-        "rollout_guidance": config.rollout.guidance, "train_guidance": config.nft.guidance,
+        "rollout_guidances": list(config.rollout.guidances), "train_guidance": config.nft.guidance,
         "kl_weight": config.nft.kl_weight, "prompts": prompts, "version": version("lens"),
     }  # fmt: skip
     header = {

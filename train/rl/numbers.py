@@ -50,9 +50,14 @@ def of_rewards(
     by_category: dict[str, list[float]] = defaultdict(list)
     for group, row in zip(groups, given, strict=True):
         by_category[group.prompt.category] += [value for value in row if value is not None]
+    by_guidance: dict[float, list[float]] = defaultdict(list)
+    for group, row in zip(groups, given, strict=True):
+        by_guidance[group.guidance] += [value for value in row if value is not None]
+    several = {f"reward_at_{g:g}": sum(row) / len(row) for g, row in sorted(by_guidance.items()) if row}
     means = {name: sum(row) / len(row) for name, row in sorted(by_category.items()) if row}
     return {
         "reward": spread.mean,
+        **(several if len(by_guidance) > 1 else {}),
         "reward_std": spread.std,
         "reward_within": spread.within,
         "flat_groups": float(spread.flat),

@@ -44,6 +44,7 @@ class PromptGroup:
     prompt: Prompt
     grid: Grid
     seeds: tuple[int, ...]  # of the noise, a picture each
+    guidance: float
 
 
 def plan(config: RLConfig, preset: Preset, prompts: PromptSet, epoch: int) -> list[PromptGroup]:
@@ -56,6 +57,8 @@ def plan(config: RLConfig, preset: Preset, prompts: PromptSet, epoch: int) -> li
             prompt,
             grid_of(pick(shapes, "shape", config.seed, epoch, place)),
             tuple(noise_seed("rollout", config.seed, epoch, place, index) for index in range(rollout.size)),
+            # From epoch to epoch shifted by one, for categories lie in the groups at distances of their own.
+            rollout.guidances[(place + epoch) % len(rollout.guidances)],
         )
         for place, prompt in enumerate(chosen)
     ]
@@ -169,11 +172,11 @@ class Shelf:
         return x0
 
     def _made_from(self, group: PromptGroup) -> str:
-        said = [VERSION, self.made_by, group.prompt.prompt, group.grid, group.seeds]
+        said = [VERSION, self.made_by, group.prompt.prompt, group.grid, group.seeds, group.guidance]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def made_by(config: RLConfig, old_sha256: str, base_sha256: str) -> dict[str, object]:
     """What decides the pictures of an epoch, beside its prompts and seeds."""
-    rollout = {key: value for key, value in asdict(config.rollout).items() if key in ("steps", "guidance", "at_once")}
+    rollout = {key: value for key, value in asdict(config.rollout).items() if key in ("steps", "at_once")}
     return {"policy": old_sha256, "base": base_sha256, "compute": config.machine.compute, **rollout}

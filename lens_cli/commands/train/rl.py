@@ -20,7 +20,8 @@ Recipe = Annotated[str, typer.Option("--recipe", help="paper, one-node, nano (CP
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="key=value, repeatable: prompts.path=P, judge.model=NAME, rollout.guidance=1, nft.kl_weight=0.01."
+        "--set",
+        help="key=value, repeatable: prompts.path=P, judge.model=NAME, rollout.guidances=1, nft.kl_weight=1e-2.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print recipe, memory, disk, judge calls, hours, and stop.")]

@@ -75,7 +75,8 @@ def forecast(config: RLConfig, preset: Preset, files: ModelFiles | None, device_
     tokens = [width * height // GRID**2 for width, height in rollout.shapes(preset)]
     forward = sum(costs.forward_flops(params, count, TEXT_TOKENS) for count in tokens) / len(tokens)
     pictures = rollout.groups * rollout.size
-    rollout_flops = pictures * rollout.steps * (1 if rollout.guidance == 1 else 2) * forward
+    branches = sum(1 if guidance == 1 else 2 for guidance in rollout.guidances) / len(rollout.guidances)
+    rollout_flops = pictures * rollout.steps * branches * forward
     # Forward, gradients of the inputs alone (the weights are frozen), again where blocks run twice; old; reference.
     passes = 2 + (config.machine.checkpointing != "none") + 1 + 1 / nft.reference_every
     training_flops = pictures * nft.times * passes * (1 if nft.guidance == 1 else 2) * forward

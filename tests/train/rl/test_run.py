@@ -221,6 +221,10 @@ def test_every_counted_picture_is_trained_once_at_its_times(tmp_path: Path, tiny
         (int(g), int(k)) for g, k in counted.nonzero()
     }
     assert [len(step) for step in steps] == [8, 6] and steps == update.pairs(config, counted, 5)
+    # Groups have the guidances in turn, and other ones in the next epoch.
+    preset, everything = resolve_model(str(tiny)).preset, drawn.make(40, 0)[0]
+    each_epoch = [[g.guidance for g in rollout.plan(config, preset, everything, epoch)] for epoch in (0, 1)]
+    assert each_epoch == [[1.0, 3.0, 1.0], [3.0, 1.0, 3.0]]
     assert steps != update.pairs(config, counted, 6) and update.pairs(config, torch.zeros(3, 4).bool(), 5) == []
 
 
