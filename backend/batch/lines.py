@@ -19,6 +19,7 @@ from typing import Any, cast, get_origin
 
 from backend.errors import UsageError
 from backend.fields import Misfit, as_data, from_data, words_for
+from backend.foreign import documents
 from backend.wish import OUTPUT, ROWS, Wish
 from backend.wishes.seeds import PICTURES_LIMIT
 
@@ -73,9 +74,9 @@ def _numbered(text: str, name: str) -> Iterator[tuple[int, str, str]]:
 
 def _read_json(line: str, where: str) -> Wish:
     try:
-        told = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is no JSON: {error}"[:300]) from None
+        told = documents.parse_json(line)
+    except documents.Unreadable as error:
+        raise UsageError(f"{where} {error}"[:300]) from None
     if not isinstance(told, dict):
         raise UsageError(f"{where} is no JSON object", hint='write {"prompt": "a red fish", "steps": 8}')
     given = dict[str, Any]()

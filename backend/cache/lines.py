@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from backend.disk import write_error
-from backend.errors import FileError, os_reason
+from backend.errors import FileError
+from backend.foreign import documents
+
+_LARGEST = 4_000_000_000  # bytes: a run of months
 
 
 class JsonLines:
@@ -27,16 +30,16 @@ class JsonLines:
     def read(self) -> Iterator[dict[str, Any]]:
         """Every whole object of the file; none where there is no file. Raises FileError where it cannot be read."""
         try:
-            data = self.path.read_bytes()
+            data = documents.read_bytes(self.path, _LARGEST)
         except FileNotFoundError:
             data = b""
-        except OSError as error:
-            raise FileError(f"cannot read {self.path}: {os_reason(error)}") from error
+        except (OSError, documents.Unreadable) as error:
+            raise FileError(f"{self.path} {documents.reason(error)}") from error
         self._torn = bool(data) and not data.endswith(b"\n")
         for line in data.split(b"\n"):
             try:
-                found: Any = json.loads(line)
-            except (ValueError, RecursionError):  # torn, empty or edited by hand
+                found: Any = documents.parse_json(line)
+            except documents.Unreadable:  # torn, empty or edited by hand
                 continue
             if isinstance(found, dict):
                 yield cast("dict[str, Any]", found)

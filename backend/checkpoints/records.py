@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backend.disk import make_folder, path_below, write_atomic
 from backend.errors import CheckpointError, UntrustedError
+from backend.foreign import documents
 from backend.paths import data_dir
 from backend.presets import Layout
 
@@ -48,7 +49,7 @@ def load(name: str) -> Record | None:
     """The record of a model; None where it was never pulled. Raises CheckpointError for a damaged record."""
     path = record_file(name)
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = documents.parse_json(documents.read_bytes(path))
         if table["v"] != VERSION:
             raise ValueError(f"version {table['v']}")
         folder, repo = Path(table["folder"]), table["repo"]

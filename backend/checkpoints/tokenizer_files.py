@@ -13,6 +13,7 @@ from backend.checkpoints.gguf_keys import HF_TOKENIZER_KEY
 from backend.checkpoints.headers import FileFormat, FileHeader, read_header
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import CheckpointError
+from backend.foreign import documents
 
 # The split expression of o200k, as gpt-oss's tokenizer.json states it; llama.cpp knows it as "gpt-4o".
 O200K_SPLIT = (
@@ -100,9 +101,9 @@ def _from_gguf(metadata: Mapping[str, Any], origin: str) -> Tokenizer:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        return documents.read_text(path)
+    except (OSError, documents.Unreadable) as error:
+        raise CheckpointError(f"{path}: {documents.reason(error)}") from error
 
 
 def _parse(text: str, origin: str) -> Tokenizer:

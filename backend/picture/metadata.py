@@ -20,7 +20,7 @@ import math
 import platform
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -337,11 +337,14 @@ def parse_a1111(text: str) -> dict[str, str] | None:
     """
     *lines, last = text.strip().split("\n")
     pairs: dict[str, str] = {}
-    for key, value in re.findall(r'\s*([\w \-/]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+    for part in _parts(last):
+        key, colon, value = (side.strip() for side in part.partition(":"))
+        if not colon or not re.fullmatch(r"[\w \-/]+", key):
+            continue
         try:
-            pairs[key.strip()] = json.loads(value) if value.startswith('"') else value.strip()
+            pairs[key] = json.loads(value) if value.startswith('"') else value
         except ValueError:  # a value that only looks quoted
-            pairs[key.strip()] = value.strip()
+            pairs[key] = value
     if len(pairs) < 3:
         return None
     # A prompt may itself hold the words "Negative prompt:"; the field is the last line that begins with them.
@@ -349,6 +352,21 @@ def parse_a1111(text: str) -> dict[str, str] | None:
     cut = starts[-1] if starts else len(lines)
     negative = "\n".join(lines[cut:]).removeprefix("Negative prompt:").strip()
     return {"prompt": "\n".join(lines[:cut]), "negative_prompt": negative, **pairs}
+
+
+def _parts(line: str) -> Iterator[str]:
+    """The parts of a line between commas that stand in no quoted value. One pass: the line may be megabytes."""
+    start, quoted, escaped, after = 0, False, False, ""  # after: the last sign that is no blank
+    for at, sign in enumerate(line):
+        if quoted:
+            quoted, escaped = escaped or sign != '"', sign == "\\" and not escaped
+        elif sign == '"' and after == ":":
+            quoted = True
+        elif sign == ",":
+            yield line[start:at]
+            start = at + 1
+        after = sign if not sign.isspace() else after
+    yield line[start:]
 
 
 # ----------------------------------------------------------------------------------------------------------------- XMP
@@ -377,8 +395,12 @@ def xmp_packet(record_json: str | None, source: str = SOURCE_TYPE) -> bytes:
 
 def record_in_xmp(packet: bytes) -> str | None:
     """The record's JSON inside an XMP packet, or None. A search, not a parse: the packet may come from anywhere."""
-    found = re.search(rb"<lens:record[^>]*><!\[CDATA\[(.*?)\]\]></lens:record>", packet, re.DOTALL)
-    return found.group(1).decode("utf-8", "replace") if found else None
+    end = packet.find(b"]]></lens:record>")
+    start = packet.rfind(b"<lens:record", 0, max(end, 0))
+    opening = packet.find(b"><![CDATA[", start, end) if start >= 0 else -1
+    if opening < 0 or b">" in packet[start:opening]:
+        return None
+    return packet[opening + len(b"><![CDATA[") : end].decode("utf-8", "replace")
 
 
 def source_type_in_xmp(packet: bytes) -> str | None:

@@ -13,6 +13,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, cast
 
 from backend.chat.replies import final_text
@@ -106,10 +107,13 @@ def _rewrite(prompt: str, notes: tuple[str, ...]) -> Draft:
         raise RewriteError(str(error), hint=_TRY_AGAIN) from error
 
 
+_BRACES = 100  # where an object is looked for: each may cost a look at the whole answer
+
+
 def _find_object(text: str) -> dict[str, Any] | None:
     """The first JSON object in `text` that has a `decision` or a `prompt`."""
     decoder = json.JSONDecoder()
-    for start in (match.start() for match in re.finditer(r"\{", text)):
+    for start in (match.start() for match in islice(re.finditer(r"\{", text), _BRACES)):
         try:
             value, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):

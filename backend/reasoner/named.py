@@ -13,6 +13,7 @@ from pathlib import Path
 from backend import paths
 from backend.disk import make_folder, write_atomic
 from backend.errors import UsageError, shown
+from backend.foreign import documents
 from backend.settings import ReasonerSettings
 
 MOST = 1000  # addresses that are kept
@@ -45,7 +46,7 @@ def check_named(base_url: str, settings: ReasonerSettings, *, origin: str, allow
 
 def _known() -> list[str]:
     try:
-        found = json.loads(endpoints_file().read_text(encoding="utf-8"))
+        found = documents.parse_json(documents.read_bytes(endpoints_file()))
     except (OSError, ValueError, RecursionError):  # none yet, or not ours: then nothing was named
         return []
     return [url for url in found if isinstance(url, str)] if isinstance(found, list) else []

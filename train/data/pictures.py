@@ -33,6 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "BMP")  # nothing that 
 SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".tif", ".tiff", ".avif", ".bmp")
 )  # of files and tar members that are taken for pictures, in lower case
+PICTURE_BYTES = 1_000_000_000  # of a picture's file: 100 million pixels of 8 bytes, and room
 MAX_PIXELS = 100_000_000  # decoded: 300 MB of RGB, and Pillow may hold it twice
 # What Pillow raises for damaged files.
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, IndexError, OverflowError, struct.error)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from backend import fields
 from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError
+from backend.foreign import documents
 
 Settings = TypeVar("Settings")
 _MEND = "mend it, or delete it and give the settings anew"
@@ -25,7 +26,7 @@ def read_sections(folder: Path) -> dict[str, Any]:
     """All of `config.json`; empty where there is none. Raises FileError where it is no JSON object."""
     path = folder / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = documents.parse_json(documents.read_bytes(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

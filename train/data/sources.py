@@ -150,8 +150,12 @@ def list_container(container: PictureContainer, settings: ListSettings, without:
 def list_folder(top: Path, settings: ListSettings, without: Path) -> tuple[list[dict[str, Any]], str | None]:
     files = {str(file): file for file in walk(top, without)}
     rows: list[dict[str, Any]] = []
+    unnamed = 0
     for path, file in files.items():
         if file.suffix.lower() not in SUFFIXES:
+            continue
+        if not _can_be_written(path):
+            unnamed += 1
             continue
         stat = file.stat() if file.exists() else None  # a link that leads nowhere
         row: dict[str, Any] = {"name": file.relative_to(top).as_posix(), "path": path, "offset": 0}
@@ -162,7 +166,19 @@ def list_folder(top: Path, settings: ListSettings, without: Path) -> tuple[list[
             row |= {"caption_path": str(text), "caption_offset": 0, "caption_nbytes": text.stat().st_size}
             row["changed"] = max(row.get("changed", 0), text.stat().st_mtime_ns)
         rows.append(row)
-    return rows, _passed_over(str(top), (file.suffix for file in files.values()))
+    notes = [_passed_over(str(top), (file.suffix for file in files.values()))]
+    if unnamed:
+        notes.append(f"{top}: {unnamed:,} passed over, whose names are not UTF-8 (rename them)")
+    return rows, "; ".join(filter(None, notes)) or None
+
+
+def _can_be_written(path: str) -> bool:
+    """Whether a path can be written down: Python carries bytes that are no UTF-8 as lone surrogates."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _passed_over(path: str, suffixes: Iterable[str]) -> str | None:

@@ -16,7 +16,6 @@ import bisect
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,8 +29,9 @@ import pyarrow.parquet as pq
 
 from backend.disk import file_sha256, make_folder, replacing, write_atomic
 from backend.errors import FileError, LensError
+from backend.foreign import documents
+from train.data.pictures import PICTURE_BYTES
 
-MAX_BYTES = 1_000_000_000  # of a picture's file: 100 million pixels of 8 bytes, and room
 ROWS_PER_GROUP = 4096  # of what is written here: the unit in which a reader fetches
 
 
@@ -61,7 +61,7 @@ class Work:
     def mark(self, stage: str, shard: int) -> Mark | None:
         """What is said of a complete shard; None where it is not complete or the mark is damaged."""
         try:
-            said = json.loads(self.path(stage, shard).with_suffix(".done").read_text(encoding="utf-8"))
+            said = documents.parse_json(documents.read_bytes(self.path(stage, shard).with_suffix(".done")))
             reads = {str(stage): str(sha) for stage, sha in said["reads"].items()}
             return Mark(rows=int(said["rows"]), sha256=str(said["sha256"]), stamp=str(said["stamp"]), reads=reads)
         except FileNotFoundError:
@@ -165,21 +165,21 @@ def open_picture(row: Mapping[str, Any]) -> bytes:
 
     A plain file (member None), a member of an uncompressed tar (offset: of its first byte), or a row of a Parquet
     file with image bytes (offset: the row's number; member begins with the column's name and a colon).
-    Raises FileError where the file is gone, shorter than it was when it was scanned, or larger than `MAX_BYTES`.
+    Raises FileError where the file is gone, shorter than it was when it was scanned, or larger than `PICTURE_BYTES`.
     """
     path, member, offset, nbytes = str(row["path"]), row["member"], row["offset"], int(row["nbytes"])
     try:
         if member is None:
-            nbytes = os.path.getsize(path)
-        if nbytes > MAX_BYTES:
-            raise FileError(f"{nbytes:,} bytes are more than {MAX_BYTES:,}: not read")
-        if member is None:
-            return Path(path).read_bytes()
+            return documents.read_bytes(Path(path), PICTURE_BYTES)
+        if nbytes > PICTURE_BYTES:
+            raise FileError(f"{nbytes:,} bytes are more than {PICTURE_BYTES:,}: not read")
         if path.endswith(".parquet"):
             return _cell(path, str(member).split(":", 1)[0], int(offset))
         with open(path, "rb") as file:
             file.seek(int(offset))
             data = file.read(nbytes)
+    except documents.Unreadable as error:
+        raise FileError(f"{path} {error}: not read") from error
     except (OSError, pa.ArrowException) as error:
         raise FileError(f"cannot read {path}: {str(error).splitlines()[0]}", hint="scan again") from error
     if len(data) < nbytes:

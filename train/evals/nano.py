@@ -22,6 +22,7 @@ from PIL import Image
 
 from backend.disk import make_folder, write_atomic, write_error
 from backend.errors import FileError, RefusedError, ReplyError, UsageError
+from backend.foreign import documents
 from train.evals.nano_prompts import PROMPT_KINDS, NanoPrompt
 from train.evals.nano_requests import REQUEST_KINDS
 from train.evals.stats import AnswerTally, Pairs, mean_difference
@@ -293,7 +294,7 @@ class EvalFolder:
         at = self.path / SETTINGS
         if at.exists():
             try:
-                before = json.loads(at.read_text("utf-8"))
+                before = documents.parse_json(documents.read_bytes(at))
             except (OSError, ValueError) as error:
                 raise FileError(f"cannot read {at}: {error}") from error
             if before != settings:

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from backend.sizes import parse_ratio, size_for
 from train.data.buckets import TOO_SMALL, BucketConfig, Placement, nearest_ratio, place
-from train.data.pictures import SUFFIXES, Unreadable, decode, read_head
+from train.data.pictures import PICTURE_BYTES, SUFFIXES, Unreadable, decode, read_head
 from train.data.text_rules import MAX_BYTES, unusable
 from train.lora.config import LoraConfig
 
@@ -81,7 +82,7 @@ def read_folder(
         key = path.relative_to(config.pictures).as_posix()
         try:
             caption = _caption(path, twins, config)
-            data = path.read_bytes()
+            data = documents.read_bytes(path, PICTURE_BYTES)
             head, problem = read_head(data)
             if problem is not None:
                 raise Unreadable(problem)
@@ -94,7 +95,7 @@ def read_folder(
             if not decoded_before(sha256, placed):
                 decode(data)
             good.append(Picture(key, path, sha256, caption, placed))
-        except Unreadable as error:
+        except (Unreadable, documents.Unreadable) as error:
             bad.append((key, str(error)))
         except OSError as error:
             bad.append((key, os_reason(error)))

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 
 from backend.disk import file_sha256, sync_folder
 from backend.errors import CheckpointError, FileError, LensError, first_line, human_bytes, os_reason
+from backend.foreign import documents
 from train.run.distributed import Ranks
 
 STATE = "state.json"
@@ -79,7 +80,7 @@ def latest(run_dir: Path, ranks: Ranks) -> Found | None:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = documents.parse_json(documents.read_bytes(folder / STATE))
         if not isinstance(state, dict) or not isinstance(state.get("step"), int):
             raise ValueError("it names no step")
     except (OSError, ValueError) as error:

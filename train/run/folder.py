@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backend.disk import make_folder, write_atomic, write_error
 from backend.errors import CheckpointError, FileError, LensError, UsageError
+from backend.foreign import documents
 from train import overrides
 from train.run import checkpoints
 from train.run.distributed import Ranks
@@ -57,7 +58,7 @@ class RunFolder:
     def problem(self) -> LensError | None:
         """Why the run cannot live there; None: nothing speaks against it."""
         try:
-            kind = json.loads((self.path / "config.json").read_text(encoding="utf-8")).get("kind", "unknown")
+            kind = documents.parse_json(documents.read_bytes(self.path / "config.json")).get("kind", "unknown")
         except (OSError, ValueError, AttributeError):  # none yet, or damaged: it is written anew
             return None
         if kind != self.kind:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from backend.errors import CheckpointError, UsageError
+from backend.foreign import documents
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,11 @@ def read_log(path: Path) -> list[dict[str, float]]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
+            row = documents.parse_json(line)
+            if not all(type(value) in (int, float) and abs(value) < 1e300 for value in row.values()):
+                raise TypeError("a line of a log holds numbers")
             float(row["step"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             if number == len(lines):
                 break  # being written at this moment, or by a run that was killed
             raise CheckpointError(
@@ -73,11 +75,11 @@ def run_of(folder: Path, rows: tuple[dict[str, float], ...]) -> Run:
 
 def _planned(folder: Path) -> int | None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = documents.parse_json(documents.read_bytes(folder / "config.json"))
         if "stages" not in config:  # fine-tuning has one; reinforcement learning counts epochs
             warm = int(config["warm"]["steps"]) if config.get("kind") == "distill" else 0  # counted before the others
             return warm + int(config["epochs"] if config.get("kind") == "rl" else config["steps"])
         stages = cast("list[dict[str, Any]]", config["stages"])
         return sum(int(stage["steps"]) for stage in stages)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -119,6 +119,7 @@ def test_request_round_trip(tmp_path: Path, format: ImageFormat, prompt: str) ->
         encoder=Encoder.exact,
         loras=(),
         lora_mode=LoraMode.auto,
+        rl_strength=0.0,  # no adapter acted, whatever the model will have
         quant=Quant.auto,
         compiled=False,
     )

@@ -208,9 +208,9 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, work: Work, monkeypatch: py
         _scan(work, PictureSource("p", str(tmp_path / "phone")))
     assert "1 .heic passed over" in (caught.value.hint or "")
     (tmp_path / "phone" / "b.png").write_bytes(encoded(noise(20, 20), "PNG"))
-    monkeypatch.setattr("train.data.work.MAX_BYTES", 100)  # of a file, so that it need not be made
+    monkeypatch.setattr("train.data.work.PICTURE_BYTES", 100)  # of a file, so that it need not be made
     (row,), _ = _scan(work, PictureSource("p", str(tmp_path / "phone")))
-    assert "bytes are more than 100: not read" in str(row["error"]) and row["sha256"] is None
+    assert "is larger than 100 B: not read" in str(row["error"]) and row["sha256"] is None
 
 
 def test_what_comes_before_shifts_no_shard(tmp_path: Path, work: Work) -> None:
