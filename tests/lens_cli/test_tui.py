@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -137,6 +138,23 @@ async def test_typing_does_not_wait_for_a_server_that_is_not_there() -> None:
         await pilot.press("enter")
         await until(pilot, lambda: shows(pilot, "did not start"))
         assert app.create.form.prompt == "a fish"
+
+
+@run
+async def test_what_was_asked_before_the_server_answers_is_drawn(server: ScriptedServer) -> None:
+    answers = threading.Event()
+
+    def connect(settings: Settings) -> ScriptedServer:
+        answers.wait()
+        return server
+
+    app = LensApp(Settings(), State(), connect=connect)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await pilot.press(*"fish", "enter")
+        await until(pilot, lambda: shows(pilot, "as soon as the server answers"))
+        answers.set()
+        await until(pilot, lambda: shows(pilot, "✓ done"))
+    assert [wish.prompt for wish in server.wishes] == ["fish"]
 
 
 @run

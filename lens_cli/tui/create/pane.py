@@ -126,10 +126,10 @@ class Create(Horizontal):
             self._fail(error)
             return
         relation = "remix" if parent is not None else None
-        if self.link.ask_job(lambda server: server.submit(wish, plan, parent_id=parent, relation=relation)):
-            self.put(advance(self.form))
-        else:
-            self.notify("the server does not answer yet", severity="warning", markup=False)
+        if self.link.connection is None:
+            self.notify("drawn as soon as the server answers", markup=False)
+        self.link.ask_job(lambda server: server.submit(wish, plan, parent_id=parent, relation=relation))
+        self.put(advance(self.form))
 
     def _plan(self, wish: Wish) -> OutputPlan:
         """Where the pictures go: the settings' folder, or the app's own."""

@@ -73,6 +73,8 @@ class Link(Widget):
         self.jobs = Jobs()
         self.connection: Connection | None = None
         self._settings, self._connect = settings, connect
+        # What was asked before there was a server: a person may press Enter at once.
+        self._waiting: list[tuple[Callable[[Connection], Any], Callable[[Any], None] | None]] = []
         self._opening, self._heard, self._last_preview = False, set[str](), 0.0
 
     # --------------------------------------------------------------------------------------------------------- opening
@@ -90,6 +92,7 @@ class Link(Widget):
             jobs, models = list(connection.jobs()), list(connection.models())
         except LensError as error:
             self._opening = False
+            self._waiting.clear()
             self.post_message(self.Failed(error, lost=True))
             return
         names = tuple(str(model.get("id")) for model in models)
@@ -100,16 +103,19 @@ class Link(Widget):
         self.set_interval(LIST_EVERY, self.list)
         self.post_message(self.Opened(names))
         self._have(jobs)
+        waiting, self._waiting = self._waiting, []
+        for what, then in waiting:
+            self._ask(connection, what, then)
 
     # ---------------------------------------------------------------------------------------------------------- asking
 
-    def ask(self, what: Callable[[Connection], Any], then: Callable[[Any], None] | None = None) -> bool:
-        """Ask the server something in a thread. False: there is none yet, and it is being looked for."""
+    def ask(self, what: Callable[[Connection], Any], then: Callable[[Any], None] | None = None) -> None:
+        """Ask the server something in a thread; while there is none yet, as soon as it answers."""
         if self.connection is None:
+            self._waiting.append((what, then))
             self.open()
-            return False
-        self._ask(self.connection, what, then)
-        return True
+        else:
+            self._ask(self.connection, what, then)
 
     @work(thread=True, group="ask")
     def _ask(
@@ -123,9 +129,9 @@ class Link(Widget):
         if then is not None:
             self.app.call_from_thread(then, answer)
 
-    def ask_job(self, what: Callable[[Connection], Job]) -> bool:
+    def ask_job(self, what: Callable[[Connection], Job]) -> None:
         """Ask for something that changes a job."""
-        return self.ask(what, self._changed)
+        self.ask(what, self._changed)
 
     def list(self) -> None:
         """Look at the whole queue."""
