@@ -17,8 +17,9 @@ KEPT = 20_000  # rows; beyond that every second of the older ones goes
 class Follower:
     """The rows of one file so far."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, keys: frozenset[str] | None = None) -> None:
+        """`keys`: of a row that are kept; None: all."""
+        self.path, self._keys = path, keys
         self.rows = list[dict[str, Any]]()
         self._place, self._rest = 0, b""
         self._file: int = 0  # its number on the disk
@@ -41,7 +42,9 @@ class Follower:
             except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
-                self.rows.append(cast("dict[str, Any]", row))
+                told = cast("dict[str, Any]", row)
+                kept = told.items() if self._keys is None else ((k, v) for k, v in told.items() if k in self._keys)
+                self.rows.append(dict(kept))
         if len(self.rows) > KEPT:
             half = len(self.rows) // 2
             self.rows = self.rows[:half:2] + self.rows[half:]

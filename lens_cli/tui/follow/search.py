@@ -60,7 +60,9 @@ class SearchTab(VerticalScroll, can_focus=True):
         self.app.call_from_thread(self.query_one("#search-facts", Static).update, text)
 
     def _rows(self, path: Path) -> list[dict[str, Any]]:
-        follower = self._followers.setdefault(path.name, Follower(path))
+        # Each sample repeats its whole system prompt.
+        keys = frozenset({"candidate", "score"}) if path.name == "samples.jsonl" else None
+        follower = self._followers.setdefault(path.name, Follower(path, keys=keys))
         if path.is_file():
             follower.look()
         return follower.rows
