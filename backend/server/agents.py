@@ -26,11 +26,11 @@ from backend.errors import LensError, UsageError
 from backend.events import Event, PictureSaved, StepDone
 from backend.paths import history_file
 from backend.picture.history import History
+from backend.picture.outcome import Outcome
 from backend.reasoner.refine import Refused, make_plan
 from backend.requests import find_model
 from backend.server.http.intake import model_rows, take_in
 from backend.server.remote import Draws
-from backend.session import Outcome
 from backend.settings import Settings
 from backend.wish import Wish
 

@@ -30,12 +30,13 @@ from backend.events import (
 from backend.fields import object_from
 from backend.paths import history_file
 from backend.picture.ledger import Ledger
+from backend.picture.outcome import Outcome
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.server.client import Client
 from backend.server.jobs import Job, JobState, error_from, job_from
 from backend.server.wire import event_from, saved_from
-from backend.session import Outcome, Session
+from backend.session import Session
 from backend.settings import Settings
 from backend.types import Expander, ReasonerMode
 from backend.wishes.command_words import wish_of

@@ -35,7 +35,7 @@ from backend.events import (
 )
 from backend.fields import Misfit, as_data, from_data, object_from, words_for
 from backend.server.jobs import error_data, error_from
-from backend.types import Encoder, Expander, GenerationRequest, LoraUse, ModelIdentity
+from backend.types import Encoder, Expander, GenerationRequest, InputPicture, LoraUse, ModelIdentity
 from backend.wish import ROWS, Wish
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ def wish_from(data: object) -> Wish:
         try:
             given[name] = None if value is None else _field(name, value)
         except (Misfit, ValueError, TypeError):
-            words = "as a picture records it" if name in ("loras", "expander") else words_for(ROWS[name].kind)
+            recorded = name in ("loras", "expander", "init", "mask")
+            words = "as a picture records it" if recorded else words_for(ROWS[name].kind)
             raise UsageError(f"{name} = {json.dumps(value)[:60]} does not fit", hint=f"it must be {words}") from None
     return Wish(**given)
 
@@ -184,6 +185,8 @@ def _field(name: str, value: Any) -> Any:
     parts = cast("list[Any]", value) if isinstance(value, list) else [value]
     if name == "loras":
         return tuple(from_data(part, str) if isinstance(part, str) else object_from(part, LoraUse) for part in parts)
+    if name in ("init", "mask") and not isinstance(value, str):
+        return object_from(value, InputPicture)
     kind = ROWS[name].kind
     if get_origin(kind) is tuple:
         value = [str(part) if type(part) is int else part for part in parts]

@@ -27,7 +27,7 @@ from PIL import Image
 
 from backend.disk import make_folder, path_below, write_atomic, write_error
 from backend.errors import FileError, UsageError
-from backend.picture.images import load_pixels
+from backend.inputs.files import load_pixels
 from train.suites.folder import MADE, Key, RunFolder
 from train.suites.prompts import SuitePrompt
 

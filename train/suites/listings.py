@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageStat
 
 from backend.errors import FileError, UsageError, shown
-from backend.picture.images import load_pixels
+from backend.inputs.files import load_pixels
 from train.suites.layouts import ABOUT, LAYOUTS, Entry, read_about
 from train.suites.prompts import ONEIG_CLASSES, SuitePrompt
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from backend.cache.lines import JsonLines
 from backend.errors import FileError
-from backend.picture.images import load_pixels, pixel_sha256
+from backend.inputs.files import load_pixels
+from backend.picture.images import pixel_sha256
 from train.suites.folder import MADE, SCORES, Key, RunFolder, Sample
 from train.suites.metrics import Row
 from train.suites.prompts import SuitePrompt

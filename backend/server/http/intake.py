@@ -74,6 +74,8 @@ def check_names(wish: Wish) -> None:
     for lora in wish.loras or ():
         if not isinstance(lora, str) or any(sign in lora for sign in "/\\~") or lora.startswith("."):
             raise UsageError(f"a LoRA is asked for by its name, not {shown(lora)}")
+    if wish.init is not None or wish.mask is not None:
+        raise UsageError("init and mask name files, which only the server's owner may")
     if wish.system_prompt is not None and wish.system_prompt not in prompts.names():
         raise UsageError(f"no system prompt {shown(wish.system_prompt)}", hint=f"known: {', '.join(prompts.names())}")
     if wish.expander is not None or wish.original_prompt is not None or wish.output is not None:

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from backend.errors import LensError, UntrustedError, UsageError
+from backend.inputs.files import load_pixels
 from backend.picture.history import History
-from backend.picture.images import load_pixels, pixel_sha256, read_metadata
+from backend.picture.images import pixel_sha256, read_metadata
 from backend.picture.outputs import OutputPlan
 from backend.server.client import Client
 from backend.server.jobs import Job, JobState, UnknownJobError
@@ -174,6 +175,7 @@ def test_the_server_answers_while_it_draws(server: Running) -> None:
         ({"prompt": "a", "model": "dall-e-3"}, None, "model_not_found"),
         ({"prompt": "a", "model": "/etc"}, None, "model_not_found"),
         ({"prompt": "a", "loras": ["/etc/passwd"]}, None, "usage"), ({"prompt": "a", "loras": ["../x"]}, None, "usage"),
+        ({"prompt": "a", "init": "/etc/passwd"}, None, "usage"), ({"prompt": "a", "mask": "m.png"}, None, "usage"),
         ({"prompt": "a", "system_prompt": "/etc/passwd"}, None, "usage"),
         ({"prompt": "a", "output": "x"}, None, "usage"),
         ({"prompt": "a"}, "/tmp/x.png", "untrusted"), ({"prompt": "a"}, "../x.png", "untrusted"),

@@ -35,7 +35,7 @@ from backend.picture.images import save_image
 from backend.server.jobs import Job, JobState, error_data, error_from, job_from
 from backend.server.place import Place, draw_key, is_loopback, parse_host, proof, read_pid_file, write_pid_file
 from backend.server.wire import ToldPlan, event_data, event_from, saved_from, wish_data, wish_from
-from backend.types import DType, Expander, GenerationRequest, ImageFormat, LoraUse, ModelIdentity, Phase
+from backend.types import DType, Expander, GenerationRequest, ImageFormat, InputPicture, LoraUse, ModelIdentity, Phase
 from backend.wish import ROWS, Wish
 
 REQUEST = GenerationRequest(
@@ -107,8 +107,9 @@ def test_a_saved_picture_comes_back(tmp_path: Path) -> None:
 
 def test_a_wish_comes_back() -> None:
     wish = Wish(
-        prompt="a", seeds=("1", "5..9"), loras=REQUEST.loras, expander=EXPANDER, dtype=DType.bfloat16, wildcards=False
-    )
+        prompt="a", seeds=("1", "5..9"), loras=REQUEST.loras, expander=EXPANDER, dtype=DType.bfloat16, wildcards=False,
+        init=InputPicture(path="/a.png", sha256="0" * 64), mask="m.png",
+    )  # fmt: skip
     assert wish_from(through_json(wish_data(wish))) == wish
     assert wish_from({"prompt": "a", "seeds": 3, "steps": None}) == Wish(prompt="a", seeds=("3",))
 
@@ -116,7 +117,7 @@ def test_a_wish_comes_back() -> None:
 @pytest.mark.parametrize(
     "data",
     [3, [], {"promt": "a"}, {"steps": "8"}, {"steps": True}, {"loras": [3]}, {"expander": 1}, {"seeds": [[1]]},
-     {"dtype": "float16"}],
+     {"dtype": "float16"}, {"init": 3}, {"init": {"path": "a"}}],
 )  # fmt: skip
 def test_a_wish_that_is_none(data: object) -> None:
     with pytest.raises(UsageError):
