@@ -27,7 +27,7 @@ from lens_cli.tui.state import State
 
 CELL = (8, 16)  # pixels
 FONT = "DejaVuSansMono"
-COLOURS = 128
+COLOURS = 96  # of the last two frames, which have all that is seen
 CONNECT = 60.0  # seconds for a server to answer
 PROMPT = "three red balloons over a green hill"
 Frame = tuple[Image.Image, int]  # with how long it stays, in milliseconds
@@ -77,14 +77,15 @@ async def record(app: LensApp, pilot: Pilot[None]) -> list[Frame]:
         await pilot.press(*PROMPT[place : place + 4])
         await take(140)
     await pilot.press("enter")
-    seen, until = "", time.monotonic() + 600
+    seen, odd, until = "", False, time.monotonic() + 600
     while not any(one.state == "done" and one.job.prompt == PROMPT for one in app.link.jobs.listed()):
         assert time.monotonic() < until, "no picture within ten minutes"
         await asyncio.sleep(0.1)
         now = app.link.jobs.summary().rpartition(" s")[0].rpartition(" ")[0]  # without the seconds that are left
         if now != seen:
-            seen = now
-            await take(160)
+            seen, odd = now, not odd
+            if odd:
+                await take(160)
     await asyncio.sleep(1.5)
     await take(2200)
     await pilot.press("f6")
@@ -103,7 +104,12 @@ async def run(output: Path) -> None:
             assert time.monotonic() < until, "no server; see lens ps"
             await asyncio.sleep(0.1)
         frames = await record(app, pilot)
-    images = [image.quantize(COLOURS, dither=Image.Dither.NONE) for image, _ in frames]
+    last = frames[-1][0]
+    both = Image.new("RGB", (last.width, 2 * last.height))
+    both.paste(frames[-2][0], (0, 0))
+    both.paste(last, (0, last.height))
+    palette = both.quantize(COLOURS, dither=Image.Dither.NONE)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image, _ in frames]
     images[0].save(
         output, save_all=True, append_images=images[1:], duration=[stay for _, stay in frames], loop=0, optimize=True
     )
