@@ -186,7 +186,7 @@ def _field(name: str, value: Any) -> Any:
     if name == "loras":
         return tuple(from_data(part, str) if isinstance(part, str) else object_from(part, LoraUse) for part in parts)
     if name in ("init", "mask") and not isinstance(value, str):
-        return object_from(value, InputPicture)
+        return object_from(cast("object", value), InputPicture)
     kind = ROWS[name].kind
     if get_origin(kind) is tuple:
         value = [str(part) if type(part) is int else part for part in parts]
