@@ -25,7 +25,6 @@ from tests.backend.server.conftest import Running
 from tests.lens_cli.cli import environment
 
 SIZE = "176x176"
-READERS = ("/v1/jobs/{job_id}/move", "/v1/images/generations", "/sdapi/v1/txt2img")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_openai_models_and_errors(sdk: openai.OpenAI) -> None:
     ):  # fmt: skip
         with pytest.raises(kind) as caught:
             sdk.images.generate(**{"prompt": "a", **wrong})
-        assert isinstance(caught.value, openai.APIStatusError) and caught.value.body["message"]  # pyright: ignore[reportIndexIssue, reportUnknownMemberType]
+        assert isinstance(caught.value, openai.APIStatusError) and caught.value.message
     with pytest.raises(openai.APIStatusError) as ran_out:
         sdk.images.generate(prompt="oom", size=SIZE)  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert ran_out.value.status_code == 507 and ran_out.value.code == "out_of_memory"
@@ -137,20 +136,20 @@ def test_an_mcp_client(tmp_path: Path) -> None:
     assert steps and steps[-1] == (4, 4)
 
 
+@pytest.mark.skipif("SCHEMATHESIS" not in os.environ, reason="five seconds: SCHEMATHESIS=2 says how many cases a route")
 def test_schemathesis(server: Running) -> None:
-    """No request that the description allows gets a 500. Short: the routes that read most, two cases each; all of them,
-    and more cases, with SCHEMATHESIS=N in the environment."""
+    """No request that the description allows gets a 500."""
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
 
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     routes: list[Any] = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore
-    cases = int(os.environ.get("SCHEMATHESIS", "0"))
+    cases = int(os.environ["SCHEMATHESIS"])
     apart = ("/v1/stop", "/v1/unload", "/v1/refine")  # would end the server, or load a language model
-    routes = [route for route in routes if (route.path not in apart if cases else route.path in READERS)]
-    assert len(routes) >= len(READERS)
+    routes = [route for route in routes if route.path not in apart]
+    assert len(routes) > 15
     often = settings(
-        max_examples=cases or 2, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+        max_examples=cases, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )  # fmt: skip
     for route in routes:

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from backend.errors import BusyError, FileError, LensError, UsageError
+from backend.inputs.files import load_pixels
 from backend.paths import queue_file, server_file
 from backend.picture.history import History
-from backend.picture.images import load_pixels, pixel_sha256
+from backend.picture.images import pixel_sha256
 from backend.picture.outputs import OutputPlan
 from backend.server.client import Client, find_server
 from backend.server.jobs import JobState
