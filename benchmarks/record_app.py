@@ -61,7 +61,10 @@ def colours(style: Style) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
 
 
 def rgb(colour: Color | None, grey: int) -> tuple[int, int, int]:
-    return (grey,) * 3 if colour is None or colour.is_default else tuple(colour.get_truecolor())
+    if colour is None or colour.is_default:
+        return grey, grey, grey
+    red, green, blue = colour.get_truecolor()
+    return red, green, blue
 
 
 async def record(app: LensApp, pilot: Pilot[None]) -> list[Frame]:

@@ -5,6 +5,8 @@ Nothing waits on the thread that draws the screen: the server, the history and e
 
 # Textual does not say of what its App is generic.
 # pyright: reportUnknownMemberType=false
+# Textual does not say of what its App is generic.
+# pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
