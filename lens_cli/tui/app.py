@@ -357,8 +357,7 @@ class Heading(Static):
     """The names of the tabs with their keys, that of the shown one lit; a click goes there."""
 
     def _labels(self) -> list[tuple[str, str, str]]:
-        app = self.app
-        keymap = app.start.keymap if isinstance(app, LensApp) else {}
+        keymap = self.app.start.keymap if isinstance(self.app, LensApp) else {}
         found = {row.name: keymap.get(row.name, row.key) for row in keys.KEYS["app"]}
         return [(name, f" {found[name].partition(',')[0].upper()} ", f"{name.capitalize()} ") for name in TABS]
 
