@@ -92,14 +92,14 @@ def lora_sha256(path: Path) -> str:
 def find_again(use: LoraUse) -> LoraUse:
     """A LoRA that a picture names by base name and hash -> where it lies here, by its hash.
 
-    Looked for in the working folder, the folder of LoRAs, and wherever a file of that name was used before. Raises
-    UsageError naming the hash.
+    Looked for in the folder of LoRAs and wherever a file of that name was used before; an absolute path is one that
+    the user trusts. Raises UsageError naming the hash.
     """
     for path in _places(use.path):
         if path.is_file() and lora_sha256(path) == use.sha256:
             return replace(use, path=str(path.absolute()))
     raise UsageError(
-        f"the picture was made with the LoRA {use.path} (SHA-256 {use.sha256}), which was not found",
+        f"the picture was made with the LoRA {Path(use.path).name!r} (SHA-256 {use.sha256}), which was not found",
         hint=f"say where it lies: --lora PATH={use.scale:g}; or put it into {loras_dir()}",
     )
 
@@ -107,7 +107,9 @@ def find_again(use: LoraUse) -> LoraUse:
 def _places(name: str) -> Iterator[Path]:
     from backend.cache.notes import paths_with_notes
 
-    yield Path(name)
+    if Path(name).is_absolute():
+        yield Path(name)
+        name = Path(name).name
     known = list(known_loras().values())
     yield from (path for path in known if path.name == name)
     yield from (path for path in paths_with_notes("sha256") if path.name == name)

@@ -202,7 +202,7 @@ def _loras(value: Any) -> tuple[LoraUse, ...]:
     uses: list[LoraUse] = []
     for said in from_data(value, list):
         name = from_data(said["name"], str)
-        if PurePath(name).name != name:
+        if _is_a_path(name):
             raise ValueError(name)
         mode = _ran(LoraMode, LoraMode.auto)(said["mode"])
         sha256, scale = from_data(said["sha256"], str), from_data(said["scale"], float)
@@ -210,10 +210,15 @@ def _loras(value: Any) -> tuple[LoraUse, ...]:
     return tuple(uses)
 
 
+def _is_a_path(name: str) -> bool:
+    """Whether a recorded name is more than the base name of a file."""
+    return PurePath(name).name != name or name in ("", "..") or name.startswith("~") or "\0" in name
+
+
 def _input_picture(value: Any) -> InputPicture:
     """A picture that it began from, by base name and hash."""
     name, sha256 = from_data(value["name"], str), from_data(value["sha256"], str)
-    if PurePath(name).name != name or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+    if _is_a_path(name) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise ValueError(name)
     return InputPicture(path=name, sha256=sha256)
 

@@ -35,6 +35,12 @@ def rerun(
         bool, typer.Option("--verify", help="Save nothing; check that the same pixels come out. Exit 0 if so, else 1.")
     ] = False,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Another prompt.")] = None,
+    trust_paths: Annotated[
+        bool,
+        typer.Option(
+            "--trust-paths", help="Open the weights and LoRAs at the paths that the picture names: it may be anybody's."
+        ),
+    ] = False,
     wish: Wish,
     local: options.Local = False,
     host: options.Host = None,
@@ -51,7 +57,7 @@ def rerun(
     from backend.requests import build_request
     from lens_cli.work.gen import carry_out
     from lens_cli.work.pictures import find_picture
-    from lens_cli.work.rerun import verify_picture
+    from lens_cli.work.rerun import trusting, verify_picture
 
     talk = options.talk_for("rerun", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     typed = replace(wish, prompt=prompt)
@@ -67,7 +73,9 @@ def rerun(
         made = f"; it was made by {found.generator}" if found.generator else ""
         raise FileError(f"{where} holds no lens record{made}", hint=f"`lens info {where}` shows what it says")
     else:
-        resolved = _resolve(where, wish_from(found.record, str(where)), typed, settings, talk)
+        recorded = wish_from(found.record, str(where))
+        recorded = trusting(recorded) if trust_paths else recorded
+        resolved = _resolve(where, recorded, typed, settings, talk, trust_paths)
         if typed.model is None and not verify:  # which compares the weights beside everything else
             _check_weights(where, found.record, resolved, talk)
     if verify:
@@ -95,16 +103,25 @@ def _check_unchanged(typed: Wish, dry_run: bool) -> None:
         raise UsageError("--verify draws the picture, --dry-run draws none", hint="drop one of the two")
 
 
-def _resolve(image: Path, recorded: Wish, typed: Wish, settings: Settings, talk: Talk) -> ResolvedRequest:
+def _resolve(
+    image: Path, recorded: Wish, typed: Wish, settings: Settings, talk: Talk, trust_paths: bool
+) -> ResolvedRequest:
     """The request of the recorded wish overridden by the typed one; of a size that is half typed, the other half stays.
 
-    A picture tells only the base name of a model that was a path: UsageError says so.
+    A picture tells only the base name of a model that was a path, and whoever made it may have written any other: it is
+    opened where `trust_paths` says so. UsageError tells what it names.
     """
+    from backend import presets
     from backend.requests import build_request, find_model
     from backend.sizes import ratio_and_base
 
     model = recorded.model
     assert model is not None and recorded.width is not None and recorded.height is not None
+    if typed.model is None and not trust_paths and model not in presets.names():
+        raise UsageError(
+            f"{image} was made by {model!r}, which is no known model",
+            hint=f"say where it lies: lens rerun {image} -m PATH; or --trust-paths to open what the picture names",
+        )
     try:
         found = find_model(typed.model or model)
     except UsageError:

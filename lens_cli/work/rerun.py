@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,23 @@ from backend.inputs.begin import last_pass
 from backend.requests import ResolvedRequest
 from backend.session import Session
 from backend.settings import Settings
-from backend.types import GenerationRequest
+from backend.types import GenerationRequest, LoraUse
+from backend.wish import Wish
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.wording import describe
 from lens_cli.work.interrupt import Interrupt
+
+
+def trusting(recorded: Wish) -> Wish:
+    """The wish of a picture whose word is taken for where its LoRAs lie: in the working folder, by their names."""
+
+    def place(use: str | LoraUse) -> str | LoraUse:
+        if isinstance(use, LoraUse) and Path(use.path).is_file():
+            return replace(use, path=str(Path(use.path).absolute()))
+        return use
+
+    return replace(recorded, loras=tuple(map(place, recorded.loras or ())))
 
 
 def verify_picture(path: Path, record: Mapping[str, Any], resolved: ResolvedRequest, talk: Talk) -> None:

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from backend.errors import UsageError
 from backend.picture.images import read_metadata
-from tests.lens_cli.cli import lens, recorded
+from tests.lens_cli.cli import lens, lens_inside, recorded
 
 
 @pytest.fixture(autouse=True)
@@ -251,6 +252,59 @@ def test_rerun_of_an_unknown_model_asks_where_it_is() -> None:
     Image.new("RGB", (8, 8)).save("b.png", pnginfo=chunks)
     run = lens("rerun", "b.png")
     assert run.code == 2 and "my-model" in run.err and "-m PATH" in run.err
+
+
+def test_a_pictures_own_path_is_opened_only_where_it_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Who wrote the picture would choose which files of this machine are opened."""
+    asked: list[str] = []
+
+    def record_only(name: str) -> Any:
+        asked.append(name)
+        raise UsageError(f"{name} was opened")
+
+    assert lens_inside(monkeypatch, capfd, "gen", "a fish", "-s", "5", "--steps", "2", "-o", "a.png").code == 0
+    (tmp_path / "weights").mkdir()
+    with Image.open("a.png") as image:
+        record = json.loads(image.info["lens"])
+    for model in (str(tmp_path / "weights"), "weights", "../weights"):
+        record["model"]["name"] = model
+        chunks = PngInfo()
+        chunks.add_itxt("lens", json.dumps(record))
+        Image.new("RGB", (8, 8)).save("b.png", pnginfo=chunks)
+        monkeypatch.setattr("backend.requests.find_model", record_only)
+        for words in (["--dry-run"], ["--verify"]):
+            run = lens_inside(monkeypatch, capfd, "rerun", "b.png", *words)
+            assert run.code == 2 and repr(model) in run.err and "--trust-paths" in run.err and asked == []
+        run = lens_inside(monkeypatch, capfd, "rerun", "b.png", "--trust-paths")
+        assert run.code == 2 and asked == [model]
+        asked.clear()
+
+
+def test_a_lora_beside_a_picture_is_opened_only_where_it_is_trusted(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert lens_inside(monkeypatch, capfd, "gen", "a fish", "-s", "5", "--steps", "2", "-o", "a.png").code == 0
+    Path("x.safetensors").write_bytes(b"no LoRA")
+    opened: list[Path] = []
+
+    def look(path: Path) -> str:
+        opened.append(path)
+        return "0" * 64
+
+    monkeypatch.setattr("backend.lora.names.lora_sha256", look)
+    with Image.open("a.png") as image:
+        record = json.loads(image.info["lens"])
+    record["loras"] = [{"name": "x.safetensors", "sha256": "0" * 64, "scale": 1.0, "mode": "fused"}]
+    chunks = PngInfo()
+    chunks.add_itxt("lens", json.dumps(record))
+    Image.new("RGB", (8, 8)).save("b.png", pnginfo=chunks)
+    run = lens_inside(monkeypatch, capfd, "rerun", "b.png", "--dry-run")
+    assert run.code == 2 and "'x.safetensors'" in run.err and opened == []
+    run = lens_inside(monkeypatch, capfd, "rerun", "b.png", "--dry-run", "--trust-paths")
+    assert run.code == 1 and "x.safetensors: cut short" in run.err  # it was opened
+    assert opened == [Path("x.safetensors").absolute()]
 
 
 def test_doctor() -> None:

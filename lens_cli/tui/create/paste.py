@@ -38,7 +38,14 @@ def read_picture_or_line(text: str) -> Wish | None:
     found = read_metadata(path)
     if found.record is None:
         raise LensError(f"{path.name} does not say how it was made", hint="lens info shows what it holds")
-    return wish_from(found.record, path.name)
+    return known_model(wish_from(found.record, path.name))
+
+
+def known_model(wish: Wish) -> Wish:
+    """The wish of a picture, which may be anybody's: a model that is no name of ours is a path, for the user to say."""
+    from backend import presets
+
+    return wish if wish.model in presets.names() else replace(wish, model=None)
 
 
 def wish_of_line(line: str) -> Wish:

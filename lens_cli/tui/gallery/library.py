@@ -87,12 +87,13 @@ def wish_of_entry(entry: Entry) -> Any:
     """What made a picture. Raises FileError; of another program's, what it said in common words."""
     from backend.picture.metadata import wish_from
     from backend.wish import ROWS, Wish
+    from lens_cli.tui.create.paste import known_model
 
     if "imported" not in entry.record:
         wish = wish_from(entry.record, shown(entry.id))
         # Where it was computed is this machine's matter; what approximated the weights is the picture's.
         here = {name: None for name, row in ROWS.items() if row.verify and name not in ("model", "quant")}
-        return replace(wish, **here)
+        return known_model(replace(wish, **here))
     return Wish(
         prompt=entry.prompt, negative_prompt=entry.negative or None, steps=entry.steps, guidance=entry.guidance,
         seeds=None if entry.seed is None else (str(entry.seed),), size=f"{entry.width}x{entry.height}",
