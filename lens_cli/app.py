@@ -62,10 +62,23 @@ COMMANDS = {
     ),
     "models": Lazy("lens_cli.commands.models:app", "List, fetch, check, quantize and remove models."),
     "cache": Lazy("lens_cli.commands.cache:app", "Show and clear what is kept to save time."),
-    "serve": Lazy("lens_cli.commands.serve:serve", "Keep a model in memory and draw for others."),
-    "ps": Lazy("lens_cli.commands.ps:ps", "Show the server: what lies in memory, what is drawn and what waits."),
-    "stop": Lazy("lens_cli.commands.stop:stop", "End the server, or cancel its jobs."),
-    "mcp": Lazy("lens_cli.commands.mcp:mcp", "Serve the Model Context Protocol: pictures for agents."),
+    "serve": Lazy(
+        "lens_cli.commands.serve:serve",
+        "Keep a model in memory and draw for `lens gen`, the terminal app, and clients of OpenAI's and A1111's "
+        "interfaces.",
+    ),
+    "ps": Lazy(
+        "lens_cli.commands.ps:ps",
+        "Show the server: what lies in memory until when, what is drawn and what waits. Without one it exits with 3.",
+    ),
+    "stop": Lazy(
+        "lens_cli.commands.stop:stop",
+        "End the server. Finished pictures are kept, and jobs that are not finished go on with the next one.",
+    ),
+    "mcp": Lazy(
+        "lens_cli.commands.mcp:mcp",
+        "Serve the Model Context Protocol on stdin and stdout: draw, refine, history, models.",
+    ),
     "train": Lazy("lens_cli.commands.train.group:app", "Train models."),
     "eval": Lazy("lens_cli.commands.eval.group:app", "Measure models."),
     "prompt-search": Lazy(
@@ -85,8 +98,8 @@ def _ctrl_c_as_ours() -> Generator[None]:
 
 PANELS = {
     "Pictures": ("gen", "tui", "grid", "refine", "rerun", "info", "history"),
-    "Models and machine": ("models", "config", "cache", "doctor", "bench", "help"),
-    "A server": ("serve", "ps", "stop"),
+    "Models and machine": ("models", "config", "cache", "credentials", "doctor", "bench", "help"),
+    "A server": ("serve", "ps", "stop", "mcp"),
     "Making better models": ("train", "eval", "prompt-search"),
 }
 

@@ -53,16 +53,16 @@ TOPICS = {
         "prompt more closely and runs the network twice a step. Defaults are the model's own "
         "(`lens models show NAME`).",
         flags=tuple(
-            "--num --seed --variations --variation-strength --steps --guidance --sampler --preview "
+            "--num --seed --variations --around --amount --steps --guidance --sampler --preview "
             "--rl-strength".split()
         ),
     ),
     "pictures": Topic(
         about="pictures from pictures: start from one, paint into one, enlarge one",
         text="--init starts from a picture, --strength says how far to leave it: 0 keeps it, 1 ignores it. --mask "
-        "limits the change to what is white in a second picture. A larger size than the picture's paints around it. "
-        "--hires draws small first and large from that.",
-        flags=tuple("--init --strength --mask --feather --hires --hires-strength".split()),
+        "limits the change to what is white in a second picture. --fit says how a picture of another shape becomes "
+        "this size: scaled and cropped, or painted on around it. --hires draws the finished picture again, larger.",
+        flags=tuple("--init --strength --mask --fit --hires --hires-strength".split()),
     ),
     "memory": Topic(
         about="devices, memory plans, speed",
