@@ -92,12 +92,12 @@ def promoted(world: World, rule: Rule | GateRules) -> tuple[list[int], int]:
         number += 1
         d = world.validation[candidate + 1] - world.validation[current]
         if isinstance(rule, GateRules):
-            racing = gate.Racing(rule, number, VALIDATION)
+            racing, ruling = gate.Racing(rule, number, VALIDATION), None
             for first, end in gate.blocks(VALIDATION, rule.block):
                 pictures += SEEDS * (end - first)
                 if (ruling := racing.add(d[first:end].tolist())) is not None:
                     break
-            won = ruling is not None and ruling.outcome == "promoted"  # pyright: ignore[reportPossiblyUnbound]
+            won = ruling is not None and ruling.outcome == "promoted"
         else:
             pictures += SEEDS * VALIDATION
             won = rule(d, number, candidates)

@@ -7,6 +7,7 @@ random, and each known mistake of other ports, made on purpose in the reference,
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backend.model.diffusers_transformer import LensTransformer2DModel
 from backend.model.positions import attention_mask, rope_positions
@@ -358,7 +359,7 @@ def test_explicit_attention_is_the_same(weights: dict[str, Array], keep: list[bo
     """The training path without a fused kernel: the same velocity, mask and gradient."""
     x, text = inputs((2, 3), 4)
     mask = None if keep is None else torch.tensor([keep])
-    results = []
+    results: list[tuple[Tensor, Tensor | None]] = []
     for explicit in (False, True):
         model = build(weights)
         for module in model.modules():
@@ -374,10 +375,11 @@ def test_explicit_attention_is_the_same(weights: dict[str, Array], keep: list[bo
 @torch.no_grad()
 def test_taps_are_what_a_hook_sees_and_nothing_runs_behind_them(model: LensTransformer2DModel) -> None:
     seen: dict[int, Tensor] = {}
-    hooks = [
-        block.register_forward_hook(lambda _m, _i, out, n=n: seen.update({n: out[0]}))
-        for n, block in enumerate(model.transformer_blocks)
-    ]
+
+    def keep(n: int) -> Callable[[nn.Module, object, tuple[Tensor, ...]], None]:
+        return lambda _module, _inputs, out: seen.update({n: out[0]})
+
+    hooks = [block.register_forward_hook(keep(n)) for n, block in enumerate(model.transformer_blocks)]
     x, text = inputs((2, 3), 4)
     last = len(model.transformer_blocks) - 1
     try:
