@@ -46,7 +46,10 @@ class JsonLines:
 
     def append(self, row: dict[str, Any], *, flush: bool = False) -> None:
         """Write one object. `flush`: on return it survives a power cut. Raises FileError, a full disk among them."""
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        try:
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # half of a pair, as file names and endpoints may have it: escaped it can be written
+            line = json.dumps(row).encode() + b"\n"
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from backend.chat.address import Address
@@ -30,6 +31,8 @@ LEVELS = ("json_schema", "json_object", "plain")
 WAIT_LIMIT = 60.0  # seconds: a server that asks for a longer pause is reported instead
 ATTEMPTS = 3  # of one question, where the server is busy
 MAX_ANSWER = 64 * 2**20  # bytes of one answer: with log-probabilities a token takes about 2 kB
+MAX_REFUSAL = 2**16  # bytes of an answer that is an error: its message
+PATIENCE = 10  # times `timeout`: what a question has in all where no limit is said; some servers send blanks meanwhile
 _BUSY = (429, 502, 503, 504, 529)
 _FORMAT_REFUSED = (400, 415, 422, 500, 501)  # how servers say that they do not know a response_format
 # In this order: a name that holds another one comes first.
@@ -183,6 +186,28 @@ class Client:
                 raise self._unreachable(error.__cause__ or error) from None
 
     def _receive(self, sent: dict[str, Any], began: float) -> tuple[bytes, str]:
+        """Send once and read to the end, in a thread of its own: what trickles in, headers or a name's look-up among
+        it, would never let go of this one. Raises as `_read_answer`, TimeoutExpiredError."""
+        came: list[tuple[bytes, str]] = []
+        failed: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                came.append(self._read_answer(sent, began))
+            except BaseException as error:  # noqa: BLE001  raised again below
+                failed.append(error)
+
+        self._opened()  # imports the package here: a thread that is left behind holds no lock of an import
+        thread = threading.Thread(target=read, name="lens-answer", daemon=True)
+        thread.start()
+        thread.join(max(0.001, self._left(began)))
+        if failed:
+            raise failed[0]
+        if not came:
+            raise self._late(began)
+        return came[0]
+
+    def _read_answer(self, sent: dict[str, Any], began: float) -> tuple[bytes, str]:
         """Send once and read to the end: no longer than the limits say, and no more than MAX_ANSWER bytes."""
         data = bytearray()
         patience = max(0.001, min(self.address.timeout, self._left(began)))
@@ -204,8 +229,9 @@ class Client:
             return bytes(data), str(response.headers.get("content-type", "application/json")).split(";")[0]
 
     def _left(self, began: float) -> float:
-        """Seconds that a question still has in all; 3600 where it has no limit."""
-        return 3600.0 if self.address.limit is None else self.address.limit - (time.monotonic() - began)
+        """Seconds that a question still has in all."""
+        limit = PATIENCE * self.address.timeout if self.address.limit is None else self.address.limit
+        return limit - (time.monotonic() - began)
 
     def _opened(self) -> OpenAI:
         if self._client is None:
@@ -216,6 +242,7 @@ class Client:
                 api_key=self.address.key or "none",
                 timeout=self.address.timeout,
                 max_retries=0,  # ours say what they wait for, and keep to one limit
+                http_client=openai.DefaultHttpxClient(event_hooks={"response": [_cut_refusal]}),
             )
             # The package reads these from the environment; they are meant for OpenAI, not for any address.
             client.organization = client.project = None
@@ -247,10 +274,10 @@ class Client:
 
     def _late(self, began: float) -> TimeoutExpiredError:
         address = self.address
-        if address.limit is not None and time.monotonic() - began >= address.limit * 0.999:
+        name, limit = ("timeout", PATIENCE * address.timeout) if address.limit is None else ("limit", address.limit)
+        if self._left(began) <= limit * 0.001:
             return TimeoutExpiredError(
-                f"{address.shown} had not answered in full after {address.limit:g} s",
-                hint=f"raise {address.where('limit')}",
+                f"{address.shown} had not answered in full after {limit:g} s", hint=f"raise {address.where(name)}"
             )
         return TimeoutExpiredError(
             f"{address.shown} gave no answer within {address.timeout:g} s", hint=f"raise {address.where('timeout')}"
@@ -275,7 +302,7 @@ class Client:
                 hint=f"see {address.where('model')} and base_url, which usually ends in /v1",
             )
         elif status == 429:
-            after = error.response.headers.get("retry-after")
+            after = self._clean(error.response.headers.get("retry-after", ""))[:40]
             failure = BusyError(
                 f"{address.shown} is over its limit of requests (429){f'; it asks to wait {after} s' if after else ''}",
                 hint="try again later",
@@ -289,11 +316,50 @@ class Client:
         raise failure from None
 
     def _clean(self, text: str) -> str:
-        """A server's words, in one short line and without the key."""
-        if self.address.key:
-            text = text.replace(self.address.key, "***")
-        line = " ".join(text.split())
+        """A server's words, in one short line and without the key or a part of it, in whatever case."""
+        line = " ".join(text[:4000].split())
+        line = hide(line, self.address.key) if self.address.key else line
         return line[:200] + ("…" if len(line) > 200 else "")
+
+
+KEY_PART = 6  # characters in a row of a key that are taken for it
+
+
+def hide(text: str, key: str) -> str:
+    """`text` with *** for every run of KEY_PART or more characters that stands in `key` too, whatever its case."""
+    said, secret = text.translate(_LOWER), key.translate(_LOWER)
+    size = min(KEY_PART, len(secret))
+    parts = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+    hidden = [False] * len(said)
+    for at in range(len(said) - size + 1):
+        if said[at : at + size] in parts:
+            hidden[at : at + size] = [True] * size
+    return "".join("***" * (at == 0 or not hidden[at - 1]) if hidden[at] else sign for at, sign in enumerate(text))
+
+
+_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # as many characters as before
+
+
+def _cut_refusal(response: Any) -> None:
+    """Bound what is read of an answer that is an error, which the package reads whole."""
+    if response.status_code < 400:
+        return
+    stream = response.stream
+    base = importlib.import_module(type(response).__module__.partition(".")[0]).SyncByteStream
+
+    class Bounded(base):
+        def __iter__(self) -> Iterator[bytes]:
+            left = MAX_REFUSAL
+            for chunk in stream:
+                yield chunk[:left]
+                left -= len(chunk)
+                if left <= 0:
+                    return
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Bounded()
 
 
 def _refused_parameter(error: APIStatusError, sent: Mapping[str, Any]) -> str | None:

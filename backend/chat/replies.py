@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+_TOKENS_END = 2**31  # of a count: more than any answer has is none
 Message = dict[str, Any]  # {"role": …, "content": a text, or a list of `text_part` and `picture_part`}
 
 
@@ -58,14 +60,22 @@ def read_completion(body: Mapping[str, Any]) -> ChatReply:
     content, finish = message.get("content"), choice.get("finish_reason")
     thoughts = (message.get(key) for key in ("reasoning_content", "reasoning"))
     return ChatReply(
-        content=content if isinstance(content, str) else "",
-        thoughts=next((text for text in thoughts if isinstance(text, str) and text), ""),
+        content=_encodable(content) if isinstance(content, str) else "",
+        thoughts=next((_encodable(text) for text in thoughts if isinstance(text, str) and text), ""),
         cut=finish == "length",
         refused=bool(message.get("refusal")) or finish == "content_filter",
         tokens_in=_whole(usage, "prompt_tokens"),
         tokens_out=_whole(usage, "completion_tokens"),
         chances=_chances(_table(choice, "logprobs")),
     )
+
+
+def _encodable(text: str) -> str:
+    """`text` with "?" for the halves of pairs that JSON may hold alone: no journal could be written with them."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() and _HALVES.search(text) else text
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def _table(owner: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -75,7 +85,7 @@ def _table(owner: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _whole(owner: Mapping[str, Any], key: str) -> int:
     found = owner.get(key)
-    return found if type(found) is int and found > 0 else 0
+    return found if type(found) is int and 0 < found < _TOKENS_END else 0
 
 
 def _chances(logprobs: Mapping[str, Any]) -> tuple[TokenChance, ...] | None:
@@ -84,13 +94,24 @@ def _chances(logprobs: Mapping[str, Any]) -> tuple[TokenChance, ...] | None:
         return tuple(
             TokenChance(
                 str(token["token"]),
-                float(token["logprob"]),
-                {str(other["token"]): float(other["logprob"]) for other in token.get("top_logprobs") or ()},
+                _number(token["logprob"]),
+                {str(other["token"]): _number(other["logprob"]) for other in token.get("top_logprobs") or ()},
             )
             for token in logprobs["content"]
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+
+
+def _number(value: Any) -> float:
+    """A log-probability; of a token that cannot come some servers say -Infinity. Raises as `float`, also for NaN."""
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(value)
+    return number
+
+
+_ENDS = ("<|end|>", "<|return|>")
 
 
 def final_text(text: str) -> str:
@@ -111,4 +132,7 @@ def final_text(text: str) -> str:
     elif re.match(r"\s*analysis[A-Z\"'“(]", text):
         return ""  # the channel's bare name runs into the thought's first word
     text = re.sub(r"^\s*final(?=[A-Z{\"“])", "", text)
-    return re.sub(r"(?:<\|(?:end|return)\|>\s*)+$", "", text).strip()
+    text = text.strip()
+    while text.endswith(_ENDS):  # not by one expression: many marks that no end follows would take time squared
+        text = text.removesuffix(_ENDS[0]).removesuffix(_ENDS[1]).rstrip()
+    return text

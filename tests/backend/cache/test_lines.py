@@ -31,3 +31,10 @@ def test_what_is_no_object_is_passed_over(tmp_path: Path) -> None:
     assert list(JsonLines(tmp_path / "none").read()) == []
     with pytest.raises(FileError):
         list(JsonLines(tmp_path).read())
+
+
+def test_half_of_a_pair_is_written_and_read_back(tmp_path: Path) -> None:
+    """What an endpoint answered was paid for, and a file's name need not be UTF-8."""
+    lines = JsonLines(tmp_path / "a.jsonl")
+    lines.append({"text": "a \ud83d cat"})
+    assert list(JsonLines(tmp_path / "a.jsonl").read()) == [{"text": "a \ud83d cat"}]

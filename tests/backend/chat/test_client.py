@@ -100,6 +100,40 @@ def test_an_answer_that_trickles_in_ends_at_the_limit_in_all() -> None:
         assert 0.4 <= time.monotonic() - began < 2 and caught.value.hint == "raise --judge-limit"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Slow:",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99999\r\n\r\n{",
+    ],
+)
+def test_where_no_limit_is_said_what_trickles_in_ends_too(head: bytes) -> None:
+    """Headers as well, of which the package's time limits see one read at a time."""
+    with trickle(head, pause=0.02) as url:
+        began = time.monotonic()
+        with pytest.raises(TimeoutExpiredError, match=r"had not answered in full after 0\.5 s") as caught:
+            Client(address(url, timeout=0.05)).complete(HELLO)
+        assert time.monotonic() - began < 3 and caught.value.hint == "raise --judge-timeout"
+
+
+def test_of_an_error_without_end_only_its_beginning_is_read() -> None:
+    """The package reads it whole: what is promised here would take a minute and all memory."""
+    head = b"HTTP/1.1 400 Bad\r\nContent-Type: text/plain\r\nContent-Length: 99999999999\r\n\r\n" + b"no " * 50_000
+    with trickle(head, pause=30) as url, pytest.raises(UsageError, match=r"refused the request \(400\)"):
+        Client(address(url, timeout=5.0)).complete(HELLO)
+
+
+@pytest.mark.parametrize("said", ["{key}", "{upper}", "a part: {part}…", "twice {upper}{key}"])
+def test_a_key_is_in_no_message_in_any_case_or_part(said: str) -> None:
+    key = "sk-Proj-aB3xY9qLm2"
+    text = said.format(key=key, upper=key.upper(), part=key[3:14].lower())
+    with Endpoint(failure(400, f"the key {text} is not good")) as endpoint, pytest.raises(UsageError) as caught:
+        Client(address(endpoint.url, key=key)).complete(HELLO)
+    shown = str(caught.value).lower()
+    assert "***" in shown and "is not good" in shown
+    assert not any(key.lower()[at : at + 6] in shown for at in range(len(key) - 5))
+
+
 def test_an_answer_that_breaks_off_cannot_be_reached() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{"
     with trickle(head, pause=30) as url, pytest.raises(TimeoutExpiredError, match=r"no answer within 0\.2 s"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import pytest
@@ -51,11 +53,27 @@ def test_log_probabilities_are_read_as_openai_describes_them() -> None:
 @pytest.mark.parametrize(
     "logprobs",
     [None, [], {}, {"content": None}, {"content": [{"token": "yes"}]}, {"tokens": ["yes"], "token_logprobs": [-0.1]},
-     {"content": [{"token": "yes", "logprob": None}]}],
+     {"content": [{"token": "yes", "logprob": None}]}, {"content": [{"token": "yes", "logprob": 10**400}]},
+     {"content": [{"token": "yes", "logprob": float("nan")}]}],
 )  # fmt: skip
 def test_log_probabilities_of_another_form_are_none(logprobs: Any) -> None:
     """Among them the older completions' lists: to guess would be to judge by numbers of something else."""
     assert read_completion(completion(logprobs=logprobs)) == ChatReply(content="yes")
+
+
+def test_halves_of_pairs_and_endless_counts_lose_no_answer() -> None:
+    """A journal is UTF-8: what was paid for could not be written down."""
+    half = json.loads(r'"a \ud83d cat \ud83d\ude3a"')
+    message = {"content": half, "reasoning": half}
+    reply = read_completion({"choices": [{"message": message}], "usage": {"prompt_tokens": 10**400}})
+    assert reply.content == reply.thoughts == "a ? cat \U0001f63a" and reply.tokens_in == 0
+
+
+def test_marks_of_an_end_take_time_in_proportion_to_them() -> None:
+    """2 MB that a server may send: the square of its length would be an hour."""
+    began = time.monotonic()
+    assert final_text("a cat" + "<|end|> " * 250_000 + "x").endswith("x")
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": {}}, {"choices": [3]}, {"choices": None}])
