@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -60,6 +60,7 @@ class HubSource:
     files: tuple[SourceFile, ...] = ()  # what is known file by file
     patterns: tuple[str, ...] = ()  # what to fetch, for layouts whose shard names vary; empty: exactly `files`
     size: int | None = None  # bytes to download, about; None: the sum of `files`
+    weights: str = "BF16"  # how the transformer's linears lie in it: BF16, F32, or a packing of `packing.schemes`
     note: str = ""  # provenance, as far as it is known
 
     @property
@@ -110,6 +111,7 @@ class Preset:
     embedded: Embedded | None = None  # None: must be pulled or given as a path
     adapters: tuple[OwnAdapter, ...] = ()  # on the embedded transformer, added up
     sources: tuple[HubSource, ...] = ()  # in order of preference
+    packed: tuple[HubSource, ...] = ()  # smaller files of rounded weights: fetched only where they are asked for
     # Told from its siblings, whose tensors are alike, by the names of files and folders: a regular expression that
     # finds something in its own names, in any case, and nothing in theirs. "": it has no mark.
     mark: str = ""
@@ -117,6 +119,12 @@ class Preset:
     def is_marked(self, text: str) -> bool:
         """Whether the name of a file or folder speaks of this model."""
         return bool(self.mark) and re.search(self.mark, text, re.IGNORECASE) is not None
+
+    def source_of(self, repo: str, names: Collection[str]) -> HubSource | None:
+        """The source that files of these names in a repository came from; None: none that the registry knows."""
+        known = (source for source in (*self.sources, *self.packed) if source.repo == repo)
+        plain = {name.removeprefix("split_files/") for name in names}
+        return next((s for s in known if s.patterns or {file.path for file in s.files} <= plain), None)
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
@@ -179,7 +187,7 @@ _TOKENIZER = SourceFile(  # gpt-oss's own; the same in every mirror
 )
 
 
-def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> HubSource:
+def _mirror(repo: str, size: int, note: str, revision: str | None = None, *, weights: str = "BF16") -> HubSource:
     """A repository in the published diffusers layout."""
     return HubSource(
         repo=repo,
@@ -188,11 +196,12 @@ def _mirror(repo: str, size: int, note: str, revision: str | None = None) -> Hub
         files=(_TOKENIZER,),
         patterns=DIFFUSERS_FILES,
         size=size,
+        weights=weights,
         note=note,
     )
 
 
-def _comfy(transformer: str, sha256: str | None) -> HubSource:
+def _comfy(transformer: str, sha256: str | None, *, size: int = 8_210_000_000, weights: str = "BF16") -> HubSource:
     """Comfy-Org/Lens: one transformer, the shared encoder with its tokenizer inside, the shared autoencoder."""
     return HubSource(
         repo="Comfy-Org/Lens",
@@ -201,7 +210,7 @@ def _comfy(transformer: str, sha256: str | None) -> HubSource:
             SourceFile(
                 path=f"diffusion_models/{transformer}",
                 component=Component.transformer,
-                size=8_210_000_000,
+                size=size,
                 about=True,
                 sha256=sha256,
             ),
@@ -215,7 +224,9 @@ def _comfy(transformer: str, sha256: str | None) -> HubSource:
             # The hash published for this name belongs to another repository (flux2-dev), so it is not required here.
             SourceFile(path="vae/flux2-vae.safetensors", component=Component.vae, size=336_000_000, about=True),
         ),
-        note="single files for ComfyUI: bfloat16 transformer, NVFP4 encoder without output head (no local reasoner)",
+        weights=weights,
+        note=f"single files for ComfyUI: {'bfloat16' if weights == 'BF16' else weights.upper()} transformer, NVFP4 "
+        "encoder without output head (no local reasoner)",
     )
 
 
@@ -223,6 +234,7 @@ _BF16 = "bfloat16 transformer from Comfy-Org, stock gpt-oss-20b (MXFP4) and FLUX
 _DUPLICATE = "duplicate of Microsoft's withdrawn upload, made on the hub: float32 transformer"
 _ARCHIVE = "archived copy of Microsoft's withdrawn upload, said to be unmodified: float32 transformer"
 _FULL = 30_530_000_000  # bytes of a complete copy with the float32 transformer
+_MXFP8 = 5_570_000_000  # bytes of a transformer whose blocks are MXFP8 and whose rest is bfloat16
 
 _LENS_LICENCES = MappingProxyType(
     {
@@ -266,9 +278,10 @@ _LENS = Preset(
     sources=(
         _mirror("SceneWorks/Lens", 22_334_041_829, _BF16, "5c5521d4417a3cae55816929ece69319d1e7712a"),
         _comfy("lens_bf16.safetensors", None),
-        _mirror("Jinstudio/Lens", _FULL, _DUPLICATE),
-        _mirror("YuCollection/Lens-Diffusers", _FULL, _ARCHIVE),
+        _mirror("Jinstudio/Lens", _FULL, _DUPLICATE, weights="F32"),
+        _mirror("YuCollection/Lens-Diffusers", _FULL, _ARCHIVE, weights="F32"),
     ),
+    packed=(_comfy("lens_mxfp8.safetensors", None, size=_MXFP8, weights="mxfp8"),),
 )
 _LENS_TURBO = replace(
     _LENS,
@@ -284,9 +297,10 @@ _LENS_TURBO = replace(
             "lens_turbo_bf16.safetensors",
             "a9fc0e27261d9199d4e46e573a6b247f3cd94beec0241e61ae9eaee5ae9ef7c9",
         ),
-        _mirror("Jinstudio/Lens-Turbo", _FULL, _DUPLICATE),
-        _mirror("YuCollection/Lens-Turbo-Diffusers", _FULL, _ARCHIVE),
+        _mirror("Jinstudio/Lens-Turbo", _FULL, _DUPLICATE, weights="F32"),
+        _mirror("YuCollection/Lens-Turbo-Diffusers", _FULL, _ARCHIVE, weights="F32"),
     ),
+    packed=(_comfy("lens_turbo_mxfp8.safetensors", None, size=_MXFP8, weights="mxfp8"),),
 )
 _LENS_BASE = replace(
     _LENS,
@@ -296,9 +310,10 @@ _LENS_BASE = replace(
     guidance=5.0,
     mark=r"(^|[-_. ])base($|[-_. ])",  # a word of its own: "database" is none
     sources=(
-        _mirror("Jinstudio/Lens-Base", _FULL, _DUPLICATE),
-        _mirror("YuCollection/Lens-Base-Diffusers", _FULL, _ARCHIVE),
+        _mirror("Jinstudio/Lens-Base", _FULL, _DUPLICATE, weights="F32"),
+        _mirror("YuCollection/Lens-Base-Diffusers", _FULL, _ARCHIVE, weights="F32"),
     ),
+    packed=(),  # nobody published one
 )
 
 # A model that is a base with adapters is a row like these, once its file lies in backend/nano and in SHA256SUMS:

@@ -197,7 +197,7 @@ def _from_record(preset: Preset, record: records.Record, asked: _Asked) -> Model
         found = _resolve(str(record.folder), _Asked(variant=preset.name, borrow=asked.borrow))
         files = _finish(preset.name, preset, found.layout, found.parts, None, None)
         return replace(files, borrowed=found.borrowed, lent=found.lent)
-    source = next((s for s in preset.sources if s.repo == record.repo), None)
+    source = preset.source_of(record.repo, record.files)
     if source is not None and source.layout is record.layout:
         parts = _source_parts(source, record.folder)
     else:

@@ -73,10 +73,13 @@ class PullPlan:
 # The plan ------------------------------------------------------------------------------------------------------------
 
 
-def plan_pull(name: str, *, origin: str | None = None, offline: bool = False, say: Say) -> PullPlan:
+def plan_pull(
+    name: str, *, origin: str | None = None, packed: bool = False, offline: bool = False, say: Say
+) -> PullPlan:
     """Ask the hub what a pull of registry model `name` would fetch: the first of its sources that answers.
 
-    `origin`: another repository, `owner/name` or `owner/name@revision`. Raises UsageError, ModelMissingError (offline,
+    `origin`: another repository, `owner/name` or `owner/name@revision`. `packed`: the quantised files that the registry
+    knows instead. Raises UsageError, ModelMissingError (offline,
     or no source has it) or NetworkError (the hub cannot be reached); nothing is written.
     """
     preset = presets.get(name)
@@ -87,7 +90,7 @@ def plan_pull(name: str, *, origin: str | None = None, offline: bool = False, sa
             f"{preset.name} cannot be fetched offline", hint="drop --offline, and HF_HUB_OFFLINE if it is set"
         )
     reasons: list[str] = []
-    for source in _sources(preset, origin):
+    for source in _packed(preset) if packed else _sources(preset, origin):
         try:
             return _plan(preset, source)
         except ModelMissingError as error:  # this source does not have it; the next one may
@@ -103,6 +106,15 @@ def is_offline() -> bool:
     """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) forbids the network, by huggingface_hub's own reading."""
     stated = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return stated.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _packed(preset: Preset) -> Iterable[HubSource]:
+    if preset.packed:
+        return preset.packed
+    known = ", ".join(row.name for row in presets.PRESETS.values() if row.packed)
+    raise UsageError(
+        f"no quantised file of {preset.name} is published", hint=f"those of {known} are; or lens models quantize"
+    )
 
 
 def _sources(preset: Preset, origin: str | None) -> Iterable[HubSource]:

@@ -193,12 +193,12 @@ def forecast(request: GenerationRequest, files: ModelFiles) -> tuple[RunPlan | N
     With `vram` or a GPU's profile it is the plan for that card, whether or not one is here. Raises UsageError.
     """
     try:
-        return plan_run(request, files, _expected(request)), None
+        return plan_run(request, files, expected_machine(request)), None
     except OutOfMemoryError as error:
         return None, str(error)
 
 
-def _expected(request: GenerationRequest) -> MachineMemory:
+def expected_machine(request: GenerationRequest) -> MachineMemory:
     """The machine of a run: this one, or one with the card that the request names. Raises UsageError."""
     switches.check()
     if request.device == "cpu":

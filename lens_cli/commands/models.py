@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from backend.errors import UsageError
 from backend.packing.schemes import Container, targets_in
 from backend.paths import expanded
 from backend.types import QuantTarget
@@ -46,20 +47,27 @@ From = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Packed = Annotated[
+    bool,
+    typer.Option("--packed", help="Fetch the quantised file that is published: smaller, and rounded."),
+]
 PullDryRun = Annotated[bool, typer.Option("--dry-run", help="Show files and sizes, and stop.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Sizes and headers only; no SHA-256.")]
 
 
 @app.command("list")
 def list_(json: options.Json = False) -> None:
-    """List every model: name, where it is, bytes on this disk or to download, steps, what it is.
+    """List every model: name, state, bytes here or to fetch, the smallest card for it, steps, what it is.
+
+    `lens models show NAME` says for each kind of card what would lie where, and about how fast it would be.
 
     Example: lens models list --json | jq '.data.models[].name'
     """
-    from lens_cli.work.models.rows import listing
+    from lens_cli.work.models.rows import HEADER, listing
 
     talk = options.talk_for("models list", json=json)
     rows = listing()
+    talk.heading(HEADER)
     for row in rows:
         talk.data(row.text)
     talk.result({"models": [row.data for row in rows]})
@@ -67,7 +75,7 @@ def list_(json: options.Json = False) -> None:
 
 @app.command()
 def show(name: NameOrPath, json: options.Json = False) -> None:
-    """Show a model's defaults, sizes, licences, sources and files.
+    """Show a model's defaults, sizes, licences, sources and files, and which cards it would run on.
 
     Example: lens models show lens-turbo
     """
@@ -98,6 +106,7 @@ def path(name: NameOrPath, json: options.Json = False) -> None:
 def pull(
     name: Name,
     origin: From = None,
+    packed: Packed = False,
     dry_run: PullDryRun = False,
     offline: Offline = False,
     json: options.Json = False,
@@ -112,10 +121,12 @@ def pull(
     from lens_cli.work.models import pull
 
     talk = options.talk_for("models pull", json=json, quiet=quiet)
+    if origin is not None and packed:
+        raise UsageError("--from and --packed each name the files", hint="give one of them")
     if origin is not None and expanded(origin).exists():
         pull.adopt(name, expanded(origin), talk, dry_run=dry_run)
     else:
-        pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline)
+        pull.fetch(name, origin, talk, dry_run=dry_run, offline=offline, packed=packed)
 
 
 @app.command()

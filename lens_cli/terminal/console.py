@@ -58,6 +58,11 @@ class Talk:
         if not (self.json or self.stream):
             _write_out(os.fsencode(line) if isinstance(line, Path) else line.encode("utf-8", "backslashreplace"))
 
+    def heading(self, line: str) -> None:
+        """The head of a table, for a person who looks at stdout; a pipe gets the rows alone."""
+        if looking_at_stdout():
+            self.data(line)
+
     def event(self, name: str, **fields: Any) -> None:
         """One NDJSON line on stdout with --json-stream."""
         if self.stream:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import human_bytes
+from backend.errors import OutOfMemoryError, human_bytes
 from backend.inputs.begin import last_pass
 from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
@@ -41,6 +41,7 @@ def explain(
             talk.say(f"note: {note}")
         check_loras(resolved, talk.warn)
         planned, refused = forecast(last_pass(request), found)
+    absent = foretell(resolved) if found is None and resolved.preset.sources else None
     sizes = [Path(use.path).stat().st_size for use in request.loras]
     files += [
         {"component": "lora", "path": use.path, "bytes": size} for use, size in zip(request.loras, sizes, strict=True)
@@ -59,6 +60,8 @@ def explain(
         talk.say(f"reads {human_bytes(row['bytes']):>8}  {row['component']:<12}  {row['path']}")
     if found is None:
         talk.say(f"{resolved.missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
+        for line in () if absent is None else absent.lines:
+            talk.say(line)
     else:
         talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
     if planned is not None:
@@ -79,7 +82,8 @@ def explain(
             "files": files,
             "total_bytes": 0 if found is None else total,
             "download_bytes": total if found is None else 0,
-            "plan": planned.plan.data() if planned is not None else None,
+            "plan": planned.plan.data() if planned is not None else None if absent is None else absent.plan,
+            "cards": [] if absent is None else absent.cards,
             "outputs": [str(path) for path in outputs],
             "quant": None
             if planned is None
@@ -88,6 +92,33 @@ def explain(
             "reasoner": reasoner.data() if reasoner is not None else None,
         }
     )
+
+
+@dataclass(frozen=True)
+class Absent:
+    """What can be said of a model that is not on this disk."""
+
+    lines: list[str]
+    plan: dict[str, Any] | None  # here, or on the card that the request names; None: it does not run
+    cards: list[dict[str, Any]]
+
+
+def foretell(resolved: ResolvedRequest) -> Absent:
+    """From the registry's shapes: the plan for this machine or the card that was named, then every usual card."""
+    from backend.memory.cards import drawing_of, plan_absent
+    from backend.memory.machine import expected_machine
+    from lens_cli.terminal.cards_table import answers, table
+
+    preset, request = resolved.preset, last_pass(resolved.request)
+    drawing = drawing_of(request, preset.params)
+    found = answers(preset, drawing)
+    try:
+        plan = plan_absent(request, preset.params, preset.sources[0], expected_machine(request))
+        first = f"plan, once it is here: {plan.line()}"
+    except OutOfMemoryError as error:
+        plan, first = None, f"this will not run: {error}"
+    lines = [first, *table(preset, drawing, found)]
+    return Absent(lines, None if plan is None else plan.data(), [one.data() for one in found])
 
 
 def model_files(resolved: ResolvedRequest) -> tuple[list[dict[str, Any]], int | None]:

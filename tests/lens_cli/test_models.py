@@ -61,6 +61,8 @@ def test_list() -> None:
     assert rows["lens"]["state"] == "absent"
     assert rows["lens"]["download_bytes"] == 22_334_041_829
     assert rows["nano"]["default"]
+    assert (rows["lens"]["smallest_card"], rows["nano"]["smallest_card"]) == ("6 GB", None)
+    assert max(map(len, run.stdout.splitlines())) <= 80
 
 
 def test_show() -> None:
@@ -70,6 +72,9 @@ def test_show() -> None:
     data = data_of(lens("models", "show", "lens-turbo", "--json"))
     assert (data["steps"], data["guidance"], data["distilled"]) == (4, 1.0, True)
     assert [source["repo"] for source in data["sources"]][1] == "Comfy-Org/Lens"
+    assert {row["weights"] for row in data["cards"]} == {"BF16", "mxfp8"}
+    table = run.stdout[run.stdout.index("will it run?") :].splitlines()
+    assert "lens models pull lens --packed" in table[-3] and max(map(len, table)) <= 84
 
 
 def test_show_of_a_folder(published: Path) -> None:

@@ -35,6 +35,16 @@ def test_dry_run_plans_for_a_card_that_is_not_here() -> None:
     assert 0 < plan["peak"]["denoise"] <= plan["peak_bytes"] < plan["budget"] < plan["cap"]
 
 
+def test_dry_run_of_a_model_that_is_not_here() -> None:
+    """The same plan that such a card gets in the table, and bytes to fetch, from the registry alone."""
+    run = lens("gen", "--dry-run", "a fish", "-m", "lens-turbo", "--vram", "8GB", "--json", real=True)
+    data = run.json["data"]
+    rows = {row["card"]: row for row in data["cards"] if row["weights"] == "BF16"}
+    assert data["plan"]["peak_bytes"] == rows["8 GB"]["peak_bytes"] and data["plan"]["place"] == "resident"
+    assert data["download_bytes"] == rows["8 GB"]["download_bytes"] == 22_334_000_000
+    assert 0 < rows["24 GB"]["seconds_calculated"] < rows["12 GB"]["seconds_calculated"]
+
+
 def test_dry_run_says_what_will_not_run() -> None:
     run = lens("gen", "--dry-run", "a fish", "-m", "nano", "--vram", "500MB", "--json", real=True)
     assert run.code == 0 and run.json["data"]["plan"] is None
@@ -106,3 +116,10 @@ def test_the_last_line_keeps_the_cap() -> None:
     size = again[again.index("--vram") + 1]
     repeated = json.loads(lens("gen", "--dry-run", "a fish", "--vram", size, "--json").out)
     assert repeated["data"]["request"]["vram"] == 6 * 2**30
+
+
+def test_the_page_shows_what_the_program_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cards.md").read_text()
+    for name in ("lens-turbo", "lens"):
+        said = lens("models", "show", name).lines
+        assert "\n".join(said[said.index("") + 1 :]) in page

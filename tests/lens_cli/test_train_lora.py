@@ -94,6 +94,14 @@ def test_dry_run_of_a_model_that_is_not_here(folder: Path, inside: Callable[...,
     values = 48 * (8 * 1536 * 1536 + 6 * 1536 * 4096)
     expected = 2 * (4_104_225_152 - values) + values * 4.5 / 8
     assert packed.json["data"]["plan"]["base"] == expected and packed.json["data"]["plan"]["scheme"] == "nf4"
+    here = inside(
+        *words[:-2], "--recipe", "lora-8gb", "--quant", "auto"
+    )  # no GPU is here: planned for the card of 8 GB
+    data = here.json["data"]
+    assert data["plan"]["base"] == expected and data["card"]["fits"] and data["plan"]["memory"] < data["card"]["room"]
+    assert data["card"]["room"] == 7_000_000_000 - 564_000_000 and "plan for the card of 8 GB" in here.err
+    large = inside(*words[:-2], "--recipe", "lora-8gb", "--quant", "none")
+    assert not large.json["data"]["card"]["fits"] and "does not fit a card of 8 GB" in large.err
 
 
 @pytest.mark.parametrize(

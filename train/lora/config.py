@@ -213,6 +213,18 @@ RECIPES: Mapping[str, Callable[[LoraConfig], LoraConfig]] = MappingProxyType(
 )
 
 
+# GB of the card that a recipe is made for.
+CARDS: Mapping[str, int] = MappingProxyType({"lora": 24, "lora-8gb": 8, "full": 80})
+
+
+def recipe_name(model: str, recipe: str | None, full: bool) -> str:
+    """The recipe that is meant where none is named: nano for Lens-Nano, else lora, or full. Raises UsageError."""
+    name = recipe or ("nano" if model.strip().lower() == "nano" else "full" if full else "lora")
+    if name not in RECIPES:
+        raise UsageError(f"unknown recipe {name!r}", hint=f"known recipes: {', '.join(RECIPES)}")
+    return name
+
+
 def choose(
     pictures: Path,
     model: str,
@@ -224,14 +236,12 @@ def choose(
     full: bool = False,
 ) -> LoraConfig:
     """The config that a command line asks for. `recipe` None: nano for Lens-Nano, else lora. Raises UsageError."""
-    name = recipe or ("nano" if model.strip().lower() == "nano" else "full" if full else "lora")
-    if name not in RECIPES:
-        raise UsageError(f"unknown recipe {name!r}", hint=f"known recipes: {', '.join(RECIPES)}")
+    name = recipe_name(model, recipe, full)
     folder = run_dir if run_dir is not None else Path("runs") / (pictures.resolve().name or "lora")
     config = RECIPES[name](LoraConfig(run_dir=folder, pictures=pictures, model=model))
     if full and config.tune != "full":
         config = replace(config, tune="full", quant=Quant.auto, learning_rate=config.learning_rate / 10)
-    if quant is not None:
+    if quant not in (None, Quant.auto):  # auto leaves the choice to the recipe
         config = replace(config, quant=quant)
     config = set_fields(config, settings)
     for own in (config.run_dir, config.cache_dir):

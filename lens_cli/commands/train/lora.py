@@ -23,7 +23,9 @@ Recipe = Annotated[
 ]
 Quantise = Annotated[
     Quant | None,
-    typer.Option("--quant", help="How the frozen weights lie in memory: nf4 (QLoRA), int8, gguf, none, or auto."),
+    typer.Option(
+        "--quant", help="How the frozen weights lie in memory: nf4 (QLoRA), int8, gguf, none; auto: the recipe's."
+    ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Train all weights instead of adapters.")]
 Set = Annotated[
@@ -52,14 +54,14 @@ def lora(
 
     lens train lora PICTURES -m lens-base --run-dir runs/dog --set trigger="a sks dog"
     """
-    from train.lora.config import choose  # light: dataclasses only
+    from train.lora.config import CARDS, choose, recipe_name  # light: dataclasses only
 
     talk = options.talk_for("train lora", json=json, quiet=quiet)
     config = choose(pictures, model, run_dir, set_ or [], recipe=recipe, quant=quant, full=full)
     if dry_run:
         from lens_cli.work.train.lora import explain
 
-        explain(config, talk)
+        explain(config, talk, card=CARDS.get(recipe_name(model, recipe, full)))
         return
     from lens_cli.work.train.lora import tune  # torch: 1.4 s
 

@@ -10,12 +10,12 @@ from backend.errors import human_bytes
 from lens_cli.terminal.console import Talk
 
 
-def fetch(name: str, origin: str | None, talk: Talk, *, dry_run: bool, offline: bool) -> None:
-    """Fetch a registry model from the first source that has it, or from the repository `origin`."""
+def fetch(name: str, origin: str | None, talk: Talk, *, dry_run: bool, offline: bool, packed: bool = False) -> None:
+    """Fetch a registry model from the first source that has it, from the repository `origin`, or quantised."""
     from backend.hub.downloads import check_disk, pull
     from backend.hub.pull_plan import plan_pull
 
-    plan = plan_pull(name, origin=origin, offline=offline, say=talk.say)
+    plan = plan_pull(name, origin=origin, packed=packed, offline=offline, say=talk.say)
     talk.say(f"source: {plan.provenance}")
     for part, licence in plan.preset.licences.items():
         talk.detail(f"licence: {part.value.replace('_', ' ')}: {licence}")

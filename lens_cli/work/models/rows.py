@@ -10,8 +10,12 @@ from backend.checkpoints import records
 from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
 from backend.errors import LensError, ModelMissingError, UsageError, human_bytes
 from backend.hub.installed import partial_bytes
+from backend.memory.cards import Drawing, encoder_seconds, smallest_card
 from backend.presets import HubSource, Preset
 from backend.wishes.vocabulary import read_vocabulary
+from lens_cli.terminal.cards_table import answers, table
+
+HEADER = f"{'NAME':<10} {'STATE':<8} {'SIZE':>7} {'RUNS ON':<8} {'STEPS':>5} WHAT"
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,12 @@ def _row(preset: Preset) -> ModelRow:
     state = "damaged" if problem else "partial" if found is None and partial else "absent" if found is None else "here"
     if state == "here" and preset.embedded is not None:
         state = "embedded"
-    shown = human_bytes(size) if size is not None else f"{human_bytes(download)} to fetch" if download else "-"
-    text = f"{preset.name:<11} {state:<9} {shown:>16}  {preset.steps:>2} steps  {preset.title}"
+    told = size or download
+    shown = human_bytes(told) if told else "-"
+    card = smallest_card(_usual(preset), preset.sources[0]) if preset.sources else None
+    needs = "any" if preset.embedded is not None else "no card" if card is None else f"{card.name} GPU"
+    what = preset.title.partition(":")[0]
+    text = f"{preset.name:<10} {state:<8} {shown:>7} {needs:<8} {preset.steps:>5} {what}"
     data = {
         "name": preset.name,
         "title": preset.title,
@@ -46,6 +54,7 @@ def _row(preset: Preset) -> ModelRow:
         "bytes": size,
         "partial_bytes": partial,
         "download_bytes": None if preset.embedded is not None or found is not None else download,
+        "smallest_card": None if card is None else card.name,
         "steps": preset.steps,
         "guidance": preset.guidance,
         "distilled": preset.distilled,
@@ -54,6 +63,14 @@ def _row(preset: Preset) -> ModelRow:
         "revision": found.revision if found is not None else None,
     }
     return ModelRow(f"{text}{f' ({problem})' if problem else ''}", data)
+
+
+def _usual(preset: Preset) -> Drawing:
+    """A picture with the model's own defaults."""
+    base = preset.default_base
+    return Drawing(
+        params=preset.params, width=base, height=base, steps=preset.steps, guided=preset.guidance != 1.0
+    )  # fmt: skip
 
 
 def _find(preset: Preset) -> tuple[ModelFiles | None, str | None]:
@@ -87,7 +104,7 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
     if found is not None and found.borrowed:
         lines.append(f"borrowed    {found.borrowed}")
     lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
-    lines += [line for source in preset.sources for line in _source_lines(source)]
+    lines += [line for source in (*preset.sources, *preset.packed) for line in _source_lines(source)]
     known = read_vocabulary(found.folder) if found is not None else None
     lines += [f"{category:<12}{', '.join(words)}" for category, words in (known.lists if known else {}).items()]
     record = records.load(preset.name) if name.strip().lower() == preset.name else None
@@ -100,6 +117,8 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
         lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
         lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
+    cards = answers(preset, _usual(preset)) if preset.sources else []
+    lines += ["", *table(preset, _usual(preset), cards)] if cards else []
     data = {
         "name": found.name if found is not None else preset.name,
         "preset": preset.name,
@@ -112,6 +131,9 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         "params": asdict(params),
         "licences": {part.value: text for part, text in preset.licences.items()},
         "sources": [asdict(source) for source in preset.sources],
+        "packed": [asdict(source) for source in preset.packed],
+        "cards": [one.data() for one in cards],
+        "encoder_seconds_calculated": round(encoder_seconds(params.text), 1) if cards else None,
         "vocabulary": known.lists if known else None,
         "problem": problem,
         "assumed": found.assumed if found is not None else None,

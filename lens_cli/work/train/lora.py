@@ -9,6 +9,8 @@ from pathlib import Path
 from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes
 from backend.errors import CancelledError, ModelMissingError, human_bytes
+from backend.memory.footprint import CUDA_CONTEXT, CUDA_LIBRARIES
+from backend.memory.plan import find_profile
 from backend.presets import Preset
 from backend.requests import find_model
 from lens_cli.terminal.console import Talk
@@ -53,8 +55,11 @@ def try_it(config: LoraConfig, path: Path, caption: str) -> str:
     return shlex.join(words)
 
 
-def explain(config: LoraConfig, talk: Talk) -> None:
-    """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing."""
+def explain(config: LoraConfig, talk: Talk, *, card: int | None = None) -> None:
+    """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing.
+
+    `card`: GB of the card that the recipe is made for. It is planned for where no GPU is here and no device was named.
+    """
     files = None
     try:
         files = resolve_model(config.model)
@@ -66,13 +71,22 @@ def explain(config: LoraConfig, talk: Talk) -> None:
     for key, why in folder.left_out:
         talk.warn(f"left out: {key}: {why}")
     device_type = _device_type(config)
+    if card is not None and config.machine.device == "auto" and device_type == "cpu":
+        talk.say(f"no GPU is here: this is the plan for the card of {card} GB that the recipe is made for")
+        device_type = "cuda"
     for note in notes(config, preset, files, device_type):
         talk.warn(note)
     plan = forecast(config, preset, files, folder, device_type=device_type)
     if plan.disk > free_bytes(config.run_dir):
         talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
+    room = None if card is None or device_type == "cpu" else room_on(card)
     for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
         talk.data(line)
+    if card is not None and room is not None:
+        least = f"about {human_bytes(plan.memory)} of the {human_bytes(room)} that a card of {card} GB leaves"
+        talk.data(f"card       {'fits' if plan.memory <= room else 'does not fit'}: {least}")
+        if plan.memory > room:
+            talk.warn(f"this does not fit a card of {card} GB: {least}")
     shapes = [
         {"width": width, "height": height, "pictures": len(pictures)}
         for (height, width), pictures in folder.buckets().items()
@@ -85,8 +99,15 @@ def explain(config: LoraConfig, talk: Talk) -> None:
             "buckets": shapes,
             "training": len(folder.training),
             "held_out": len(folder.held),
+            "card": None if card is None or room is None else {"gb": card, "room": room, "fits": plan.memory <= room},
         }
     )
+
+
+def room_on(card: int) -> int:
+    """Bytes that a run may take of a card of so many GB: its profile's share, less what CUDA itself takes."""
+    row = find_profile(f"{card}GB")
+    return round(row.card * row.share) - CUDA_CONTEXT - CUDA_LIBRARIES
 
 
 def _device_type(config: LoraConfig) -> str:
