@@ -54,9 +54,16 @@ class Talk:
         self.say(f"warning: {text}")
 
     def data(self, line: str | Path) -> None:
-        """One line of data on stdout; nothing where JSON was asked for. File names go out as the bytes they are."""
-        if not (self.json or self.stream):
-            _write_out(os.fsencode(line) if isinstance(line, Path) else line.encode("utf-8", "backslashreplace"))
+        """One line of data on stdout; nothing where JSON was asked for.
+
+        File names go out as the bytes they are, but on a terminal, where the bytes of a name may be commands.
+        """
+        if self.json or self.stream:
+            return
+        if looking_at_stdout():
+            text = printable(str(line))
+            line = text.translate({10: "�", 9: "�"}) if isinstance(line, Path) else text
+        _write_out(os.fsencode(line) if isinstance(line, Path) else line.encode("utf-8", "backslashreplace"))
 
     def heading(self, line: str) -> None:
         """The head of a table, for a person who looks at stdout; a pipe gets the rows alone."""
@@ -102,12 +109,23 @@ class Talk:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters other than line ends and tabs: a picture's metadata may come from anyone, and
-    must not move the cursor, set the title or hide itself."""
+    """`text` with � for every control and formatting character but line ends and tabs.
+
+    Names, prompts, metadata and answers may come from anyone: they must not move the cursor, set the title, hide
+    themselves or turn the direction of what follows (U+202E), nor begin a line that looks like one of ours (U+2028).
+    Kept is what scripts and emoji need: the joiners U+200C and U+200D, and the soft marks of direction.
+    """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
-        character if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs") else "�"
+        character
+        if character in _HARMLESS or unicodedata.category(character) not in ("Cc", "Cs", "Cf", "Zl", "Zp")
+        else "�"
         for character in text
     )
+
+
+_HARMLESS = "\n\t\u200c\u200d\u200e\u200f\u061c\u00ad"
 
 
 def one_line(text: str) -> str:

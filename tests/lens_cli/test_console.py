@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +29,28 @@ from lens_cli.terminal.wording import command_line
         ("a\rb", "a�b"),
         ("\udcff", "�"),
         ("Grüße 🎈 \u200d", "Grüße 🎈 \u200d"),
+        ("a\u202egnp.exe", "a�gnp.exe"),  # turns the direction of what follows
+        ("a\u2066b\u2069", "a�b�"),
+        ("a\u2028error: b\u2029", "a�error: b�"),  # begins a line
+        ("a\ufeffb\U000e0041", "a�b�"),  # nothing that is seen
+        ("\u0645\u06cc\u200c\u062e", "\u0645\u06cc\u200c\u062e"),  # a script that needs its joiner
     ],
 )
 def test_printable(text: str, safe: str) -> None:
     assert printable(text) == safe
+
+
+def test_names_are_bytes_for_a_program_and_harmless_for_a_person(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    name = Path(os.fsdecode(b"\x1b]0;x\x07\xff\nb.png"))
+    talk = Talk(command="info")
+    talk.data(name)
+    assert capfdbinary.readouterr().out == os.fsencode(name) + b"\n"
+    monkeypatch.setattr("lens_cli.terminal.console.looking_at_stdout", lambda: True)
+    talk.data(name)
+    talk.data("a \u202e\x1b[31m cat\nof two lines")
+    assert capfdbinary.readouterr().out.decode() == "�]0;x���b.png\na ��[31m cat\nof two lines\n"
 
 
 def test_one_line() -> None:
