@@ -37,7 +37,7 @@ class Outcome:
         if isinstance(self.stopped, CancelledError):
             return CancelledError(f"stopped: {len(self.pictures)} of {total} pictures finished")
         cause = self.stopped or (self.failures[0].error if self.failures else None)
-        if cause is None or not self.pictures:
+        if cause is None or len(self.pictures) in (0, total):  # all: they are saved, and nobody could be told
             return cause
         return PartialBatchError(f"{total - len(self.pictures)} of {total} pictures failed: {cause}", hint=cause.hint)
 

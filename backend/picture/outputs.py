@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from backend.disk import names
-from backend.errors import UsageError
+from backend.disk import PART_BYTES, names
+from backend.errors import UsageError, shown
 from backend.inputs.begin import last_pass
 from backend.paths import expanded
 from backend.types import GenerationRequest, ImageFormat
@@ -63,7 +63,10 @@ class OutputPlan:
     first: int = 0  # {index} of the request's first picture
 
     def path(self, request: GenerationRequest, index: int, now: datetime) -> Path:
-        """The wished path of picture `index`; `backend.disk.write_new` settles what is taken."""
+        """The wished path of picture `index`; `backend.disk.write_new` settles what is taken.
+
+        Raises UsageError for a name that no file can have, or that leaves no room for -1 where it is taken.
+        """
         assert self.template is not None, "bytes on stdout have no path"
         finished = last_pass(request)
         values: dict[str, object] = {
@@ -78,17 +81,16 @@ class OutputPlan:
             "guidance": f"{request.guidance:g}",
             "index": self.first + index,
         }
-        return Path(self.template.format_map(values) + self.suffix)
+        return _checked(Path(self.template.format_map(values) + self.suffix))
 
     def paths(self, request: GenerationRequest, now: datetime) -> Iterator[Path]:
         """Every path of a run as it would be taken now, without writing: for `--dry-run`."""
         taken: set[Path] = set()
+        tried: dict[Path, Iterator[Path]] = {}  # of each wish the names that are left: ten thousand may be one
         for index in range(len(request.seeds)):
-            path = next(
-                name
-                for name in names(self.path(request, index, now))
-                if name not in taken and not os.path.lexists(name)
-            )
+            wished = self.path(request, index, now)
+            left = tried.setdefault(wished, names(wished))
+            path = next(name for name in left if name not in taken and not os.path.lexists(name))
             taken.add(path)
             yield path
 
@@ -157,18 +159,44 @@ def _quality(format: ImageFormat, quality: int | None, default: int | None) -> i
 
 
 def _check_fields(template: str) -> None:
-    """Only the names of FIELDS, plain: `{seed.__class__}` and `{0}` are refused. Raises UsageError."""
+    """Only the names of FIELDS, plain: `{seed.__class__}` and `{0}` are refused, and so is a form that makes a seed a
+    character (`c`) or a name of a thousand blanks. Raises UsageError.
+    """
     known = ", ".join(f"{{{name}}}" for name in FIELDS)
     try:
         parts = list(string.Formatter().parse(template))
         for _, name, spec, conversion in parts:
             if name is not None and (name not in FIELDS or conversion is not None or "{" in (spec or "")):
                 raise UsageError(f"unknown field {{{name}}} in the output name", hint=f"known: {known}")
+            if not _FORM.fullmatch(spec or ""):
+                raise UsageError(f"the output name has {{{name}:{spec}}}", hint="such as {seed:06d} or {slug:.20}")
         template.format_map({name: 0 if name in ("seed", "w", "h", "steps", "index") else "x" for name in FIELDS})
     except ValueError as error:
         raise UsageError(
             f"the output name {template!r} is no template: {error}", hint=f"known: {known}; a brace is {{{{"
         ) from None
+
+
+# Fill and side, sign, zeros, width, separator, precision, kind: as `format` has them, short of what makes no name.
+_FORM = re.compile(r"([ \w.\-+#]?[<>=^])?[+\- ]?#?0?\d{0,2}[,_]?(\.\d{1,2})?[bdoxXeEfFgGs%]?")
+
+_PART_BYTES = PART_BYTES - len("-999999")
+
+
+def _checked(path: Path) -> Path:
+    """A path that can be written to. Raises UsageError."""
+    for part in path.parts:
+        try:
+            size = len(os.fsencode(part))
+        except UnicodeEncodeError:
+            raise UsageError(f"the output name {shown(part)} is no name on this system") from None
+        if any(unicodedata.category(character) == "Cc" for character in part):
+            raise UsageError(f"the output name {shown(part)} holds control characters", hint="give another with -o")
+        if size > _PART_BYTES:
+            raise UsageError(
+                f"the output name {shown(part)} has {size} bytes; {_PART_BYTES} are the most", hint="shorten it: -o"
+            )
+    return path
 
 
 def _split_suffix(template: str, format: ImageFormat | None) -> tuple[str, str]:  # noqa: A002

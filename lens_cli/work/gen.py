@@ -145,19 +145,19 @@ class Teller:
         self.talk.event("failed", image=event.index, seed=event.seed, code=event.error.code, message=str(event.error))
 
     def _save(self, event: PictureSaved) -> None:
-        """Raises FileError where stdout takes no picture."""
+        """Raises FileError where stdout takes nothing: the pictures that are saved are counted, no more are drawn."""
         self.meter.pause()
-        if event.data is not None:
-            try:
-                write_bytes(event.data)
-            except BrokenPipeError:
-                raise  # the boundary knows what that means
-            except OSError as error:
-                raise FileError(f"cannot write to stdout: {os_reason(error)}") from error
         row = event.row()
-        self.talk.event("image", **row)
+        try:
+            if event.data is not None:
+                write_bytes(event.data)
+            self.talk.event("image", **row)
+            if event.path is not None:
+                self.talk.data(event.path)
+        except OSError as error:
+            where = "" if event.path is None else f"; {event.path} is saved"
+            reason = "its reader has left" if isinstance(error, BrokenPipeError) else os_reason(error)
+            raise FileError(f"cannot write to stdout: {reason}{where}") from error
         self.talk.detail(f"seed {row['seed']}: pixels {row['pixel_sha256'][:16]}, id {row['id']}")
-        if event.path is not None:
-            self.talk.data(event.path)
         if self.showing:
             show(event.generation.image, self.talk)

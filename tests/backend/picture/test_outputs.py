@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,11 +106,36 @@ def test_names_of_a_run_are_distinct_and_free() -> None:
         ("a.jpg", {"quality": 0}),
         ("a.jpg", {"quality": 101}),
         ("a.jpg", {"default_quality": 101}),
+        ("{seed:c}", {}),
+        ("{index:c}.png", {}),
+        ("{seed:>300}.png", {}),
+        ("{seed:>9999999999}", {}),
+        ("{slug:.20}{slug:>999}", {}),
     ],
 )
 def test_refused(output: str, wish: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         plan(output, **wish)
+
+
+@pytest.mark.parametrize("output", ["x" * 247 + ".png", "{slug}" * 30, "a\0b.png", "a\x1b[31m.png", "d\ud800/a.png"])
+def test_a_name_that_no_file_can_have_is_told_before_the_picture_is_drawn(output: str) -> None:
+    """With room for the -1 that a name gets where it is taken: by then the picture would be lost."""
+    with pytest.raises(UsageError, match="the output name"):
+        plan(output).folders(REQUEST, NOW)
+
+
+def test_the_longest_name_can_still_be_numbered() -> None:
+    (path,) = {plan("x" * 244 + ".png").path(REQUEST, index, NOW) for index in (0, 1)}
+    for number in (1, 999_999):
+        path.with_name(f"{path.stem}-{number}{path.suffix}").write_bytes(b"")
+
+
+def test_ten_thousand_wishes_of_one_name_take_no_time_squared() -> None:
+    many = replace(REQUEST, seeds=tuple(range(10_000)))
+    began = time.monotonic()
+    assert len(set(plan("a.png").paths(many, NOW))) == 10_000
+    assert time.monotonic() - began < 20  # it was minutes
 
 
 def test_a_quality_setting_fits_where_it_can() -> None:
