@@ -2,8 +2,8 @@
 torch.
 
 It keeps the interface's promises: pictures in order, events, a poll of `stop` after every step, pixels that depend on
-prompt, seed, size, steps and guidance only. Its weakness: it proves nothing about the real engine, which has tests of
-its own; `tests/lens_cli/test_nano.py` drives the two together.
+prompt, seed, size, steps and guidance only, but for what a mask keeps, which is put back as it was. Its weakness: it
+proves nothing about the real engine, which has tests of its own; `tests/lens_cli/test_nano.py` drives the two together.
 
 As a program (`python tests/fake_engine.py gen …`) it is `lens` with the fake inside. Words in the prompt misbehave:
 "nan" fails the picture whose seed is odd, "oom" fails everything, "slow" sleeps 50 ms a step, "hang" ignores stop,
@@ -25,6 +25,7 @@ from backend import presets
 from backend.errors import CancelledError, NumericsError, OutOfMemoryError
 from backend.events import Generation, OnEvent, PhaseDone, PhaseStarted, PreviewMade, StepDone, Stop
 from backend.inputs.begin import last_pass
+from backend.inputs.canvas import open_canvas
 from backend.presets import Preset
 from backend.requests import ResolvedRequest
 from backend.types import DType, Encoder, GenerationRequest, LoraMode, ModelIdentity, Phase, Preview
@@ -89,8 +90,9 @@ class Engine:
                 raise NumericsError("the latent is not finite", hint="try --dtype float32")
             on_event(PhaseStarted(phase=Phase.decode, image=index))
             on_event(PhaseDone(phase=Phase.decode, seconds=0.001, peak_bytes=2_000_000, image=index))
+            image = Image.frombytes("RGB", (finished.width, finished.height), _pixels(finished, seed))
             yield Generation(
-                image=Image.frombytes("RGB", (finished.width, finished.height), _pixels(finished, seed)),
+                image=image if finished.init is None else open_canvas(finished).restore(image),
                 request=request,
                 index=index,
                 seed=seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,12 @@ class Pictures:
                 return path
         return None
 
-    def sweep(self) -> None:
-        """Drop what nobody has fetched for long."""
+    def sweep(self, waiting: Collection[str] = ()) -> None:
+        """Drop what nobody has fetched for long, but what came with jobs that are `waiting`."""
         if not self.spool.is_dir():
             return
         for folder in self.spool.iterdir():
-            if folder.is_dir() and time.time() - folder.stat().st_mtime > SPOOLED:
+            if folder.name not in waiting and folder.is_dir() and time.time() - folder.stat().st_mtime > SPOOLED:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def drop(self, job: str) -> None:

@@ -49,10 +49,11 @@ class Service:
 
     async def start(self) -> None:
         """Take up what an earlier server left, and begin to draw."""
-        await self._disk.do(self._disk.pictures.sweep)
         for row in self._queue.running():
             self._queue.put_back(row.job.id)
-        for row in self._queue.rows(ended=0):
+        rows = self._queue.rows(ended=0)
+        await self._disk.do(self._disk.pictures.sweep, {row.job.id for row in rows})
+        for row in rows:
             kept = [dict(one.event) for one in self._queue.pictures(row.number)]
             self._feed.restore(event for event in kept if "number" in event)  # without: it was not written yet
             self._feed.tell_job(row)
@@ -174,8 +175,12 @@ class Service:
         """The bytes of a picture's file. Raises UnknownJobError where there is none."""
         return await self._disk.do(self.picture_file(job_id, place).read_bytes)
 
-    async def drop_pictures(self, job_id: str) -> None:
-        """Those that waited in the spool were fetched."""
+    def spool_of(self, job_id: str) -> Path:
+        """The folder of what came with a job, and of its pictures that have no name of their own."""
+        return self._disk.pictures.spool / job_id
+
+    async def drop_spool(self, job_id: str) -> None:
+        """Its pictures were fetched, and what came with it is not needed any more."""
         await self._disk.do(self._disk.pictures.drop, job_id)
 
     async def refine(self, prompt: str, plan: RewritePlan, model: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from backend.errors import UsageError, shown
 from backend.fields import Misfit, object_from
 from backend.picture.outputs import OutputPlan, plan_output
 from backend.requests import ResolvedRequest, build_request, find_model
+from backend.server.http.uploads import Uploads
 from backend.settings import Settings
 from backend.sizes import size_for
 from backend.types import ReasonerMode
@@ -46,16 +47,20 @@ class Intake:
 
 
 def take_in(
-    wish: Wish, settings: Settings, *, folder: Path, owner: bool, output: object = None, rewrite: object = None
-) -> Intake:
+    wish: Wish, settings: Settings, *, folder: Path, owner: bool, output: object = None, rewrite: object = None,
+    uploads: Uploads | None = None,
+) -> Intake:  # fmt: skip
     """Everything decided. `output`: a name below `folder`, an owner's `OutputPlan` as JSON, or None: to be fetched.
-    `rewrite`: an owner's `RewritePlan` as JSON; None: as the wish and the settings say.
+    `rewrite`: an owner's `RewritePlan` as JSON; None: as the wish and the settings say. `uploads`: what came with the
+    wish, to begin from.
 
     Raises UsageError, UntrustedError, and what `build_request` and `make_plan` do. Reads files: call it in a thread.
     """
     notes = list[str]()
     if not owner:
         check_names(wish)
+    if uploads is not None:
+        wish = replace(wish, init=str(uploads.image), mask=None if uploads.mask is None else str(uploads.mask))
     resolved = build_request(wish, settings, notes.append)
     if not owner and len(resolved.request.seeds) > MOST_PICTURES:
         raise UsageError(f"{len(resolved.request.seeds):,} pictures are too many for one job: {MOST_PICTURES} at most")

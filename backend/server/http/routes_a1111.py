@@ -1,4 +1,4 @@
-"""The part of AUTOMATIC1111's API that its clients need: `/sdapi/v1/txt2img` and what they ask before it.
+"""The part of AUTOMATIC1111's API that its clients need: `/sdapi/v1/txt2img`, `img2img`, and what they ask before.
 
 Source: the field names of that program's own OpenAPI description, and what `webuiapi`, Open WebUI and SillyTavern send.
 """
@@ -6,9 +6,11 @@ Source: the field names of that program's own OpenAPI description, and what `web
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import re
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,15 +22,17 @@ from backend import presets
 from backend.errors import UsageError, shown
 from backend.paths import loras_dir
 from backend.picture.metadata import a1111_text
-from backend.server.http.direct import Picture, draw, take
+from backend.server.http.direct import Picture, draw, take, take_with
 from backend.server.http.intake import Intake, model_rows
+from backend.server.http.uploads import Uploads, keep_img2img
 from backend.server.service import Service
-from backend.types import ImageFormat, Preview, Sampler
+from backend.types import Fit, ImageFormat, Preview, Sampler
 from backend.wish import Wish
 
 # What that program calls our samplers: the first is the name, each of them is understood.
 SAMPLER_NAMES = {Sampler.euler: ("Euler", "euler", "k_euler"), Sampler.dpmpp_2m: ("DPM++ 2M", "dpmpp_2m", "k_dpmpp_2m")}
 LORA = re.compile(r"<lora:([^:<>/\\]{1,100})(?::(-?[0-9.]{1,8}))?>")
+CROP = 1  # of its resize modes: ours
 USUAL = 512  # pixels a side: what its clients send where nobody chose
 
 
@@ -53,6 +57,24 @@ class TextToImage(BaseModel):
     save_images: bool = False
 
 
+class ImageToImage(TextToImage):
+    init_images: Annotated[list[str], Field(description="One picture, as base64.")] = []
+    denoising_strength: Annotated[float, Field(description="How much is drawn anew, 0 to 1.")] = 0.75
+    mask: Annotated[str | None, Field(description="A picture of the same size as base64: white is drawn anew.")] = None
+    inpainting_mask_invert: int = 0
+    inpaint_full_res: bool = False
+    resize_mode: int = 0
+
+    def keep(self, folder: Path) -> Uploads:
+        """The pictures, as files in a folder. Raises UsageError."""
+        if len(self.init_images) != 1:
+            raise UsageError(f"init_images holds {len(self.init_images)} pictures: one is drawn from at a time")
+        mask = None if self.mask is None else _decoded(self.mask, "mask")
+        return keep_img2img(
+            folder, _decoded(self.init_images[0], "init_images"), mask, invert=bool(self.inpainting_mask_invert)
+        )
+
+
 class Options(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
@@ -74,10 +96,29 @@ def make_router(service: Service) -> APIRouter:
     async def txt2img(request: Request, wanted: TextToImage) -> dict[str, Any]:
         """Draw pictures."""
         wish, notes = make_wish(wanted, state.model)
-        taken = await take(
-            service, request, wish, output=Path(service.settings.output.template).name if wanted.save_images else None
-        )
-        job_id = secrets.token_hex(8)
+        taken = await take(service, request, wish, output=output_of(wanted))
+        return await answer(request, wanted, wish, taken, secrets.token_hex(8), notes)
+
+    @router.post("/img2img")
+    async def img2img(request: Request, wanted: ImageToImage) -> dict[str, Any]:
+        """Draw pictures from a picture."""
+        wish, notes = make_wish(wanted, state.model)
+        wish, job_id = replace(wish, strength=wanted.denoising_strength), secrets.token_hex(8)
+        if wish.width is not None or wish.height is not None:
+            wish = replace(wish, fit=Fit.scale)
+            if wanted.resize_mode != CROP:
+                notes.append(f"resize_mode {wanted.resize_mode} is not here: {CROP} is used, which crops")
+        if wanted.mask is not None and wanted.inpaint_full_res:
+            notes.append("inpaint_full_res is not here: the whole picture is looked at")
+        taken = await take_with(service, request, wish, job_id, wanted.keep, output=output_of(wanted))
+        return await answer(request, wanted, wish, taken, job_id, notes)
+
+    def output_of(wanted: TextToImage) -> str | None:
+        return Path(service.settings.output.template).name if wanted.save_images else None
+
+    async def answer(
+        request: Request, wanted: TextToImage, wish: Wish, taken: Intake, job_id: str, notes: list[str]
+    ) -> dict[str, Any]:
         state.jobs.append(job_id)
         try:
             _, pictures = await draw(service, request, wish, taken, job_id)
@@ -151,7 +192,8 @@ def make_wish(wanted: TextToImage, model: str) -> tuple[Wish, list[str]]:
     width, height = wanted.width, wanted.height
     if (width, height) == (USUAL, USUAL) and preset is not None and USUAL not in preset.bases:
         width = height = None  # what clients send where nobody chose
-        notes.append(f"512x512 is no size of {model}: drawn at its own")
+        own = "the picture's" if isinstance(wanted, ImageToImage) else "its own"
+        notes.append(f"512x512 is no size of {model}: drawn at {own}")
     wish = Wish(
         prompt=LORA.sub("", wanted.prompt), negative_prompt=wanted.negative_prompt or None, model=model,
         seeds=(str(wanted.seed),), num=wanted.batch_size * wanted.n_iter, steps=wanted.steps,
@@ -160,6 +202,15 @@ def make_wish(wanted: TextToImage, model: str) -> tuple[Wish, list[str]]:
         format=ImageFormat.png,
     )  # fmt: skip
     return wish, notes
+
+
+def _decoded(text: str, name: str) -> bytes:
+    """A picture of base64, alone or as a data URL. Raises UsageError."""
+    kind, comma, data = text.partition(",")
+    try:
+        return base64.b64decode(data if comma and kind.startswith("data:") else text, validate=True)
+    except (ValueError, binascii.Error):
+        raise UsageError(f"{name} is no base64", hint="a PNG, JPEG or WebP, encoded") from None
 
 
 def _sampler(name: str | None, notes: list[str]) -> Sampler | None:
@@ -192,7 +243,8 @@ def _answer(wanted: TextToImage, taken: Intake, pictures: list[Picture], notes: 
         "index_of_first_image": 0, "infotexts": [a1111_text(record) for record in records], "notes": list(notes),
     }  # fmt: skip
     images = [base64.b64encode(one.data).decode() for one in pictures] if wanted.send_images else []
-    return {"images": images, "parameters": wanted.model_dump(), "info": json.dumps(info)}
+    asked = wanted.model_dump(exclude={"init_images", "mask"})
+    return {"images": images, "parameters": asked, "info": json.dumps(info)}
 
 
 def _progress(service: Service, state: State, *, with_image: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""OpenAI's images: `/v1/images/generations`, plain and as a stream with partial images.
+"""OpenAI's images: `/v1/images/generations` and `/v1/images/edits`, plain and as a stream with partial images.
 
 Seed, steps, guidance and negative prompt are fields beside OpenAI's own, where the SDK's `extra_body` puts them.
 Source: OpenAI's API reference, images and image streaming.
@@ -12,20 +12,23 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from backend.errors import LensError
-from backend.server.http.direct import draw, events, take
+from backend.errors import LensError, UsageError
+from backend.server.http.direct import draw, events, take, take_with
 from backend.server.http.intake import Intake
 from backend.server.http.routes_jobs import NO_STORE
+from backend.server.http.uploads import MOST_BYTES, keep_edit
 from backend.server.jobs import error_data
 from backend.server.service import Service
-from backend.types import ImageFormat, Preview
+from backend.types import Fit, ImageFormat, Preview
 from backend.wish import Wish
 
 
@@ -67,28 +70,77 @@ class ImageRequest(BaseModel):
         )  # fmt: skip
 
 
+class EditRequest(ImageRequest):
+    """The same fields in a multipart form, with the picture. Of more than one picture none is taken."""
+
+    image: list[UploadFile] | None = None
+    images: Annotated[list[UploadFile] | None, Field(alias="image[]", description="The image, by another name.")] = None
+    mask: Annotated[UploadFile | None, Field(description="Transparent, or white, where it is drawn anew.")] = None
+    strength: Annotated[float | None, Field(description="How much is drawn anew, 0 to 1: 0.6, with a mask 1.")] = None
+    fit: Annotated[Fit | None, Field(description="What a size means: scale, or extend around the picture.")] = None
+    lora_list: Annotated[list[str] | None, Field(alias="loras[]", max_length=16)] = None
+
+    def wish(self) -> Wish:
+        loras = self.loras or self.lora_list
+        fit = self.fit or (Fit.scale if self.size not in (None, "auto") else None)
+        return replace(super().wish(), strength=self.strength, fit=fit, loras=None if loras is None else tuple(loras))
+
+    async def pictures(self) -> tuple[bytes, bytes | None]:
+        """(image, mask) as they came. Raises UsageError."""
+        sent = [*(self.image or ()), *(self.images or ())]
+        if len(sent) != 1:
+            raise UsageError(f"one image is edited at a time, not {len(sent)}", hint="send one file as image")
+        read = [None if one is None else await one.read(MOST_BYTES + 1) for one in (sent[0], self.mask)]
+        return read[0] or b"", read[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A job that is about to be entered, and how its answer calls its events."""
+
+    job_id: str
+    wish: Wish
+    taken: Intake
+    kind: str  # image_generation, image_edit
+
+
 def make_router(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/images", tags=["OpenAI"])
 
     @router.post("/generations", response_model=None)
     async def generations(request: Request, wanted: ImageRequest) -> JSONResponse | StreamingResponse:
         """Draw pictures."""
-        return await answer(service, request, wanted, wanted.wish())
+        wish = wanted.wish()
+        taken = await take(service, request, wish, output=wanted.output)
+        order = Order(job_id=secrets.token_hex(8), wish=wish, taken=taken, kind="image_generation")
+        return await answer(service, request, wanted, order)
+
+    @router.post("/edits", response_model=None)
+    async def edits(
+        request: Request, wanted: Annotated[EditRequest, Form(media_type="multipart/form-data")]
+    ) -> JSONResponse | StreamingResponse:
+        """Draw pictures from a picture: all of it, or what is transparent in the mask or in the picture itself."""
+        wish, job_id = wanted.wish(), secrets.token_hex(8)
+        image, mask = await wanted.pictures()
+        keep = partial(keep_edit, image=image, mask=mask)
+        taken = await take_with(service, request, wish, job_id, keep, output=wanted.output)
+        order = Order(job_id=job_id, wish=wish, taken=taken, kind="image_edit")
+        return await answer(service, request, wanted, order)
 
     return router
 
 
 async def answer(
-    service: Service, request: Request, wanted: ImageRequest, wish: Wish
+    service: Service, request: Request, wanted: ImageRequest, order: Order
 ) -> JSONResponse | StreamingResponse:
-    """The pictures of a wish, in the form that was asked for."""
-    taken = await take(service, request, wish, output=wanted.output)
+    """The pictures of an order, in the form that was asked for."""
+    taken = order.taken
     if wanted.stream:
-        told = Told(wanted, taken)
+        told = Told(wanted, order)
         return StreamingResponse(
-            _stream(service, request, wish, taken, told), media_type="text/event-stream", headers=NO_STORE
+            _stream(service, request, order, told), media_type="text/event-stream", headers=NO_STORE
         )
-    job, pictures = await draw(service, request, wish, taken, secrets.token_hex(8))
+    job, pictures = await draw(service, request, order.wish, taken, order.job_id)
     rows = [
         {
             "b64_json": base64.b64encode(one.data).decode(),
@@ -107,9 +159,9 @@ async def answer(
 class Told:
     """What every event of a stream says, and which previews become partial images: as many as asked for, evenly."""
 
-    def __init__(self, wanted: ImageRequest, taken: Intake) -> None:
-        self.count = wanted.partial_images or 0
-        self.format = taken.output.format
+    def __init__(self, wanted: ImageRequest, order: Order) -> None:
+        self.count, taken = wanted.partial_images or 0, order.taken
+        self.format, self._kind = taken.output.format, order.kind
         size = f"{taken.resolved.request.width}x{taken.resolved.request.height}"
         self.common = {
             "size": size, "quality": "auto", "background": "opaque", "output_format": str(self.format),
@@ -122,21 +174,20 @@ class Told:
         return self.sent < self.count and step * (self.count + 1) >= total * (self.sent + 1)
 
     def line(self, name: str, **more: Any) -> bytes:
-        kind = f"image_generation.{name}"
+        kind = f"{self._kind}.{name}"
         return f"event: {kind}\ndata: {json.dumps({'type': kind, **self.common, **more})}\n\n".encode()
 
 
-async def _stream(service: Service, request: Request, wish: Wish, taken: Intake, told: Told) -> AsyncGenerator[bytes]:
+async def _stream(service: Service, request: Request, order: Order, told: Told) -> AsyncGenerator[bytes]:
     """Partial images and pictures as server-sent events; an error is one as well, for the answer has begun."""
-    job_id = secrets.token_hex(8)
     try:
-        async for event in events(service, request, wish, taken, job_id):
+        async for event in events(service, request, order.wish, order.taken, order.job_id):
             if event["event"] == "preview_made" and told.is_due(event["step"], event["total"]):
                 image = await run_in_threadpool(_as_format, event["png"], told.format)
                 yield told.line("partial_image", partial_image_index=told.sent, b64_json=image)
                 told.sent += 1
             elif event["event"] == "picture_saved":
-                data = await service.read_picture(job_id, event["index"])
+                data = await service.read_picture(order.job_id, event["index"])
                 more = {"revised_prompt": event["record"]["prompt"], "seed": event["seed"]}
                 yield told.line("completed", b64_json=base64.b64encode(data).decode(), **more)
                 told.sent = 0

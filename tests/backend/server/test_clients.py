@@ -7,20 +7,25 @@ Why it can be trusted: the clients are the real packages, and what they give bac
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import anyio
+import numpy as np
 import openai
 import pytest
 import webuiapi
 from PIL import Image
 
+from backend.inputs.files import see_mask
 from backend.picture import metadata
+from backend.server.http.uploads import keep_edit, keep_img2img
 from tests.backend.server.conftest import Running
 from tests.lens_cli.cli import environment
 
@@ -100,6 +105,117 @@ def test_webuiapi(server: Running) -> None:
     assert api.get_progress()["progress"] == 0
     usual = api.txt2img(prompt="fish", steps=1)  # 512x512, where nobody chose a size
     assert usual.images[0].size == (256, 256) and any("512x512" in note for note in usual.info["notes"])
+
+
+# ------------------------------------------------------------------------------------------------ pictures come along
+
+WIDE, HIGH = 208, 176
+NOISE = np.random.default_rng(0).integers(0, 256, (HIGH, WIDE, 3), dtype=np.uint8)
+LEFT = np.zeros((HIGH, WIDE), np.uint8)
+LEFT[:, : WIDE // 2] = 255
+
+
+def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **how)
+    return buffer.getvalue()
+
+
+def with_alpha(alpha: np.ndarray) -> bytes:
+    return encoded(np.dstack([NOISE, alpha]))
+
+
+def kept_halves(picture: Image.Image) -> tuple[bool, bool]:
+    """Whether the left and the right half have the very bytes of the picture that was sent."""
+    same, middle = np.asarray(picture) == NOISE, WIDE // 2
+    return bool(same[:, :middle].all()), bool(same[:, middle:].all())
+
+
+def wait_until_swept(server: Running) -> None:
+    """What came along goes when its job has ended."""
+    until = time.monotonic() + 20
+    while list((server.home / "state/spool").glob("*/[im]*")):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_openai_edits(server: Running, sdk: openai.OpenAI) -> None:
+    """What is transparent in the picture is drawn anew, the rest comes back to the byte."""
+    sent = with_alpha(255 - LEFT)
+    answer = sdk.images.edit(image=sent, prompt="a fish", n=2, extra_body={"seed": 5, "steps": 2, "guidance": 2.5})
+    assert answer.data is not None and answer.size == f"{WIDE}x{HIGH}"
+    for place, one in enumerate(answer.data):
+        data = base64.b64decode(one.b64_json or "")
+        record = record_of(data)
+        assert kept_halves(Image.open(io.BytesIO(data))) == (False, True)
+        assert (record["seed"], record["steps"], record["guidance"], record["strength"]) == (5 + place, 2, 2.5, 1)
+        assert record["init"] == {"name": "image.png", "sha256": hashlib.sha256(sent).hexdigest()} == record["mask"]
+    wait_until_swept(server)
+
+
+def test_openai_edits_as_a_stream_with_a_mask_and_with_a_size(server: Running, sdk: openai.OpenAI) -> None:
+    stream = sdk.images.edit(
+        image=[encoded(NOISE)], mask=with_alpha(LEFT), prompt="a fish", stream=True, partial_images=1,
+        extra_body={"seed": 5, "steps": 3, "strength": 0.7},
+    )  # fmt: skip
+    partial, whole = list(stream)
+    assert (partial.type, whole.type) == ("image_edit.partial_image", "image_edit.completed")
+    data = base64.b64decode(whole.b64_json)
+    assert kept_halves(Image.open(io.BytesIO(data))) == (True, False) and record_of(data)["strength"] == 0.7
+    large = encoded(np.tile(NOISE, (5, 5, 1)), compress_level=0)
+    assert len(large) > 2 << 20  # more than a request without pictures may have
+    sized = sdk.images.edit(image=large, prompt="a fish", size="176x176", extra_body={"steps": 1})  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert sized.data is not None
+    record = record_of(base64.b64decode(sized.data[0].b64_json or ""))
+    assert (record["width"], record["fit"], record["strength"], record.get("mask")) == (176, "scale", 0.6, None)
+    wait_until_swept(server)
+
+
+def test_openai_edits_that_are_refused(server: Running, sdk: openai.OpenAI) -> None:
+    good = encoded(NOISE)
+    for wrong in (
+        {"image": b"GIF89a no picture"}, {"image": good[:-9000]}, {"image": [good, good]}, {"image": []},
+        {"image": encoded(Image.new("1", (8000, 6000)))}, {"image": encoded(NOISE, "TIFF")},
+        {"mask": encoded(LEFT[:64, :64])}, {"mask": encoded(LEFT * 0)}, {"mask": b""},
+        {"extra_body": {"strength": 2}}, {"extra_body": {"init": "/etc/passwd"}, "n": 99}, {"size": "7x7"},
+    ):  # fmt: skip
+        with pytest.raises(openai.BadRequestError) as caught:
+            sdk.images.edit(**{"image": good, "prompt": "a fish", **wrong})
+        assert caught.value.message and str(server.home) not in caught.value.message, wrong
+    wait_until_swept(server)
+
+
+def test_webuiapi_img2img(server: Running) -> None:
+    api: Any = webuiapi.WebUIApi(host="127.0.0.1", port=server.client.place.port)
+    picture, mask = Image.fromarray(NOISE), Image.fromarray(LEFT)
+    for invert in (False, True):
+        made = api.img2img(
+            images=[picture], mask_image=mask, inpainting_mask_invert=int(invert), prompt="a fish", seed=9, steps=2,
+            denoising_strength=0.5, width=WIDE, height=HIGH,
+        )  # fmt: skip
+        assert kept_halves(made.image) == (invert, not invert) and "init_images" not in made.parameters
+        assert any("inpaint_full_res" in note for note in made.info["notes"])
+    usual = api.img2img(images=[picture], prompt="a fish", steps=1)  # 512x512: the picture's own size
+    assert usual.image.size == (WIDE, HIGH) and json.loads(usual.image.text["lens"])["strength"] == 0.75
+    for wrong in ([], [picture, picture]):
+        with pytest.raises(RuntimeError, match="400"):
+            api.img2img(images=wrong, prompt="a fish")
+    wait_until_swept(server)
+
+
+def test_what_a_mask_means(tmp_path: Path) -> None:
+    """White is drawn; transparency is drawn in OpenAI's edits, what is opaque in A1111's."""
+    image, grey, alpha = encoded(NOISE), encoded(LEFT), with_alpha(LEFT)
+    for mask, invert, openai_s, a1111_s in (
+        (grey, False, LEFT, LEFT), (grey, True, LEFT, 255 - LEFT), (alpha, False, 255 - LEFT, LEFT),
+        (alpha, True, 255 - LEFT, 255 - LEFT),
+    ):  # fmt: skip
+        for uploads, drawn in (
+            (keep_edit(tmp_path, image, mask), openai_s), (keep_img2img(tmp_path, image, mask, invert=invert), a1111_s)
+        ):  # fmt: skip
+            assert uploads.mask is not None and (np.asarray(see_mask(uploads.mask)) == drawn).all()
+    unmasked = keep_edit(tmp_path, image, None), keep_img2img(tmp_path, alpha, None, invert=True)
+    assert [uploads.mask for uploads in unmasked] == [None, None]
 
 
 def test_an_mcp_client(tmp_path: Path) -> None:
