@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -145,8 +146,10 @@ def _usual_mode() -> int:
 
 @contextlib.contextmanager
 def _temporary(folder: Path) -> Generator[Path]:
-    """An empty temporary file in `folder`; gone at the end, however the end comes."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".lens-", suffix=".tmp")
+    """An empty temporary file in `folder`; gone at the end, however the end comes. One that a killed process left there
+    goes now: its name says whose it was."""
+    _sweep(folder)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".lens-{_machine()}-{os.getpid()}-", suffix=".tmp")
     try:
         os.close(handle)
         os.chmod(name, _usual_mode())  # mkstemp's 0600 is for secrets; a picture has the usual mode
@@ -154,6 +157,67 @@ def _temporary(folder: Path) -> Generator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away
             os.unlink(name)
+
+
+_LEFT = re.compile(r"\.lens-([0-9a-f]{8})-([0-9]{1,10})-\w+\.tmp")
+_swept = set[str]()  # folders that this process has looked through: one of pictures may have a hundred thousand
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes of this machine that are gone were writing in `folder`."""
+    place = os.path.abspath(folder)
+    if place in _swept or os.name == "nt":  # there, asking whether a process lives ends it
+        return
+    _swept.add(place)
+    with os.scandir(place) as entries:
+        left = [(entry.path, found) for entry in entries if (found := _LEFT.fullmatch(entry.name))]
+    for path, found in left:
+        if found[1] == _machine() and not _lives(int(found[2])):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight characters for this machine: a folder may lie on a disk that several share."""
+    return hashlib.sha256(os.uname().nodename.encode() if os.name != "nt" else b"windows").hexdigest()[:8]
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def claimed(path: Path, *, doing: str) -> Generator[None]:
+    """Keep other processes of this machine from `path`, a file or a folder that takes long to write, until the end.
+
+    The claim goes with the process, however that ends, and nothing of it lies beside `path`. `doing`: what a process
+    does that has it. Raises FileError where another one has it.
+    """
+    from filelock import FileLock, Timeout
+
+    from backend.paths import state_dir
+
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    place = state_dir() / "claims" / f"{name}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place, blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise FileError(f"another process {doing} {path}", hint="wait for it, or stop it") from None
+    except OSError as error:
+        raise write_error(place, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from backend.checkpoints.config_files import TRANSFORMER_METADATA_KEY
 from backend.checkpoints.headers import read_summary
 from backend.checkpoints.packing_plan import BLOCK_LINEAR, MODULATION, stored_packing
 from backend.checkpoints.resolve import resolve_model
-from backend.disk import free_bytes, make_folder, write_atomic
+from backend.disk import claimed, free_bytes, make_folder, write_atomic
 from backend.errors import FileError, LensError, ModelMissingError, UsageError, human_bytes
 from backend.model.tensors import transformer_shapes
 from backend.packing.schemes import Container, Scheme, by_target
@@ -58,6 +58,7 @@ class Conversion:
     modulation: bool  # it is quantised too
     nbytes: int  # of the weights file, about
     free: int  # bytes of its disk
+    replaces: bool  # a file that is there
     notes: tuple[str, ...]
 
 
@@ -100,14 +101,22 @@ def plan_conversion(
     if modulation:
         notes.append("the modulation is quantised as well, which is reported to break pictures at 4 bits")
     result = file if _names_a_file(expanded(output)) else file.parent
-    return Conversion(found, scheme, file, config, result, modulation, nbytes, free, tuple(notes))
+    return Conversion(found, scheme, file, config, result, modulation, nbytes, free, file.exists(), tuple(notes))
 
 
 def convert(plan: Conversion, on_tensor: Callable[[int], None] = lambda nbytes: None) -> Written:
     """Write the file, and its config. `on_tensor` is told the bytes of each tensor written; it may raise to stop.
 
-    Interrupted or failing, nothing stays but what was there before. Raises CheckpointError, FileError, LensError.
+    Interrupted or failing, nothing stays but what was there before. Of two at once that write the same file one is
+    refused. Raises CheckpointError, FileError, LensError.
     """
+    with claimed(plan.file, doing="writes"):
+        if plan.file.exists() and not plan.replaces:
+            raise FileError(f"{plan.file} is there by now", hint="--force replaces it")
+        return _convert(plan, on_tensor)
+
+
+def _convert(plan: Conversion, on_tensor: Callable[[int], None]) -> Written:
     from backend.checkpoints.compare import compare
     from backend.checkpoints.formats import open_transformer
 

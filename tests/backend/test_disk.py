@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.disk import check_folder, make_folder, replacing, write_atomic, write_new
+from backend.disk import check_folder, claimed, make_folder, replacing, write_atomic, write_new
 from backend.errors import FileError
 
 
@@ -130,3 +130,33 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_that_writes_there(tmp_path: Path) -> None:
+    """A real process, killed while it writes: it holds the claim until then and nothing of it stays after."""
+    target = tmp_path / "out" / "big.gguf"
+    target.parent.mkdir()
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom backend.disk import claimed, replacing\n"
+        "target = Path(sys.argv[1])\n"
+        "with claimed(target, doing='writes'), replacing(target) as file:\n"
+        "    file.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"writing\n"
+    (half,) = target.parent.iterdir()
+    others = [
+        half.with_name(half.name.replace(f"-{child.pid}-", f"-{os.getpid()}-")),  # of one that lives
+        target.parent / f".lens-00000000-{child.pid}-x.tmp",  # of another machine
+        target.parent / ".lens-notes.tmp",  # nobody knows whose
+    ]
+    for other in others:
+        other.write_bytes(b"")
+    with pytest.raises(FileError, match="another process writes"), claimed(target, doing="writes"):
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with claimed(target, doing="writes"):
+        write_atomic(target, b"whole")
+    assert sorted(target.parent.iterdir()) == sorted([target, *others])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.disk import claimed
 from tests.lens_cli.cli import Run, lens_inside
 from tests.train.data_files import encoded, noise, write_tar
 
@@ -160,3 +161,11 @@ def test_a_config_edited_by_hand(data, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "work" / "config.json").write_text('{"select": {"entropy": "low"}}')
     run = data("select", str(tmp_path / "work"))
     assert run.code == 2 and "entropy = 'low' is not a number" in run.err
+
+
+def test_a_second_process_in_one_work_folder_is_refused(data, photos: Path, tmp_path: Path) -> None:
+    """It took the first one's half-done shards for faults."""
+    with claimed(tmp_path / "work", doing="works in"):
+        run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
+    assert run.code == 1 and f"another process works in {tmp_path / 'work'}" in run.err
+    assert not (tmp_path / "work").exists()

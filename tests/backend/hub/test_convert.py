@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from backend.checkpoints.formats import open_transformer
 from backend.checkpoints.packing_plan import plan_quant, stored_packing
 from backend.checkpoints.resolve import resolve_model
+from backend.disk import claimed
 from backend.errors import CancelledError, CheckpointError, FileError, ModelMissingError, UsageError
 from backend.hub import convert as conversion
 from backend.hub.convert import convert, missing_companions, packed_names, plan_conversion
@@ -277,6 +278,19 @@ def test_nothing_is_overwritten_unasked(source: Path, tmp_path: Path) -> None:
     assert file.read_bytes() == before
     quantize(source, QuantTarget.q4_k, file, force=True)
     assert file.read_bytes() != before
+
+
+def test_of_two_that_write_one_file_one_is_refused(source: Path, tmp_path: Path) -> None:
+    """Both were planned before either wrote: the second replaced the first one's file without a word."""
+    file = tmp_path / "q.gguf"
+    first, second = (plan_conversion(str(source), target, file) for target in (QuantTarget.q8_0, QuantTarget.q4_k))
+    with claimed(file, doing="writes"), pytest.raises(FileError, match="another process writes"):
+        convert(second)
+    convert(first)
+    whole = file.read_bytes()
+    with pytest.raises(FileError, match="is there by now"):
+        convert(second)
+    assert file.read_bytes() == whole
 
 
 def test_the_source_is_never_replaced(source: Path) -> None:

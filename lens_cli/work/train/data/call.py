@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from backend.disk import claimed
 from lens_cli.terminal.console import Talk
 from train.data.engine import run_shards
 from train.data.work import Work
@@ -49,11 +50,14 @@ class DataStage(Protocol):
 
 
 def carry_out(stage: DataStage, call: Call) -> None:
-    """What the command line asked for."""
+    """What the command line asked for. Raises FileError where another process works in the folder: two would take each
+    other's half-done shards for faults.
+    """
     if call.dry_run:
         stage.explain()
     else:
-        stage.run()
+        with claimed(call.folder, doing="works in"):
+            stage.run()
 
 
 def run_todo(call: Call, name: str, stage: Callable[[int], None], todo: Sequence[int], *, gpus: float = 0.0) -> None:
