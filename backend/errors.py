@@ -165,6 +165,11 @@ def os_reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def counted(number: int, noun: str) -> str:
+    """1, "shard" -> "1 shard"; 1200, "shard" -> "1,200 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def human_bytes(number: float) -> str:
     """1536 -> "1.5 kB". Decimal units, as disks and download pages count."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -36,11 +36,40 @@ class Picture:
     sha256: str  # of the file
     caption: str  # with the trigger before it
     placed: Placement
+    member: str | None = None  # of a tar or a Parquet file, as `scan` of a work folder has it; None: a plain file
+    offset: int | None = None
+    nbytes: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of its bucket, pixels."""
         return self.placed.height, self.placed.width
+
+    def read(self) -> bytes:
+        """The file's bytes. Raises FileError, OSError."""
+        return _bytes(self)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture that was found, and not looked at yet."""
+
+    key: str  # its path below the folder, with slashes
+    path: Path
+    caption: Callable[[], str | None]  # its own, None: it has none; raises Unreadable
+    beside: str  # where its own caption would be
+    member: str | None = None
+    offset: int | None = None
+    nbytes: int = 0
+
+
+def _bytes(picture: Picture | Found) -> bytes:
+    if picture.member is None:
+        return documents.read_bytes(picture.path, PICTURE_BYTES)
+    from train.data.work import open_picture  # pyarrow
+
+    names = ("path", "member", "offset", "nbytes")
+    return open_picture({name: getattr(picture, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -73,16 +102,15 @@ def read_folder(
     `decoded_before(sha256, placement)`: True for a picture that is known to be whole, which saves decoding it again.
     """
     buckets = BucketConfig(bases=tuple(bases), upscale=config.upscale, least_kept=config.least_kept)
-    paths = _listed(config)
-    twins = _sharing_a_caption(paths)
+    listed = _selected(config) if is_work(config.pictures) else _in_folder(config)
     good: list[Picture] = []
     bad: list[tuple[str, str]] = []
     needed = 1.0
-    for path in paths:
-        key = path.relative_to(config.pictures).as_posix()
+    for found in listed:
+        key = found.key
         try:
-            caption = _caption(path, twins, config)
-            data = documents.read_bytes(path, PICTURE_BYTES)
+            caption = _caption(found, config)
+            data = _bytes(found)
             head, problem = read_head(data)
             if problem is not None:
                 raise Unreadable(problem)
@@ -94,15 +122,66 @@ def read_folder(
             sha256 = hashlib.sha256(data).hexdigest()
             if not decoded_before(sha256, placed):
                 decode(data)
-            good.append(Picture(key, path, sha256, caption, placed))
-        except (Unreadable, documents.Unreadable) as error:
+            where = (found.member, found.offset, found.nbytes)
+            good.append(Picture(key, found.path, sha256, caption, placed, *where))
+        except (Unreadable, documents.Unreadable, FileError) as error:
             bad.append((key, str(error)))
         except OSError as error:
             bad.append((key, os_reason(error)))
     if bad and not (config.skip and good):
-        raise _unusable(config, bad, len(paths), needed)
+        raise _unusable(config, bad, len(listed), needed)
     training, held = _split(good, config)
     return Folder(training, held, tuple(bad))
+
+
+def is_work(folder: Path) -> bool:
+    """Whether it is a work folder of `lens train data`, whose selection is trained on, and no folder of pictures."""
+    return (folder / "config.json").is_file() and (folder / "scan").is_dir() and (folder / "plan").is_dir()
+
+
+def _selected(config: LoraConfig) -> list[Found]:
+    """What `select` and `dedup` kept, with the captions that were written for it, else those that came with it.
+
+    Raises LensError for a stage that is missing, UsageError where nothing was kept.
+    """
+    from train.data.scan import planned
+    from train.data.selection import kept_rows
+    from train.data.work import Work
+
+    work = Work(config.pictures.resolve())
+    columns = ["key", "path", "member", "offset", "nbytes", "caption"]
+    found: list[Found] = []
+    for shard in planned(work):
+        written: dict[str, str | None] = {}
+        if work.mark("caption", shard) is not None:
+            table = work.read("caption", shard, columns=["key", "caption"])
+            written = dict(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
+        for row in kept_rows(work, shard, columns, deduplicated=False).to_pylist():
+            text = written.get(row["key"]) or row["caption"]
+            place = {name: row[name] for name in ("member", "offset", "nbytes")}
+            found.append(Found(row["key"], Path(row["path"]), lambda text=text: text, "caption", **place))
+    if not found:
+        raise UsageError(f"{config.pictures}: no picture of this work folder was kept", hint="lens train data select")
+    return sorted(found, key=lambda one: one.key)
+
+
+def _in_folder(config: LoraConfig) -> list[Found]:
+    """The pictures of a folder, each with the .txt beside it."""
+    paths = _listed(config)
+    twins = _sharing_a_caption(paths)
+
+    def found(path: Path) -> Found:
+        beside = path.with_suffix(".txt")
+
+        def caption() -> str | None:
+            if beside in twins:
+                others = ", ".join(name for name in twins[beside] if name != path.name)
+                raise Unreadable(f"shares the caption {beside.name} with {others}")
+            return _read(beside)
+
+        return Found(path.relative_to(config.pictures).as_posix(), path, caption, f"caption {beside.name}")
+
+    return [found(path) for path in paths]
 
 
 def _listed(config: LoraConfig) -> list[Path]:
@@ -137,17 +216,13 @@ def _sharing_a_caption(paths: Iterable[Path]) -> dict[Path, list[str]]:
     return {beside: names for beside, names in claims.items() if len(names) > 1 and beside.exists()}
 
 
-def _caption(path: Path, twins: dict[Path, list[str]], config: LoraConfig) -> str:
+def _caption(found: Found, config: LoraConfig) -> str:
     """Raises Unreadable."""
-    beside = path.with_suffix(".txt")
-    if beside in twins:
-        others = ", ".join(name for name in twins[beside] if name != path.name)
-        raise Unreadable(f"shares the caption {beside.name} with {others}")
-    text = _read(beside)
+    text = own = found.caption()
     if text is None or not text.strip():
         text = config.caption
         if text is None:
-            raise Unreadable(f"its caption {beside.name} is {'empty' if beside.exists() else 'missing'}")
+            raise Unreadable(f"its {found.beside} is {'missing' if own is None else 'empty'}")
     whole = " ".join(part for part in (config.trigger, text.strip()) if part)
     problem = unusable(whole)
     if problem is not None:

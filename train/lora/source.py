@@ -115,7 +115,7 @@ class Kept:
 def pixels(picture: Picture) -> np.ndarray:
     """(H, W, 3) uint8 of its bucket: upright, sRGB, cropped, scaled. Raises FileError."""
     try:
-        image = decode(picture.path.read_bytes())
+        image = decode(picture.read())
     except (OSError, Unreadable) as error:
         raise FileError(f"{picture.path}: {error}") from error
     size = (picture.placed.width, picture.placed.height)

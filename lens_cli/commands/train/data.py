@@ -137,11 +137,14 @@ def dedup(call: Call) -> DataStage:
 
 @command("caption", spread=False, batch_out=BatchOut, batch_in=BatchIn)
 def caption(call: Call, batch_out: Path | None, batch_in: list[Path] | None) -> DataStage:
-    """Have each kept picture described by a vision model behind an OpenAI-compatible endpoint.
+    """Have each kept picture described: by a vision model behind an OpenAI-compatible endpoint or on this machine.
+
+    --set local=Salesforce/blip-image-captioning-base (a folder, or a Hub id with download=true) asks nobody else;
+    --set text="a sks dog" is the caption of all that have none of their own.
 
     lens train data caption work/ --set model=NAME --set base_url=http://127.0.0.1:8000/v1 · an answer is never paid for
     twice; a key is the setting reasoner.api_key · vllm run-batch reads and writes the batch files, too · settings:
-    model, base_url, prompt, brief, own, side, attempts, at_once, least_words, most_words, language, price_in, …
+    model, base_url, local, text, prompt, brief, own, side, attempts, at_once, least_words, most_words, language, …
     """
     from backend.errors import UsageError
     from lens_cli.work.train.data.caption import CaptionCommand

@@ -11,7 +11,8 @@ from backend.types import Quant
 from lens_cli import options
 
 Pictures = Annotated[
-    Path, typer.Argument(metavar="PICTURES", help="Folder of pictures; the caption of a.png is a.txt beside it.")
+    Path,
+    typer.Argument(metavar="PICTURES", help="Folder of pictures, a.txt beside a.png; or a WORK of `train data`."),
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="The model to tune: a name from `lens models list`, a path.")]
 RunDir = Annotated[

@@ -59,6 +59,10 @@ class CaptionSettings:
 
     model: str | None = None  # at the endpoint; None: the setting reasoner.model
     base_url: str | None = None  # None: the setting reasoner.base_url
+    local: str | None = None  # an image-to-text model of transformers on this machine: a folder or a Hub id
+    download: bool = False  # fetch `local` from the Hub where it is not on this disk
+    device: str = "auto"  # of `local`
+    text: str | None = None  # the caption of every picture that has no usable one of its own; nobody is asked
     prompt: str = "dense"  # a name in prompts/captions, or a file
     brief: bool = False  # also a brief caption, by a question of its own (the paper's ablation)
     brief_prompt: str = "brief"
@@ -70,7 +74,8 @@ class CaptionSettings:
     temperature: float | None = None  # None: the endpoint's own
     at_once: int = within(16, 1, 4096)  # questions under way
     timeout: float = 180.0  # seconds without an answer
-    least_words: int = within(40, 1, 10_000)  # the paper's mean is 109
+    # The paper's mean is 109. None: 40, of a local model 1, as small captioners write a line.
+    least_words: int | None = within(None, 1, 10_000)
     most_words: int = 250
     least_brief: int = within(2, 1, 10_000)
     most_brief: int = 25
@@ -80,17 +85,26 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for kind in ("words", "brief"):
-            least = getattr(self, f"least_{kind}")
-            check_range(f"most_{kind}", getattr(self, f"most_{kind}"), Range(least, 10_000))
+        check_range("most_words", self.most_words, Range(self.fewest_words, 10_000))
+        check_range("most_brief", self.most_brief, Range(self.least_brief, 10_000))
+        told = [name for name in ("text", "local", "base_url") if getattr(self, name) is not None]
+        if len(told) > 1:
+            raise UsageError(f"{' and '.join(told)} each say where captions come from", hint="key=default forgets one")
+        if self.text is not None and (reason := unusable(self.text)):
+            raise UsageError(f"text={self.text!r}: {reason}")
+
+    @property
+    def fewest_words(self) -> int:
+        """Of a dense caption."""
+        return self.least_words or (1 if self.local is not None else 40)
 
     def band(self, kind: str) -> Band:
-        return Band(self.least_words, self.most_words) if kind == "dense" else Band(self.least_brief, self.most_brief)
+        return Band(self.fewest_words, self.most_words) if kind == "dense" else Band(self.least_brief, self.most_brief)
 
     @property
     def names_somebody(self) -> bool:
-        """Whether a model or an address is named here, and not only in the reasoner's settings."""
-        return self.model is not None or self.base_url is not None
+        """Whether where captions come from is named here, and not only in the reasoner's settings."""
+        return any(told is not None for told in (self.model, self.base_url, self.local, self.text))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -256,9 +270,11 @@ def _row(
     model: str,
     failure: str | None,
 ) -> dict[str, Any]:
-    if row["source"] in settings.own:
+    if row["source"] in settings.own or settings.text is not None:
         reason = unusable(row["caption"])
         text = row["caption"].strip() if reason is None else None
+        if text is None and settings.text is not None:
+            return _told(row["key"], settings.text.strip(), None, None, "text")
         return _told(row["key"], text, None, reason, "source" if text else None)
     texts: dict[str, str | None] = {}
     errors: list[str] = []
@@ -286,6 +302,8 @@ def captioned_sources(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
     with the pictures. Raises FileError, UsageError for a config.json that was edited by hand.
     """
     settings, _ = section(CaptionSettings, "caption", work.folder)
+    if settings.text is not None:  # a text of its own is worth more than the one that all get
+        return ()
     asked = settings.names_somebody or any(work.mark("caption", shard) is not None for shard in shards)
     if not asked or section(PackConfig, "pack", work.folder)[0].text == "alt":
         return ()
@@ -312,6 +330,7 @@ class Caption:
         s = self.settings
         rules = [self.model, s.brief, s.own, s.language, s.attempts, s.band("dense"), s.band("brief")]
         rules += [prompt_of(s, kind).sha256 for kind in s.kinds]
+        rules += [] if s.text is None else [s.text]
         return stamp(VERSION, {"rules": rules}, *self._inputs(shard).values())
 
     def _inputs(self, shard: int) -> dict[str, str]:

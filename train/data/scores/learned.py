@@ -162,7 +162,7 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
     # On the CPU bfloat16 is no faster and rounds the scores.
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(model.folder, local_files_only=True)
             if model.filter in kinds and hasattr(config, "vision_config"):  # of the whole model: its vision half
                 if model.filter == "clip":  # the whole's width holds, not the half's default
@@ -211,7 +211,7 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' table of the tensors that are left out: a text half, whenever a vision half is loaded."""
     from transformers.utils import logging
 

@@ -101,8 +101,10 @@ def _stage(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> capt
     from backend.settings import load
 
     reasoner = load().reasoner
-    if set(read_section(call.folder, "sources")) <= set(settings.own):
+    if settings.text is not None or set(read_section(call.folder, "sources")) <= set(settings.own):
         return captions.Caption(call.work, settings, "source", None)  # nobody is to be asked
+    if settings.local is not None:
+        return _local(call, settings, settings.local, ask=ask)
     model = settings.model or reasoner.model
     if not model:
         raise UsageError("no model was named for captions", hint="--set model=NAME, or the setting reasoner.model")
@@ -123,6 +125,18 @@ def _stage(call: Call, settings: captions.CaptionSettings, *, ask: bool) -> capt
         labels={**labels, "key": setting_label("api_key")},
     )
     return captions.Caption(call.work, settings, model, Client(address, say=call.talk.detail))
+
+
+def _local(call: Call, settings: captions.CaptionSettings, name: str, *, ask: bool) -> captions.Caption:
+    """A model on this machine answers. Raises what finding and loading it raise."""
+    if not ask:
+        return captions.Caption(call.work, settings, f"local:{name}", None)
+    from train.data.captions.local import LocalCaptioner, find_captioner
+
+    folder = find_captioner(name, download=settings.download)
+    call.talk.say(f"caption: loading {name}")
+    captioner = LocalCaptioner(folder, device=settings.device, max_tokens=settings.max_tokens)
+    return captions.Caption(call.work, settings, f"local:{name}", captioner)
 
 
 def _check_named(call: Call, base_url: str | None, reasoner: ReasonerSettings) -> None:
@@ -147,9 +161,10 @@ def caption_if_told(call: Call) -> DataStage | None:
     told = settings.names_somebody
     begun = any(call.work.mark("caption", shard) is not None for shard in planned(call.work))
     if not (told or settings.own or begun):
-        call.talk.say("caption: passed over; --set caption.model=NAME asks for captions")
+        call.talk.say("caption: passed over, the texts beside the pictures are taken; --set caption.model=NAME asks an")
+        call.talk.say("  endpoint, caption.local=MODEL a model on this machine, caption.text=TEXT is one for all")
         return None
-    ask = told and bool(settings.base_url or load().reasoner.base_url)
+    ask = told and bool(settings.local or settings.text or settings.base_url or load().reasoner.base_url)
     if told and not ask:
         call.talk.say("caption: nobody is asked, as no endpoint was named; what was answered is used")
     return CaptionCommand(call, ask=ask)

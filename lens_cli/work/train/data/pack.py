@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from backend.errors import human_bytes
+from collections import Counter
+
+from backend.errors import PartialBatchError, counted, human_bytes
 from lens_cli.work.train.data.call import Call, run_todo, span, tell_reasons
 from train.data import pack_stages
 from train.data.buckets import TOO_SMALL, BucketConfig
@@ -12,6 +14,25 @@ from train.data.settings import section, write_section
 from train.data.tars.pack import PackConfig
 
 _TEXTS = {"caption": "dense captions", "brief": "brief captions", "alt": "the texts that came with the pictures"}
+
+
+CAPTIONS = (
+    "captions: a.txt beside a.jpg and run again; or --set caption.text=TEXT for all without, caption.local=MODEL (a "
+    "vision model on this machine), caption.model=NAME with caption.base_url=URL"
+)
+
+
+def _nothing_packed(without: Counter[str]) -> PartialBatchError:
+    """The error for a work folder of which no picture reaches the tars: its commonest reason and what to do."""
+    total = without.total()
+    if not total:
+        return PartialBatchError(
+            "no picture is left to pack: the stages before dropped all of them",
+            hint="lens train data report WORK shows which; lower a threshold with select's --set",
+        )
+    reason, count = without.most_common(1)[0]
+    hint = CAPTIONS if "caption" in reason else "smaller pictures: --set bucket.bases=512 or bucket.upscale=1.34"
+    return PartialBatchError(f"no picture was packed: {count:,} of {total:,}: {reason}", hint=hint)
 
 
 class BucketCommand:
@@ -29,7 +50,7 @@ class BucketCommand:
         write_section(call.folder, "bucket", self.remembered)
         run_todo(call, "bucket", self.stage, self.todo)
         found = totals.buckets(call.work, self.shards)
-        call.talk.say(f"bucket: {found.shapes.total():,} pictures in {len(found.shapes)} shapes")
+        call.talk.say(f"bucket: {counted(found.shapes.total(), 'picture')} in {counted(len(found.shapes), 'shape')}")
         for shape, count in found.shapes.most_common():
             call.talk.say(f"  {shape:>10} {count:>12,}")
         tell_reasons(call, found.without, "in none: ")
@@ -61,8 +82,11 @@ class PackCommand:
         run_todo(call, "pack", self.stage, self.todo)
         found = totals.packed(call.work, self.shards)
         folder, size = call.folder / "pack", sum(found.tars.values())
-        call.talk.say(f"pack: {found.pictures:,} pictures in {len(found.tars):,} tars, {human_bytes(size)}")
+        tars = counted(len(found.tars), "tar")
+        call.talk.say(f"pack: {counted(found.pictures, 'picture')} in {tars}, {human_bytes(size)}")
         tell_reasons(call, found.without, "not packed: ")
+        if not found.pictures:
+            raise _nothing_packed(found.without)
         call.talk.data(folder)
         told = {"pictures": found.pictures, "tars": len(found.tars), "bytes": size, "without": found.without}
         call.talk.result({"path": str(folder), **told})

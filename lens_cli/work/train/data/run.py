@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from backend.errors import UsageError
+from backend.errors import PartialBatchError, UsageError
 from lens_cli.terminal.console import Talk
 from lens_cli.work.train.data.call import Call, DataStage
 from lens_cli.work.train.data.caption import caption_if_told
@@ -59,9 +59,15 @@ class RunAll:
             _, remembered = section(kind, name, self.call.folder, self.calls[name].given)
             if remembered != read_section(self.call.folder, name):
                 write_section(self.call.folder, name, remembered)
+        failed: PartialBatchError | None = None
         for name, make in AFTER_SCAN.items():  # each is made when those before have run, and looks at what they did
             if (stage := make(self.calls[name])) is not None:
-                stage.run()
+                try:
+                    stage.run()
+                except PartialBatchError as error:  # nothing was packed: the report shows where the pictures went
+                    failed = error
+        if failed is not None:
+            raise failed
         self.call.talk.result({"work": str(self.call.folder)})
 
     def explain(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backend.disk import free_bytes
-from backend.errors import UsageError, human_bytes
+from backend.errors import UsageError, counted, human_bytes
 from lens_cli.work.train.data.call import Call, run_todo, span
 from train.data import estimate
 from train.data import scan as scanning
@@ -36,7 +36,8 @@ class ScanCommand:
         totals = scanning.totals(call.work)
         unusable = totals["captions_unusable"]
         call.talk.say(
-            f"scan: {totals['pictures']:,} pictures in {totals['shards']:,} shards, {human_bytes(totals['bytes'])}; "
+            f"scan: {counted(totals['pictures'], 'picture')} in {counted(totals['shards'], 'shard')}, "
+            f"{human_bytes(totals['bytes'])}; "
             f"{totals['unreadable']:,} unreadable; {totals['captions']:,} with a caption"
             + (f" ({unusable:,} captions cannot be used)" if unusable else "")
         )

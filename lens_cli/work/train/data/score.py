@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from backend.errors import counted
 from lens_cli.work.train.data.call import Call, run_todo, span
 from train.data import estimate
 from train.data import score as scoring
@@ -37,7 +38,7 @@ class ScoreCommand:
             learned = replace(self.classic, classic=(), models=models, batch=settings.batch, device=settings.device)
             self._run_models(learned, [s for s in self.shards if learned.missing(s)])
         names = [*settings.filters, *(model.filter for model in models)]
-        call.talk.say(f"score: {', '.join(names)} for {len(self.shards):,} shards")
+        call.talk.say(f"score: {', '.join(names)} for {counted(len(self.shards), 'shard')}")
         call.talk.result({"filters": names, "shards": len(self.shards)})
 
     def _run_models(self, stage: scoring.Score, todo: list[int]) -> None:
