@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -63,10 +64,11 @@ def _named(client: Client) -> Client | None:
     return client
 
 
-def start_server(settings: Settings) -> Client:
+def start_server(settings: Settings, environment: Mapping[str, str] | None = None) -> Client:
     """A server of this home in the background, which ends when nobody has used it for as long as models are kept.
 
-    Raises NetworkError with what it said last, if it does not come up.
+    `environment`: variables that it gets beside ours, such as LENS_HOST. Raises NetworkError with what it said last, if
+    it does not come up.
     """
     log = server_log()
     try:
@@ -76,6 +78,7 @@ def start_server(settings: Settings) -> Client:
             child = subprocess.Popen(
                 [sys.executable, "-m", "backend.server.serve", "--leave-when-idle"],
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True,
+                env={**os.environ, **(environment or {})},
             )  # fmt: skip
     except OSError as error:
         raise write_error(log, error) from error

@@ -31,7 +31,11 @@ def serve(
     if replicas is not None and engine is not DrawingEngine.ray:
         raise UsageError("--replicas is about --engine ray", hint="a server has one drawing process otherwise")
     if background:
-        _start(settings, talk, [host, port, api_key, keep_alive, memory, replicas])
+        if memory is not None or replicas is not None:
+            raise UsageError("--memory and --replicas are for a server in the foreground", hint="drop --background")
+        _start(settings, talk, {
+            "LENS_HOST": f"{plan.place.host}:{plan.place.port}", "LENS_API_KEY": api_key, "LENS_KEEP_ALIVE": keep_alive,
+        })  # fmt: skip
         return
     if engine is DrawingEngine.ray:
         from backend.server.cluster import open_cluster
@@ -44,12 +48,9 @@ def serve(
     run(plan, settings, [ProcessDrawer()], say=talk.say)
 
 
-def _start(settings: Settings, talk: Talk, typed: Sequence[object]) -> None:
-    if any(value is not None for value in typed):
-        raise UsageError("a server in the background takes its settings from the environment and the settings file",
-                         hint="such as LENS_KEEP_ALIVE=1h lens serve --background")  # fmt: skip
+def _start(settings: Settings, talk: Talk, said: dict[str, str | None]) -> None:
     if (client := find_server(settings)) is None:
-        client = start_server(settings)
+        client = start_server(settings, {name: value for name, value in said.items() if value is not None})
     talk.say(f"lens serves {client.place.url} in the background: lens ps, lens stop")
 
 
