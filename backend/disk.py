@@ -204,7 +204,7 @@ def claimed(path: Path, *, doing: str) -> Generator[None]:
 
     from backend.paths import state_dir
 
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    name = hashlib.sha256(os.path.realpath(os.fsencode(path))).hexdigest()[:32]
     place = state_dir() / "claims" / f"{name}.lock"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

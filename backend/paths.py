@@ -20,10 +20,17 @@ PACKAGE = Path(__file__).resolve().parent
 
 def expanded(name: str | Path) -> Path:
     """`~` and `~user` as the folders they stand for. Raises UsageError where there is no such user, or no home."""
+    if "\0" in str(name):
+        raise UsageError(f"{str(name)!r} is no path: it holds a NUL")
     try:
         return Path(name).expanduser()
     except RuntimeError:
         raise UsageError(f"{name}: there is no such home folder", hint="write the path without ~") from None
+
+
+def resolved(path: Path) -> Path:
+    """The absolute path behind all links. A circle of links stays as it is: whoever opens it says so."""
+    return Path(os.path.realpath(path))
 
 
 def _home_of(find: Callable[..., Path]) -> Path:

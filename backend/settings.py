@@ -22,6 +22,7 @@ from typing import Any, cast, get_origin
 from backend import fields, paths
 from backend.errors import UsageError, os_reason, shown
 from backend.foreign import documents
+from backend.paths import resolved
 from backend.types import DrawingEngine, Effort, ImageFormat, ReasonerMode
 from backend.wish import Wish
 
@@ -207,7 +208,7 @@ def _outside(value: object, folder: Path) -> str | None:
             continue
         path = text.rpartition("=")[0] or text  # a LoRA's strength
         absolute = path.startswith(("/", "~")) or Path(path).is_absolute()
-        if absolute or not (folder / path).resolve().is_relative_to(folder.resolve()):
+        if absolute or not resolved(folder / path).is_relative_to(resolved(folder)):
             return text
     return None
 

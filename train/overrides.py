@@ -45,7 +45,7 @@ class _UnknownFieldError(Exception):
 def _set(target: Any, full: str, path: list[str], value: str) -> Any:
     if isinstance(target, tuple):
         items = typing.cast("tuple[Any, ...]", target)
-        index = int(path[0]) if path[0].isdigit() else -1
+        index = int(path[0]) if path[0].isascii() and path[0].isdigit() and len(path[0]) < 9 else -1
         if not 0 <= index < len(items) or len(path) < 2:
             raise UsageError(f"--set {full}: there are {len(items)} of these, numbered from 0")
         return (*items[:index], _set(items[index], full, path[1:], value), *items[index + 1 :])

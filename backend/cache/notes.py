@@ -18,7 +18,7 @@ from typing import Any, cast
 from backend.disk import write_atomic
 from backend.errors import FileError
 from backend.foreign.documents import Unreadable, parse_json, read_bytes
-from backend.paths import notes_dir
+from backend.paths import notes_dir, resolved
 
 
 def note_of(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]) -> Any:
@@ -27,8 +27,8 @@ def note_of(kind: str, path: Path, stat: os.stat_result, make: Callable[[], Any]
     `kind` names the folder of the notes; whoever changes what a kind holds gives it another name. `make` returns what
     JSON can hold, and what it raises passes. A cache folder that cannot be written only costs time.
     """
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    store = notes_dir(kind) / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.json"
+    key = f"{resolved(path)} {stat.st_size} {stat.st_mtime_ns}"
+    store = notes_dir(kind) / f"{hashlib.sha256(os.fsencode(resolved(path))).hexdigest()[:24]}.json"
     with suppress(OSError, Unreadable):  # a missing or damaged note is made again
         note: Any = parse_json(read_bytes(store))
         if isinstance(note, dict):

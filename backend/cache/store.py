@@ -176,7 +176,10 @@ def entries(folder: Path, suffix: str) -> list[CacheFile]:
 
 
 def clear(cache: NamedCache) -> tuple[int, int]:
-    """Remove every file of a cache: (files, bytes) that are gone. Raises FileError."""
+    """Remove every file of a cache: (files, bytes) that are gone. Raises FileError, also for a folder that is a link:
+    what lies behind it may be anything.
+    """
+    _refuse_link(cache.folder())
     count = freed = 0
     for entry in entries(cache.folder(), cache.suffix):
         if _remove(entry.path):
@@ -236,6 +239,7 @@ class Store:
             _remove(path)
 
     def _evict(self) -> None:
+        _refuse_link(self.folder)
         found = entries(self.folder, self.suffix)
         excess = sum(entry.size for entry in found) - self.limit
         for entry in found:
@@ -262,6 +266,14 @@ def check_digest(data: bytes) -> None:
 
 def _body(data: bytes) -> int:
     return 8 + int.from_bytes(data[:8], "little")
+
+
+def _refuse_link(folder: Path) -> None:
+    """Raises FileError where a cache's folder, or one on the way to it from the cache folder, leads elsewhere."""
+    top = paths.cache_dir()
+    for place in (folder, *(parent for parent in folder.parents if top in parent.parents)):
+        if place.is_symlink():
+            raise FileError(f"{place} is a link: nothing behind it is removed", hint="remove it, or what it leads to")
 
 
 def _remove(path: Path) -> bool:

@@ -19,7 +19,7 @@ from backend.checkpoints.headers import read_header
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset, resolve_model
 from backend.disk import file_sha256, write_error
-from backend.errors import CheckpointError, LensError, ModelMissingError, UsageError
+from backend.errors import LensError, ModelMissingError, UsageError, os_reason
 from backend.hub.pull_plan import Say, matches
 from backend.paths import expanded, hub_cache, hub_repo, nano_dir
 from backend.presets import Component, Preset
@@ -123,11 +123,16 @@ def _check(path: Path, size: int | None, sha256: str | None, against: str, quick
     if path.suffix in (".safetensors", ".gguf"):
         try:
             read_header(path)
-        except CheckpointError as error:
+        except LensError as error:
             problem = str(error).removeprefix(f"{path}: ")
     if problem is None and size is not None and actual != size:
         problem = f"has {actual:,} bytes, expected {size:,}"
-    computed = None if quick else file_sha256(path)
+    try:
+        computed = None if quick else file_sha256(path)
+    except OSError as error:  # the other files are still looked at
+        return Check(
+            path=path, size=actual, sha256=None, against=against, problem=f"cannot be read: {os_reason(error)}"
+        )
     if problem is None and computed is not None and sha256 is not None and computed != sha256:
         problem = f"has the SHA-256 {computed[:12]}…, expected {sha256[:12]}…"
     return Check(path=path, size=actual, sha256=computed, against=against, problem=problem)

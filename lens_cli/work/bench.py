@@ -56,7 +56,7 @@ def bench(choice: BenchChoice, talk: Talk) -> None:
     if choice.plot is not None:
         if choice.plot.suffix.lower() != ".svg":
             raise UsageError(f"--output {choice.plot} is no SVG file", hint="name it like bench.svg")
-        make_folder(choice.plot.resolve().parent)
+        make_folder(choice.plot.absolute().parent)
     if not choice.random:
         cases[0].need_files()  # before torch: a model that is not here is said at once
     measured: list[Measurement] = []

@@ -98,7 +98,7 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if choice.contact_sheet is not None:
-        make_folder(choice.contact_sheet.resolve().parent)
+        make_folder(choice.contact_sheet.absolute().parent)
     settings = load(talk.warn)
     found = find_model(choice.wish.model or settings.model or default_name())
     reasoner = ask_reasoner(settings, found, talk, mode=choice.reasoner, system_prompt=choice.wish.system_prompt)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backend import paths
-from backend.cache.store import CACHES
+from backend.cache.store import CACHES, Store
 from backend.errors import UsageError
 from backend.requests import build_request
 from backend.session import Session
@@ -59,6 +59,33 @@ def test_clear(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     run = inside(monkeypatch, capfd, "cache", "clear")
     assert run.code == 0 and run.lines == [] and "sha256: 1 file removed, 10 B freed" in run.err
     assert list(hashes.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["compiled", "embeddings", "sha256"])
+def test_clear_follows_no_link(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    """It removed every file behind it."""
+    (row,) = (cache for cache in CACHES if cache.name == name)
+    link = row.folder()
+    inside_it = tmp_path / "elsewhere" / ("sub" if name == "compiled" else "")
+    inside_it.mkdir(parents=True)
+    (inside_it / f"thesis{row.suffix}").write_text("years")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "elsewhere")
+    run = inside(monkeypatch, capfd, "cache", "clear", name)
+    assert run.code == 1 and "is a link: nothing behind it is removed" in run.err
+    assert (inside_it / f"thesis{row.suffix}").read_text() == "years"
+
+
+def test_a_kept_file_pushes_out_none_behind_a_link(tmp_path: Path) -> None:
+    other = tmp_path / "models" / "big.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(other.parent)
+    said: list[str] = []
+    Store(tmp_path / "link", ".safetensors", 900, said.append).write("key", bytes(500))
+    assert other.exists() and "is a link" in said[0]
 
 
 def test_below_a_file_lies_no_cache(

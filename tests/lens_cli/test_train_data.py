@@ -169,3 +169,12 @@ def test_a_second_process_in_one_work_folder_is_refused(data, photos: Path, tmp_
         run = data("scan", str(tmp_path / "work"), str(photos / "photos"))
     assert run.code == 1 and f"another process works in {tmp_path / 'work'}" in run.err
     assert not (tmp_path / "work").exists()
+
+
+def test_a_circle_of_links_is_told_in_one_line(data, tmp_path: Path) -> None:
+    loop, other = tmp_path / "loop", tmp_path / "other"
+    loop.symlink_to(other)
+    other.symlink_to(loop)
+    for words in ((str(loop), str(tmp_path)), (str(tmp_path / "work"), str(loop))):
+        run = data("scan", *words)
+        assert run.code in (1, 2) and "internal error" not in run.err and len(run.err.splitlines()) <= 2

@@ -45,6 +45,8 @@ def test_overrides_reach_fields_and_stages() -> None:
         ("stages=1", r"holds several values; .* stages\.0\.base"),
         ("optim=1", r"holds several values; .* optim\.betas"),
         ("stages.9.steps=1", "numbered from 0"),
+        ("stages.².steps=1", "numbered from 0"),
+        ("stages." + "9" * 5000 + ".steps=1", "numbered from 0"),
         ("params.dit.wdth=3", "unknown field 'wdth'"),
     ],
 )

@@ -130,7 +130,7 @@ def forget_others(work: Work, shards: Sequence[int]) -> None:
         work.path("pack", shard).with_suffix(".done").unlink(missing_ok=True)
     for file in (*folder.glob("*.parquet"), *folder.glob("*x*/*-*.tar")):
         number = file.stem.split("-")[0]
-        if number.isdigit() and int(number) not in kept:
+        if number.isdecimal() and int(number) not in kept:
             file.unlink()
 
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from backend.errors import FileError, UsageError, os_reason
-from backend.paths import expanded
+from backend.paths import expanded, resolved
 from train.data.pictures import SUFFIXES
 
 LISTING = pa.schema(
@@ -85,7 +85,7 @@ def parse_source(text: str) -> PictureSource:
 
 def find_source(path: str, name: str = "") -> PictureSource:
     """`name` empty: named like the path's last part. Raises UsageError for a path that is not there, or no source."""
-    found = expanded(path).resolve()
+    found = resolved(expanded(path))
     if not found.exists():
         raise UsageError(f"no such source: {path}", hint="give folders, .tar or .parquet files, or NAME=PATH")
     if found.is_file() and found.suffix.lower() not in (".tar", ".parquet"):

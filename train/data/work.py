@@ -56,7 +56,7 @@ class Work:
 
     def shards(self, stage: str) -> list[int]:
         """Numbers of the complete shards of a stage, ascending. For "score/x" and "plan" alike."""
-        return sorted(int(file.stem) for file in (self.folder / stage).glob("*.done") if file.stem.isdigit())
+        return sorted(int(file.stem) for file in (self.folder / stage).glob("*.done") if file.stem.isdecimal())
 
     def mark(self, stage: str, shard: int) -> Mark | None:
         """What is said of a complete shard; None where it is not complete or the mark is damaged."""

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from backend.errors import UsageError, joined
 from backend.packing.schemes import by_quant, trainable
 from backend.params import DiTParams
+from backend.paths import resolved
 from backend.presets import Preset
 from backend.types import Quant
 from train.config import Base, Machine, Noise, Optim, Saving, Stage, within
@@ -237,7 +238,7 @@ def choose(
 ) -> LoraConfig:
     """The config that a command line asks for. `recipe` None: nano for Lens-Nano, else lora. Raises UsageError."""
     name = recipe_name(model, recipe, full)
-    folder = run_dir if run_dir is not None else Path("runs") / (pictures.resolve().name or "lora")
+    folder = run_dir if run_dir is not None else Path("runs") / (resolved(pictures).name or "lora")
     config = RECIPES[name](LoraConfig(run_dir=folder, pictures=pictures, model=model))
     if full and config.tune != "full":
         config = replace(config, tune="full", quant=Quant.auto, learning_rate=config.learning_rate / 10)
@@ -245,7 +246,7 @@ def choose(
         config = replace(config, quant=quant)
     config = set_fields(config, settings)
     for own in (config.run_dir, config.cache_dir):
-        if pictures.resolve().is_relative_to(own.resolve()):
+        if resolved(pictures).is_relative_to(resolved(own)):
             raise UsageError(
                 f"{own} holds the pictures, and what a run's own folders hold is never trained on",
                 hint="a new folder: --run-dir runs/NAME",

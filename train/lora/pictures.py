@@ -17,6 +17,7 @@ from pathlib import Path
 
 from backend.errors import FileError, UsageError, os_reason
 from backend.foreign import documents
+from backend.paths import resolved
 from backend.sizes import parse_ratio, size_for
 from train.data.buckets import TOO_SMALL, BucketConfig, Placement, nearest_ratio, place
 from train.data.pictures import PICTURE_BYTES, SUFFIXES, Unreadable, decode, read_head
@@ -191,14 +192,14 @@ def _listed(config: LoraConfig) -> list[Path]:
         raise UsageError(
             f"{root}: {'not a folder' if root.exists() else 'no such folder'}", hint="a folder of pictures"
         )
-    own = [folder.resolve() for folder in (config.run_dir, config.cache_dir)]
+    own = [resolved(folder) for folder in (config.run_dir, config.cache_dir)]
     found = [
         path
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and not any(path.resolve().is_relative_to(folder) for folder in own)
+        and not any(resolved(path).is_relative_to(folder) for folder in own)
     ]
     if not found:
         raise UsageError(f"{root}: no pictures here", hint=f"files of these kinds: {' '.join(sorted(SUFFIXES))}")

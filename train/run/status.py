@@ -70,7 +70,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def run_of(folder: Path, rows: tuple[dict[str, float], ...]) -> Run:
     """The run of a folder whose log has these lines."""
     checkpoints = (path.name.partition("-")[2] for path in (folder / "checkpoints").glob("step-*"))
-    return Run(folder, rows, _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdigit())))
+    return Run(folder, rows, _planned(folder), tuple(sorted(int(n) for n in checkpoints if n.isdecimal())))
 
 
 def _planned(folder: Path) -> int | None:

@@ -77,7 +77,7 @@ class Gate:
     async def _bounded(self, scope: Scope, receive: Receive, send: Send, headers: Headers, most: int) -> None:
         """Go on; a body that is too long is refused by what it says of itself, or cut off where it says less."""
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > most:
+        if length.isdecimal() and (len(length) > 18 or int(length) > most):
             await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
             return
         taken, begun = 0, False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backend.paths import expanded
+from backend.paths import expanded, resolved
 from lens_cli import options
 from train.data.filters import CLASSIC, LEARNED, Thresholds  # light: a table
 
@@ -69,7 +69,7 @@ def command(
             from lens_cli.work.train.data.call import Call, carry_out
 
             talk = options.talk_for(f"train data {name}", json=given["json"], quiet=given["quiet"])
-            work, told = expanded(given["folder"]).resolve(), tuple(given["set_"] or ())
+            work, told = resolved(expanded(given["folder"])), tuple(given["set_"] or ())
             call = Call(work, told, given.get("engine", "local"), given.get("workers"), given["dry_run"], talk)
             carry_out(make(call, **{key: given[key] for key in own}), call)
 

@@ -346,7 +346,7 @@ def _chosen(path: Path, candidate: str | None, force: bool, talk: Talk) -> tuple
 def export(path: Path, candidate: str | None, out: Path, force: bool, talk: Talk) -> None:
     """The file's path on stdout. Raises LensError."""
     name, data, verdict = _chosen(path, candidate, force, talk)
-    make_folder(out.resolve().parent)
+    make_folder(out.absolute().parent)
     write_atomic(out, data)
     talk.data(out)
     talk.result({"path": str(out), "candidate": name, "verdict": verdict})

@@ -172,3 +172,23 @@ def _outside(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not path.is_relative_to(cache)
     }
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_check_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk's fault in the first of two."""
+    from backend.hub import installed
+
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"x")
+
+    def digest(path: Path) -> str:
+        if path.name == "a":
+            raise OSError(5, "Input/output error")
+        return "0" * 64
+
+    monkeypatch.setattr(installed, "file_sha256", digest)
+    rows = [(tmp_path / name, 1, "0" * 64, "hub") for name in "ab"]
+    monkeypatch.setattr(installed, "_expectations", lambda name: rows)
+    assert [check.problem for check in installed.verify("x")] == ["cannot be read: input/output error", None]

@@ -140,6 +140,38 @@ def test_an_index_names_no_tar_outside_its_folder(folder: Path, tmp_path: Path, 
         PackedIndex.load(tmp_path / "work" / "pack")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("offset", None, pa.int64()),
+        ("offset", -1, pa.int64()),
+        ("offset", 2**62, pa.int64()),
+        ("offset", float("nan"), pa.float64()),
+        ("nbytes", 0, pa.int64()),
+        ("nbytes", 2**62, pa.int64()),
+        ("base", None, pa.int32()),
+        ("width", -64, pa.int32()),
+        ("height", "64", pa.string()),
+        ("tar_bytes", None, pa.int64()),
+        ("tar", "a\0b", pa.string()),
+        ("tar", None, pa.string()),
+        ("sha256", None, pa.binary()),
+    ],
+)
+def test_a_damaged_index_is_refused_in_one_sentence(
+    folder: Path, tmp_path: Path, name: str, value: object, kind: pa.DataType
+) -> None:
+    shutil.copytree(folder.parent, tmp_path / "work")
+    work = Work(tmp_path / "work")
+    table = work.read("pack", 0)
+    same = table.schema.field(name).type == kind
+    column = pa.array([value, *table[name].to_pylist()[1:]] if same else [value] * len(table), kind)
+    work.write("pack", 0, table.set_column(table.schema.get_field_index(name), name, column), "stamp")
+    with pytest.raises((FileError, UntrustedError)) as caught:
+        PackedIndex.load(tmp_path / "work" / "pack")
+    assert "index" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_few_open_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.data.tars.reader._OPEN_TARS", 2)
     before = len(os.listdir("/proc/self/fd"))

@@ -105,7 +105,7 @@ def follow(work: Work, shards: Sequence[int]) -> int:
     planned = set(shards)
     lost: dict[Path, set[str]] = {}  # journal -> pictures that are not in its shard
     for path in sorted((work.folder / "caption").glob("*.jsonl")):
-        if not path.stem.isdigit():
+        if not path.stem.isdecimal():
             continue
         shard = int(path.stem)
         table, scan = work.mark("caption", shard), work.mark("scan", shard) if shard in planned else None

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import tarfile
 from collections.abc import Mapping
@@ -28,13 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from backend.disk import path_below
-from backend.errors import FileError, UsageError, os_reason
+from backend.errors import FileError, UsageError, first_line, os_reason
+from backend.foreign.documents import parse_json
 from train.data.tars.pack import read_members
 from train.data.work import Work
 
 _PICTURES = ("jpg", "webp", "png")
+_NUMBERS = ("base", "width", "height", "tar_bytes", "offset", "nbytes")  # columns of the index
+_SAMPLE_BYTES = 2**30  # of one sample: what is larger was not packed here
 _OPEN_TARS = 64  # kept open by one reader: well below the 256 files that a process may have open on macOS
 
 
@@ -113,20 +116,46 @@ def _collect(
     parts: dict[tuple[int, int, int], list[tuple[np.ndarray, ...]]],
 ) -> None:
     """Add one shard's samples to `parts`, its tars to `tars`."""
-    columns = ("base", "width", "height", "tar", "tar_bytes", "offset", "nbytes", "sha256", "error")
-    table = work.read(folder.name, shard, columns)
-    table = table.filter(table["error"].is_null())
-    if not table.num_rows:
-        return
-    names, sizes = table["tar"].to_pylist(), table["tar_bytes"].to_pylist()
-    tar = np.array([tars.setdefault(pair, len(tars)) for pair in zip(names, sizes, strict=True)], np.int32)
-    digest = np.array([int.from_bytes(sha[:8], "big") for sha in table["sha256"].to_pylist()], np.uint64)
-    arrays = (tar, table["offset"].to_numpy(), table["nbytes"].to_numpy(), digest)
-    shapes = np.stack([table[name].to_numpy() for name in ("base", "width", "height")], axis=1)
+    try:
+        table = work.read(folder.name, shard, (*_NUMBERS, "tar", "sha256", "error"))
+        table = table.filter(table["error"].is_null())
+        if not table.num_rows:
+            return
+        number = {name: _whole(table[name], name) for name in _NUMBERS}
+        digests = [int.from_bytes(sha[:8], "big") for sha in table["sha256"].to_pylist()]
+        names = [str(name) for name in table["tar"].to_pylist()]
+        _check_places(number)
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError) as error:
+        raise FileError(
+            f"the index of {folder}, shard {shard}, is damaged: {first_line(error)}",
+            hint=f"delete {folder / f'{shard:05d}.done'} and pack again: only that shard is redone",
+        ) from error
+    pairs = zip(names, number["tar_bytes"].tolist(), strict=True)
+    tar = np.array([tars.setdefault(pair, len(tars)) for pair in pairs], np.int32)
+    arrays = (tar, number["offset"], number["nbytes"], np.array(digests, np.uint64))
+    shapes = np.stack([number[name] for name in ("base", "width", "height")], axis=1)
     for shape in np.unique(shapes, axis=0):
         chosen = (shapes == shape).all(axis=1)
         base, width, height = (int(number) for number in shape)
         parts.setdefault((base, width, height), []).append(tuple(array[chosen] for array in arrays))
+
+
+def _whole(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """A column of whole numbers as int64. Raises ValueError where one is missing, ArrowException where it is none."""
+    if column.null_count or not pa.types.is_integer(column.type):
+        raise ValueError(f"{name} holds what is no whole number")
+    return column.cast(pa.int64()).to_numpy()
+
+
+def _check_places(number: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError where a sample lies outside its tar, is too large, or has no shape."""
+    offset, nbytes, size = number["offset"], number["nbytes"], number["tar_bytes"]
+    inside = (offset >= 0) & (nbytes > 0) & (nbytes <= np.minimum(size, _SAMPLE_BYTES)) & (offset <= size - nbytes)
+    if not inside.all():
+        raise ValueError("a sample lies outside its tar")
+    for name in ("base", "width", "height"):
+        if not ((number[name] > 0) & (number[name] < 2**20)).all():
+            raise ValueError(f"{name} is no side of a picture")
 
 
 def _check_tar(path: Path, size: int) -> None:
@@ -211,7 +240,7 @@ class TarReader:
         try:
             members = read_members(block)
             picture = next(members[suffix] for suffix in _PICTURES if suffix in members)
-            return TarSample(picture, members["txt"].decode(), json.loads(members["json"]))
+            return TarSample(picture, members["txt"].decode(), parse_json(members["json"]))
         except (tarfile.TarError, ValueError, KeyError, StopIteration) as error:
             raise FileError(f"{path} holds no sample at byte {offset:,}", hint=_again(path)) from error
 

@@ -50,7 +50,7 @@ class TextImages:
         Only tars with a mark of ours; the mark goes last, so that an interruption is made up for.
         """
         for mark in self.folder.glob("*.done"):
-            if mark.stem.isdigit() and int(mark.stem) not in self.shards:
+            if mark.stem.isdecimal() and int(mark.stem) not in self.shards:
                 mark.with_name(f"{mark.stem}-0.tar").unlink(missing_ok=True)
                 mark.unlink()
 
