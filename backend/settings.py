@@ -80,8 +80,7 @@ class Settings:
     api_key: str | None = None  # shown to that server, or demanded by `lens serve`; None: none
     engine: DrawingEngine = DrawingEngine.local  # of `lens serve`
     local: bool = False  # draw in the process of the command, whatever server there is
-    keep_alive: str | None = None  # how long an idle model stays in memory: 5m, 90s, 0, or -1 for ever; None: 5m, and
-    # `lens gen` starts no server
+    keep_alive: str | None = None  # of an idle model: 5m, 90s, 0 or -1 (for ever); None: gen starts no server
     generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)

@@ -19,6 +19,7 @@ from backend import fields as typed
 from backend import paths, settings
 from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError, os_reason
+from backend.packing.schemes import quant_help
 from backend.settings import USER_ONLY, Settings
 from backend.wish import ROWS
 
@@ -159,7 +160,9 @@ def _explained(owner: type = Settings, prefix: str = "") -> Iterator[tuple[str, 
     for item in fields(owner):
         kind = kinds[item.name]
         if item.name == "generate":
-            yield from ((f"generate.{name}", row.help) for name, row in ROWS.items())
+            yield from (
+                (f"generate.{name}", row.help.replace("{packings}", quant_help())) for name, row in ROWS.items()
+            )
         elif is_dataclass(kind) and isinstance(kind, type):
             yield from _explained(kind, f"{prefix}{item.name}.")
         else:
