@@ -13,7 +13,8 @@ from typer.core import TyperCommand
 
 EVERYDAY = (
     "--model --num --seed --ar --base --steps --guidance --negative-prompt --style --init --strength --mask --hires "
-    "--lora --reasoner --prompts --output --open --show --x --y --cells --dry-run --json --quiet --verify --help"
+    "--lora --reasoner --prompts --output --open --show --x --y --cells --dry-run --json --quiet --verify "
+    "--trust-paths --help"
 ).split()  # fmt: skip
 
 
@@ -192,6 +193,6 @@ def _usual() -> dict[str, str]:
     model = presets.get(presets.default_name())
     own = {"--steps": model.steps, "--guidance": f"{model.guidance:g}", "--base": model.default_base}
     return {
-        "--model": model.name, "--num": "1", "--ar": "square", "--output": "outputs/", "--reasoner": "off",
+        "--model": model.name, "--num": "1", "--ar": "square", "--output": "this folder", "--reasoner": "off",
         **{flag: f"{model.name}: {value}" for flag, value in own.items()},
     }  # fmt: skip
