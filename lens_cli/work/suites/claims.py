@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from train.evals.nano_prompts import NanoPrompt
     from train.suites.claims import Arm, Claim, Finding
 
-SECONDS = 2.5  # of a picture and its verdict at 256x256, 20 steps, on two quiet cores: the README's 2.3, and 0.2
+SECONDS = 2.5  # of a picture and its verdict at 256x256, 20 steps, two quiet cores: 2.3 (docs/measurements.md), 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
