@@ -10,7 +10,8 @@ import pytest
 from lens_cli.app import COMMANDS
 from lens_cli.help import EVERYDAY, TOPICS
 from lens_cli.lazy import build, load
-from tests.lens_cli.cli import real_inside
+from lens_cli.reference import page
+from tests.lens_cli.cli import ROOT, real_inside
 
 Say = Callable[..., str]
 
@@ -56,3 +57,8 @@ def test_help_of_a_command_is_that_command_s(say: Say) -> None:
 
 def test_an_unknown_topic_is_refused(say: Say) -> None:
     assert "lens help lists the topics" in say("help", "nope")
+
+
+def test_the_command_reference_is_what_the_commands_say() -> None:
+    committed = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert committed == page(), "python -m lens_cli.reference > docs/commands.md"
