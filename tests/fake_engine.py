@@ -68,7 +68,7 @@ class Engine:
 
         request, files = resolved.request, resolved.need_files()
         finished = last_pass(request)
-        if "oom" in request.prompt:
+        if "oom" in request.prompt.split():  # a mushroom is none
             raise OutOfMemoryError("not enough memory", hint="make a smaller picture")
         if "broken" in request.prompt:
             raise RuntimeError("the fake is broken\n[red]on two lines[/red]")
