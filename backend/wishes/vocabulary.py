@@ -15,7 +15,8 @@ from backend.errors import CheckpointError
 
 NAME = "vocabulary.json"
 _BYTES_LIMIT = 1_000_000
-_NEAR = 0.74  # of difflib's ratio: "baloon", "catt" and "grey" are near
+_NEAR = 0.74  # of difflib's ratio, to what a person is shown: "catt" and "grey" are near
+_NEARER = 0.85  # to any other word: "baloons" and "undr" are; a bear is not meant to be a beak
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|'[A-Z ]+'")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _BACKGROUND = re.compile(r"((?:[^\W\d_]+ ){1,2}?)background\b")
@@ -69,8 +70,11 @@ def _with_nearest(word: str, vocabulary: Vocabulary) -> str:
 
     # A slip of the fingers keeps the first letter and about the length: else "kitten" would be near "kite".
     alike = [known for known in sorted(vocabulary.words) if known[0] == word[0] and abs(len(known) - len(word)) <= 1]
-    near = get_close_matches(word, [known for known in alike if len(known) > 2], 2, _NEAR)
-    return f"{word} (near: {' or '.join(near)})" if near else word
+    alike = [known for known in alike if len(known) > 2]
+    shown = {part for words in vocabulary.lists.values() for text in words for part in text.split()}
+    near = get_close_matches(word, alike, 2, _NEARER)
+    near += get_close_matches(word, [known for known in alike if known in shown and known not in near], 2, _NEAR)
+    return f"{word} (near: {' or '.join(near[:2])})" if near else word
 
 
 def _strange_background(text: str, vocabulary: Vocabulary) -> str | None:

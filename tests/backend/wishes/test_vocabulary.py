@@ -25,6 +25,8 @@ NANO = Path(__file__).resolve().parents[3] / "backend" / "nano"
         ("a fish on a plain pale yellow background", None),
         ("three red baloons", "baloons (near: balloons or balloon)"),
         ("a grey cat", "grey (near: gray)"),
+        ("a bear", "bear"),  # nor that near a "beak"
+        ("a cat undr a tree", "undr (near: under)"),
         ("a kitten", "kitten"),  # not near "kite", which is another thing
         ("a photo of my grandmother", "photo, my, grandmother"),
         ("ein roter Hund", "ein, roter, hund"),
