@@ -219,6 +219,8 @@ def read_prompt(words: list[str] | None, option: str | None, file: Path | None, 
     stdin = sys.stdin
     if stdin is None or (not words and file is None and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
         raise UsageError("no prompt", hint='lens gen "three red balloons over a green hill"')
+    if stdin.isatty():
+        talk.say("type a prompt, then Ctrl-D on a line of its own")
     return _read_text(stdin.buffer, "stdin")
 
 

@@ -12,7 +12,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from backend.errors import human_bytes
-from backend.events import Event, Noticed, OnEvent, PhaseDone, PhaseStarted, PlanMade, PreviewMade, Severity, StepDone
+from backend.events import (
+    DrawingStarted,
+    Event,
+    Noticed,
+    OnEvent,
+    PhaseDone,
+    PhaseStarted,
+    PlanMade,
+    PreviewMade,
+    Severity,
+    StepDone,
+)
 from backend.types import Phase
 from lens_cli.terminal.console import Talk, talking_to_a_terminal
 from lens_cli.terminal.show import small_picture
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 
 PhaseEvent = PhaseStarted | StepDone | PhaseDone
 PARTS = (Phase.fold, Phase.load_vae)  # told within "load transformer", which is enough for a person
+STARTING = 0.5  # seconds before the first phase (torch is imported then) from which on a line tells of them
 EVENT_INTERVAL = 0.1  # seconds between two "step" lines of --json-stream; the last step is never held back
 
 
@@ -42,6 +54,7 @@ class Meter(AbstractContextManager["Meter"]):
     _show: Callable[[PhaseEvent, str], None] = field(init=False)
     _bar: PictureBar | None = field(init=False, default=None)
     _task: TaskID | None = field(init=False, default=None)
+    _begun: float | None = field(init=False, default=None)  # time.monotonic() of a start whose first phase is to come
     _last_event: float = field(init=False, default=0.0)  # time.monotonic() of the last "step" line
 
     def __post_init__(self) -> None:
@@ -71,6 +84,9 @@ class Meter(AbstractContextManager["Meter"]):
             self._bar.stop()
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, DrawingStarted):
+            self._start()
+            return
         if isinstance(event, PlanMade):
             self._tell(event)
             return
@@ -87,11 +103,27 @@ class Meter(AbstractContextManager["Meter"]):
             self.step_seconds += event.seconds
         elif isinstance(event, PhaseDone):
             self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
+        else:
+            self._end_start()
         image = event.image
         name = str(event.phase)
         if image is not None and self.total > 1:
             name += f" {image + 1}/{self.total}"
         self._show(event, name)
+
+    def _start(self) -> None:
+        """Nothing is loaded yet: a bar says so, as importing torch takes seconds."""
+        self._begun = time.monotonic()
+        if self._bar is not None:
+            for task in list(self._bar.task_ids):
+                self._bar.remove_task(task)
+            self._bar.add_task("starting", total=None, note="")
+            self._bar.start()
+
+    def _end_start(self) -> None:
+        seconds, self._begun = time.monotonic() - (self._begun or time.monotonic()), None
+        if self._show == self._write and seconds >= STARTING:
+            self.talk.say(f"starting: {seconds:.2f} s")
 
     def _preview(self, event: PreviewMade) -> None:
         """The picture above the bar, or as bytes of a PNG for a program."""
@@ -183,15 +215,25 @@ def _rate(steps: int, seconds: float) -> str:
 
 
 def _make_bar(talk: Talk) -> PictureBar:
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
     from lens_cli.terminal.picture_bar import PictureBar
+
+    class Left(ProgressColumn):
+        """Steps and the time that is left, where there are steps: loading has none."""
+
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            remaining = "" if not task.time_remaining else f"  {task.time_remaining:.0f} s left"
+            return Text(f"{task.completed:.0f}/{task.total:.0f}{remaining}")
 
     return PictureBar(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
+        Left(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         console=talk.screen(),

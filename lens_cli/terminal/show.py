@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_COLUMNS = 80
+BELOW = 6  # rows of the window that are left for the path, the time and the prompt of the shell
 SMALL = 44  # columns of a picture that is drawn over and over
 
 
@@ -40,9 +41,10 @@ def show(image: Image.Image, talk: Talk) -> None:
     if _has_graphics(console):
         from textual_image import renderable
 
-        console.print(renderable.Image(image, width=min(console.width, MAX_COLUMNS), height="auto"))
+        columns = fitting(image, console, MAX_COLUMNS, console.height - BELOW)
+        console.print(renderable.Image(image, width=columns, height="auto"))
     elif _has_colours(console):
-        console.print(half_blocks(image, console))
+        console.print(half_blocks(image, console, rows=max(4, console.height - BELOW)))
 
 
 def _has_colours(console: Console) -> bool:
@@ -77,15 +79,22 @@ def small_picture(image: Image.Image, console: Console) -> Text | None:
     return half_blocks(image, console, columns=SMALL, rows=max(4, console.height - 4))
 
 
+def fitting(image: Image.Image, console: Console, columns: int, rows: int | None) -> int:
+    """Columns of the picture in so many cells at most; a cell is twice as high as wide. `rows` None: any number."""
+    columns = min(console.width, columns)
+    if rows is not None:
+        columns = min(columns, round(2 * max(rows, 4) * image.width / image.height))
+    return max(1, columns)
+
+
 def half_blocks(image: Image.Image, console: Console, columns: int = MAX_COLUMNS, rows: int | None = None) -> Text:
     """The picture as `▀` with the upper pixel as foreground and the lower as background, of at most so many cells."""
     from PIL import Image
     from rich.text import Text
 
-    columns = max(1, min(console.width, columns, image.width))
-    if rows is not None:
-        columns = max(1, min(columns, round(2 * rows * image.width / image.height)))
-    rows = max(1, round(columns * image.height / image.width / 2))
+    columns = max(1, min(fitting(image, console, columns, rows), image.width))
+    high = max(1, round(columns * image.height / image.width / 2))
+    rows = high if rows is None else min(high, rows)
     small = image.convert("RGB").resize((columns, rows * 2), Image.Resampling.BOX)
     pixels = small.tobytes()
     text = Text(no_wrap=True)

@@ -147,6 +147,8 @@ class Teller:
     def _save(self, event: PictureSaved) -> None:
         """Raises FileError where stdout takes nothing: the pictures that are saved are counted, no more are drawn."""
         self.meter.pause()
+        if self.showing:  # above the path: what comes last is what is seen
+            show(event.generation.image, self.talk)
         row = event.row()
         try:
             if event.data is not None:
@@ -159,5 +161,3 @@ class Teller:
             reason = "its reader has left" if isinstance(error, BrokenPipeError) else os_reason(error)
             raise FileError(f"cannot write to stdout: {reason}{where}") from error
         self.talk.detail(f"seed {row['seed']}: pixels {row['pixel_sha256'][:16]}, id {row['id']}")
-        if self.showing:
-            show(event.generation.image, self.talk)

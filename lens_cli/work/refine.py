@@ -11,7 +11,7 @@ import typer
 
 from backend.errors import FileError
 from backend.requests import check_prompt
-from lens_cli.terminal.console import Talk
+from lens_cli.terminal.console import Talk, looking_at_stdout
 from lens_cli.terminal.progress import Meter, say_remarks
 from lens_cli.work.editor import open_editor
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
@@ -33,7 +33,10 @@ def refine(request: str, session: Draws, asked: AskedReasoner, talk: Talk, *, ed
         error = decision.error()
         talk.fail(error, {**refusal_data(error, asked.plan), "request": request, "cached": decision.cached})
         raise typer.Exit(error.exit_code)
-    talk.say(f"after, by {asked.who}{', as before' if decision.cached else ''}: {decision.prompt}")
+    again = ", as before" if decision.cached else ""
+    # On a terminal the rewrite stands there once: on stdout.
+    told = "" if looking_at_stdout() and not (edit or talk.json) else f" {decision.prompt}"
+    talk.say(f"after, by {asked.who}{again}:{told}")
     revised = edited(decision.prompt) if edit else decision.prompt
     talk.data(revised)
     talk.result(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from textual.pilot import Pilot
 from textual.widgets import Input
 
@@ -401,15 +402,18 @@ async def test_a_run_is_followed_while_it_grows(server: ScriptedServer, tmp_path
     log = folder / "metrics.jsonl"
     log.write_text('{"step": 10, "loss": 2.5}\n{"step": 20, "loss": 1.25, "eta_s": 600}\n{"step": 30, "lo')
     (folder / "config.json").write_text('{"steps": 100}')
+    running = FileLock(folder / ".lock")
+    running.acquire()  # as a training does until it ends
     async with opened(server, size=(100, 36)) as (app, pilot):
         await pilot.press("f7", "o")
         await write(pilot, str(folder))
         await until(pilot, lambda: shows(pilot, "step 20 of 100 (20.0 %)") and shows(pilot, "samples of 0000010"))
-        assert shows(pilot, "loss 1.2500") and shows(pilot, "about 10 min left")
+        assert shows(pilot, "loss 1.2500") and shows(pilot, "running, about 10 min left")
         with log.open("a") as file:
             file.write('ss": 0.75}\n')
         app.query_one(TrainTab).look()
         await until(pilot, lambda: shows(pilot, "step 30 of 100") and shows(pilot, "loss 0.7500"))
+        running.release()
         await pilot.press("o", "x", "enter")
         await until(pilot, lambda: shows(pilot, "no run here"))
 

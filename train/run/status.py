@@ -23,6 +23,12 @@ class Run:
     def step(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
+    @property
+    def running(self) -> bool:
+        """Whether a process of this machine trains there at this moment: a run holds the lock of its folder, or of the
+        one above (the parts of Lens-Nano)."""
+        return is_held(self.folder / ".lock") or is_held(self.folder.parent / ".lock")
+
     def last(self, key: str) -> float | None:
         """The newest value of a number; None: never logged."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
@@ -30,6 +36,21 @@ class Run:
     def series(self, key: str) -> list[tuple[float, float]]:
         """(step, value) of every line that has the number and whose value is finite."""
         return [(row["step"], row[key]) for row in self.rows if key in row and abs(row[key]) < float("inf")]
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock of a run's folder. A lock that may not be opened is taken for free."""
+    if not lock.is_file():
+        return False
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return False
 
 
 def find(folder: Path) -> list[Run]:

@@ -10,6 +10,7 @@ from backend.errors import ModelMissingError, human_bytes
 from backend.presets import Preset
 from backend.requests import find_model
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.training import live
 from lens_cli.work.train.status import duration
 from train.distill import plan as plans
 from train.distill.config import DistillConfig, refuse_distilled
@@ -21,7 +22,8 @@ def distil(config: DistillConfig, talk: Talk) -> None:
     """Train; what was written on stdout, and as the last line of all the command that tries it. Raises LensError."""
     from train.distill.run import run
 
-    result = run(config, talk.say)
+    with live(talk, config.warm.steps + config.steps) as say:
+        result = run(config, say)
     talk.data(result.path)
     drawn_with = ["-m", config.model, "--lora", str(result.path)] if config.form == "adapters" else ["-m", result.path]
     words = ["lens", "gen", result.prompt, *map(str, drawn_with), "--steps", str(config.grid_steps), "--guidance", "1"]

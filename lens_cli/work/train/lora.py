@@ -14,6 +14,7 @@ from backend.memory.plan import find_profile
 from backend.presets import Preset
 from backend.requests import find_model
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.training import live
 from lens_cli.work.train.status import duration
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, read_folder
@@ -25,7 +26,8 @@ def tune(config: LoraConfig, talk: Talk) -> None:
     """Train; the files on stdout, and as the last line of all the command that tries them. Raises LensError."""
     from train.lora import run
 
-    result = run.run(config, talk.say)
+    with live(talk, config.steps) as say:
+        result = run.run(config, say)
     if not result.finished:
         for path in result.files:
             talk.data(path)

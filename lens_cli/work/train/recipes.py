@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 from backend.errors import LensError
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.training import live
 from train.config import PretrainConfig
 from train.nano import run as nano
 from train.recipes import PARTS, NanoConfig
@@ -16,7 +16,8 @@ from train.recipes import PARTS, NanoConfig
 def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None) -> Path:
     """Train and export Lens-Nano; returns the folder of the model, or of the run where none is exported."""
     try:
-        return nano.run(config, parts=parts or PARTS, out=out, say=lambda text: print(text, file=sys.stderr))
+        with live(Talk(command="train nano"), None) as say:
+            return nano.run(config, parts=parts or PARTS, out=out, say=say)
     except FileNotFoundError as error:
         raise LensError(str(error)) from error
 
@@ -25,7 +26,8 @@ def run_pretrain(config: PretrainConfig, talk: Talk) -> None:
     """Pre-train; the run's folder on stdout."""
     from train import pretrain
 
-    pretrain.run(config, say=talk.say)
+    with live(talk, config.steps) as say:
+        pretrain.run(config, say=say)
     talk.data(config.run_dir)
     talk.result({"run_dir": str(config.run_dir), "steps": config.steps})
 

@@ -14,6 +14,7 @@ from backend.presets import Preset
 from backend.requests import find_model
 from backend.sizes import GRID
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.training import live
 from lens_cli.work.train.status import duration
 from train.config import Stage
 from train.lora.config import target_shapes
@@ -34,7 +35,8 @@ def tune(config: RLConfig, talk: Talk) -> None:
     """Train; the adapter on stdout, and as the last line of all the command that tries it. Raises LensError."""
     from train.rl.run import run
 
-    result = run(config, talk.say)
+    with live(talk, config.epochs) as say:
+        result = run(config, say)
     talk.data(result.path)
     words = ["lens", "gen", result.prompt, "-m", config.model, "--lora", str(result.path)]
     talk.say(f"look at {config.run_dir / 'previews'} and lens train status {shlex.quote(str(config.run_dir))}")

@@ -44,8 +44,7 @@ def lines(run: Run, columns: int, rows: int = 10) -> list[str]:
         parts.append(f"{speed:.3g} pictures/s")
     if mfu is not None:
         parts.append(f"MFU {100 * mfu:.1f} %")
-    if eta and (run.steps is None or run.step < run.steps):
-        parts.append(f"about {duration(eta)} left")
+    parts += [_state(run, eta)]
     out = [f"{run.folder}: {' · '.join(parts)}"]
     saved = ", ".join(f"{step:,}" for step in run.checkpoints)
     out.append(f"checkpoints: {saved or 'none yet'}")
@@ -56,6 +55,14 @@ def lines(run: Run, columns: int, rows: int = 10) -> list[str]:
     return out
 
 
+def _state(run: Run, eta: float | None) -> str:
+    """Whether it goes on, and how long."""
+    unfinished = run.steps is None or run.step < run.steps
+    if run.running:
+        return f"running, about {duration(eta)} left" if eta and unfinished else "running"
+    return "not running; the same command goes on" if unfinished else "finished"
+
+
 def data(run: Run) -> dict[str, Any]:
     """What a program reads."""
     keys = ("loss", "validation", "grad_norm", "pictures_per_s", "mfu", "eta_s")
@@ -64,6 +71,7 @@ def data(run: Run) -> dict[str, Any]:
         "folder": str(run.folder),
         "step": run.step,
         "steps": run.steps,
+        "running": run.running,
         "checkpoints": list(run.checkpoints),
         **{key: _finite(run.last(key)) for key in keys},
     }

@@ -1,0 +1,87 @@
+"""What a person sees while waiting: the size of a picture, the live line of a training, whether a run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from PIL import Image
+from rich.console import Console
+
+from backend.events import DrawingStarted, PhaseStarted
+from backend.types import Phase
+from lens_cli.terminal import progress, training
+from lens_cli.terminal.console import Talk
+from lens_cli.terminal.progress import Meter
+from lens_cli.terminal.show import BELOW, MAX_COLUMNS, half_blocks
+from lens_cli.work.train import status
+from train.run.metrics import Metrics
+from train.run.status import find
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 256), (256, 512), (64, 640)])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 36), (40, 50)])
+def test_a_picture_fits_the_window(size: tuple[int, int], width: int, height: int) -> None:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system="truecolor")
+    rows = half_blocks(Image.new("RGB", size), console, rows=height - BELOW).plain.split("\n")
+    assert len(rows) <= height - BELOW and max(map(len, rows)) <= min(width, MAX_COLUMNS)
+    high, wide = len(rows) * 2, len(rows[0])
+    assert abs(wide - high * size[0] / size[1]) <= max(2.0, 2 * size[0] / size[1])  # its ratio, to a cell
+
+
+def test_a_record_of_a_run_is_read_back(tmp_path: Path) -> None:
+    """What `Metrics` says is what the live line shows; every other line is none."""
+    said: list[str] = []
+    log = Metrics(tmp_path, say=said.append)
+    log.log(10, loss=0.722964, grad_norm=0.18, pictures_per_s=3.06176, eta_s=75.4)
+    log.close()
+    (line,) = said
+    found = training.read_record(line)
+    assert found is not None and (found["step"], found["loss"]) == (10, 0.722964)
+    assert training.note(found) == "loss 0.7230 · 3.06/s · 1 min 15 s left"
+    for other in ("training 345,600 numbers on 8 pictures", "step 3", "saved step 10", "step 3  loss nothing"):
+        assert training.read_record(other) is None
+
+
+def test_a_terminal_sees_a_line_and_a_pipe_the_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ("encoding 9 pictures", "step 1  loss 0.5  seconds 1")
+    for terminal in (False, True):
+        monkeypatch.setattr(training, "talking_to_a_terminal", lambda here=terminal: here)
+        with training.live(Talk(command="train lora"), 4) as say:
+            for line in lines:
+                say(line)
+        err = capsys.readouterr().err
+        assert "encoding 9 pictures" in err and (lines[1] in err) is not terminal
+
+
+def test_status_says_whether_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 20, "loss": 0.5, "eta_s": 11}) + "\n")
+    (tmp_path / "config.json").write_text('{"kind": "lora", "steps": 40}')
+    (run,) = find(tmp_path)
+    assert not run.running and "not running; the same command goes on" in status.lines(run, 80)[0]
+    with FileLock(tmp_path / ".lock"):
+        (run,) = find(tmp_path)
+        assert run.running and "running, about 11 s left" in status.lines(run, 80)[0]
+        assert status.data(run)["running"]
+    assert not find(tmp_path)[0].running
+    (tmp_path / "metrics.jsonl").write_text('{"step": 40}\n')
+    assert "finished" in status.lines(find(tmp_path)[0], 80)[0]
+
+
+def test_the_start_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds before the first phase belong to the picture's time, so a line names them."""
+    clock = [10.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    meter = Meter(talk=Talk(command="gen"), total=1)
+    request: Any = None
+    meter(DrawingStarted(request=request))
+    clock[0] += 4.25
+    meter(PhaseStarted(phase=Phase.encode, total=None))
+    meter(PhaseStarted(phase=Phase.denoise, total=4))
+    assert capsys.readouterr().err == "starting: 4.25 s\n"
