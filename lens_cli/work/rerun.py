@@ -107,7 +107,9 @@ def _edited(path: Path, size: tuple[int, int], request: GenerationRequest) -> st
     return "its format loses nothing, and its pixels are others" if loses_nothing(path) else None
 
 
-def _reason(changed: Mapping[str, Any]) -> str | None:
+def _reason(changed: Mapping[str, Any]) -> str:
     if any(key.startswith("model.") for key in changed):
         return "other weights: see model.* above"
-    return "changed since: " + ", ".join(sorted(changed)) if changed else None
+    if not changed:
+        return "another number of threads gives other last bits: --threads, OMP_NUM_THREADS"
+    return "changed since: " + ", ".join(sorted(changed))
