@@ -23,7 +23,7 @@ TORCH_FIRST = test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(CONSTRAINTS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help install python demo test check wheel docs format cold-start clean
+.PHONY: help install python demo test fuzz check wheel docs format cold-start clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ demo: $(DRAWS) ## Make a picture with the shipped model; the last line is its pa
 
 test: $(STAMP) ## Run the tests, as many at once as there are processors, at most four
 	$(BIN)/python -m pytest -n logical --maxprocesses 4
+
+MINUTES ?= 30
+fuzz: $(STAMP) ## Give every parser of foreign bytes and the command line hostile inputs for MINUTES
+	LENS_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest -n logical --maxprocesses 2 tests/fuzz
 
 check: $(STAMP) ## Lint, format check, types, import contracts
 	$(BIN)/ruff check .

@@ -6,13 +6,14 @@ three files. Everything is told from model_index.json, index files and weight he
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from backend.checkpoints import config_files, detect
 from backend.checkpoints.headers import PICKLES, FileFormat, a_pickle, read_summary
-from backend.errors import CheckpointError, UsageError
+from backend.errors import CheckpointError, UsageError, shown
 from backend.paths import expanded
 from backend.presets import Component, Embedded, Layout
 
@@ -174,9 +175,9 @@ def _folder_files(folder: Path) -> Paths:
             raise CheckpointError(f"{indexes[0]}: no weight_map")
         shards = sorted({str(shard) for shard in table.values()})
         for shard in shards:
-            if Path(shard).name != shard or not (folder / shard).is_file():
+            if Path(shard).name != shard or not os.path.isfile(folder / shard):  # too long a name is none
                 raise CheckpointError(
-                    f"{folder}: the shard {shard!r} named by {indexes[0].name} is not there",
+                    f"{folder}: the shard {shown(shard)} named by {indexes[0].name} is not there",
                     hint="an interrupted download; fetch the rest with `lens models pull`",
                 )
         return tuple(folder / shard for shard in shards)

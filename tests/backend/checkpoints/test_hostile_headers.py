@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from backend.checkpoints.config_files import read_json, text_encoder_params, transformer_params, vae_params
 from backend.checkpoints.headers import read_header
+from backend.checkpoints.layouts import diffusers
 from backend.errors import CheckpointError
 from backend.params import VAEParams
 
@@ -139,3 +140,14 @@ def test_a_config_of_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="no regular file"):
         read_json(tmp_path / "config.json")
+
+
+def test_an_index_that_names_a_shard_of_a_page_is_refused(tmp_path: Path) -> None:
+    """`make fuzz` found it: the system's refusal of so long a name was an internal error."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LensPipeline"}')
+    index = json.dumps({"weight_map": {"a": "x" * 5000}})
+    (tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match="is not there") as caught:
+        diffusers(tmp_path)
+    assert len(str(caught.value)) < 500

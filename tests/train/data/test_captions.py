@@ -356,3 +356,12 @@ def test_captioning_prompts() -> None:
     with pytest.raises(prompts.PromptError) as caught:
         prompts.captioning("densest")
     assert "brief, dense" in caught.value.hint
+
+
+def test_a_journal_s_line_of_another_kind_is_asked_for_again(tmp_path: Path) -> None:
+    """`make fuzz` found the deep one; the text in a number's place ended the stage when its tokens were summed."""
+    good = {"picture": "p", "kind": "dense", "identity": "i", "text": "a cat", "tokens_in": 3, "tokens_out": 4}
+    rows = [json.dumps(good), '{"a":' * 3000, json.dumps(good | {"tokens_in": "9"}), json.dumps(good | {"text": None})]
+    (tmp_path / "0.jsonl").write_text("\n".join([*rows, '{"picture": []}', "null"]) + "\n")
+    journal = Journal(tmp_path / "0.jsonl")
+    assert [answer.text for answer in journal.of("p", "dense", "i")] == ["a cat"] and journal.tokens() == (1, 3, 4)

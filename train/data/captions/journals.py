@@ -18,8 +18,12 @@ from pathlib import Path
 
 from backend.chat.replies import ChatReply
 from backend.disk import write_error
-from backend.errors import FileError, os_reason
+from backend.errors import FileError
+from backend.fields import object_from
+from backend.foreign import documents
 from train.data.work import Work
+
+_LARGEST = 4_000_000_000  # bytes of a shard's journal
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,14 @@ class Journal:
         self._lock = threading.Lock()
         self._answers: dict[tuple[str, str, str], list[Answer]] = {}
         try:
-            lines = path.read_bytes().split(b"\n")
+            lines = documents.read_bytes(path, _LARGEST).split(b"\n")
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        except (OSError, documents.Unreadable) as error:
+            raise FileError(f"{path} {documents.reason(error)}") from error
         for line in lines:
             try:
-                self._remember(Answer(**json.loads(line)))
+                self._remember(object_from(documents.parse_json(line), Answer))
             except (ValueError, TypeError):  # torn by a crash, or edited by hand: that answer is asked for again
                 continue
 
@@ -74,7 +78,7 @@ class Journal:
 
     def add(self, answer: Answer) -> None:
         """Raises FileError, a full disk among them."""
-        line = json.dumps(vars(answer), ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(vars(answer), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
