@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -29,16 +30,16 @@ from backend.settings import Settings
 from backend.types import ImageFormat
 from backend.wish import Wish
 
+TRIES = 5  # to start two nodes
+STORE_BYTES = 100 << 20  # shared memory of a node; pictures go through it
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("jobs", 6), ("pictures", 2), ("steps", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=1)
+    cluster, second = start_nodes()
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -51,6 +52,29 @@ def main() -> None:
         cluster.shutdown()
     print(json.dumps(told))
     sys.exit(0 if told["done"] == asked.jobs and told["files"] == told["history"] == asked.jobs * asked.pictures else 1)
+
+
+def start_nodes() -> tuple[Any, Any]:
+    """A cluster of two local nodes with one CPU each, and the second node.
+
+    Ray gives a node half a minute to come up and a worker one, which a busy machine may miss: more time where it can be
+    given, and another try where it cannot.
+    """
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+    os.environ.setdefault("RAY_health_check_timeout_ms", "60000")
+    from ray.cluster_utils import Cluster
+
+    for left in reversed(range(TRIES)):
+        cluster = Cluster()
+        try:
+            cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=STORE_BYTES)
+            return cluster, cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        except Exception as error:
+            cluster.shutdown()
+            if not left:
+                raise
+            print(f"a node did not come up, once more: {error}", file=sys.stderr)
+    raise AssertionError("the last try raises")
 
 
 async def run(asked: Any, folder: Path, drawers: list[Any], kill: Any) -> dict[str, Any]:
@@ -78,6 +102,7 @@ async def run(asked: Any, folder: Path, drawers: list[Any], kill: Any) -> dict[s
             killed = round(time.monotonic() - started, 1)
         await asyncio.sleep(0.1)
     ended = [service.job(job.id) for job in jobs]
+    moved = [job.id for job in jobs if await went_on(service, job.id)]
     seconds = round(time.monotonic() - started, 1)
     await service.stop()
     files = sorted(folder.glob("*.png"))
@@ -86,9 +111,16 @@ async def run(asked: Any, folder: Path, drawers: list[Any], kill: Any) -> dict[s
         entered = len(kept)
     return {
         "done": sum(job.state is JobState.done for job in ended), "files": len(files), "records": len(records),
-        "history": entered, "killed_after": killed, "seconds": seconds,
+        "history": entered, "killed_after": killed, "went_on": len(moved),
+        "seconds": seconds,
         "errors": [job.error for job in ended if job.error is not None],
     }  # fmt: skip
+
+
+async def went_on(service: Service, job: str) -> bool:
+    """Whether a job lost its replica and was taken up by another."""
+    told = [event.get("text", "") async for event in service.events(job, 0) if event is not None]
+    return any("goes on with another" in text for text in told)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Tools:
         from backend.presets import default_name
 
         found = find_model(self._settings.model or default_name())
-        plan = make_plan(self._settings.reasoner, found.preset, found.name, insist=True)
+        plan = make_plan(self._settings.reasoner, found.preset, found.name, insist=True, files=found.files)
         decision = self._session.rewrite(prompt, plan, found.files, on_event=told, stop=stop)
         if isinstance(decision, Refused):
             raise UsageError(str(decision.error()), hint=decision.error().hint)

@@ -97,21 +97,21 @@ class Replica:
         if keep_alive is not None:
             threading.Thread(target=self._rest, daemon=True).start()
 
-    async def carry_out(self, order: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """The order's events. Stops after its step where whoever asked goes away."""
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
+    async def carry_out(self, line: str) -> AsyncGenerator[str]:
+        """The events of an order, all as JSON. Stops after its step where whoever asked goes away."""
+        loop, heard, order = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), json.loads(line)
         self._drawer.tell = lambda event: loop.call_soon_threadsafe(heard.put_nowait, dict(event)) and None
         self._busy = True
         work = loop.run_in_executor(self._thread, self._drawer.carry_out, order)
         where = {"event": "worker", "job": order["job"], "node": os.uname().nodename, "pid": os.getpid()}
         try:
-            yield where
+            yield json.dumps(where)
             while True:
                 event = await heard.get()
                 if event["event"] == "finished":
-                    yield event | {"resident": resident_bytes(os.getpid())}
+                    yield json.dumps(event | {"resident": resident_bytes(os.getpid())})
                     return
-                yield event
+                yield json.dumps(event, allow_nan=False)
         finally:
             self._drawer.cancelled.add(order["job"])
             await asyncio.shield(work)
@@ -143,12 +143,10 @@ class RayDrawer:
         from ray.serve.exceptions import RayServeException, RequestCancelledError
 
         async with self._lock:
-            self._job, self._answer = (
-                str(order["job"]),
-                self._handle.remote(json.loads(json.dumps(order))),
-            )  # as over a pipe
+            self._job, self._answer = str(order["job"]), self._handle.remote(json.dumps(order, allow_nan=False))
             try:
-                async for event in self._answer:
+                async for line in self._answer:
+                    event = json.loads(line)
                     if event["event"] == "worker":
                         self._where = {"node": event["node"], "pid": event["pid"]}
                         continue

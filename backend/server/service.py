@@ -25,6 +25,7 @@ from backend.server.queue import Queue
 from backend.server.runner import Disk, Runner
 from backend.server.tasks import Task
 from backend.settings import Settings
+from backend.types import ReasonerMode
 
 if TYPE_CHECKING:
     from backend.reasoner.refine import RewritePlan
@@ -40,6 +41,7 @@ class Service:
         """`folder`: where pictures go whose client may name no other. `keep_alive` and `memory` as of `Runner`."""
         self.settings, self.folder, self.keep_alive = settings, folder, keep_alive
         self.used = time.monotonic()  # when somebody last wanted something
+        self._refining = 0  # questions to a reasoner that are not answered yet
         self._queue, self._feed = queue, Feed(queue)
         self._disk = Disk(pictures=pictures, thread=ThreadPoolExecutor(1, thread_name_prefix="pictures"))
         self._runners = [
@@ -76,8 +78,12 @@ class Service:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        return all(runner.running is None for runner in self._runners) and self._queue.next() is None
+        """Whether nothing runs, nothing waits and nobody waits for a reasoner."""
+        return (
+            not self._refining
+            and all(runner.running is None for runner in self._runners)
+            and self._queue.next() is None
+        )
 
     async def unload(self) -> None:
         """Give back the memory of every drawer that is not drawing."""
@@ -184,9 +190,34 @@ class Service:
         await self._disk.do(self._disk.pictures.drop, job_id)
 
     async def refine(self, prompt: str, plan: RewritePlan, model: str) -> dict[str, Any]:
-        """One decision of the reasoner, by the model that is in memory. Raises RefusedError and what it raises."""
+        """One decision of the reasoner. An endpoint is asked at once; the model in memory after the job that it draws.
+
+        Raises RefusedError, and what the reasoner raises.
+        """
         self.touch()
-        order = {
-            "do": "refine", "job": secrets.token_hex(8), "prompt": prompt, "rewrite": asdict(plan), "model": model
-        }  # fmt: skip
-        return await self._runners[0].refine(order)
+        self._refining += 1
+        try:
+            if plan.mode is ReasonerMode.api:
+                return await asyncio.to_thread(ask_endpoint, self.settings, prompt, plan)
+            order = {
+                "do": "refine", "job": secrets.token_hex(8), "prompt": prompt, "rewrite": asdict(plan), "model": model
+            }  # fmt: skip
+            return await self._runners[0].refine(order)
+        finally:
+            self._refining -= 1
+            self.touch()
+
+
+def ask_endpoint(settings: Settings, prompt: str, plan: RewritePlan) -> dict[str, Any]:
+    """What the endpoint of the settings makes of a request: prompt, original, expander, cached. No model is opened."""
+    from backend.reasoner.refine import Refused
+    from backend.session import Session
+
+    with Session(settings) as session:
+        decision = session.rewrite(prompt, plan, None, on_event=lambda event: None)
+    if isinstance(decision, Refused):
+        raise decision.error()
+    return {
+        "prompt": decision.prompt, "original": decision.original, "expander": asdict(decision.expander),
+        "cached": decision.cached,
+    }  # fmt: skip

@@ -114,6 +114,8 @@ class ScriptedServer:
         raise NotImplementedError
 
     def refine(self, text: str) -> Mapping[str, Any]:
+        """Answers while nothing is held: the model that rewrites is the one that draws."""
+        self._open.wait()
         if isinstance(self.rewrite, LensError):
             raise self.rewrite
         expander = {"kind": "local", "model": "nano", "system_prompt": "nano", "instructions_sha256": "0",

@@ -25,7 +25,8 @@ from textual.widgets import Input
 from backend import paths
 from backend.errors import NetworkError, RefusedError
 from backend.picture.history import History
-from backend.settings import Settings
+from backend.server.jobs import JobState
+from backend.settings import ReasonerSettings, Settings
 from backend.wish import Wish
 from lens_cli.terminal.graphics import Graphics
 from lens_cli.tui.app import LensApp, Places, Start
@@ -284,6 +285,22 @@ async def test_an_edited_rewrite_is_the_persons_own_and_escape_keeps_the_old(ser
         await pilot.press("!", "enter", "enter")
         await until(pilot, lambda: bool(server.wishes))
     assert server.wishes[0].original_prompt is None and "!" in (server.wishes[0].prompt or "")
+
+
+@run
+async def test_a_rewrite_that_waits_for_the_job_at_hand_says_so(server: ScriptedServer) -> None:
+    """The model rewrites after it has drawn; an endpoint is asked at once."""
+    endpoint = ReasonerSettings(base_url="http://127.0.0.1:1/v1", model="m")
+    for reasoner, said in ((ReasonerSettings(), "rewrites after this job"), (endpoint, "the reasoner is asked")):
+        server.hold()
+        async with opened(server, settings=Settings(reasoner=reasoner)) as (_, pilot):
+            await pilot.press(*"fish", "enter")
+            await until(pilot, lambda: any(job.state is JobState.running for job in server.jobs()))
+            await until(pilot, lambda: shows(pilot, "step 0") or shows(pilot, "0/4"))
+            await pilot.press("f2")
+            await until(pilot, lambda said=said: shows(pilot, said))
+            server.go()
+            await until(pilot, lambda: shows(pilot, "Rewritten by"))
 
 
 @run

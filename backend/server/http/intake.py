@@ -121,7 +121,7 @@ def _rewrite(
         return None  # it was rewritten before it came
     plan = make_plan(
         settings.reasoner, resolved.preset, resolved.request.model, mode=wish.reasoner,
-        system_prompt=wish.system_prompt,
+        system_prompt=wish.system_prompt, files=resolved.files,
     )  # fmt: skip
     return None if plan.mode is ReasonerMode.off else plan
 

@@ -20,6 +20,7 @@ from backend.requests import check_prompt, find_model
 from backend.server.http.intake import check_names, model_rows, owners_plan, take_in
 from backend.server.service import Service
 from backend.server.wire import wish_data, wish_from
+from backend.types import ReasonerMode
 from backend.wish import Wish
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ def make_router(service: Service, stop: Callable[[], None]) -> APIRouter:
 
     @router.post("/refine")
     async def refine(request: Request, brief: Brief) -> dict[str, Any]:
-        """What the reasoner makes of a request. A refusal is an error that names its rule."""
+        """What the reasoner makes of a request. A refusal is an error that names its rule.
+
+        An endpoint is asked at once; the model's own reasoner answers after the job that is drawn.
+        """
         plan, name, prompt = await run_in_threadpool(_plan_refine, service, brief, is_owner(request))
         return await service.refine(prompt, plan, name)
 
@@ -154,9 +158,11 @@ def _plan_refine(service: Service, brief: Brief, owner: bool) -> tuple[RewritePl
     if not owner:
         check_names(Wish(model=brief.model))
     plan = owners_plan(brief.rewrite, owner=owner)
-    found = find_model((plan and plan.model) or brief.model or service.settings.model or default_name())
-    found.need_files()
-    plan = plan or make_plan(service.settings.reasoner, found.preset, found.name, insist=True)
+    named = plan.model if plan is not None and plan.mode is ReasonerMode.local else brief.model
+    found = find_model(named or service.settings.model or default_name())
+    plan = plan or make_plan(service.settings.reasoner, found.preset, found.name, insist=True, files=found.files)
+    if plan.mode is ReasonerMode.local:
+        found.need_files()
     return plan, found.name, prompt
 
 

@@ -281,7 +281,7 @@ class Create(Horizontal):
             self.link.open()
             self.notify("the server does not answer yet", severity="warning", markup=False)
             return
-        screen = Refine(form.prompt)
+        screen = Refine(form.prompt, waits=self.link.jobs.running() is not None and _asks_model(self.settings))
 
         def take(text: str | None) -> None:
             if text is not None and text.strip():
@@ -299,6 +299,15 @@ class Create(Horizontal):
             self.app.call_from_thread(screen.refuse, Content(f"{error}{rule}\n{error.hint or ''}"))
             return
         self.app.call_from_thread(screen.answer, answer)
+
+
+def _asks_model(settings: Settings) -> bool:
+    """Whether the model's own reasoner is asked, and no endpoint."""
+    from backend import presets
+    from backend.reasoner.refine import choose_mode
+    from backend.types import ReasonerMode
+
+    return choose_mode(settings.reasoner, presets.get(presets.default_name()))[0] is not ReasonerMode.api
 
 
 def _rewritten(form: Form, text: str, answer: Mapping[str, Any]) -> Form:

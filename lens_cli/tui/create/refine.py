@@ -27,9 +27,10 @@ class Refine(ModalScreen[str | None]):
         Binding("f2,ctrl+g", "accept", "Take it", priority=True),
     ]
 
-    def __init__(self, before: str) -> None:
+    def __init__(self, before: str, *, waits: bool = False) -> None:
+        """`waits`: the model that rewrites draws at the moment."""
         super().__init__()
-        self.before = before
+        self.before, self._waits = before, waits
         self.answered: Mapping[str, Any] = {}  # as the server has it
         self._refused: Content | None = None
 
@@ -41,7 +42,8 @@ class Refine(ModalScreen[str | None]):
             with Vertical(id="after") as box:
                 box.border_title = "Rewritten"
                 yield LoadingIndicator()
-            yield Static(Content("the reasoner is asked … · Esc keeps yours"), classes="keys")
+            asked = "the model draws, and rewrites after this job …" if self._waits else "the reasoner is asked …"
+            yield Static(Content(f"{asked} · Esc keeps yours"), classes="keys")
 
     def answer(self, answer: Mapping[str, Any]) -> None:
         """The rewrite has come; perhaps before the screen is there."""

@@ -1,4 +1,4 @@
-"""A server of a module's tests: the real one in a thread, on a free port, with the fake engine in its worker."""
+"""A server of these tests: the real one in a thread, on a free port, with the fake engine in its worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from backend.server.client import Client
 from backend.server.drawers import ProcessDrawer
 from backend.server.place import Place, read_pid_file
 from backend.server.serve import Plan, serve
-from backend.settings import Settings
+from backend.settings import ReasonerSettings, Settings
+from backend.types import ReasonerMode
+from tests.backend.scripted_endpoint import Endpoint, decision
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -27,29 +29,33 @@ class Running:
     guest: Client  # anybody else
     folder: Path  # of pictures
     home: Path
+    settings: Settings  # the server's
+    endpoint: Endpoint  # of a reasoner, which no job asks by itself
 
     @property
     def url(self) -> str:
         return self.client.place.url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Running]:
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("pictures")
-    with pytest.MonkeyPatch.context() as patch:
+    with Endpoint(decision("unset")) as endpoint, pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENS_HOME", str(home))
+        settings = Settings(reasoner=ReasonerSettings(mode=ReasonerMode.off, base_url=endpoint.url, model="m"))
         plan = Plan(place=Place(host="127.0.0.1", port=0), api_key=None, keep_alive=300, folder=folder)
         file, said = server_file(), list[str]()
         thread = threading.Thread(
-            target=serve, args=(plan, Settings(), [ProcessDrawer(FAKE_WORKER)]), kwargs={"say": said.append}
+            target=serve, args=(plan, settings, [ProcessDrawer(FAKE_WORKER)]), kwargs={"say": said.append}, daemon=True
         )
         thread.start()
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while (place := read_pid_file(file)) is None or not Client(place).is_ours():
             assert time.monotonic() < until and thread.is_alive(), said
             time.sleep(0.02)
-    client = Client(place)
-    yield Running(client, Client(Place(host=place.host, port=place.port)), folder, home)
-    client.stop()
-    thread.join(timeout=20)
-    assert not thread.is_alive() and not file.exists()
+        patch.undo()
+        client, guest = Client(place), Client(Place(host=place.host, port=place.port))
+        yield Running(client, guest, folder, home, settings, endpoint)
+        client.stop()
+        thread.join(timeout=20)
+        assert not thread.is_alive() and not file.exists()

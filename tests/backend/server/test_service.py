@@ -11,21 +11,26 @@ import json
 import socket
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backend.errors import LensError, UntrustedError, UsageError
+import prompts
+from backend import presets
+from backend.errors import LensError, RefusedError, UntrustedError, UsageError
 from backend.inputs.files import load_pixels
 from backend.picture.history import History
 from backend.picture.images import pixel_sha256, read_metadata
 from backend.picture.outputs import OutputPlan
+from backend.reasoner.refine import make_plan
 from backend.server.client import Client
 from backend.server.jobs import Job, JobState, UnknownJobError
 from backend.server.place import Place
-from backend.types import ImageFormat
+from backend.types import ImageFormat, ReasonerMode
 from backend.wish import Wish
+from tests.backend.scripted_endpoint import completion, decision
 from tests.backend.server.conftest import Running
 
 SMALL: dict[str, Any] = {"size": "176x176", "steps": 2}
@@ -159,6 +164,23 @@ def test_the_server_answers_while_it_draws(server: Running) -> None:
     assert status["running"] == 1 and status["drawers"][0]["job"] == job.id
     server.client.cancel(job.id)
     end_of(server.client, job)
+
+
+def test_an_endpoint_rewrites_while_the_model_draws(server: Running) -> None:
+    """A rewrite waits for no job; a refusal comes as its error."""
+    plan = asdict(make_plan(server.settings.reasoner, presets.get("nano"), "nano", mode=ReasonerMode.api))
+    rule = prompts.rule_names()[0]
+    refusal = {"decision": "refuse", "prompt": None, "rule": rule}
+    server.endpoint.answers[:] = [decision("a cat by the sea"), completion(json.dumps(refusal))]
+    job = server.client.submit(Wish(prompt="slow", num=99, seeds=("1",), **SMALL), None)
+    wait_for(server.client, job, JobState.running)
+    told = server.client.refine("a cat", plan)
+    assert (told["prompt"], told["original"], told["expander"]["kind"]) == ("a cat by the sea", "a cat", "api")
+    with pytest.raises(RefusedError) as caught:
+        server.client.refine("a dog", plan)
+    assert caught.value.rule == rule and server.client.job(job.id).state is JobState.running
+    server.client.cancel(job.id)
+    assert end_of(server.client, job)[0].state is JobState.cancelled
 
 
 # ------------------------------------------------------------------------------------------------------------ strangers
