@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from lens_cli.app import COMMANDS
 from lens_cli.lazy import build, load
@@ -61,13 +62,15 @@ def commands(page: str) -> Iterator[str]:
 
 
 def parse(words: list[str]) -> None:
-    """Read a command of `lens` as its command line does, and do not run it. Raises what Typer raises."""
+    """Read a command of `lens` as its command line does, and do not run it. Raises what Typer raises, KeyError or
+    AssertionError."""
     if not words:
         return
     command: Any = build(words[0], load(COMMANDS[words[0]].target))
     rest = words[1:]
     while (below := getattr(command, "commands", None)) and rest and rest[0] in below:
         command, rest = below[rest[0]], rest[1:]
+    assert not below or not rest or rest[0].startswith("-"), f"no command is called {rest[0]!r}"
     with command.make_context("lens", list(rest)):
         pass
 
@@ -162,6 +165,18 @@ def test_what_stands_between_backticks_is_there() -> None:
                 target = inside[word]
                 command = build(word, load(target.target)) if hasattr(target, "target") else target
                 inside = getattr(command, "commands", None)
+
+
+def test_links_lead_somewhere() -> None:
+    drawn = "docs/nano.md"  # by `python -m train.nano.pages docs`: minutes of drawing, and anew with other weights
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README):
+        assert target.startswith("https://") or target == drawn or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("line", ["lens gen x --bogus", "lens models pul lens", "lens refine x | lens gen - --bad"])
+def test_what_is_not_there_is_found(line: str) -> None:
+    with pytest.raises((AssertionError, typer.TyperException)):
+        parse_line(line)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
