@@ -13,6 +13,7 @@ import pytest
 
 from tests.backend.tiny_weights import write_runnable
 from tests.lens_cli.cli import Run, lens, real_inside
+from tests.lens_cli.test_json_schemas import schema
 
 PHASES = ["import", "load encoder", "encode", "load transformer", "fold", "load vae", "denoise", "step", "decode"]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,6 +45,7 @@ def test_json_of_a_model_in_a_process_of_its_own(model: Path) -> None:
         "bench", "-m", str(model), "--size", "112x128", "--steps", "2", "--runs", "2", "--json", real=True, timeout=400
     )
     assert run.code == 0, run.err
+    schema("bench").validate(run.json["data"])
     (point,) = run.json["data"]["points"]
     assert list(point["phases"]) == [*PHASES, "picture"]
     for name, phase in point["phases"].items():

@@ -86,3 +86,13 @@ def test_an_edit_is_checked(config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VISUAL", "sh -c 'echo steps=3 >> \"$0\"'")
     run = config("edit")
     assert run.code == 2 and "unknown setting 'steps'" in run.err
+
+
+def test_the_page_has_every_setting() -> None:
+    """docs/settings.md, made by python -m lens_cli.work.settings_table docs/settings.md."""
+    from backend.settings import keys
+    from lens_cli.work.settings_table import table, with_table
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "settings.md").read_text()
+    assert with_table(page) == page and table() in page
+    assert all(f"| `{key}` |" in page for key, _ in keys())
