@@ -18,11 +18,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from urllib.parse import urljoin, urlsplit
 
 from backend.chat.address import Address
 from backend.chat.budget import Budget
 from backend.chat.replies import ChatReply, Message, read_completion
-from backend.errors import BusyError, LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError
+from backend.errors import BusyError, LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError, shown
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -242,7 +243,7 @@ class Client:
                 api_key=self.address.key or "none",
                 timeout=self.address.timeout,
                 max_retries=0,  # ours say what they wait for, and keep to one limit
-                http_client=openai.DefaultHttpxClient(event_hooks={"response": [_cut_refusal]}),
+                http_client=openai.DefaultHttpxClient(event_hooks={"response": [_stay, _cut_refusal]}),
             )
             # The package reads these from the environment; they are meant for OpenAI, not for any address.
             client.organization = client.project = None
@@ -338,6 +339,17 @@ def hide(text: str, key: str) -> str:
 
 
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # as many characters as before
+
+
+def _stay(response: Any) -> None:
+    """Raises NetworkError where an endpoint would have the question, and its pictures, sent to another host."""
+    asked = str(response.request.url)
+    there = urljoin(asked, response.headers.get("location", "")) if response.has_redirect_location else asked
+    if urlsplit(there).hostname != urlsplit(asked).hostname:
+        raise NetworkError(
+            f"the endpoint sends on to another host, {shown(urlsplit(there).hostname or '')}",
+            hint="name that address yourself if you trust it",
+        )
 
 
 def _cut_refusal(response: Any) -> None:

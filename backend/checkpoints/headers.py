@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from backend.cache.notes import note_of
@@ -130,6 +131,8 @@ def _summary(header: FileHeader) -> dict[str, Any]:
 
 def detect_format(path: Path) -> FileFormat:
     """The format by magic bytes. Raises CheckpointError that names what the file is instead."""
+    if not S_ISREG(_stat(path).st_mode) and not path.is_dir():  # of a folder the system says so
+        raise CheckpointError(f"{path}: no regular file")  # a FIFO would be waited for
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -238,6 +241,7 @@ def _whole(value: Any) -> int:
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_ENTRIES = 2**24  # of a list: a tokenizer has 200,000 tokens and 450,000 merges; each takes 50 bytes here
 _NESTED = 4  # arrays within arrays; llama.cpp reads one
 
 
@@ -270,6 +274,8 @@ class _Cursor:
             return self.text()
         if kind == _ARRAY:
             inner, count = self.take("I"), self.take("Q")
+            if count > _ENTRIES:
+                raise CheckpointError(f"{self.path}: a list of the GGUF header has {count:,} entries")
             if inner in _SCALARS:
                 layout = f"<{count}{_SCALARS[inner]}"
                 need = struct.calcsize(layout) if count <= self.size else self.size + 1

@@ -116,6 +116,18 @@ def test_where_no_limit_is_said_what_trickles_in_ends_too(head: bytes) -> None:
         assert time.monotonic() - began < 3 and caught.value.hint == "raise --judge-timeout"
 
 
+def test_a_question_is_sent_on_to_no_other_host() -> None:
+    """The package follows a 307 with all that was asked, pictures among it; within the host it may."""
+    with Endpoint(completion("no")) as other, Endpoint(completion("yes")) as same:
+        away = Answer(body="", status=307, headers={"Location": other.url.replace("127.0.0.1", "localhost") + "/x"})
+        with Endpoint(away) as endpoint, pytest.raises(NetworkError, match="another host, 'localhost'"):
+            Client(address(endpoint.url)).complete(HELLO)
+        assert other.asked == []
+        moved = Answer(body="", status=307, headers={"Location": same.url + "/x"})
+        with Endpoint(moved) as endpoint:
+            assert Client(address(endpoint.url)).complete(HELLO).text == "yes"
+
+
 def test_of_an_error_without_end_only_its_beginning_is_read() -> None:
     """The package reads it whole: what is promised here would take a minute and all memory."""
     head = b"HTTP/1.1 400 Bad\r\nContent-Type: text/plain\r\nContent-Length: 99999999999\r\n\r\n" + b"no " * 50_000

@@ -151,3 +151,18 @@ def test_an_index_that_names_a_shard_of_a_page_is_refused(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="is not there") as caught:
         diffusers(tmp_path)
     assert len(str(caught.value)) < 500
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.gguf")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        read_header(tmp_path / "a.gguf")
+
+
+def test_a_list_as_long_as_its_file_takes_no_memory(tmp_path: Path) -> None:
+    """Of bytes, which as Python's numbers would take eight times the file; a sparse file of 100 MB."""
+    path = gguf(tmp_path, pair("x", 9, struct.pack("<IQ", 0, 90_000_000)))
+    with path.open("ab") as file:
+        file.truncate(100_000_000)
+    with pytest.raises(CheckpointError, match="90,000,000 entries"):
+        read_header(path)
