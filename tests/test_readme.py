@@ -77,13 +77,18 @@ def parse(words: list[str]) -> None:
 
 def parse_line(line: str) -> int:
     """Parse every `lens` of a line with pipes and loops; how many there were."""
-    found = 0
-    for part in re.split(r"\s(?:\||&&|;)\s|; do |; done", line):
-        words = shlex.split(part)
-        if words[:1] == ["lens"]:
-            parse(words[1:])
-            found += 1
-    return found
+    reader = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    reader.whitespace_split, reader.commenters = True, ""
+    parts: list[list[str]] = [[]]
+    for word in reader:
+        if set(word) <= set("|&;"):
+            parts.append([])
+        elif parts[-1] or word != "do":
+            parts[-1].append(word)
+    lenses = [words for words in parts if words[:1] == ["lens"]]
+    for words in lenses:
+        parse(words[1:])
+    return len(lenses)
 
 
 def test_the_marked_commands_stand_in_the_readme() -> None:
