@@ -21,10 +21,11 @@ from backend.wish import Wish
 from backend.wishes.vocabulary import Vocabulary, read_vocabulary
 from train.world.scene_text import article
 
-SEED, BASE, SIDE, COLUMNS = "3", 192, 128, 9
+SEED, BASE, SIDE, COLUMNS = "3", 256, 128, 9
+PAINTS = "red blue green orange purple turquoise pink brown".split()  # of things, in turn
 _LABEL = 16  # pixels below a picture
 TEXTS = {
-    "things": "Things, here in the colour it chooses, on a plain pale yellow background.",
+    "things": "Things, each in one of its colours. Left to itself, it paints most of them black.",
     "colours": "Colours.",
     "backgrounds": "Plain backgrounds: “on a plain cream background”. They give the calmest pictures.",
     "grounds": "Grounds.",
@@ -40,10 +41,11 @@ def prompts_of(category: str, words: tuple[str, ...]) -> Iterator[tuple[str, str
     """(word, prompt) of a category, as a person would ask for it."""
     plain = "on a plain pale yellow background"
     preposition = {"wooden floor": "on", "table": "on", "sea": "over the", "snow": "in the", "meadow": "in a"}
-    for word in words:
+    for number, word in enumerate(words):
         match category:
             case "things":
-                yield word, f'a sign that says "OPEN" {plain}' if word == "sign" else f"{article(word)} {plain}"
+                thing = 'sign that says "OPEN"' if word == "sign" else word
+                yield word, f"{article(PAINTS[number % len(PAINTS)])} {thing} {plain}"
             case "colours":
                 yield word, f"{article(word)} car {plain if word != 'yellow' else 'on a plain pale blue background'}"
             case "backgrounds":
@@ -62,7 +64,7 @@ def prompts_of(category: str, words: tuple[str, ...]) -> Iterator[tuple[str, str
             case "sizes":
                 yield word, f"a {word} red mushroom {plain}"
             case _:
-                yield word, f"{word} of a blue fish"
+                yield word, f"{word} of a blue fish {plain}"
 
 
 def draw(vocabulary: Vocabulary, model: str) -> dict[str, list[tuple[str, str, Image.Image]]]:
