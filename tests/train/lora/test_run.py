@@ -233,7 +233,7 @@ def test_another_base_is_refused(
     config = plan(tmp_path / "run", pictures, tiny, cache, steps=2)
     run.run(config)
     noted = (config.run_dir / "config.json").read_bytes()
-    monkeypatch.setattr(run, "files_sha256", lambda _paths: "0" * 64)
+    monkeypatch.setattr(run, "transformer_sha256", lambda _files: "0" * 64)
     with pytest.raises(CheckpointError, match="another model's weights"):
         run.run(replace(config, learning_rate=0.5))
     assert (config.run_dir / "config.json").read_bytes() == noted  # what was refused has not become the run's
