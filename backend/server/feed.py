@@ -117,7 +117,7 @@ class Feed:
                 except TimeoutError:
                     yield None
         finally:
-            log.listeners.remove(mine)
+            log.listeners = [one for one in log.listeners if one is not mine]  # not `remove`: empty ones are equal
 
 
 def ended_by(event: TaggedEvent) -> bool:

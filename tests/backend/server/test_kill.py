@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,8 @@ from backend.server.serve import make_plan, parse_time, serve
 from backend.settings import Settings
 from backend.types import ImageFormat
 from backend.wish import Wish
-from tests.backend.server.conftest import FAKE_WORKER
-from tests.lens_cli.cli import environment, lens
+from tests.backend.server.conftest import FAKE_WORKER, serving
+from tests.lens_cli.cli import Run, environment, lens, lens_inside
 
 SERVER = """
 import sys
@@ -53,7 +55,9 @@ def start() -> tuple[subprocess.Popen[bytes], Client]:
     return child, Client(place)
 
 
-def test_killed_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_the_middle_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("LENS_HOME", str(tmp_path / "home"))
     child, client = start()
     wish = Wish(prompt="slow", num=5, seeds=("1",), steps=2, size="176x176")
@@ -65,8 +69,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     assert find_server(Settings()) is None  # the file is stale, and nobody is there
-    child, client = start()
-    try:
+    with serving(make_plan(Settings(), host="127.0.0.1:0"), Settings()) as client:
         events = list(client.events(job.id))
         assert client.job(job.id).state is JobState.done
         list(client.events(waiting.id))
@@ -78,31 +81,29 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
             assert pixel_sha256(load_pixels(file)) == saved[int(file.stem)]["pixel_sha256"]
         with History(tmp_path / "home/data/history.db") as history:
             assert len(history) == 5
-        # `lens gen` draws with it, and as it would by itself: names, record, pixels
         monkeypatch.chdir(tmp_path)
-        words = ("gen", "a [red] fish", "-s", "3", "-n", "2", "--steps", "2", "--size", "176x176", "--json")
-        there, here = lens(*words, "-o", "there/").json["data"], lens(*words, "-o", "here/", "--local").json["data"]
-        rows = [[(row["seed"], row["pixel_sha256"]) for row in run["images"]] for run in (there, here)]
-        assert rows[0] == rows[1] and len(rows[0]) == 2 and there["request"] == here["request"]
-        assert there["again"].replace("there", "here") == here["again"]
-        assert [row["path"].replace("there", "here") for row in there["images"]] == [
-            row["path"] for row in here["images"]
-        ]
-        assert sorted(file.name for file in Path("there").iterdir()) == sorted(
-            file.name for file in Path("here").iterdir()
-        )
-        assert any(job.prompt == "a [red] fish" for job in client.jobs())
-        failed = lens("gen", "oom", "--steps", "2", "--size", "176x176")
-        assert failed.code == 6 and "not enough memory" in failed.err
-        shown = lens("ps", "--json").json["data"]
-        assert shown["url"] == client.place.url and len(shown["jobs"]) == 4
-        second = lens("serve", "--port", "0")
-        assert second.code == 3 and "runs already" in second.err
-        assert lens("stop").code == 0 and child.wait(timeout=20) == 0
-        assert not server_file().exists() and lens("ps").code == 3
-    finally:
-        child.kill()
-        child.wait()
+        look_at_commands(client, inside := partial(lens_inside, monkeypatch, capfd))
+    assert inside("ps").code == 3
+
+
+def look_at_commands(client: Client, inside: Callable[..., Run]) -> None:
+    """`lens gen` draws with the server as it would by itself: names, record, pixels. `ps`, `serve`, `stop` see it."""
+    words = ("gen", "a [red] fish", "-s", "3", "-n", "2", "--steps", "2", "--size", "176x176", "--json")
+    there, here = lens(*words, "-o", "there/").json["data"], inside(*words, "-o", "here/", "--local").json["data"]
+    rows = [[(row["seed"], row["pixel_sha256"]) for row in run["images"]] for run in (there, here)]
+    assert rows[0] == rows[1] and len(rows[0]) == 2 and there["request"] == here["request"]
+    assert there["again"].replace("there", "here") == here["again"]
+    assert [row["path"].replace("there", "here") for row in there["images"]] == [row["path"] for row in here["images"]]
+    names = [sorted(file.name for file in Path(folder).iterdir()) for folder in ("there", "here")]
+    assert names[0] == names[1]
+    assert any(job.prompt == "a [red] fish" for job in client.jobs())
+    failed = inside("gen", "oom", "--steps", "2", "--size", "176x176")
+    assert failed.code == 6 and "not enough memory" in failed.err
+    shown = inside("ps", "--json").json["data"]
+    assert shown["url"] == client.place.url and len(shown["jobs"]) == 4
+    second = inside("serve", "--port", "0")
+    assert second.code == 3 and "runs already" in second.err
+    assert inside("stop").code == 0
 
 
 def test_a_picture_that_was_written_just_before_the_kill_is_found(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ end is written down here for each wish, and what a stranger may not do is tried 
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -26,8 +27,10 @@ from backend.picture.images import pixel_sha256, read_metadata
 from backend.picture.outputs import OutputPlan
 from backend.reasoner.refine import make_plan
 from backend.server.client import Client
+from backend.server.feed import Feed
 from backend.server.jobs import Job, JobState, UnknownJobError
 from backend.server.place import Place
+from backend.server.queue import Queue
 from backend.types import ImageFormat, ReasonerMode
 from backend.wish import Wish
 from tests.backend.scripted_endpoint import completion, decision
@@ -278,6 +281,22 @@ def test_a_client_that_goes_away_leaves_its_job(server: Running, tmp_path: Path)
     events.close()
     threading.Thread(target=lambda: next(server.client.events(job.id), None), daemon=True).start()
     assert end_of(server.client, job)[0].state is JobState.done and len(list(tmp_path.iterdir())) == 2
+
+
+def test_who_leaves_takes_nobody_s_events_along(tmp_path: Path) -> None:
+    async def listen() -> dict[str, Any] | None:
+        with Queue(tmp_path / "queue.db") as queue:
+            feed = Feed(queue)
+            feed.tell("ab", {"event": "first"})
+            stays, leaves = feed.follow("ab", 0), feed.follow("ab", 0)
+            for listener in (stays, leaves):
+                await anext(listener)
+            await leaves.aclose()
+            feed.tell("ab", {"event": "second"})
+            return await asyncio.wait_for(anext(stays), 20)
+
+    heard = asyncio.run(listen())
+    assert heard is not None and heard["event"] == "second"
 
 
 def test_who_is_nobody_s_server(server: Running) -> None:
