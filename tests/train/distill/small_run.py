@@ -18,7 +18,7 @@ from train.distill.update import Learners, Passes
 from train.run.distributed import Ranks
 
 ALONE = Ranks(CPU)
-LITTLE: dict[str, Any] = {"steps": 2, "saving__save_every": 1, "saving__validate_every": 3}
+LITTLE: dict[str, Any] = {"steps": 2, "saving__save_every": 1, "saving__validate_every": 3, "watch__prompts": 1}
 
 
 def plan(run_dir: Path, model: Path, **fields: Any) -> DistillConfig:

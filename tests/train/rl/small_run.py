@@ -19,6 +19,8 @@ from train.losses.rewards import Verdict
 from train.rl.config import RLConfig, nano_smoke
 
 TIMED = ("seconds", "seconds_roll", "seconds_judge", "seconds_train")
+# For a run that is begun again and again.
+LITTLE: dict[str, Any] = {"rollout__groups": 2, "evaluate__prompts": 1}
 
 
 def plan(run_dir: Path, model: Path, **fields: Any) -> RLConfig:
