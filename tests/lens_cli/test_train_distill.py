@@ -77,7 +77,7 @@ def test_what_it_refuses(inside: Callable[..., Run]) -> None:
         (("--recipe", "nano", "--set", "ida=1"), "fake.ida"),
         (("--recipe", "one-gpu", "--set", "model=nano", "--set", "rank=8"), "no captions were named"),
         (("--recipe", "paper", "--set", "model=nano", "--set", "machine.device=cpu"), "no data are named"),
-        (("--recipe", "nano", "--set", "start_from=nowhere.safetensors"), "nowhere.safetensors"),
+        (("--recipe", "nano-smoke", "--set", "start_from=nowhere.safetensors"), "nowhere.safetensors"),  # few scenes
     ):
         run = inside(*words)
         assert run.code == 2 and said in run.err, (words, run.err)
