@@ -134,6 +134,16 @@ def make_roles(config: DistillConfig, files: ModelFiles, teacher: ModelFiles, ra
     return FullRoles(student, fake, frozen)
 
 
+def check_start(config: DistillConfig, files: ModelFiles) -> None:
+    """Whether the LoRA to start from can be read and fits. Raises what reading it does: pictures take hours to make."""
+    if config.start_from is None:
+        return
+    if config.form == "adapters":
+        read_start(config.start_from, config, files.preset.params.dit)
+    else:
+        parse_lora(config.start_from, LoraMode.fused)
+
+
 def _weights(config: DistillConfig, files: ModelFiles) -> Mapping[str, Tensor]:
     """The whole transformer in float32 on the processor, with what it learned as a LoRA added to it."""
     uses = [] if config.start_from is None else [parse_lora(config.start_from, LoraMode.fused)]

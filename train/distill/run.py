@@ -30,7 +30,7 @@ from train.distill import look, update
 from train.distill.config import KIND, DistillConfig, refuse_distilled
 from train.distill.export import write_adapter, write_whole
 from train.distill.pictures import Pictures, open_pictures, shown_texts
-from train.distill.roles import AdapterSet, make_roles, numbers, same_shape, trained
+from train.distill.roles import AdapterSet, check_start, make_roles, numbers, same_shape, trained
 from train.distill.update import Learners, Passes
 from train.distill.watch import collapsed
 from train.lora.config import target_shapes
@@ -75,6 +75,7 @@ def _run(config: DistillConfig, ranks: Ranks, say: Say) -> Result:
     config.critic.taps_of(files.preset.params.dit)
     if config.form == "adapters":
         target_shapes(config, files.preset.params.dit)
+    check_start(config, files)
     found = checkpoints.latest(config.run_dir, ranks)
     if found is not None:
         folder.check_steps(found, config.all_steps)
