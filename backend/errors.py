@@ -149,7 +149,8 @@ def as_missing_package(error: ModuleNotFoundError) -> LensError | None:
         lines = []
     for line in lines:
         found = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"](\w+)['\"]", line)
-        if found and found[1].lower() == package.lower():
+        # The extra for developers names the packages of the others once more.
+        if found and found[1].lower() == package.lower() and found[2] != "dev":
             hint = f"pip install {package}   (one of the packages of lens[{found[2]}])"
             return LensError(f"{package} is not installed, and this needs it", hint=hint)
     return None

@@ -403,7 +403,7 @@ async def test_a_history_of_the_future_says_so(server: ScriptedServer) -> None:
         database.execute("PRAGMA user_version = 99")
     async with opened(server) as (_, pilot):
         await pilot.press("f6")
-        await until(pilot, lambda: shows(pilot, "written by a newer"))
+        await until(pilot, lambda: shows(pilot, "newer lens"))
 
 
 # ------------------------------------------------------------------------------------------------------------- follows

@@ -89,7 +89,7 @@ def test_a_torn_line_is_forgotten_and_the_next_begins_anew(tmp_path: Path) -> No
 
 
 def test_what_cannot_be_read_or_written_reaches_who_asks(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot read"):
+    with pytest.raises(FileError, match="cannot be read"):
         VerdictJournal(tmp_path, Counting(GOOD))  # a folder
     journal = VerdictJournal(tmp_path / "later" / "verdicts.jsonl", Counting(GOOD))
     (tmp_path / "later").write_text("a file where the folder would be")

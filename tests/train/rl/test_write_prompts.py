@@ -325,7 +325,7 @@ def test_quoted_words_have_to_be_there_and_no_others(taxonomy: Taxonomy, tmp_pat
 
 
 def test_a_journal_that_cannot_be_kept(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="cannot read"):
+    with pytest.raises(FileError, match="cannot be read"):
         Journal(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError):
