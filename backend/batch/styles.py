@@ -9,11 +9,11 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 from backend.errors import UsageError, os_reason
+from backend.foreign import documents
 from backend.paths import styles_file
 from backend.wish import Wish
 from prompts import FOLDER
@@ -43,17 +43,13 @@ def styles() -> dict[str, str]:
 def read_styles(path: Path) -> dict[str, str]:
     """The styles of a file; a missing one has none. Raises UsageError naming the entry that is no style."""
     try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES + 1)
-        if len(data) > FILE_BYTES:
-            raise UsageError(f"{path} is too long for a list of styles", hint=_FORM)
-        found = tomllib.loads(data.decode())
+        found = documents.parse_toml(documents.read_text(path, FILE_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", hint=_FORM) from error
+    except documents.Unreadable as error:
+        raise UsageError(f"{path} {error}", hint=_FORM) from error
     styles = dict[str, str]()
     for name, text in found.items():
         if not isinstance(text, str) or PLACE not in text:

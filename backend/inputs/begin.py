@@ -13,6 +13,7 @@ from pathlib import Path
 
 from backend.errors import UsageError
 from backend.inputs.files import Shape, look_at, see_mask
+from backend.paths import expanded
 from backend.sizes import area_limits, enlarged, nearest_size, size_for, usual_ratio
 from backend.types import Fit, GenerationRequest, InputPicture
 from backend.wish import Wish
@@ -112,7 +113,7 @@ def find_input(named: str | InputPicture, flag: str) -> InputPicture:
     from backend.checkpoints.identity import known_sha256
 
     if isinstance(named, str):
-        path = Path(named).expanduser()
+        path = expanded(named)
         look_at(path)  # says what is wrong with it
         return InputPicture(path=str(path.absolute()), sha256=known_sha256(path))
     for path in _places(named.path):

@@ -6,12 +6,12 @@ whatever is near in its features, so a person is told before they wonder.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from backend.errors import CheckpointError
+from backend.foreign import documents
 
 NAME = "vocabulary.json"
 _BYTES_LIMIT = 1_000_000
@@ -33,15 +33,13 @@ class Vocabulary:
 def read_vocabulary(folder: Path) -> Vocabulary | None:
     """What the model in `folder` says of its words; None where it says nothing. Raises CheckpointError."""
     path = folder / NAME
-    if not path.is_file():
-        return None
     try:
-        if path.stat().st_size > _BYTES_LIMIT:
-            raise ValueError("is larger than 1 MB")
-        data = json.loads(path.read_bytes())
+        data = documents.parse_json(documents.read_bytes(path, _BYTES_LIMIT))
         lists = {str(name): tuple(map(str, words)) for name, words in data["lists"].items()}
         return Vocabulary(lists=lists, words=frozenset(map(str, data["words"])))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no list of words: {error}", hint="delete it, or export the model again"
         ) from error

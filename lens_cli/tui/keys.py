@@ -6,13 +6,13 @@ Light ring but for Textual's own record of a binding, which arrives with `bindin
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import UsageError, os_reason
+from backend.foreign import documents
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
@@ -89,16 +89,13 @@ def rows() -> Iterable[KeyRow]:
 def read_keys(path: Path) -> dict[str, str]:
     """{name: keys} of a file such as `draw = "ctrl+d"`; none where there is no file. Raises UsageError."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_MOST + 1)
+        found = documents.parse_toml(documents.read_text(path, _MOST))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {os_reason(error)}") from error
-    try:
-        found = tomllib.loads(text[:_MOST].decode())
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    except documents.Unreadable as error:
+        raise UsageError(f"{path} {error}") from error
     known = {row.name: row for row in rows()}
     for name, key in found.items():
         if name not in known:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from backend.disk import write_atomic
 from backend.fields import Misfit, from_data
+from backend.foreign import documents
 from backend.requests import PROMPT_LIMIT
 from lens_cli.tui.create.form import LIMITS, Form, SeedMode, rest_rows
 
@@ -50,13 +51,12 @@ def write_state(path: Path, state: State) -> None:
 def read_state(path: Path) -> tuple[State, str | None]:
     """(what was remembered, why nothing was). A file that is not there is no reason."""
     try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(_MOST))
+        data = documents.parse_json(documents.read_bytes(path, _MOST))
         if not isinstance(data, dict) or cast("dict[str, Any]", data).get("v") != VERSION:
             return State(), f"{path} is of another version; the app starts afresh"
     except FileNotFoundError:
         return State(), None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, documents.Unreadable):
         return State(), f"{path} cannot be read; the app starts afresh"
     told = cast("dict[str, Any]", data)
     tab = _fits(told.get("tab"), str, "create")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
@@ -19,6 +18,7 @@ from backend import fields as typed
 from backend import paths, settings
 from backend.disk import make_folder, write_atomic
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from backend.packing.schemes import quant_help
 from backend.settings import USER_ONLY, Settings
 from backend.wish import ROWS
@@ -136,14 +136,16 @@ def _plain(value: Any) -> Any:
 
 def _read(path: Path) -> tomlkit.TOMLDocument:
     try:
-        text = path.read_text()
-        tomllib.loads(text)
+        text = documents.read_text(path)
+        documents.parse_toml(text)
         return tomlkit.parse(text)
     except (FileNotFoundError, NotADirectoryError):
         return tomlkit.document()
     except OSError as error:
         raise FileError(f"cannot read {path}: {os_reason(error)}") from error
-    except (TOMLKitError, ValueError) as error:
+    except documents.Unreadable as error:
+        raise UsageError(f"{path} {error}", hint="lens config edit") from error
+    except TOMLKitError as error:  # what Python reads and this library does not
         raise UsageError(f"{path} is not valid TOML: {error}", hint="lens config edit") from error
 
 

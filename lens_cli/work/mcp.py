@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 from backend.errors import as_missing_package
-from backend.paths import pictures_dir
+from backend.paths import expanded, pictures_dir
 from backend.settings import Settings
 from lens_cli.terminal.console import Talk
 from lens_cli.work.backend import open_session
@@ -19,6 +18,6 @@ def serve(settings: Settings, talk: Talk, folder: str | None) -> None:
     except ModuleNotFoundError as error:
         raise as_missing_package(error) or error from error
     chosen = folder or settings.output_dir
-    where = pictures_dir() if chosen is None else Path(chosen).expanduser().absolute()
+    where = pictures_dir() if chosen is None else expanded(chosen).absolute()
     with open_session(settings, talk) as session:
         agents.serve(settings, where, session, version("lens"))

@@ -19,6 +19,7 @@ from typing import Any
 import prompts
 from backend.disk import write_error
 from backend.errors import UsageError, shown
+from backend.paths import expanded
 from backend.settings import load
 from train.judge.choose import open_judge
 from train.judge.config import EndpointJudge, RulesJudge
@@ -81,7 +82,7 @@ def prepare(
     if source == DRAWN:
         found = draw_requests(sizes.train + sizes.validation + sizes.test, config.seed, benchmarks)
     else:
-        found = read_requests(Path(source).expanduser())
+        found = read_requests(expanded(source))
     leaked = list(leaks(found, benchmarks))
     if leaked and not knows:
         request, name = leaked[0]

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from backend.cache.lines import JsonLines
 from backend.disk import file_sha256, make_folder, path_below, write_atomic
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from train.overrides import as_json, from_json
 from train.search.config import VERSION, SearchConfig
 from train.search.requests import Request, parse_request
@@ -68,9 +69,9 @@ class CheckedLines:
 
     def _checked(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            row: Any = json.loads(line)
+            row: Any = documents.parse_json(line)
             said = row.pop("check")
-        except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        except (ValueError, AttributeError, KeyError, TypeError):
             said, row = None, {}
         self._check = self._next(row)
         if said != self._check:
@@ -143,7 +144,7 @@ class SearchFolder:
         folder = self.candidate(name)
         try:
             text = (folder / "system.md").read_bytes().decode()
-            said = json.loads((folder / "meta.json").read_bytes())["sha256"]
+            said = documents.parse_json(documents.read_bytes(folder / "meta.json"))["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FileError(f"{folder} cannot be read: {error}") from error
         if text_sha256(text) != said:
@@ -173,7 +174,7 @@ class SearchFolder:
 
     def _check_validated(self) -> None:
         try:
-            said = json.loads((self.path / VALIDATED).read_bytes())["validated"]
+            said = documents.parse_json(documents.read_bytes(self.path / VALIDATED))["validated"]
         except (OSError, ValueError, KeyError, TypeError):
             raise FileError(f"{self.path / VALIDATED} is gone or damaged", hint="restore it") from None
         # One more where a crash came between the two files: that candidate's number is then used twice, by itself.
@@ -233,11 +234,11 @@ def create(
 def _read_config(path: Path) -> tuple[SearchConfig, dict[str, Any]]:
     at = path / CONFIG
     try:
-        said: Any = json.loads(at.read_bytes())
+        said: Any = documents.parse_json(documents.read_bytes(at))
         version, whole = said["version"], said.pop("sha256")
     except OSError as error:
         raise FileError(f"cannot read {at}: {os_reason(error)}") from error
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{at} is damaged", hint="restore it") from None
     if version != VERSION:
         raise UsageError(f"{path} is a search of version {str(version)[:20]}, and this is {VERSION}", hint="begin anew")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.errors import FileError, UsageError, os_reason, shown
+from backend.foreign import documents
 from train.evals.verifier.verify import Expectation, Wanted
 from train.rl.chance import shuffled
 from train.rl.prompts import drawn
@@ -55,9 +56,9 @@ def parse_request(line: str) -> Request:
     """One line of a file: a prompt of reinforcement learning, `expectation` and `split` beside it. Raises ValueError
     with what is wrong."""
     try:
-        said: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {error}") from None
+        said: Any = documents.parse_json(line)
+    except documents.Unreadable as error:
+        raise ValueError(str(error).removeprefix("is ")) from None
     if not isinstance(said, dict):
         raise ValueError("a request is a JSON object")
     expectation, split = said.pop("expectation", None), said.pop("split", "")
@@ -267,8 +268,8 @@ def known_benchmarks(files: Iterable[Path] = ()) -> dict[str, list[str]]:
 def _prompt_in(line: str) -> str:
     """The prompt of a line: the key `prompt` of a JSON object, else the line."""
     try:
-        said = json.loads(line)
-    except (ValueError, RecursionError):
+        said = documents.parse_json(line)
+    except documents.Unreadable:
         return line.strip()
     prompt = said.get("prompt") if isinstance(said, dict) else None
     return prompt.strip() if isinstance(prompt, str) else ""

@@ -15,6 +15,7 @@ from typing import Any
 import prompts
 from backend.disk import make_folder, write_atomic
 from backend.errors import BudgetError, FileError, ReplyError
+from backend.foreign import documents
 from prompts import SystemPrompt
 from train.search import gate
 from train.search.analysis import Analysis, analyse
@@ -264,7 +265,7 @@ class _Search:
     def _reply(self, iteration: int, attempt: int) -> Proposal:
         path = self.folder.analysis(iteration, f"{attempt}.reply.json")
         try:
-            return Proposal(**json.loads(path.read_bytes()))
+            return Proposal(**documents.parse_json(documents.read_bytes(path)))
         except (OSError, ValueError, TypeError) as error:
             raise FileError(f"{path} is damaged: {error}", hint="restore it") from error
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 from backend.cache.lines import JsonLines
 from backend.disk import make_folder, path_below, write_atomic
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from train.suites.prompts import SuitePrompt
 
 PROTOCOL, IMAGES, SCORES = "protocol.json", "images", "scores"
@@ -119,10 +120,10 @@ class RunFolder:
                 hint="make one: lens eval generate SUITE --out DIR",
             )
         try:
-            found = json.loads(path.read_bytes()[: 2**20])
+            found = documents.parse_json(documents.read_bytes(path, 1 << 20))
         except OSError as error:
             raise FileError(f"cannot read {path}: {os_reason(error)}") from error
-        except (ValueError, RecursionError):
+        except documents.Unreadable:
             raise FileError(f"{path} is damaged: it is no JSON", hint="draw into another --out") from None
         if not isinstance(found, dict) or not isinstance(cast("dict[str, Any]", found).get("suite"), str):
             raise FileError(f"{path} is damaged: it names no suite", hint="draw into another --out")

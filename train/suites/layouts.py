@@ -27,6 +27,7 @@ from PIL import Image
 
 from backend.disk import make_folder, path_below, write_atomic, write_error
 from backend.errors import FileError, UsageError
+from backend.foreign import documents
 from backend.inputs.files import load_pixels
 from train.suites.folder import MADE, Key, RunFolder
 from train.suites.prompts import SuitePrompt
@@ -211,12 +212,12 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} is no export of lens: it has no {ABOUT}", hint="lens eval export RUN --to DIR")
     try:
-        about = json.loads(path.read_bytes()[: 2**24])
+        about = documents.parse_json(documents.read_bytes(path, 1 << 24))
         known = about["layout"] in LAYOUTS and isinstance(about["suite"], str) and isinstance(about["model"], str)
         unmade = [(str(own), int(index), str(state)) for own, index, state in about["unmade"]]
         images = int(about["images"])
         if not known or not 1 <= images <= MOST_IMAGES:
             raise ValueError("layout or images")
         return {**about, "images": images, "unmade": unmade, "prompts": list(map(str, about["prompts"]))}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise FileError(f"{path} is damaged: {str(error)[:80]}") from error

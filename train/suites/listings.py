@@ -7,7 +7,6 @@ ends at a file whose number it does not know, OneIG reads an id from the first t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageStat
 
 from backend.errors import FileError, UsageError, shown
+from backend.foreign import documents
 from backend.inputs.files import load_pixels
 from train.suites.layouts import ABOUT, LAYOUTS, Entry, read_about
 from train.suites.prompts import ONEIG_CLASSES, SuitePrompt
@@ -93,9 +93,9 @@ def _cvtg(folder: Path, model: str) -> Found:
 
 def _geneval2(folder: Path, model: str) -> Found:
     try:
-        paths = json.loads((folder / "pictures.json").read_bytes()[: 2**24])
+        paths = documents.parse_json(documents.read_bytes(folder / "pictures.json", 1 << 24))
         named = [str(path) for path in paths.values()]
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError):
         yield "pictures.json", "the evaluator ends: it is no map of prompts to paths"
         return
     yield "pictures.json", ""

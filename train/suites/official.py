@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shlex
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import FileError, LensError, UsageError, os_reason, shown
+from backend.foreign import documents
 from train.suites.folder import Key
 from train.suites.layouts import read_about
 from train.suites.metrics import Metric, Row, mean_of_kinds, pooled
@@ -226,9 +226,9 @@ def read_results(suite: Suite, path: Path, prompts: Sequence[SuitePrompt]) -> di
     found: dict[Key, tuple[Row, Any]] = {}
     for number, line in enumerate(line for file in files for line in read_text(file).splitlines() if line.strip()):
         try:
-            said = json.loads(line)
+            said = documents.parse_json(line)
             key, row, seen = _result(suite, said, by_id)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise FileError(f"{path}: line {number + 1} is no result of {suite.name}: {shown(str(error))}") from None
         if key is not None:
             found[key] = (row, seen)

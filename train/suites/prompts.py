@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from backend.errors import FileError, UsageError, os_reason, shown
+from backend.foreign import documents
 from backend.requests import PROMPT_LIMIT
 from train.suites.table import SHIPPED, Suite
 
@@ -141,17 +142,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_json(path: Path) -> Any:
     """Raises FileError."""
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is no JSON: {str(error)[:80]}") from error
+        return documents.parse_json(read_text(path))
+    except documents.Unreadable as error:
+        raise FileError(f"{path} {str(error)[:80]}") from error
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(number from 0, line, object) of a file of JSON lines."""
     for number, line in enumerate(text for text in read_text(path).splitlines() if text.strip()):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = documents.parse_json(line)
+        except documents.Unreadable:
             row = None
         if not isinstance(row, dict) or number >= MOST_PROMPTS:
             raise FileError(f"{path}: line {number + 1} is no object of JSON, or one too many")
@@ -288,9 +289,9 @@ def _test_points(text: str, path: Path, number: int) -> list[list[str]]:
     if not text.strip():
         return []
     try:
-        said = json.loads(text)
+        said = documents.parse_json(text)
         return [[str(a), str(b)] for a, b in zip(said["Testpoints"], said["Testpoint Description"], strict=True)]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError):
         raise FileError(f"{path}: row {number + 1} has no test points that can be read in sub_dims") from None
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from backend.errors import LensError, UsageError
+from backend.paths import expanded
 from backend.wish import ROWS, Wish
 
 
@@ -27,10 +27,10 @@ def read_picture_or_line(text: str) -> Wish | None:
         return None
     try:
         name = shlex.split(name)[0] if "\\" in name else name
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, UsageError):
         return None
     from backend.picture.images import read_metadata
     from backend.picture.metadata import wish_from

@@ -6,9 +6,10 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
+
+from backend.foreign import documents
 
 READ = 4 << 20  # bytes at one look
 KEPT = 20_000  # rows; beyond that every second of the older ones goes
@@ -38,8 +39,8 @@ class Follower:
         self._rest = self._rest[-READ:]
         for line in lines:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = documents.parse_json(line)
+            except documents.Unreadable:
                 continue
             if isinstance(row, dict):
                 told = cast("dict[str, Any]", row)

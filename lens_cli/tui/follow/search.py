@@ -14,7 +14,8 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from backend.errors import os_reason
+from backend.errors import UsageError, os_reason
+from backend.paths import expanded
 from lens_cli.terminal.console import one_line
 from lens_cli.tui.dialogs import Ask
 from lens_cli.tui.follow.lines import Follower
@@ -46,17 +47,20 @@ class SearchTab(VerticalScroll, can_focus=True):
 
     def look(self) -> None:
         if self.folder and self.is_on_screen:
-            self._look(Path(self.folder).expanduser())
+            self._look(self.folder)
 
     @work(thread=True, exclusive=True, group="look")
-    def _look(self, folder: Path) -> None:
+    def _look(self, named: str) -> None:
         try:
+            folder = expanded(named)
             if not (folder / "config.json").is_file():
                 text = Content(f"{folder}: no search here\n\n{NO_SEARCH}")
             else:
                 text = report(folder.name, *(self._rows(folder / name) for name in FILES))
+        except UsageError as error:  # a home that is not there
+            text = Content(f"{error}\n\n{NO_SEARCH}")
         except OSError as error:
-            text = Content(f"{folder}: {os_reason(error)}\n\n{NO_SEARCH}")
+            text = Content(f"{named}: {os_reason(error)}\n\n{NO_SEARCH}")
         self.app.call_from_thread(self.query_one("#search-facts", Static).update, text)
 
     def _rows(self, path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from backend.errors import LensError, os_reason
+from backend.paths import expanded
 from lens_cli.terminal.graphics import Graphics
 from lens_cli.tui.dialogs import Ask
 from lens_cli.tui.follow.lines import Follower
@@ -69,16 +70,16 @@ class TrainTab(Horizontal, can_focus=True):
         """Read what is new, if somebody sees it."""
         if self.folder and self.is_on_screen:
             curve = self.query_one("#curve", Static)
-            self._look(Path(self.folder).expanduser(), max(20, curve.size.width), max(4, curve.size.height - 2))
+            self._look(self.folder, max(20, curve.size.width), max(4, curve.size.height - 2))
 
     @work(thread=True, exclusive=True, group="look")
-    def _look(self, folder: Path, columns: int, rows: int) -> None:
+    def _look(self, named: str, columns: int, rows: int) -> None:
         from lens_cli.terminal.curves import braille
         from lens_cli.work.train.status import lines
         from train.run.status import folders, run_of
 
         try:
-            places = folders(folder)
+            places = folders(expanded(named))
             place = places[self._number % len(places)]
             follower = self._followers.setdefault(place, Follower(place / "metrics.jsonl"))
             follower.look()
@@ -93,7 +94,7 @@ class TrainTab(Horizontal, can_focus=True):
             found = _newest(place / "previews")
             picture = None if found is None or found == self._sheet else load(found[0])
         except (LensError, OSError) as error:
-            said = str(error) if isinstance(error, LensError) else f"{folder}: {os_reason(error)}"
+            said = str(error) if isinstance(error, LensError) else f"{named}: {os_reason(error)}"
             self.app.call_from_thread(self._fail, said)
             return
         self.app.call_from_thread(self._show, several, told, title, plot, found, picture)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.errors import CancelledError, FileError, PartialBatchError, UsageError
+from backend.foreign import documents
 from lens_cli.terminal.console import Talk
 from lens_cli.work.interrupt import Interrupt
 
@@ -234,7 +235,6 @@ def one_report(
     run: RunFolder, suite: Suite, prompts: Sequence[SuitePrompt], settings: ScorerSettings, name: str = ""
 ) -> RunReport:
     """A run's report, whoever scored it. Raises UsageError, FileError."""
-    import json
 
     from train.suites.official import scorer_of_file
     from train.suites.report import report, score_names
@@ -250,7 +250,7 @@ def one_report(
     imported = dict[str, float]()
     if (run.path / IMPORTED).is_file():
         try:
-            said = json.loads((run.path / IMPORTED).read_bytes()[:4096])
+            said = documents.parse_json(documents.read_bytes(run.path / IMPORTED, 4096))
             imported = {str(key): float(value) for key, value in said.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise FileError(f"{run.path / IMPORTED} is damaged", hint="read the results in again") from error

@@ -11,7 +11,6 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from train.rl.prompts.prompt_set import Prompt, PromptSet, Rubric
 
 Answers = Mapping[str, Sequence[bool | None]]  # picture -> what the judge said of it, once or more often
@@ -113,9 +113,9 @@ def read_verdicts(path: Path) -> list[Verdict]:
         if not line.strip():
             continue
         try:
-            said: Any = json.loads(line)
-        except ValueError as error:
-            raise FileError(f"{path}, line {number}: no JSON: {error}") from None
+            said: Any = documents.parse_json(line)
+        except documents.Unreadable as error:
+            raise FileError(f"{path}, line {number}: {str(error).removeprefix('is ')}") from None
         if not isinstance(said, dict) or set(said) != {"prompt", "picture", "rubric", "passed"}:
             raise FileError(f"{path}, line {number}: a verdict has the keys prompt, picture, rubric and passed")
         if bad := [key for key in ("prompt", "picture", "rubric") if not isinstance(said[key], str)]:

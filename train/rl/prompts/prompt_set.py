@@ -22,6 +22,7 @@ from typing import Any
 
 from backend.disk import write_atomic
 from backend.errors import FileError, UsageError, os_reason
+from backend.foreign import documents
 from train.rl.chance import shuffled, unit
 from train.rl.prompts.near import normal_form
 
@@ -199,9 +200,9 @@ _NEEDED = ("id", "prompt", "category", "item", "rubrics")
 def parse(line: str) -> Prompt:
     """Raises ValueError with what is wrong."""
     try:
-        said: Any = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        said: Any = documents.parse_json(line)
+    except documents.Unreadable as error:
+        raise ValueError(str(error).removeprefix("is ")) from None
     if not isinstance(said, dict):
         raise ValueError("a prompt is a JSON object")
     known = [entry.name for entry in dataclasses.fields(Prompt)]
