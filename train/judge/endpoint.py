@@ -93,7 +93,7 @@ class ModelJudge:
 
     def judge(self, picture: Image.Image, question: Question) -> Verdict:
         """Ask and wait. Raises UsageError (a wrong key, no such model), BudgetError."""
-        shown = picture_part(_png(picture), "image/png")
+        shown = picture_part(as_png(picture), "image/png")
         ask = self._together if self.config.calls == "together" else self._apart
         verdict = Verdict(missing=Missing.UNREADABLE)
         for attempt in range(self.config.attempts):
@@ -220,9 +220,10 @@ def _schema(count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _png(picture: Image.Image) -> bytes:
+def as_png(picture: Image.Image, longest: int = LONGEST) -> bytes:
+    """A picture as it is sent: PNG, no side longer than `longest` pixels."""
     shown = picture.convert("RGB")
-    shown.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     shown.save(stream, "PNG")
     return stream.getvalue()

@@ -159,12 +159,11 @@ def cut_out(picture: Image.Image, one: Detection) -> Image.Image:
 
 
 @dataclass
-class GenevalRules:
-    """GenEval's rules on what Mask2Former and CLIP see. `train.suites.scorers.scorer.Scorer`."""
+class _Seeing:
+    """What both scorers of this file are: networks that are loaded once, on any prompt."""
 
     load: Callable[[], Loaded]
-    name: str = "geneval-rules"
-    metrics: Sequence[Metric] = GENEVAL_METRICS
+    name: str = ""
 
     @cached_property
     def models(self) -> Loaded:
@@ -179,7 +178,18 @@ class GenevalRules:
         return True
 
     def check(self) -> None:
-        """A detector needs no proof that it says no: what it does not find does not count."""
+        """Neither needs a proof that it says no: what is not found does not count, and a cosine says nothing."""
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class GenevalRules(_Seeing):
+    """GenEval's rules on what Mask2Former and CLIP see. `train.suites.scorers.scorer.Scorer`."""
+
+    name: str = "geneval-rules"
+    metrics: Sequence[Metric] = GENEVAL_METRICS
 
     def score(self, picture: Image.Image, prompt: SuitePrompt) -> Score:
         assert self.models.detector is not None, "it was asked for"
@@ -197,34 +207,15 @@ class GenevalRules:
     def perfect(self, prompt: SuitePrompt) -> Row:
         return {"right": 1.0}
 
-    def close(self) -> None:
-        pass
-
 
 @dataclass
-class CvtgClip:
+class CvtgClip(_Seeing):
     """CVTG-2K's CLIPScore, against the suite's own prompt. `train.suites.scorers.scorer.Scorer`."""
 
-    load: Callable[[], Loaded]
     name: str = "cvtg-clip"
     metrics: Sequence[Metric] = (
         Metric(name="cvtg-clip", value=pooled("clip"), official=True, paper="cvtg-clip", by_kind=True),
     )
-
-    @cached_property
-    def models(self) -> Loaded:
-        """Loaded when first asked for: a report needs none."""
-        return self.load()
-
-    @property
-    def identity(self) -> str:
-        return f"{self.name} {VERSION} {self.models.identity}"
-
-    def applies(self, prompt: SuitePrompt) -> bool:
-        return True
-
-    def check(self) -> None:
-        """A cosine needs no proof."""
 
     def score(self, picture: Image.Image, prompt: SuitePrompt) -> Score:
         return Score(row={"clip": self.models.clip.score(picture, f"A photo depicts {prompt.prompt}")})
@@ -234,9 +225,6 @@ class CvtgClip:
 
     def perfect(self, prompt: SuitePrompt) -> Row:
         return {"clip": 1.0}  # no known picture of a prompt has a cosine of 0.4
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ The temperature is 0. No question says what the whole prompt was. With `oneig-vi
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -99,13 +98,9 @@ _FLAGS = {
 
 def shown_picture(picture: Image.Image) -> Message:
     """A picture as part of a message, no larger than LONGEST."""
-    from PIL import Image
+    from train.judge.endpoint import as_png  # with Pillow
 
-    copy = picture.convert("RGB")
-    copy.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    copy.save(stream, "PNG")
-    return picture_part(stream.getvalue(), "image/png")
+    return picture_part(as_png(picture, LONGEST), "image/png")
 
 
 @dataclass
