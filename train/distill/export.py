@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,10 +19,9 @@ from backend import presets
 from backend.checkpoints.parameters import SIDECAR
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder, write_atomic
-from backend.lora.own import transformer_sha256
 from backend.lora.write import Factors, Family, write_lora
 from train.distill.config import DistillConfig
-from train.lora.files import beside_its_parts
+from train.lora.files import beside_its_parts, stated
 from train.rl.export import cut
 from train.run.export import export as export_transformer
 
@@ -38,22 +36,13 @@ def write_adapter(
     if config.export_rank is not None:
         learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
     training = {
-        "kind": "distill", "base_model": files.name, "base_sha256": transformer_sha256(files), "step": step,
+        "kind": "distill", "step": step,
         "warm_steps": min(step, config.warm.steps), "rank": config.rank, "alpha": config.alpha,
         "targets": list(config.targets), "seed": config.seed, "steps": config.grid_steps, "guidance": 1.0,
-        "taught_guidance": config.student.guidance, "version": version("lens"),
+        "taught_guidance": config.student.guidance,
         "start_from": None if config.start_from is None else Path(config.start_from).name,
     }  # fmt: skip
-    header = {
-        "base_model": files.name,
-        "step": str(step),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "lens/lora",
-        "modelspec.implementation": "lens",
-        "modelspec.title": config.run_dir.resolve().name,
-        "modelspec.usage_hint": f"{config.grid_steps} steps, guidance 1",
-        "lens_training": json.dumps(training, sort_keys=True, ensure_ascii=False),
-    }
+    header = stated(files, step, config.run_dir, training, usage_hint=f"{config.grid_steps} steps, guidance 1")
     make_folder(path.parent)
     write_lora(path, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
     return path

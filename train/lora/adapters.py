@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,14 @@ from backend.model.tensors import transformer_shapes
 from backend.model.transformer import LensTransformer2DModel
 from backend.packing.linears import PackedLinear
 from backend.params import DiTParams
+from train.config import Machine, Optim
 from train.lora.config import GROUPS, AdapterFields, target_shapes
 from train.lora.plan import base_itemsize, base_plan
+from train.run import network
+from train.run.distributed import Ranks
+from train.run.learner import Learner
 from train.run.network import choose_attention
+from train.run.optim import muon_and_adamw
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -172,3 +177,24 @@ def begin_with(network: nn.Module, found: LoraFile) -> None:
         rank = len(down_RI)
         adapter.down_RI[:rank] = down_RI
         adapter.up_OR[:, :rank] = up_OR * (update.factor / adapter.scale)
+
+
+# ------------------------------------------------------------------------------------------------------------- learning
+
+
+class Learning(Protocol):
+    """As much of a stage's config as its learner needs."""
+
+    @property
+    def optim(self) -> Optim: ...
+
+    @property
+    def machine(self) -> Machine: ...
+
+
+def make_learner(config: Learning, model: LensTransformer2DModel, ranks: Ranks) -> Learner[LensTransformer2DModel]:
+    """The network, whose frozen part has its weights, with its optimiser and average."""
+    optim = config.optim
+    optimizer = muon_and_adamw(model, betas=optim.betas, weight_decay=optim.weight_decay)
+    network.finish(model.train(), config.machine)
+    return Learner(model, optimizer, ranks, ema_decay=optim.ema_decay)

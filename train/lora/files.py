@@ -119,13 +119,8 @@ def _write(path: Path, family: Family, config: LoraConfig, files: ModelFiles, ne
 
 
 def header(config: LoraConfig, files: ModelFiles, step: int) -> Mapping[str, str]:
-    """What the file says about itself, beside what its family needs (`rank` and `alpha` are the family's words).
-
-    The modelspec names are Stability AI's, which ComfyUI, Forge and model managers show.
-    """
+    """What the file says about itself, beside what its family needs (`rank` and `alpha` are the family's words)."""
     training = {
-        "base_model": files.name,
-        "base_sha256": transformer_sha256(files),
         "rank": config.rank,
         "alpha": config.alpha,
         "targets": list(config.targets),
@@ -138,16 +133,26 @@ def header(config: LoraConfig, files: ModelFiles, step: int) -> Mapping[str, str
         "start_from": None if config.start_from is None else Path(config.start_from).name,
         "trigger": config.trigger,
         "caption": config.caption,
-        "version": version("lens"),
     }
     phrase = config.trigger or config.caption
+    return stated(files, step, config.run_dir, training, **({"trigger_phrase": phrase} if phrase else {}))
+
+
+def stated(
+    files: ModelFiles, step: int, run_dir: Path, training: Mapping[str, object], **modelspec: str
+) -> dict[str, str]:
+    """The header of an adapter of any stage: its base, its step, and all of `training` as JSON.
+
+    The modelspec names are Stability AI's, which ComfyUI, Forge and model managers show.
+    """
+    base = {"base_model": files.name, "base_sha256": transformer_sha256(files), "version": version("lens")}
     return {
         "base_model": files.name,
         "step": str(step),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "lens/lora",
         "modelspec.implementation": "lens",
-        "modelspec.title": config.run_dir.resolve().name,
-        **({"modelspec.trigger_phrase": phrase} if phrase else {}),
-        "lens_training": json.dumps(training, sort_keys=True, ensure_ascii=False),
+        "modelspec.title": run_dir.resolve().name,
+        **{f"modelspec.{name}": text for name, text in modelspec.items()},
+        "lens_training": json.dumps({**base, **training}, sort_keys=True, ensure_ascii=False),
     }

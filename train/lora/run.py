@@ -26,20 +26,19 @@ from backend.model.transformer import LensTransformer2DModel
 from train import overrides
 from train.config import Stage, learning_rate, locate
 from train.lora import files as lora_files
-from train.lora.adapters import begin_with, read_start, unfrozen, with_adapters
+from train.lora.adapters import begin_with, make_learner, read_start, unfrozen, with_adapters
 from train.lora.config import KIND, LoraConfig, target_shapes
 from train.lora.pictures import read_folder
 from train.lora.plan import notes
 from train.lora.previews import PreviewRow, drawn_prompts, sheet
 from train.lora.source import FolderSource, Kept
 from train.losses import flow
-from train.run import checkpoints, network, prefetch
+from train.run import checkpoints, prefetch
 from train.run.batch import Batch, passes
 from train.run.distributed import Ranks, joined
 from train.run.folder import Fact, RunFolder
 from train.run.learner import Diverged, Learner
 from train.run.metrics import Metrics
-from train.run.optim import muon_and_adamw
 from train.run.pace import Pace
 from train.run.step import NOT_TAKEN, Losses, take_step, transformer_losses
 from train.run.stopping import Stopper, stopped_before
@@ -109,14 +108,6 @@ def _run(config: LoraConfig, ranks: Ranks, say: Say) -> LoraResult:
             with learner.shown() as averaged:
                 written = lora_files.export(config, files, averaged, step, say)
         return LoraResult(step, step == config.steps, written, pictures.training[0].caption)
-
-
-def make_learner(config: LoraConfig, model: LensTransformer2DModel, ranks: Ranks) -> Learner[LensTransformer2DModel]:
-    """The network, whose frozen part has its weights, with its optimiser and average."""
-    optim = config.optim
-    optimizer = muon_and_adamw(model, betas=optim.betas, weight_decay=optim.weight_decay)
-    network.finish(model.train(), config.machine)
-    return Learner(model, optimizer, ranks, ema_decay=optim.ema_decay)
 
 
 @dataclass

@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import FileError
 from backend.lora.own import transformer_sha256
+from backend.model.transformer import LensTransformer2DModel
 from train.batches.texts import KeptTexts
 from train.evals.verifier.verify import Expectation
 from train.judge.panel import Panel, PicturesAsked
@@ -46,7 +47,7 @@ class Work:
     training: PromptSet
     expectations: Mapping[str, Expectation]
     texts: KeptTexts
-    learner: Learner[nn.Module]
+    learner: Learner[LensTransformer2DModel]
     views: Views
     panel: Panel
     say: Callable[[str], None]

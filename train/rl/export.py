@@ -6,8 +6,6 @@ velocities are those of another reward temperature (RLG, arXiv 2508.21016).
 
 from __future__ import annotations
 
-import json
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,9 +13,9 @@ from torch import nn
 
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder
-from backend.lora.own import transformer_sha256
 from backend.lora.write import Factors, Family, write_lora
 from train.lora.adapters import factors
+from train.lora.files import stated
 from train.rl.config import RLConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,20 +33,11 @@ def export(
         learned = {name: cut(one, config.export_rank) for name, one in learned.items()}
     path = config.run_dir / "lora.safetensors"
     training = {
-        "kind": "rl", "base_model": files.name, "base_sha256": transformer_sha256(files), "epochs": epoch,
-        "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets), "seed": config.seed,
-        "rollout_guidances": list(config.rollout.guidances), "train_guidance": config.nft.guidance,
-        "kl_weight": config.nft.kl_weight, "prompts": prompts, "version": version("lens"),
+        "kind": "rl", "epochs": epoch, "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets),
+        "seed": config.seed, "rollout_guidances": list(config.rollout.guidances),
+        "train_guidance": config.nft.guidance, "kl_weight": config.nft.kl_weight, "prompts": prompts,
     }  # fmt: skip
-    header = {
-        "base_model": files.name,
-        "step": str(epoch),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "lens/lora",
-        "modelspec.implementation": "lens",
-        "modelspec.title": config.run_dir.resolve().name,
-        "lens_training": json.dumps(training, sort_keys=True, ensure_ascii=False),
-    }
+    header = stated(files, epoch, config.run_dir, training)
     paths = [path]
     if numbered:
         make_folder(config.run_dir / "adapters")

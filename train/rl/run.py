@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -29,6 +28,7 @@ from backend.errors import CheckpointError, UsageError
 from backend.loading import load_vae
 from backend.lora.own import transformer_sha256
 from backend.memory.exhausted import out_of_memory_in_training
+from backend.model.transformer import LensTransformer2DModel
 from train import overrides
 from train.batches.texts import KeptTexts
 from train.evals.verifier.verify import Expectation
@@ -36,7 +36,7 @@ from train.judge.choose import open_judge
 from train.judge.journal import VerdictJournal
 from train.judge.judge import Judge
 from train.judge.panel import Panel
-from train.lora.adapters import with_adapters
+from train.lora.adapters import make_learner, with_adapters
 from train.lora.config import target_shapes
 from train.losses import flow
 from train.rl import evaluate, rollout
@@ -46,12 +46,11 @@ from train.rl.export import export
 from train.rl.prompts import drawn, prompt_set
 from train.rl.prompts.prompt_set import PromptSet
 from train.rl.views import Views
-from train.run import checkpoints, network
+from train.run import checkpoints
 from train.run.distributed import Ranks, joined
 from train.run.folder import Fact, RunFolder
 from train.run.learner import Learner
 from train.run.metrics import Metrics
-from train.run.optim import muon_and_adamw
 from train.run.step import transformer_losses
 from train.run.stopping import Stopper, stopped
 from train.run.validate import TIMES, Held, at_all_times, validate
@@ -165,14 +164,6 @@ def _drawn_texts(config: RLConfig, training: PromptSet) -> list[str]:
     return list(dict.fromkeys(prompt.prompt for prompts in epochs for prompt in prompts))
 
 
-def make_learner(config: RLConfig, model: Any, ranks: Ranks) -> Learner[nn.Module]:
-    """The adapters with their optimiser and average."""
-    optim = config.optim
-    optimizer = muon_and_adamw(model, betas=optim.betas, weight_decay=optim.weight_decay)
-    network.finish(model.train(), config.machine)
-    return Learner(model, optimizer, ranks, ema_decay=optim.ema_decay)
-
-
 @dataclass
 class _Loop:
     """The run from its set-up on."""
@@ -271,8 +262,13 @@ def _facts(config: RLConfig, files: ModelFiles, prompts: PromptSet) -> list[Fact
 
 
 def _resume(
-    config: RLConfig, folder: RunFolder, facts: Sequence[Fact], learner: Learner[nn.Module], views: Views, say: Say
-) -> checkpoints.Found | None:
+    config: RLConfig,
+    folder: RunFolder,
+    facts: Sequence[Fact],
+    learner: Learner[LensTransformer2DModel],
+    views: Views,
+    say: Say,
+) -> checkpoints.Found | None:  # fmt: skip
     """Take over the newest checkpoint; None: there is none. Raises CheckpointError, UsageError."""
     found = checkpoints.latest(config.run_dir, learner.ranks)
     if found is None:

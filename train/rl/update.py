@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from backend.model.transformer import LensTransformer2DModel
 from train.losses import flow, nft
 from train.rl.chance import shuffled
 from train.rl.config import RLConfig
@@ -124,7 +125,12 @@ def _noise(config: RLConfig, epoch: int, pair: Pair, shape: torch.Size) -> Tenso
 
 
 def take_step(
-    config: RLConfig, views: Views, learner: Learner[nn.Module], epoch: EpochPictures, step: Sequence[Pair], rate: float
+    config: RLConfig,
+    views: Views,
+    learner: Learner[LensTransformer2DModel],
+    epoch: EpochPictures,
+    step: Sequence[Pair],
+    rate: float,
 ) -> StepTaken:
     """One gradient step, of which this rank computes its share. Raises Diverged before anything has changed."""
     every, ranks = config.nft.reference_every, learner.ranks
@@ -147,7 +153,7 @@ def share(step: Sequence[Pair], ranks: Ranks) -> Sequence[Pair]:
 
 
 def _backward(
-    config: RLConfig, views: Views, learner: Learner[nn.Module], batch: Pass, rows: list[int], count: int,
+    config: RLConfig, views: Views, learner: Learner[LensTransformer2DModel], batch: Pass, rows: list[int], count: int,
     asked: int, said: StepTaken,
 ) -> None:  # fmt: skip
     """Add one pass to the gradients and to `said`. `count`, `asked`: pairs of the step, and those with a reference."""

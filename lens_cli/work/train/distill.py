@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shlex
 
-from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes
-from backend.errors import ModelMissingError, human_bytes
+from backend.errors import human_bytes
 from backend.presets import Preset
-from backend.requests import find_model
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
+from lens_cli.work.train.model import planned_model
 from lens_cli.work.train.status import duration
 from train.distill import plan as plans
 from train.distill.config import DistillConfig, refuse_distilled
@@ -36,13 +35,7 @@ def distil(config: DistillConfig, talk: Talk) -> None:
 
 def explain(config: DistillConfig, talk: Talk) -> None:
     """The resolved config and what it takes, on stdout. Loads no weights, writes nothing."""
-    files = None
-    try:
-        files = resolve_model(config.model)
-        preset = files.preset
-    except ModelMissingError as error:  # what it takes is known before it is fetched
-        preset = find_model(config.model).preset
-        talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
+    preset, files = planned_model(config.model, talk)
     if config.teacher is None:
         refuse_distilled(preset)
     device_type = config.machine.device.partition(":")[0]

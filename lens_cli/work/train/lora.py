@@ -6,15 +6,14 @@ import shlex
 from dataclasses import asdict
 from pathlib import Path
 
-from backend.checkpoints.resolve import resolve_model
 from backend.disk import free_bytes
-from backend.errors import CancelledError, ModelMissingError, human_bytes
+from backend.errors import CancelledError, human_bytes
 from backend.memory.footprint import CUDA_CONTEXT, CUDA_LIBRARIES
 from backend.memory.plan import find_profile
 from backend.presets import Preset
-from backend.requests import find_model
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
+from lens_cli.work.train.model import planned_model
 from lens_cli.work.train.status import duration
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, read_folder
@@ -62,13 +61,7 @@ def explain(config: LoraConfig, talk: Talk, *, card: int | None = None) -> None:
 
     `card`: GB of the card that the recipe is made for. It is planned for where no GPU is here and no device was named.
     """
-    files = None
-    try:
-        files = resolve_model(config.model)
-        preset = files.preset
-    except ModelMissingError as error:  # what it takes is known before it is fetched
-        preset = find_model(config.model).preset
-        talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
+    preset, files = planned_model(config.model, talk)
     folder = read_folder(config, config.bases_of(preset))
     for key, why in folder.left_out:
         talk.warn(f"left out: {key}: {why}")

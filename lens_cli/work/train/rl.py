@@ -6,15 +6,15 @@ import shlex
 from dataclasses import asdict, dataclass
 from statistics import median
 
-from backend.checkpoints.resolve import ModelFiles, resolve_model
+from backend.checkpoints.resolve import ModelFiles
 from backend.disk import free_bytes
-from backend.errors import ModelMissingError, UsageError, human_bytes
+from backend.errors import UsageError, human_bytes
 from backend.memory.footprint import vae_parameters
 from backend.presets import Preset
-from backend.requests import find_model
 from backend.sizes import GRID
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
+from lens_cli.work.train.model import planned_model
 from lens_cli.work.train.status import duration
 from train.config import Stage
 from train.lora.config import target_shapes
@@ -134,13 +134,7 @@ def _measured(config: RLConfig) -> float | None:
 
 def explain(config: RLConfig, talk: Talk) -> None:
     """The resolved config and what it takes, on stdout. Loads no weights, writes nothing."""
-    files = None
-    try:
-        files = resolve_model(config.model)
-        preset = files.preset
-    except ModelMissingError as error:  # what it takes is known before it is fetched
-        preset = find_model(config.model).preset
-        talk.warn(f"{error}: {error.hint}" if error.hint else str(error))
+    preset, files = planned_model(config.model, talk)
     refuse_distilled(preset)
     device_type = config.machine.device.partition(":")[0]
     if device_type == "auto":
