@@ -9,7 +9,6 @@ Light ring: platformdirs is imported inside the functions. Nothing here creates 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from backend.errors import UsageError
@@ -33,42 +32,37 @@ def resolved(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _home_of(find: Callable[..., Path]) -> Path:
-    """One of the platform's folders. Raises UsageError where nothing says where the home is."""
+def _platform_dir(kind: str, *app: str, **more: bool) -> Path:
+    """One of the folders that platformdirs knows. Raises UsageError where nothing says where the home is."""
+    import platformdirs
+
     try:
-        return find(APP, appauthor=False)
+        return Path(getattr(platformdirs, f"user_{kind}_path")(*app, **more))
     except RuntimeError:
         raise UsageError("no home folder is known", hint="set HOME, or LENS_HOME to a folder for everything") from None
 
 
-def _under_home(part: str) -> Path | None:
+def _own_dir(kind: str) -> Path:
+    """A folder of ours: below LENS_HOME where that is set. Raises UsageError."""
     home = os.environ.get("LENS_HOME")
-    return expanded(home) / part if home else None
+    return expanded(home) / kind if home else _platform_dir(kind, APP, appauthor=False)
 
 
 def config_dir() -> Path:
-    import platformdirs
-
-    return _under_home("config") or _home_of(platformdirs.user_config_path)
+    return _own_dir("config")
 
 
 def data_dir() -> Path:
-    import platformdirs
-
-    return _under_home("data") or _home_of(platformdirs.user_data_path)
+    return _own_dir("data")
 
 
 def cache_dir() -> Path:
-    import platformdirs
-
-    return _under_home("cache") or _home_of(platformdirs.user_cache_path)
+    return _own_dir("cache")
 
 
 def state_dir() -> Path:
     """What running programs leave for one another: the server's address, its queue, its log."""
-    import platformdirs
-
-    return _under_home("state") or _home_of(platformdirs.user_state_path)
+    return _own_dir("state")
 
 
 def server_file() -> Path:
@@ -88,9 +82,7 @@ def spool_dir() -> Path:
 
 def pictures_dir() -> Path:
     """Where pictures go that no folder was named for, but by a command: there it is the working folder."""
-    import platformdirs
-
-    return _home_of(lambda *_, **__: platformdirs.user_pictures_path()) / APP
+    return _platform_dir("pictures") / APP
 
 
 def server_log() -> Path:

@@ -540,3 +540,21 @@ async def test_no_graphics_draws_no_picture(server: ScriptedServer) -> None:
         await pilot.press("x", "enter")
         await until(pilot, lambda: shows(pilot, "seed 0 · 96×96"))
         assert not shows(pilot, "▀")
+
+
+def test_a_pasted_line_may_have_every_flag_of_gen() -> None:
+    """The app's reader of a line states the few flags that the table of wishes does not: held to the command's own."""
+    from lens_cli.commands.gen import gen
+    from lens_cli.lazy import build
+    from lens_cli.tui.create import gen_line
+
+    def flags(source: Any) -> dict[str, list[str]]:
+        return {param.name: [*param.opts, *param.secondary_opts] for param in build("gen", source).params}
+
+    assert flags(gen_line.gen) == flags(gen)
+
+
+def test_a_home_that_is_not_there_is_no_picture() -> None:
+    from lens_cli.tui.create.paste import read_picture_or_line
+
+    assert read_picture_or_line("~nosuchuser/x.png") is None

@@ -21,6 +21,8 @@ def gen(
     prompts: options.Prompts = None,
     proceed: options.Continue = False,
     sheet: options.Sheet = None,
+    local: options.Local = False,
+    host: options.Host = None,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     json_stream: options.JsonStream = False,
