@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from backend.text.llama import LlamaModel
 
 SCHEDULES = 4  # folded ones that are kept where memory is not tight: pictures of several sizes take turns
-_PACKAGES = ("lens", "torch", "diffusers", "transformers", "tokenizers")
+_PACKAGES = ("lens", "torch", "tokenizers", "bitsandbytes", "gguf")  # what draws, as every installation has it
 
 
 class Engine:
