@@ -11,9 +11,11 @@ import hashlib
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +323,9 @@ def test_what_travels_with_a_picture(model: Path) -> None:
         assert made.encoder is Encoder.exact
         assert set(made.timings) == {str(phase) for phase in Phase} - {"rewrite", "fold", "load vae"}
         assert made.versions["torch"] == torch.__version__ and "lens" in made.versions
+        # An installation without extras has no metadata of any other package, and must finish its pictures too.
+        lines = [line for line in requires("lens") or [] if "extra ==" not in line]
+        assert set(made.versions) - {"lens"} <= {re.split(r"[^\w-]", line, maxsplit=1)[0] for line in lines}
         assert made.model.name == "tiny"
         whole = hashlib.sha256((model / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
         assert made.model.sha256["vae"] == whole
