@@ -257,7 +257,10 @@ def _read_requests(path: Path, frozen: Mapping[str, Any]) -> tuple[Request, ...]
         lines = at.read_text("utf-8").splitlines()
     except OSError as error:
         raise FileError(f"cannot read {at}: {os_reason(error)}") from error
-    return tuple(parse_request(line) for line in lines)
+    try:
+        return tuple(parse_request(line) for line in lines)
+    except ValueError as error:  # the bytes are what was written, so another version wrote them
+        raise FileError(f"{at}: {error}", hint="begin anew: another version of lens made this search") from None
 
 
 def candidates(folder: Path) -> Iterator[str]:

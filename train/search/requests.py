@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 from backend.errors import FileError, UsageError, os_reason, shown
 from backend.foreign import documents
+from train.evals.verifier.templates import SEEN
 from train.evals.verifier.verify import Expectation, Wanted
 from train.rl.chance import shuffled
 from train.rl.prompts import drawn
@@ -25,13 +27,13 @@ from train.rl.prompts.prompt_set import Rubric, parse
 from train.search.config import Sizes
 from train.world.scene_text import NUMBERS
 from train.world.scenes import COLOURS
-from train.world.things import KINDS
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 DRAWN = "nano"  # in a file's place: requests about Lens-Nano's world
 LEAK_WORDS = 8  # in a row that a request and a benchmark's prompt may not share
 _FILE_LIMIT = 256_000_000  # bytes
+_WORD = re.compile("[A-Z]{1,16}")  # on a sign; training draws up to five letters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +83,22 @@ def _expectation(said: Any) -> Expectation:
         things = tuple(Wanted(**thing) for thing in said["things"])
         made = Expectation(things=things, relation=said.get("relation"))
         for thing in things:
-            known = thing.kind in KINDS and (thing.colour is None or thing.colour in COLOURS)
+            known = thing.kind in SEEN and (thing.colour is None or thing.colour in COLOURS) and _fits(thing)
             if not known or type(thing.count) is not int or not 1 <= thing.count < len(NUMBERS):
                 raise ValueError(f"the verifier knows no {shown(str(vars(thing)))}")
         return made
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"the expectation is none: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise ValueError(f"the expectation cannot be read: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(
+            'the expectation cannot be read: it is {"things": [{"kind": "cat", "count": 2}], "relation": null}'
+        ) from None
+
+
+def _fits(thing: Wanted) -> bool:
+    """Whether the word, where one is asked for, is one that a sign can say."""
+    word: Any = thing.word
+    return word is None or (thing.kind == "sign" and isinstance(word, str) and bool(_WORD.fullmatch(word)))
 
 
 def read_requests(path: Path) -> tuple[Request, ...]:

@@ -85,9 +85,11 @@ def line(**changes: Any) -> str:
         (line(rubrics=[]), "nothing to judge its pictures by"),
         (line(prompt=" "), "the prompt is empty"),
         (line(split="dev"), "the split 'dev' is none of"),
-        (line(expectation={"things": [{"kind": "unicorn"}]}), "the expectation is none"),
-        (line(expectation={"things": [{"kind": "cat", "count": 99}]}), "the expectation is none"),
-        (line(expectation=[1]), "the expectation is none"),
+        (line(expectation={"things": [{"kind": "unicorn"}]}), "the expectation cannot be read"),
+        (line(expectation={"things": [{"kind": "cat", "count": 99}]}), "the expectation cannot be read"),
+        (line(expectation={"things": [{"kind": "cat", "word": "ART"}]}), "the verifier knows no"),
+        (line(expectation={"things": [{"kind": "sign", "word": 7}]}), "the verifier knows no"),
+        (line(expectation=[1]), "the expectation cannot be read"),
         (line() + "\n" + line(), "line 2: the id 'a' is there twice"),
         (line(wrong=1), "unknown key 'wrong'"),
     ],
@@ -97,6 +99,13 @@ def test_files_that_are_no_requests(tmp_path: Path, text: str, message: str) -> 
     path.write_text(text)
     with pytest.raises(FileError, match=re.escape(message)):
         requests.read_requests(path)
+
+
+def test_every_drawn_request_is_read_as_it_was_written() -> None:
+    """A search begins by writing the drawn requests and reading them; signs with words are among them."""
+    made = requests.draw_requests(60, 0, {})
+    assert any(thing.word for request in made if request.expectation for thing in request.expectation.things)
+    assert [requests.parse_request(json.dumps(request.row())) for request in made] == list(made)
 
 
 def test_requests_of_a_file_keep_split_and_expectation(tmp_path: Path) -> None:
