@@ -97,13 +97,13 @@ class Session:
                     on_event(made)
                     continue
                 saved = save_picture(made, output, now, parent_id)
-                if saved.path is not None:
-                    outcome.pictures.append(saved)
-                on_event(saved)
                 if saved.path is None:  # whole once the listener has written it
-                    outcome.pictures.append(saved)
+                    on_event(saved)
+                outcome.pictures.append(saved)
                 if output.history:
                     self._ledger.enter(saved.record, saved.path, relation, self._warn)
+                if saved.path is not None:  # on the disk and in the history, whatever becomes of the listener
+                    on_event(saved)
         except LensError as error:
             # A full disk, an unreadable checkpoint, too little memory: the next picture would meet the same.
             outcome.stopped = error

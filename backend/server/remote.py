@@ -213,10 +213,10 @@ class _Work:
         if path is None:
             self._on_event(saved)
         self.outcome.pictures.append(saved)
-        if path is not None:
-            self._on_event(saved)
         if file is not None and self._output.history:
             self._session.enter(dict(saved.record), path, self._relation, self._on_event)
+        if path is not None:
+            self._on_event(saved)
 
     def _shown(self, path: Path) -> Path:
         """As a run in this process would name it: relative where it was asked for so."""

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 
 from backend import presets
-from backend.errors import CancelledError, LensError, ModelMissingError, NumericsError, OutOfMemoryError, RefusedError
+from backend.errors import (
+    CancelledError,
+    FileError,
+    LensError,
+    ModelMissingError,
+    NumericsError,
+    OutOfMemoryError,
+    RefusedError,
+)
 from backend.events import (
     DrawingStarted,
     Event,
@@ -282,6 +290,20 @@ def test_every_saved_picture_enters_the_history() -> None:
     assert (found[0].parent, found[0].relation) == (parent, "rerun") and found[1].relation is None
     assert [entry.path for entry in reversed(found[1:])] == [(saved.path or Path()).absolute() for saved in first]
     assert all(entry.path is not None and entry.path.is_file() for entry in found)
+
+
+def test_a_picture_that_cannot_be_told_is_in_the_history_nevertheless() -> None:
+    """As with a stdout that is full: the file is there, the listener raises."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, PictureSaved):
+            raise FileError("cannot write to stdout")
+
+    with session_with(Engine()) as session:
+        outcome = session.run(wish(), output(), on_event=listen)
+        assert isinstance(outcome.stopped, FileError) and len(outcome.pictures) == 1
+        unwritten = session.run(wish("unseen"), output("-"), on_event=listen)  # nobody has this one
+    assert unwritten.pictures == [] and [entry.seed for entry in entered()] == [4]
 
 
 def test_a_history_that_cannot_be_written_costs_one_warning_and_no_picture() -> None:
