@@ -111,6 +111,14 @@ def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet")} == tables
 
 
+LATE = (  # what a later stage of `run` refuses, before the first one has read or written anything
+    ("bucket.upscale=9", "upscale"), ("bucket.upscal=2", "bucket has no such setting"),
+    ("pack.format=gif", "gif"), ("select.photos.entropy=x", "'x' is not"), ("select.other.entropy=3", "no source"),
+    ("score.batch=x", "'x' is not"), ("dedup.kinds=x", "kind of duplicate"), ("caption.timeout=x", "'x' is not"),
+    ("report.near=x", "'x' is not"),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
@@ -124,6 +132,7 @@ def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> No
         (("scan", "WORK", "PHOTOS", "--set", "shard_size=0"), "shard_size", None),
         (("scan", "WORK", "PHOTOS", "--engine", "slurm"), "unknown engine 'slurm'", "local, ray"),
         (("run", "WORK", "PHOTOS", "--set", "entropy=3"), "not stage.key=value", "select"),
+        *((("run", "WORK", "PHOTOS", "--set", late), message, None) for late, message in LATE),
     ],
 )
 def test_what_cannot_be_done_says_why(
@@ -140,6 +149,7 @@ def test_what_cannot_be_done_says_why(
     assert message in run.err
     assert hint is None or hint in run.err
     assert "Traceback" not in run.err
+    assert not (tmp_path / "work" / "scan").exists()
 
 
 def test_a_config_edited_by_hand(data, photos: Path, tmp_path: Path) -> None:

@@ -16,7 +16,12 @@ from lens_cli.work.train.data.report import ReportCommand
 from lens_cli.work.train.data.scan import ScanCommand
 from lens_cli.work.train.data.score import ScoreCommand
 from lens_cli.work.train.data.select import SelectCommand
+from train.data.buckets import BucketConfig
 from train.data.captions.ask import CaptionSettings
+from train.data.duplicates.dedup import DedupSettings
+from train.data.report.page import ReportSettings
+from train.data.score import ScoreSettings
+from train.data.select import read_settings
 from train.data.settings import read_section, section, write_section
 from train.data.tars.pack import PackConfig
 
@@ -28,6 +33,14 @@ AFTER_SCAN: Mapping[str, Callable[[Call], DataStage | None]] = {  # None: this o
     "bucket": BucketCommand,
     "pack": PackCommand,
     "report": ReportCommand,
+}
+SETTINGS: Mapping[str, type[Any]] = {  # of the stages whose settings depend on no source's name
+    "score": ScoreSettings,
+    "dedup": DedupSettings,
+    "caption": CaptionSettings,
+    "bucket": BucketConfig,
+    "pack": PackConfig,
+    "report": ReportSettings,
 }
 
 
@@ -52,6 +65,10 @@ class RunAll:
         self.call = call
         self.calls = {name: replace(inner, given=tuple(given)) for name, given in settings.items()}
         self.scan = ScanCommand(self.calls["scan"], sources)
+        for name, kind in SETTINGS.items():  # a value that the last stage refuses is said before the first one begins
+            section(kind, name, call.folder, settings[name])
+        names = [source.name for source in self.scan.sources]
+        read_settings(read_section(call.folder, "select"), settings["select"], names)
 
     def run(self) -> None:
         self.scan.run()
