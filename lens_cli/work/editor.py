@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Generator
@@ -11,14 +12,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from backend.errors import UsageError, os_reason
+from backend.errors import UsageError, os_reason, shown
+
+
+def editor_words() -> list[str]:
+    """The editor's command. Raises UsageError where there is none: asked for before anything is waited or paid for."""
+    said = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        words = shlex.split(said)
+    except ValueError as error:
+        raise UsageError(f"$EDITOR is no command: {shown(said)}: {error}", hint="EDITOR=nano lens …") from None
+    if not words:
+        raise UsageError("$EDITOR is blank", hint="EDITOR=nano lens …")
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"cannot start the editor {shown(words[0])}: not found", hint="set $EDITOR")
+    return words
 
 
 def open_editor(path: Path) -> None:
     """Open `path` in $VISUAL or $EDITOR and wait for its end. Raises UsageError for an editor that failed."""
-    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
-    if not words:
-        raise UsageError("$EDITOR is blank", hint="EDITOR=nano lens …")
+    words = editor_words()
     try:
         with _terminal() as (keys, screen):
             code = subprocess.run([*words, str(path)], stdin=keys, stdout=screen, check=False).returncode

@@ -13,7 +13,7 @@ from backend.errors import FileError
 from backend.requests import check_prompt
 from lens_cli.terminal.console import Talk, looking_at_stdout
 from lens_cli.terminal.progress import Meter, say_remarks
-from lens_cli.work.editor import open_editor
+from lens_cli.work.editor import editor_words, open_editor
 from lens_cli.work.reasoner import AskedReasoner, refusal_data
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def refine(request: str, session: Draws, asked: AskedReasoner, talk: Talk, *, ed
     from backend.reasoner.refine import Refused
 
     request = check_prompt(request, "request")
+    if edit:
+        editor_words()
     with Meter(talk=talk, total=1) as meter:
         decision = asked.decide(session, request, meter)
     talk.say(f"before: {decision.original}")

@@ -118,6 +118,11 @@ def test_edit_prints_what_was_saved(endpoint: Endpoint, lens: Lens, monkeypatch:
         monkeypatch.setenv("VISUAL", editor)
         run = lens("refine", "a cat", "--edit")
         assert run.code == 2 and message in run.err and run.out == b""
+    for editor in ("no-such-editor", "vi 'x", " "):  # said before anybody is asked
+        asked = len(endpoint.asked)
+        monkeypatch.setenv("VISUAL", editor)
+        run = lens("refine", f"a dog for {editor}", "--edit")
+        assert run.code == 2 and "EDITOR" in run.err and len(endpoint.asked) == asked, run.err
 
 
 def test_lost_quotes_are_an_error_and_never_the_raw_request(endpoint: Endpoint, lens: Lens) -> None:
