@@ -32,6 +32,7 @@ _HINTS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
 }
+PRIVATE = 0o600  # of files that hold prompts or a key; a picture has the usual mode
 # What link() answers on file systems without hard links (FAT, some network shares, some containers).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
 
@@ -82,14 +83,15 @@ def names(path: Path) -> Iterator[Path]:
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def write_new(path: Path, data: bytes) -> Path:
+def write_new(path: Path, data: bytes, *, private: bool = False) -> Path:
     """Write `data` under the first free name of `names(path)`; returns the name taken.
 
     Never replaces a file, also when two processes write at once: the whole file is written beside its target, synced,
     and then given its name by an operation that fails where the name exists. Raises FileError; leaves nothing behind.
+    `private`: see `write_atomic`.
     """
     try:
-        with _temporary(path.parent) as temporary:
+        with _temporary(path.parent, PRIVATE if private else _usual_mode()) as temporary:
             temporary.write_bytes(data)
             _sync(temporary)
             for candidate in names(path):
@@ -101,9 +103,12 @@ def write_new(path: Path, data: bytes) -> Path:
     raise UsageError(f"a million files are named like {path}", hint="give another name with -o")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing what is there in one step. Raises FileError; leaves nothing behind."""
-    with replacing(path) as temporary:
+def write_atomic(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write `data` to `path`, replacing what is there in one step. Raises FileError; leaves nothing behind.
+
+    `private`: readable by this user alone, from the first byte on; for what holds prompts or a key.
+    """
+    with replacing(path, private=private) as temporary:
         temporary.write_bytes(data)
 
 
@@ -121,16 +126,17 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Generator[Path]:
     """An empty file beside `path` to write to; at the end it is synced and takes its place in one step.
 
     Where the writing is left by an exception nothing stays behind and `path` is as it was. Raises FileError for an
-    OSError, whoever raises it.
+    OSError, whoever raises it. `private`: see `write_atomic`.
     """
+    mode = PRIVATE if private else _usual_mode()
     try:
-        with _temporary(path.parent) as temporary:
+        with _temporary(path.parent, mode) as temporary:
             yield temporary
-            os.chmod(temporary, _usual_mode())  # again: some libraries put a file of their own, mode 0600, there
+            os.chmod(temporary, mode)  # again: some libraries put a file of their own, of another mode, there
             _sync(temporary)
             os.replace(temporary, path)
             sync_folder(path.parent)
@@ -145,14 +151,14 @@ def _usual_mode() -> int:
 
 
 @contextlib.contextmanager
-def _temporary(folder: Path) -> Generator[Path]:
+def _temporary(folder: Path, mode: int) -> Generator[Path]:
     """An empty temporary file in `folder`; gone at the end, however the end comes. One that a killed process left there
     goes now: its name says whose it was."""
     _sweep(folder)
     handle, name = tempfile.mkstemp(dir=folder, prefix=f".lens-{_machine()}-{os.getpid()}-", suffix=".tmp")
     try:
         os.close(handle)
-        os.chmod(name, _usual_mode())  # mkstemp's 0600 is for secrets; a picture has the usual mode
+        os.chmod(name, mode)  # mkstemp's own is PRIVATE
         yield Path(name)
     finally:
         with contextlib.suppress(FileNotFoundError):  # os.replace() has taken it away

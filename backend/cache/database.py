@@ -5,12 +5,14 @@ Light ring: standard library only.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from backend.disk import PRIVATE
 from backend.errors import LensError
 
 BUSY = 5.0  # seconds to wait for another process's write
@@ -33,12 +35,15 @@ class Kind:
 
 
 def open_database(path: Path, kind: Kind) -> sqlite3.Connection:
-    """Open or make the file; every statement outside `writing` commits by itself.
+    """Open or make the file, readable by this user alone; every statement outside `writing` commits by itself.
 
     Raises the kind's error: no database, cut short, or of a newer lens.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(
+            os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE)
+        )  # its log gets the same mode; SQLite's own is the usual
         database = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise kind.error(f"cannot open the {kind.name} {path}: {error}") from error

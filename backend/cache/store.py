@@ -224,7 +224,7 @@ class Store:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path(key), data)
+            write_atomic(self.path(key), data, private=True)  # a rewrite is a prompt, in words
             self._evict()
         except OSError as error:
             self.warn(f"the cache is not used: {write_error(self.folder, error)}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from backend.disk import make_folder, write_new
-from backend.errors import FileError, LensError, UsageError, first_line, os_reason
+from backend.errors import FileError, LensError, UsageError, first_line
 from backend.paths import credentials_dir
 from backend.picture import metadata
 from backend.types import ImageFormat
@@ -84,11 +83,7 @@ def make_credentials(name: str, *, again: bool = False) -> Path:
             (folder / old).unlink(missing_ok=True)
     make_folder(folder)
     key, chain = _self_signed(name.strip())
-    path = write_new(folder / KEY, key)
-    try:
-        os.chmod(path, 0o600)
-    except OSError as error:
-        raise FileError(f"cannot keep {path} to yourself: {os_reason(error)}") from error
+    write_new(folder / KEY, key, private=True)
     return write_new(folder / CHAIN, chain)
 
 

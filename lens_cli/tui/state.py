@@ -45,7 +45,7 @@ def write_state(path: Path, state: State) -> None:
         "form": said | {"seed_mode": str(form.seed_mode), "rest": dict(form.rest)},
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(data, indent=1).encode())
+    write_atomic(path, json.dumps(data, indent=1).encode(), private=True)  # the prompt that was being written
 
 
 def read_state(path: Path) -> tuple[State, str | None]:

@@ -95,9 +95,7 @@ def change(key: str, text: str | None, *, project: bool) -> Path:
     else:
         table[name] = _plain(_parsed(key, text, kind))
     make_folder(path.parent)
-    write_atomic(path, tomlkit.dumps(document).encode())
-    if key in SECRETS:
-        path.chmod(0o600)
+    write_atomic(path, tomlkit.dumps(document).encode(), private=not project)  # a key may stand in it, now or later
     return path
 
 

@@ -14,22 +14,37 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from backend.cache.store import Store
 from backend.disk import check_folder, claimed, make_folder, replacing, write_atomic, write_new
 from backend.errors import FileError
+from backend.picture.history import History
 
 
 def test_names_are_never_taken_twice(tmp_path: Path) -> None:
     wish = tmp_path / "a.png"
     assert [write_new(wish, bytes([n])).name for n in range(3)] == ["a.png", "a-1.png", "a-2.png"]
     assert wish.read_bytes() == b"\x00"
-    assert stat.S_IMODE(wish.stat().st_mode) == 0o666 & ~_umask()
+    assert _mode(wish) == 0o666 & ~_umask()
 
 
 def test_a_library_that_puts_its_own_file_there(tmp_path: Path) -> None:
     """As safetensors does, with mode 0600."""
     with replacing(tmp_path / "a.bin") as temporary:
         save_file({"x": torch.zeros(2)}, temporary)
-    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~_umask()
+    assert _mode(tmp_path / "a.bin") == 0o666 & ~_umask()
+
+
+def test_what_holds_prompts_is_for_this_user_alone(tmp_path: Path) -> None:
+    """From the first byte on, and what is written into it later too: a database's log among it."""
+    with replacing(tmp_path / "a", private=True) as temporary:
+        assert _mode(temporary) == 0o600
+    assert _mode(tmp_path / "a") == _mode(write_new(tmp_path / "b", b"x", private=True)) == 0o600
+    store = Store(tmp_path / "rewrites", ".json", 100, warn=pytest.fail)
+    store.write("key", b"a cat")
+    assert _mode(store.path("key")) == 0o600
+    with History(tmp_path / "history.db"):
+        assert {_mode(path) for path in tmp_path.glob("history.db*")} == {0o600}
+        assert (tmp_path / "history.db-wal").exists()
 
 
 def test_a_dangling_link_is_a_taken_name(tmp_path: Path) -> None:
@@ -124,6 +139,10 @@ def test_an_unwritable_folder() -> None:
         make_folder(Path("/proc"))
     with pytest.raises(FileError):
         write_new(Path("/proc/a.png"), b"x")
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _umask() -> int:

@@ -56,6 +56,8 @@ def test_every_setting_is_explained(config) -> None:
 def test_a_key_is_kept_from_other_eyes(config) -> None:
     assert config("set", "reasoner.api_key", "sk-secret").code == 0
     assert config.file.stat().st_mode & 0o077 == 0
+    assert config("set", "generate.steps", "3").code == 0  # the key is still in it
+    assert config.file.stat().st_mode & 0o077 == 0
     assert b"sk-secret" not in config("show").out and b"(set)" in config("show").out
     run = config("set", "reasoner.api_key", "sk-secret", "--project")
     assert run.code == 2 and not Path("lens.toml").exists()

@@ -61,7 +61,7 @@ def keep_img2img(folder: Path, image: bytes, mask: bytes | None, *, invert: bool
     if is_transparent(picture) != invert:  # the other way round than it would be read
         buffer = io.BytesIO()
         ImageOps.invert(see_mask(kept)).save(buffer, format="PNG", compress_level=1)
-        kept = write_new(kept.with_suffix(".png"), buffer.getvalue())
+        kept = write_new(kept.with_suffix(".png"), buffer.getvalue(), private=True)
     return Uploads(image=path, mask=kept)
 
 
@@ -96,4 +96,4 @@ def is_transparent(picture: Image.Image) -> bool:
 
 def _keep(folder: Path, stem: str, picture: Image.Image, data: bytes) -> Path:
     make_folder(folder)
-    return write_new(folder / f"{stem}{SUFFIXES[str(picture.format)]}", data)
+    return write_new(folder / f"{stem}{SUFFIXES[str(picture.format)]}", data, private=True)
