@@ -19,6 +19,11 @@ def test_the_prompts_are_frozen() -> None:
     assert fingerprint() == FROZEN
 
 
+def test_the_file_is_what_the_code_makes() -> None:
+    """`python -m train.evals.nano_prompts` writes it."""
+    assert prompts() == tuple(made.prompt for made in made_prompts())
+
+
 def test_there_are_fifty_of_each_kind_and_no_two_alike() -> None:
     made = made_prompts()
     assert Counter(m.prompt.kind for m in made) == dict.fromkeys(PROMPT_KINDS, PER_KIND)
