@@ -11,6 +11,7 @@ from backend.errors import UsageError
 from train.evals.verifier.verify import VERSION, Expectation, verify
 from train.judge.judge import Question
 from train.losses.rewards import Verdict
+from train.run.feed import begin_worker
 
 
 class RuleJudge:
@@ -20,7 +21,7 @@ class RuleJudge:
         """`workers` 0: in this process, before `submit` returns."""
         # Not forked: this process has torch's threads.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context) if workers else None
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) if workers else None
 
     @property
     def identity(self) -> str:

@@ -32,7 +32,7 @@ class Feed(Generic[Batch]):
             return
         # "spawn": a forked child of a process that has used torch's thread pool may hang.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=begin_worker) as pool:
             pending: deque[Future[Batch]] = deque()
             try:
                 for step in range(self.start, self.stop):
@@ -46,8 +46,8 @@ class Feed(Generic[Batch]):
                     future.cancel()
 
 
-def _begin() -> None:
-    """In a new worker."""
+def begin_worker() -> None:
+    """Prepare a new process of a pool: it ends with its parent, and signals are the parent's affair."""
     end_with_parent()
     leave_signals_to_parent()
 

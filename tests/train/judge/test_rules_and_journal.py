@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -24,11 +27,14 @@ QUESTION = Question(prompt="x", rubrics=("a", "b"), kinds=("item", "item"), expe
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_rules_answer_as_the_verifier_does(workers: int) -> None:
+    """A terminal sends Ctrl-C to the workers as well: what is under way is judged to its end all the same."""
     judge = RuleJudge(workers)
     try:
         for picture in (render(MADE.scene, 256, 256), Image.new("RGB", (64, 64), "white")):
             expected = tuple(float(item.holds) for item in verify(picture, expectation_of(MADE.scene)).items)
             assert judge.submit(picture, QUESTION).result() == Verdict(expected)
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid or 0, signal.SIGINT)
     finally:
         judge.close()
 
