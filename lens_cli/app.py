@@ -192,6 +192,8 @@ def main(*, stopped: Callable[[], bool] = lambda: False) -> None:
             import traceback
 
             traceback.print_exception(error)
+        if _is_page(error) and not _talk().json and sys.stderr:
+            print(str(error), file=sys.stderr)
         known = as_lens_error(KeyboardInterrupt() if stopped() and not isinstance(error, LensError) else error)
         code = known.exit_code
         try:
@@ -211,6 +213,11 @@ def _let_go_of_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _is_page(error: BaseException) -> bool:
+    """Whether a group was called without a command: Typer then raises its help."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
 def as_lens_error(error: BaseException) -> LensError:
     """Any exception in the one form that is shown: what, and what to do."""
     if isinstance(error, LensError):
@@ -220,7 +227,9 @@ def as_lens_error(error: BaseException) -> LensError:
         option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
         if option is not None and context is not None and type(error).__name__ == "NoSuchOption":
             return unknown_option(option, [flag for param in context.command.params for flag in param.opts], command)
-        return UsageError(error.format_message() or f"{command} needs a command", hint=f"{command} --help")
+        if _is_page(error):  # its message is the whole page, which `main` prints
+            return UsageError(f"{command} needs a command")
+        return UsageError(error.format_message(), hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return CancelledError("stopped")
     if isinstance(error, MemoryError):

@@ -11,6 +11,8 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from lens_cli.command_page import NAME_COLUMN, names_of, plain, usage, write_text
+
 EVERYDAY = (
     "--model --num --seed --ar --base --steps --guidance --negative-prompt --style --init --strength --mask --hires "
     "--lora --reasoner --prompts --output --open --show --x --y --cells --dry-run --json --quiet --verify "
@@ -113,18 +115,19 @@ _CLAUSE = 70  # characters: what is longer is cut at its first colon or semicolo
 class BriefCommand(TyperCommand):
     """A command whose --help shows its everyday options in one line each, and says where the others are."""
 
+    own_page = True  # `lens_cli.command_page` leaves it
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write usage, what it does, the everyday options and the topics of the rest."""
-        self.format_usage(ctx, formatter)
-        formatter.write_paragraph()
-        for paragraph in (self.help or "").split("\n\n"):
-            formatter.write_text(" ".join(paragraph.split()))
-            formatter.write_paragraph()
+        formatter.write_usage(ctx.command_path, " ".join(usage(self)))
+        write_text(self.help, formatter)
         options = {_first_flag(param): param for param in self.params if getattr(param, "opts", None)}
         usual = _usual()
         with formatter.section("Everyday options [what holds unless said]"):
             shown = [options[flag] for flag in EVERYDAY if flag in options]
-            formatter.write_dl([(_names(param, ctx), _brief(param, usual)) for param in shown], col_max=26)
+            formatter.write_dl(
+                [(names_of(param, ctx, full=False), _brief(param, usual)) for param in shown], col_max=26
+            )
         with formatter.section("More, each with its page: lens help TOPIC"):
             formatter.write_dl([(name, _rest(topic.flags, options) or topic.about) for name, topic in TOPICS.items()])
 
@@ -137,7 +140,7 @@ def topic_page(name: str, command: TyperCommand, context: Any) -> str:
     explained = [options[flag] for flag in topic.flags if flag in options]
     formatter.write_paragraph()
     if explained:
-        formatter.write_dl([(_names(param, context, full=True), _help_of(param)) for param in explained], col_max=26)
+        formatter.write_dl([(names_of(param, context), _help_of(param)) for param in explained], col_max=NAME_COLUMN)
     return formatter.getvalue()
 
 
@@ -149,30 +152,8 @@ def _first_flag(param: Any) -> str:
     return next((flag for flag in param.opts if flag.startswith("--")), param.opts[0])
 
 
-def _names(param: Any, ctx: Any, *, full: bool = False) -> str:
-    """ "-s, --seed SEED"; in full also the other names and the choices."""
-    long = [flag for flag in param.opts if flag.startswith("--")]
-    short = [flag for flag in param.opts if not flag.startswith("--")]
-    names = ", ".join([*short[:1], *(long if full else long[:1])])
-    if getattr(param, "is_flag", False):
-        return f"{names}/{param.secondary_opts[0]}" if full and param.secondary_opts else names
-    if getattr(param, "count", False):
-        return names
-    return f"{names} {_value(param, ctx, full=full)}"
-
-
-def _value(param: Any, ctx: Any, *, full: bool) -> str:
-    """What stands for the option's value: its metavar, its choices, or a word for its type."""
-    if param.metavar:
-        return param.metavar
-    kind = param.display_type(ctx=ctx).strip("<>[]")
-    if "|" in kind:
-        return kind if full or len(kind) <= 16 else "NAME"
-    return {"int": "N", "float": "X", "path": "PATH"}.get(kind, "TEXT")
-
-
 def _help_of(param: Any) -> str:
-    return " ".join((param.help or "").split())
+    return " ".join(plain(param.help).split())
 
 
 def _brief(param: Any, usual: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from lens_cli.command_page import dress, write_page
 from lens_cli.help import BriefCommand
 
 __all__ = ["Lazy", "LazyGroup", "load"]
@@ -46,6 +47,10 @@ class LazyGroup(TyperGroup):
             stand_in = TyperCommand(name, help=command.summary, rich_help_panel=panel_of.get(name))
             self.add_command(stand_in, name)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the group's page."""
+        write_page(self, ctx, formatter)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The real command in its stand-in's place; shell completion comes by here as well."""
         name, command, rest = super().resolve_command(ctx, args)
@@ -63,4 +68,4 @@ def build(name: str, source: Any) -> Any:
         parent.add_typer(source, name=name)
     else:
         parent.command(name, cls=BriefCommand if getattr(source, "brief", False) else None)(source)
-    return get_group(parent).commands[name]
+    return dress(get_group(parent).commands[name])

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from backend.picture.outputs import OutputPlan
     from backend.settings import Settings
 
-_SPEECH = "Speech"  # a panel of --help
+_SPEECH = "What is printed"  # a panel of --help
 _PROMPT_BYTES = 1 << 16  # far above the limit in characters: enough to say that it is too long without reading it all
 
 

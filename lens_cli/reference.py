@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from lens_cli.app import COMMANDS
+from lens_cli.command_page import plain
 from lens_cli.help import TOPICS
 from lens_cli.lazy import build, load
-
-_MARKUP = re.compile(r"\\\[")  # of Rich: a bracket that is one
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -49,7 +48,7 @@ def page() -> str:
 
 
 def _text(command: Any) -> list[str]:
-    paragraphs = _MARKUP.sub("[", command.help or "").split("\n\n")
+    paragraphs = plain(command.help).split("\n\n")
     return [line for paragraph in paragraphs for line in (_escaped(" ".join(paragraph.split())), "")][:-1]
 
 
@@ -59,7 +58,7 @@ def _row(param: Any) -> str | None:
         return None
     argument = not param.opts[0].startswith("-")
     names = [param.metavar or param.opts[0].upper()] if argument else [*param.opts, *param.secondary_opts]
-    text = _MARKUP.sub("[", " ".join((getattr(param, "help", None) or "").split()))
+    text = " ".join(plain(getattr(param, "help", None)).split())
     return f"| {' '.join(f'`{name}`' for name in names)} | {_escaped(text).replace('|', chr(92) + '|')} |"
 
 

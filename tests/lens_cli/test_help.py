@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
 
 from lens_cli.app import COMMANDS
 from lens_cli.help import EVERYDAY, TOPICS
 from lens_cli.lazy import build, load
-from lens_cli.reference import page
+from lens_cli.reference import commands, page
 from tests.lens_cli.cli import ROOT, real_inside
 
 Say = Callable[..., str]
@@ -41,6 +43,26 @@ def test_help_fits_a_screen(say: Say, name: str) -> None:
     assert len(lines) <= 60 and max(map(len, lines)) <= 80
     assert any(line.strip().startswith("-m, --model") for line in lines)
     assert any("lens help TOPIC" in line for line in lines)
+
+
+def test_every_page_is_plain_and_names_every_option() -> None:
+    """What Typer knows of a command is the statement; no type of Python's and no escape stands in the page."""
+    for words, command in commands():
+        context = typer.Context(command, info_name=words, terminal_width=80)
+        text = command.get_help(context)
+        assert text.startswith(f"Usage: {words} [OPTIONS]"), words
+        assert not re.search(r"<|\\\[|int range|list\[", text), words
+        if not getattr(command, "own_page", False):
+            shown = [param for param in command.params if not getattr(param, "hidden", False)]
+            assert [p.opts for p in shown if not all(name in text for name in p.opts if name[0] == "-")] == [], words
+        long = [line for line in text.splitlines() if len(line) > 80 and not line.startswith("  lens ")]
+        assert long == [], "only an example to be copied is longer than a line"
+
+
+def test_a_group_without_a_command_shows_its_page_once(say: Say) -> None:
+    text = say("models")
+    assert text.split("\n")[0].endswith("lens models [OPTIONS] COMMAND ...") and text.count("Usage") == 1
+    assert text.endswith("error: lens models needs a command\n")
 
 
 def test_a_topic_explains_its_options_in_full(say: Say) -> None:
