@@ -14,6 +14,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from backend.batch.prompt_notes import prompt_notes
 from backend.cache.store import Stores, open_store, open_stores
 from backend.disk import check_folder
 from backend.errors import CancelledError, LensError, NumericsError
@@ -38,7 +39,6 @@ from backend.picture.outputs import OutputPlan
 from backend.requests import ResolvedRequest
 from backend.settings import Settings
 from backend.types import Phase, ReasonerMode
-from backend.wishes.vocabulary import unknown_words
 
 if TYPE_CHECKING:
     from backend.checkpoints.resolve import ModelFiles
@@ -120,8 +120,8 @@ class Session:
         choose_encoder(request.encoder, files)  # before torch: what cannot be is said at once
         self._on_event = on_event
         check_loras(resolved, self._warn)
-        if (strange := unknown_words(request.prompt, files.folder)) is not None:
-            self._warn(f"{files.name} has never read {strange}; what it knows: lens models show {files.name}")
+        for note in prompt_notes(request, files.name, files.folder):
+            self._warn(note)
         for note in files.notes:
             on_event(Noticed(text=note, severity=Severity.note))
 

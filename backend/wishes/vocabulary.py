@@ -45,8 +45,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         ) from error
 
 
-def unknown_words(prompt: str, folder: Path) -> str | None:
-    """The words of a prompt that the model in `folder` has never read, each with the nearest that it knows.
+def unknown_words(prompt: str, folder: Path, *, near: bool = True) -> str | None:
+    """The words of a prompt that the model in `folder` has never read; with `near`, the nearest that it knows.
 
     None where it knows all, or does not say what it knows. Words in quotation marks are letters to be drawn, and are
     left out. Raises as `read_vocabulary`.
@@ -56,7 +56,7 @@ def unknown_words(prompt: str, folder: Path) -> str | None:
         return None
     text = _QUOTED.sub(" ", prompt).lower()
     strange = [word for word in dict.fromkeys(_WORD.findall(text)) if word not in vocabulary.words]
-    said = [_with_nearest(word, vocabulary) for word in strange]
+    said = [_with_nearest(word, vocabulary) for word in strange] if near else strange
     background = _strange_background(text, vocabulary)
     if background and not strange:
         said.append(background)

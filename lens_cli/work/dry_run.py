@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backend.batch.prompt_notes import prompt_notes
 from backend.errors import OutOfMemoryError, human_bytes
 from backend.inputs.begin import last_pass
 from backend.picture.outputs import OutputPlan
@@ -40,6 +41,8 @@ def explain(
         for note in found.notes:
             talk.say(f"note: {note}")
         check_loras(resolved, talk.warn)
+        for note in prompt_notes(request, found.name, found.folder):
+            talk.warn(note)
         planned, refused = forecast(last_pass(request), found)
     absent = foretell(resolved) if found is None and resolved.preset.sources else None
     sizes = [Path(use.path).stat().st_size for use in request.loras]

@@ -1,0 +1,47 @@
+"""What a person is told of a prompt before it is drawn: words and styles that a small model has never read, and signs
+that other programs read as commands and that are words here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from backend.batch.styles import PLACE, styles
+from backend.errors import UsageError, shown
+from backend.types import GenerationRequest
+from backend.wishes.vocabulary import unknown_words
+
+_FLAG = re.compile(r"(?:^|\s)(--[a-z][a-z-]*(?:[ =]\d[\w:.]*)?)")
+_WEIGHT = re.compile(r"\([^()]+:\s*\d+(?:\.\d+)?\s*\)")
+
+
+def prompt_notes(request: GenerationRequest, name: str, folder: Path) -> list[str]:
+    """A sentence for each thing that is not as it was probably meant; `folder` holds the model called `name`.
+
+    Raises as `backend.wishes.vocabulary.read_vocabulary`.
+    """
+    asked, sentence = _apart(request.prompt, request.style)
+    found: list[str] = []
+    if (flag := _FLAG.search(asked)) is not None:
+        found.append(
+            f"{shown(flag[1])} stands inside the prompt and is drawn as words; as an option it goes outside it"
+        )
+    if (weight := _WEIGHT.search(asked)) is not None:
+        found.append(f"{shown(weight[0])} weighs nothing here: it is read as plain words")
+    if (strange := unknown_words(_FLAG.sub(" ", asked), folder)) is not None:
+        found.append(f"{name} has never read {strange}; what it knows: lens models show {name}")
+    if sentence and unknown_words(sentence, folder, near=False) is not None:
+        found.append(f"{name} has not learnt the style {request.style}; those it knows: lens models show {name}")
+    return found
+
+
+def _apart(prompt: str, style: str | None) -> tuple[str, str]:
+    """(what was asked for, the words that its style put around it); the whole prompt where nobody can say."""
+    try:
+        sentence = styles().get(style or "", "")
+    except UsageError:  # a file of one's own that was changed meanwhile
+        sentence = ""
+    before, _, after = sentence.partition(PLACE)
+    if not sentence or not (prompt.startswith(before) and prompt.endswith(after)):
+        return prompt, ""
+    return prompt[len(before) : len(prompt) - len(after)], f"{before} {after}"
