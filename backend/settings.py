@@ -32,12 +32,12 @@ DEFAULT_TEMPLATE = "{slug}-{seed}"  # of a picture's file name
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    template: str = DEFAULT_TEMPLATE  # file name, see `backend.picture.outputs.FIELDS`
+    template: str = DEFAULT_TEMPLATE  # file name: {slug} {seed} {index} {model} {date} {time} {w} {h} {steps}
     format: ImageFormat = ImageFormat.png  # png, jpeg or webp
-    quality: int | None = None  # 1..100; None: JPEG 95, WebP lossless
+    quality: int | None = None  # 1..100; unset: JPEG 95, WebP lossless
     metadata: bool = True  # write the request into the picture
-    credentials: bool = False  # sign it, see `backend.picture.credentials`
-    show: bool | None = None  # draw the picture in the terminal; None: where stdout is one
+    credentials: bool = False  # sign every picture (C2PA), see `lens credentials`
+    show: bool | None = None  # draw the picture in the terminal; unset: where stdout is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,18 @@ class ReasonerSettings:
     """Who rewrites requests, and with what; the limits hold for one rewrite."""
 
     mode: ReasonerMode = ReasonerMode.auto  # auto, off, local or api, as --reasoner has them
-    system_prompt: str | None = None  # a name or a file; None: the model's own (local), or general (api)
+    system_prompt: str | None = None  # a name or a file; unset: the model's own (local), or general (api)
     effort: Effort = Effort.low  # how long the model thinks
-    temperature: float | None = None  # 0: the most likely words; None: the model's own (local), the endpoint's (api)
-    seed: int = 0  # of the words, not of the picture: one rewrite serves all pictures of a run
-    think_tokens: int = 512  # local: of the thought, then it has to answer
-    answer_tokens: int = 1024  # local: of the answer
+    temperature: float | None = None  # 0: the likeliest words; unset: the model's own (local), the endpoint's (api)
+    seed: int = 0  # seed of the words, not of the picture: one rewrite serves all pictures of a run
+    think_tokens: int = 512  # local: most tokens of the thought, then it has to answer
+    answer_tokens: int = 1024  # local: most tokens of the answer
     adapter: bool = True  # local: with the updates for rewriting that lie beside the language model, where some do
-    max_tokens: int = 2048  # api: of thought and answer together
-    timeout: float = 120.0  # api: seconds without an answer
-    base_url: str | None = None  # api: such as https://api.openai.com/v1 or http://127.0.0.1:8080/v1
+    max_tokens: int = 2048  # api: most tokens of thought and answer together
+    timeout: float = 120.0  # api: seconds to wait for an answer
+    base_url: str | None = None  # api: the address, such as https://api.openai.com/v1 or http://127.0.0.1:8080/v1
     model: str | None = None  # api: the model's name there
-    api_key: str | None = None  # api: None: none is sent (a loopback server needs none)
+    api_key: str | None = None  # api: the key for that address; unset: none is sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +73,14 @@ class CacheSettings:
 class Settings:
     """`origins` maps a dotted key to where its value came from; a key that is absent has its default."""
 
-    model: str | None = None  # registry name or path; None: the registry's default
-    output_dir: str | None = None  # folder for pictures; None: the working folder
+    model: str | None = None  # a name of `lens models list`, or a path; unset: the one inside the package
+    output_dir: str | None = None  # folder for pictures; unset: the folder you are in
     history: bool = True  # enter every saved picture into the history
-    host: str | None = None  # of the server, such as 127.0.0.1:5367; None: the one that runs here
-    api_key: str | None = None  # shown to that server, or demanded by `lens serve`; None: none
-    engine: DrawingEngine = DrawingEngine.local  # of `lens serve`
+    host: str | None = None  # the server that draws, such as 127.0.0.1:5367; unset: the one that runs here
+    api_key: str | None = None  # key shown to that server, or demanded by `lens serve`; unset: none
+    engine: DrawingEngine = DrawingEngine.local  # what draws behind `lens serve`: local, or ray (several machines)
     local: bool = False  # draw in the process of the command, whatever server there is
-    keep_alive: str | None = None  # of an idle model: 5m, 90s, 0 or -1 (for ever); None: gen starts no server
+    keep_alive: str | None = None  # of an idle model, 5m, 90s, 0, -1 (for ever); unset: gen starts no server
     generate: Wish = field(default_factory=Wish)  # defaults of what is drawn; the rows of the table that are settings
     output: OutputSettings = field(default_factory=OutputSettings)
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)

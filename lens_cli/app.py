@@ -229,7 +229,8 @@ def as_lens_error(error: BaseException) -> LensError:
             return unknown_option(option, [flag for param in context.command.params for flag in param.opts], command)
         if _is_page(error):  # its message is the whole page, which `main` prints
             return UsageError(f"{command} needs a command")
-        return UsageError(error.format_message(), hint=f"{command} --help")
+        # "Value error, " is pydantic's, which reads the values for Typer.
+        return UsageError(error.format_message().replace("Value error, ", ""), hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return CancelledError("stopped")
     if isinstance(error, MemoryError):

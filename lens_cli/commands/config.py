@@ -39,7 +39,8 @@ def show(everything: Everything = False, json: options.Json = False) -> None:
     found = all_settings(load(talk.warn))
     for item in found:
         if everything or item.origin != "default":
-            talk.data(f"{item.key} = {as_text(item.value) or '-'}   ({item.origin})")
+            value = " is unset" if item.value is None else f" = {as_text(item.value)}   ({item.origin})"
+            talk.data(f"{item.key}{value}")
             if everything and item.about:
                 talk.data(f"    {item.about}")
     if not everything and all(item.origin == "default" for item in found):

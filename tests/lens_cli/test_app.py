@@ -40,6 +40,13 @@ def test_an_error_names_its_command(
     assert run.code == 2 and run.json["command"] == command
 
 
+def test_a_wrong_choice_is_said_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = real_inside(monkeypatch, capfd, "gen", "a fish", "--sampler", "ddim").err
+    assert "'ddim' is not one of 'euler', 'dpmpp_2m'" in said and "Value error" not in said
+
+
 def commands(inside: dict[str, Any], above: str = "lens") -> Iterator[tuple[str, Any]]:
     """(its words, Typer's command) of every command and group."""
     for name, command in inside.items():
