@@ -57,7 +57,7 @@ test: $(STAMP) ## Run the tests, as many at once as there are processors, at mos
 
 MINUTES ?= 30
 fuzz: $(STAMP) ## Give every parser of foreign bytes and the command line hostile inputs for MINUTES
-	LENS_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest -n logical --maxprocesses 2 tests/fuzz
+	LENS_FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest -n logical --maxprocesses 2 -rP tests/fuzz
 
 check: $(STAMP) ## Lint, format check, types, import contracts
 	$(BIN)/ruff check .

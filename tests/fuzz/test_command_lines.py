@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from tests.fuzz.mutants import HOSTILE
 from tests.lens_cli.cli import lens_inside
 
+SLOW = 20.0  # seconds of processor time for one line
 CODES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 130)
 LINES = 10 if not os.environ.get("LENS_FUZZ_MINUTES") else int(60 * float(os.environ["LENS_FUZZ_MINUTES"]))
 GOOD = ("a cat", "nano", "1", "2.5", "out/", "x.png", "16:9", "256", "384x256", "x.safetensors", "steps", "-", ".")
@@ -86,12 +89,17 @@ def test_any_command_line_ends_in_a_code_of_the_readme_and_a_line(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("x.png")
     Path("loop").symlink_to("loop")
+    codes = Counter[int]()
     for _ in range(LINES):
         words = draw(chance)
+        began = time.process_time()
         run = lens_inside(monkeypatch, capfd, *words)
         told = f"{words!r}\n{run.err[:2000]}"
+        assert time.process_time() - began < SLOW, told
+        codes[run.code] += 1
         assert run.code in CODES, told
         assert "internal error" not in run.err and "Traceback" not in run.err and "\x1b" not in run.err, told
         errors = [line for line in run.err.splitlines() if line.startswith("error: ")]
         answered = "--json" in words  # where the error is in the answer
         assert len(errors) <= 1 and (run.code == 0 or errors or answered), told
+    print(f"{codes.total():,} command lines from seed {seed}, exit codes {dict(sorted(codes.items()))}")
