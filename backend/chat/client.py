@@ -24,6 +24,7 @@ from backend.chat.address import Address
 from backend.chat.budget import Budget
 from backend.chat.replies import ChatReply, Message, read_completion
 from backend.errors import BusyError, LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError, shown
+from backend.foreign.documents import check_values
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
@@ -261,6 +262,7 @@ class Client:
                 hint=f"see {address.where('base_url')}: it usually ends in /v1",
             )
         try:
+            check_values(text)
             body = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ReplyError(
@@ -317,8 +319,11 @@ class Client:
         raise failure from None
 
     def _clean(self, text: str) -> str:
-        """A server's words, in one short line and without the key or a part of it, in whatever case."""
-        line = " ".join(text[:4000].split())
+        """A server's words, in one short line, without commands to a terminal, and without the key or a part of it,
+        in whatever case."""
+        line = " ".join(
+            "".join(sign if sign.isprintable() or sign.isspace() else "\ufffd" for sign in text[:4000]).split()
+        )
         line = hide(line, self.address.key) if self.address.key else line
         return line[:200] + ("…" if len(line) > 200 else "")
 
@@ -342,36 +347,46 @@ _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}  # as ma
 
 
 def _stay(response: Any) -> None:
-    """Raises NetworkError where an endpoint would have the question, and its pictures, sent to another host."""
-    asked = str(response.request.url)
-    there = urljoin(asked, response.headers.get("location", "")) if response.has_redirect_location else asked
-    if urlsplit(there).hostname != urlsplit(asked).hostname:
+    """Raises NetworkError where an endpoint would have the question, and its pictures, sent to another host, or on
+    without encryption."""
+    if not response.has_redirect_location:
+        return
+    try:
+        asked = urlsplit(str(response.request.url))
+        there = urlsplit(urljoin(asked.geturl(), response.headers["location"]))
+    except ValueError:  # a bracket that is open, and what else is no address
+        raise NetworkError("the endpoint sends on to what is no address") from None
+    if there.hostname != asked.hostname:
         raise NetworkError(
-            f"the endpoint sends on to another host, {shown(urlsplit(there).hostname or '')}",
+            f"the endpoint sends on to another host, {shown(there.hostname or '')}",
             hint="name that address yourself if you trust it",
         )
+    if there.scheme != asked.scheme and there.scheme != "https":
+        raise NetworkError(f"the endpoint sends on from {asked.scheme} to {shown(there.scheme)}")
 
 
 def _cut_refusal(response: Any) -> None:
-    """Bound what is read of an answer that is an error, which the package reads whole."""
+    """Bound what is read of an answer that is an error, which the package reads whole, and unpacks: 40 kB that were
+    packed twice are 10 GB."""
     if response.status_code < 400:
         return
-    stream = response.stream
+    packed = type(response)(response.status_code, headers=response.headers, stream=response.stream)
     base = importlib.import_module(type(response).__module__.partition(".")[0]).SyncByteStream
 
     class Bounded(base):
         def __iter__(self) -> Iterator[bytes]:
             left = MAX_REFUSAL
-            for chunk in stream:
+            for chunk in packed.iter_bytes():  # unpacked, a MiB at a time
                 yield chunk[:left]
                 left -= len(chunk)
                 if left <= 0:
                     return
 
         def close(self) -> None:
-            stream.close()
+            packed.stream.close()
 
     response.stream = Bounded()
+    response.headers.pop("content-encoding", None)  # what comes is unpacked by now
 
 
 def _refused_parameter(error: APIStatusError, sent: Mapping[str, Any]) -> str | None:

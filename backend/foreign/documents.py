@@ -20,6 +20,7 @@ from typing import Any, NoReturn, cast
 from backend.errors import human_bytes, os_reason
 
 DEPTH = 64  # tables and lists within each other: ten times what any of the formats has
+VALUES = 4_000_000  # in one document, at about 64 bytes of memory each; a tokenizer's merges are 1.5 million
 LARGEST = 64_000_000  # bytes of a document where its reader does not say less: tokenizers have 20 MB
 
 
@@ -61,8 +62,10 @@ def as_text(data: bytes) -> str:
 def parse_json(text: str | bytes, *, depth: int = DEPTH) -> Any:
     """JSON as Python has it, but for numbers that are none. Raises Unreadable.
 
-    Refused: NaN and the infinities, also as 1e999; integers of thousands of digits; more than `depth` levels.
+    Refused: NaN and the infinities, also as 1e999; integers of thousands of digits; more than `depth` levels; more
+    than VALUES values.
     """
+    check_values(text)
     try:
         found = json.loads(text, parse_constant=_no_number, parse_float=_finite)
     except RecursionError:
@@ -72,6 +75,13 @@ def parse_json(text: str | bytes, *, depth: int = DEPTH) -> Any:
     except ValueError as error:
         raise error if isinstance(error, Unreadable) else Unreadable(f"is no JSON: {error}") from None
     return _shallow(found, depth)
+
+
+def check_values(text: str | bytes) -> None:
+    """Before it is parsed: 64 MB of "[]," would take 1.4 GB. Raises Unreadable for more than VALUES values."""
+    signs = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(text.count(sign) for sign in signs) > VALUES:  # pyright: ignore[reportArgumentType]  each of its own kind
+        raise Unreadable(f"holds more than {VALUES:,} values")
 
 
 def parse_toml(text: str, *, depth: int = DEPTH) -> dict[str, Any]:
