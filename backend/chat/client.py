@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -24,6 +23,7 @@ from backend.chat.address import Address
 from backend.chat.budget import Budget
 from backend.chat.replies import ChatReply, Message, read_completion
 from backend.errors import BusyError, LensError, NetworkError, ReplyError, TimeoutExpiredError, UsageError, shown
+from backend.foreign.answers import cut, unpack_bounded, within
 from backend.foreign.documents import check_values
 
 if TYPE_CHECKING:
@@ -190,24 +190,11 @@ class Client:
     def _receive(self, sent: dict[str, Any], began: float) -> tuple[bytes, str]:
         """Send once and read to the end, in a thread of its own: what trickles in, headers or a name's look-up among
         it, would never let go of this one. Raises as `_read_answer`, TimeoutExpiredError."""
-        came: list[tuple[bytes, str]] = []
-        failed: list[BaseException] = []
-
-        def read() -> None:
-            try:
-                came.append(self._read_answer(sent, began))
-            except BaseException as error:  # noqa: BLE001  raised again below
-                failed.append(error)
-
         self._opened()  # imports the package here: a thread that is left behind holds no lock of an import
-        thread = threading.Thread(target=read, name="lens-answer", daemon=True)
-        thread.start()
-        thread.join(max(0.001, self._left(began)))
-        if failed:
-            raise failed[0]
-        if not came:
-            raise self._late(began)
-        return came[0]
+        try:
+            return within(self._left(began), lambda: self._read_answer(sent, began))
+        except TimeoutError:
+            raise self._late(began) from None
 
     def _read_answer(self, sent: dict[str, Any], began: float) -> tuple[bytes, str]:
         """Send once and read to the end: no longer than the limits say, and no more than MAX_ANSWER bytes."""
@@ -366,27 +353,9 @@ def _stay(response: Any) -> None:
 
 
 def _cut_refusal(response: Any) -> None:
-    """Bound what is read of an answer that is an error, which the package reads whole, and unpacks: 40 kB that were
-    packed twice are 10 GB."""
-    if response.status_code < 400:
-        return
-    packed = type(response)(response.status_code, headers=response.headers, stream=response.stream)
-    base = importlib.import_module(type(response).__module__.partition(".")[0]).SyncByteStream
-
-    class Bounded(base):
-        def __iter__(self) -> Iterator[bytes]:
-            left = MAX_REFUSAL
-            for chunk in packed.iter_bytes():  # unpacked, a MiB at a time
-                yield chunk[:left]
-                left -= len(chunk)
-                if left <= 0:
-                    return
-
-        def close(self) -> None:
-            packed.stream.close()
-
-    response.stream = Bounded()
-    response.headers.pop("content-encoding", None)  # what comes is unpacked by now
+    """Bound what is read of an answer that is an error, which the package reads whole."""
+    if response.status_code >= 400:
+        unpack_bounded(response, lambda pieces: cut(pieces, MAX_REFUSAL))
 
 
 def _refused_parameter(error: APIStatusError, sent: Mapping[str, Any]) -> str | None:

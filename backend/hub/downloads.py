@@ -9,6 +9,7 @@ Light ring: huggingface_hub is imported inside the functions.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import time
@@ -20,16 +21,19 @@ from backend.checkpoints import records
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import of_record
 from backend.disk import check_etag, file_sha256, path_below, write_error
-from backend.errors import FileError, ModelMissingError, NetworkError, human_bytes
+from backend.errors import FileError, ModelMissingError, NetworkError, UntrustedError, human_bytes
+from backend.hub.bounds import asked
 from backend.hub.pull_plan import PlannedFile, PullPlan, Say, hub_is_safe, partial_of, short
 from backend.paths import hub_cache, hub_repo
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from huggingface_hub.file_download import HfFileMetadata
 
 ATTEMPTS = 4  # of one file, before the person is asked to come back; huggingface_hub retries inside each as well
 XET_FAILURES = 2  # failures of the Xet protocol for one file before plain HTTP takes over
 PAUSE = 2.0  # seconds before the second attempt; doubles
+OTHER = "pull again; if it happens twice, take another source with --from"
 MARGIN = 256 * 2**20  # bytes of disk that stay free
 
 
@@ -130,7 +134,8 @@ def _fetch(plan: PullPlan, file: PlannedFile, say: Say) -> Path:
     xet_failures = 0
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            metadata = get_hf_file_metadata(url, token=None if hub_is_safe() else False)
+            token = None if hub_is_safe() else False
+            metadata = asked(lambda: get_hf_file_metadata(url, token=token))  # noqa: B023  called at once
             blob = _blob(plan, metadata)
             if not blob.exists():
                 _transfer(plan, file, metadata, blob, xet=_use_xet(metadata, blob, xet_failures))
@@ -202,7 +207,7 @@ def _transfer(plan: PullPlan, file: PlannedFile, metadata: HfFileMetadata, blob:
             raise ModelMissingError(
                 f"{file.path} from {plan.repo} is not what was announced: {_difference(file, size, sha256)}. "
                 "It was deleted",
-                hint="pull again; if it happens twice, take another source with --from",
+                hint=OTHER,
             )
         os.replace(partial, blob)
 
@@ -228,7 +233,7 @@ def _get_http(metadata: HfFileMetadata, partial: Path, file: PlannedFile) -> Non
 
     own = _is_hub(metadata.location)
     safe = hub_is_safe() if own else check_address(metadata.location, what=f"where the hub keeps {file.path}")
-    with partial.open("ab") as out:
+    with _UpTo(partial, file.size) as out:
         http_get(
             metadata.location,
             out,
@@ -240,6 +245,20 @@ def _get_http(metadata: HfFileMetadata, partial: Path, file: PlannedFile) -> Non
         )
         out.flush()
         os.fsync(out.fileno())
+
+
+class _UpTo(io.BufferedWriter):
+    """A file that is added to and takes `most` bytes in all: what a hub sends would fill the disk otherwise."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(io.FileIO(path, "a"))
+        self.path, self.most, self.size = path, most, path.stat().st_size
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        self.size += memoryview(data).nbytes
+        if self.size > self.most:
+            raise UntrustedError(f"the hub sends more than the {self.most:,} bytes that it announced", hint=OTHER)
+        return super().write(data)
 
 
 def _is_hub(location: str) -> bool:

@@ -18,6 +18,7 @@ from backend import presets
 from backend.chat.address import check_address
 from backend.disk import check_commit, check_sha256, check_size, free_bytes, path_below
 from backend.errors import ModelMissingError, NetworkError, UsageError
+from backend.hub.bounds import SILENCE, asked
 from backend.paths import hub_cache, hub_repo
 from backend.presets import HubSource, Layout, Preset
 
@@ -144,8 +145,9 @@ def _plan(preset: Preset, source: HubSource) -> PullPlan:
     )
 
     try:
-        info = HfApi(token=None if hub_is_safe() else False).model_info(
-            source.repo, revision=source.revision, files_metadata=True
+        api = HfApi(token=None if hub_is_safe() else False)
+        info = asked(
+            lambda: api.model_info(source.repo, revision=source.revision, files_metadata=True, timeout=SILENCE)
         )
     except RepositoryNotFoundError as error:  # also gated and private ones
         raise ModelMissingError("not there, or closed to you") from error

@@ -32,6 +32,7 @@ class Hub:
     listing: Callable[[dict[str, Any]], Any] = lambda answer: answer  # what the listing is turned into
     raw: bytes | None = None  # the listing's body, instead of JSON of it
     headers: dict[str, str] = field(default_factory=dict)  # of every content, in place of the right ones
+    reply: Callable[[BaseHTTPRequestHandler, str], bool] = lambda handler, path: False  # True: it has answered itself
     tokens: list[str] = field(default_factory=list)  # Authorization headers that came
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
@@ -55,9 +56,12 @@ class Hub:
                 if hub.dead:
                     self.plain(503, b"down")
                     return
+                if hub.reply(self, self.path):
+                    self.close_connection = True
+                    return
                 parts = self.path.split("?")[0].strip("/").split("/")
                 if parts[:2] == ["api", "models"]:
-                    self.listing("/".join(parts[2:4]), parts[5] if len(parts) > 5 else None)
+                    self.listing("/".join(parts[2:4]), parts[5] if len(parts) > 5 else None, "tree" in parts[4:5])
                 elif len(parts) > 4 and parts[2] == "resolve":
                     self.content("/".join(parts[:2]), "/".join(parts[4:]), body)
                 else:
@@ -72,7 +76,7 @@ class Hub:
                 if self.command != "HEAD":
                     self.wfile.write(text)
 
-            def listing(self, repo: str, revision: str | None) -> None:
+            def listing(self, repo: str, revision: str | None, tree: bool) -> None:
                 if repo in hub.gated:
                     self.plain(403, b"gated", X_Error_Code="GatedRepo")
                 elif repo not in hub.repos:
@@ -83,7 +87,10 @@ class Hub:
                     root = hub.repos[repo]
                     siblings = [_sibling(root, path) for path in sorted(root.rglob("*")) if path.is_file()]
                     answer = {"id": repo, "modelId": repo, "sha": COMMIT, "tags": [], "siblings": siblings}
-                    text = hub.raw or json.dumps(hub.listing(answer)).encode()
+                    said = hub.listing(answer)
+                    if tree:  # the same in another form, as whole snapshots are listed
+                        said = [_in_tree(one) for one in siblings]
+                    text = hub.raw or json.dumps(said).encode()
                     self.plain(200, text, Content_Type="application/json")
 
             def content(self, repo: str, path: str, body: bool) -> None:
@@ -132,6 +139,13 @@ def _etag(file: Path) -> str:
     if file.name.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _in_tree(sibling: dict[str, Any]) -> dict[str, Any]:
+    row = {"type": "file", "path": sibling["rfilename"], "oid": "0" * 40, "size": sibling["size"]}
+    if "lfs" in sibling:
+        row["lfs"] = {**sibling["lfs"], "oid": sibling["lfs"]["sha256"]}
+    return row
 
 
 def _sibling(root: Path, path: Path) -> dict[str, Any]:

@@ -3,16 +3,23 @@ recorded. Trusted because the whole surroundings are compared, and because each 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import _http
 
 from backend.checkpoints import records
-from backend.errors import LensError
-from backend.hub import downloads, installed, pull_plan
+from backend.errors import LensError, UntrustedError
+from backend.hub import bounds, downloads, installed, pull_plan
+from backend.hub.snapshot import snapshot
 from tests.backend.fake_hub import COMMIT, Hub
+from tests.backend.hostile_endpoint import OK, Mode, Scene, bomb, endless, moved, raw, says, trickle
 from tests.backend.hub.test_downloads import hub, published, said
 
 __all__ = ["hub", "published", "said"]  # fixtures
@@ -54,6 +61,33 @@ def _raw(body: bytes) -> Lie:
     return lie
 
 
+API, FILES = "/api/", "/resolve/"  # what a listing's and a file's path hold
+
+
+def _sends(where: str, mode: Mode, *, head: bool = True) -> Lie:
+    """Answer with these bytes; where `head` is False what is asked with HEAD gets its right answer."""
+
+    def lie(hub: Hub, precious: Path) -> None:
+        def reply(handler: BaseHTTPRequestHandler, path: str) -> bool:
+            if where not in path or (handler.command == "HEAD" and not head):
+                return False
+            with suppress(OSError):
+                for piece in mode(Scene(url=hub.url, other=hub.url.replace("127.0.0.1", "localhost"))):
+                    if isinstance(piece, bytes):
+                        handler.wfile.write(piece)
+                    else:
+                        time.sleep(piece)
+            return True
+
+        hub.reply = reply
+
+    return lie
+
+
+def _says(where: str, body: bytes, status: int, kind: str, *more: str, head: bool = True) -> Lie:
+    return _sends(where, says(body, status, kind, *more), head=head)
+
+
 LIES: dict[str, Lie] = {
     "etag absolute": _etag("PRECIOUS"),
     "etag absolute, new": _etag("PRECIOUS.new"),
@@ -87,6 +121,29 @@ LIES: dict[str, Lie] = {
     "no UTF-8": _raw(b"\xff\xfe\xfd"),
     "NaN": _raw(b'{"sha": NaN, "siblings": Infinity}'),
     "digits": _raw(b'{"sha": ' + b"9" * 10_000 + b"}"),
+    "HTML": _raw(b"<!doctype html><html>"),
+    "listing too large": _raw(b"[" + b"[]," * 400_000 + b"[]]"),
+    "listing packed, huge": _says(API, bomb(5_000_000, 1), 200, "application/json", "Content-Encoding: gzip"),
+    "listing packed three times": _says(
+        API, bomb(5_000_000, 3), 500, "text/plain", "Content-Encoding: gzip, gzip, gzip"
+    ),
+    "listing trickles": _sends(API, trickle(OK + b"Content-Length: 999999\r\n\r\n{", b" ")),
+    "listing's head trickles": _sends(API, trickle(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a")),
+    "listing silent": _sends(API, raw(3.0)),
+    "listing cut": _sends(API, raw(OK + b'Content-Length: 999\r\n\r\n{"sha":')),
+    "listing elsewhere": _sends(API, moved("{other}/api/models/evil/repo", 302)),
+    "listing for ever elsewhere": _sends(API, moved("/api/models/evil/repo?again", 302)),
+    "listing in a file": _sends(API, moved("file:///etc/passwd", 302)),
+    "listing nowhere": _sends(API, moved("http://[::1", 302)),
+    "listing busy, absurdly long": _says(API, b"{}", 429, "application/json", "Retry-After: " + "9" * 300),
+    "error with escapes": _says(API, b"{}", 400, "application/json", "X-Error-Message: \x1b[31m\u202ered"),
+    "head busy, absurdly long": _says(FILES, b"", 429, "text/plain", 'RateLimit: "api";r=0;t=999999999'),
+    "content busy, absurdly long": _says(FILES, b"", 429, "text/plain", "Retry-After: 999999999", head=False),
+    "content of another length": _says(FILES, b"x", 200, "text/plain", head=False),
+    "content without end": _sends(FILES, endless(OK + b"\r\n", b"x" * 65536), head=False),
+    "content elsewhere, without encryption": _sends(FILES, moved("http://a.example/x", 302)),
+    "content elsewhere, no address": _sends(FILES, moved("http://[::1", 302)),
+    "content's head trickles": _sends(FILES, trickle(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a")),
 }
 
 
@@ -99,17 +156,57 @@ def test_a_lie_touches_nothing_outside_the_cache(
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text("mine")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for name, value in {"SILENCE": 0.3, "WHOLE": 0.6, "LISTING": 2**20}.items():  # bounds that are reached at once
+        monkeypatch.setattr(bounds, name, value)
+    monkeypatch.setattr(pull_plan, "SILENCE", 0.3)
+    waits: list[float] = []
+    monkeypatch.setattr(_http, "time", SimpleNamespace(**{**vars(time), "sleep": waits.append}))
     hub.repos = {"evil/repo": hub.repos["Jinstudio/Lens"]}
     LIES[lie](hub, place / "file")
     before = _outside(tmp_path)
+    began = time.monotonic()
     with pytest.raises(LensError) as raised:
         plan = pull_plan.plan_pull("lens", origin="evil/repo", say=said.append)
         downloads.pull(plan, say=said.append, bars=False)
+    assert time.monotonic() - began < 25  # what trickles does so for 40 s; the machine may be busy
     assert type(raised.value) is not LensError and raised.value.exit_code in (1, 2, 3, 5)
     assert "\n" not in str(raised.value) and str(raised.value).isprintable()
     assert _outside(tmp_path) == before
     assert records.load("lens") is None
     assert hub.tokens == []  # the address has no encryption
+    assert max(waits, default=0) <= bounds.PAUSE + 1  # what the library would have slept
+
+
+def test_there_are_forty() -> None:
+    assert len(LIES) >= 40
+
+
+@pytest.mark.parametrize("lie", ["name", "relative name", "pattern", "etag", "commit"])
+def test_a_whole_repository_touches_nothing_outside_the_cache(hub: Hub, tmp_path: Path, lie: str) -> None:
+    """By huggingface_hub's own download, which joins names, commits and ETags as they come."""
+    mine = tmp_path / "precious/diffusion_pytorch_model.safetensors"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    hub.repos = {"evil/repo": hub.repos["Jinstudio/Lens"]}
+    lies = {
+        "name": _first("rfilename", str(mine)),
+        "relative name": _first("rfilename", f"../../../../{mine.parent.name}/x"),
+        "pattern": _first("rfilename", "a*.safetensors"),
+        "etag": _etag(f"{mine}.new"),
+        "commit": _top("sha", "../../x"),
+    }
+    lies[lie](hub, mine)
+    before = _outside(tmp_path)
+    with pytest.raises(UntrustedError):
+        snapshot("evil/repo", ["*"], download=True)
+    assert _outside(tmp_path) == before
+
+
+def test_a_whole_repository_comes(hub: Hub) -> None:
+    hub.repos = {"good/repo": hub.repos["Jinstudio/Lens"]}
+    there = snapshot("good/repo", ["*.json"], download=True)
+    assert (there / "model_index.json").is_file() and not list(there.rglob("*.safetensors"))
+    assert snapshot("good/repo", ["*.json"], download=False) == there
 
 
 def test_a_foreign_file_in_the_cache_is_not_deleted(hub: Hub, said: list[str]) -> None:

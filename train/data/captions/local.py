@@ -21,6 +21,7 @@ from PIL import Image
 
 from backend.chat.replies import ChatReply, Message
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, first_line
+from backend.hub.snapshot import snapshot
 from backend.paths import expanded
 from train.data.scores.learned import pick_device, quiet
 
@@ -35,11 +36,10 @@ def find_captioner(name: str, *, download: bool = False) -> Path:
     folder = expanded(name)
     if folder.is_dir():
         return folder.resolve()
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=not download))
+        return snapshot(name, PATTERNS, download=download)
     except (OSError, ValueError, HFValidationError, LocalEntryNotFoundError) as error:
         if download:
             raise NetworkError(

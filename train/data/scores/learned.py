@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from backend.disk import file_sha256
 from backend.errors import CheckpointError, ModelMissingError, NetworkError, NumericsError, first_line
+from backend.hub.snapshot import snapshot
 from backend.memory.device import choose_device
 from backend.paths import expanded
 
@@ -85,12 +86,11 @@ def find_model(name_of_filter: str, name: str, *, head: str | None = None, downl
 
 
 def _from_hub(name: str, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.json", "*.safetensors", "README.md"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=not download))
+        return snapshot(name, wanted, download=download)
     except (LocalEntryNotFoundError, HFValidationError) as error:
         if download and isinstance(error, LocalEntryNotFoundError):
             raise NetworkError(f"cannot fetch {name}: {first_line(error)}") from error
