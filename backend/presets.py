@@ -250,9 +250,9 @@ _NANO_LICENCES = MappingProxyType(
 
 # Rows ----------------------------------------------------------------------------------------------------------------
 
-_NANO = Preset(
-    name="nano",
-    title="Lens-Nano: small, inside the package, needs no download",
+_NANO_BASE = Preset(
+    name="nano-base",
+    title="Lens-Nano before reward tuning: the start for training",
     params=NANO,
     steps=20,
     guidance=3.0,
@@ -264,6 +264,22 @@ _NANO = Preset(
     reasoner_prompt="nano",
     reasoner_temperature=0.0,  # a small model's less likely words are its mistakes
     embedded=Embedded(),
+)
+_NANO = replace(
+    _NANO_BASE,
+    name="nano",
+    title="Lens-Nano: small, inside the package, needs no download",
+    adapters=(OwnAdapter(file="rl.safetensors", adjustable=True),),
+)
+_NANO_TURBO = replace(
+    _NANO_BASE,
+    name="nano-turbo",
+    title="Lens-Nano, distilled: four steps, no guidance",
+    steps=4,
+    guidance=1.0,
+    distilled=True,
+    # The student was trained on top of what tunes its teacher, which is therefore never weighed here.
+    adapters=(OwnAdapter(file="rl.safetensors"), OwnAdapter(file="turbo.safetensors")),
 )
 _LENS = Preset(
     name="lens",
@@ -316,13 +332,8 @@ _LENS_BASE = replace(
     packed=(),  # nobody published one
 )
 
-# A model that is a base with adapters is a row like these, once its file lies in backend/nano and in SHA256SUMS:
-#   replace(_NANO, name="nano-base", title=…)
-#   replace(_NANO, adapters=(OwnAdapter(file="rl.safetensors", adjustable=True),))
-#   replace(_NANO, name="nano-turbo", steps=4, guidance=1.0, distilled=True,
-#           adapters=(OwnAdapter(file="rl.safetensors"), OwnAdapter(file="turbo.safetensors")))
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {preset.name: preset for preset in (_NANO, _LENS, _LENS_TURBO, _LENS_BASE)}
+    {preset.name: preset for preset in (_NANO, _NANO_TURBO, _NANO_BASE, _LENS, _LENS_TURBO, _LENS_BASE)}
 )
 _DEFAULT = "nano"  # the one that works with nothing downloaded
 

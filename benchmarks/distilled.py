@@ -3,7 +3,9 @@
     python -m benchmarks.distilled --student RUN/lora.safetensors [--teacher-lora RL] [--warm LORA] --out DIR
 
 Every setting draws the prompts of `lens eval nano` from the same seeds, so that differences are paired. Settings are
-folders of --out: a run that is broken off goes on, and a second student shares the teacher's pictures.
+folders of --out: a run that is broken off goes on, and a second student shares the teacher's pictures. Several at
+once in bfloat16, as `lens train rl measure` draws, whose folder of the teacher as it is served can be taken over
+(--served); seconds are those of single pictures as `lens gen` makes them (--timed).
 """
 
 from __future__ import annotations
@@ -15,22 +17,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-from PIL import Image
+import torch
 
-from backend.disk import write_atomic
+from backend.checkpoints.resolve import ModelFiles, resolve_model
+from backend.disk import make_folder, write_atomic
 from backend.events import PictureFailed
+from backend.loading import load_transformer, load_vae
+from backend.lora.names import parse_lora
 from backend.requests import build_request, find_model
 from backend.session import Session
 from backend.settings import load
-from backend.types import Phase
+from backend.types import LoraMode, LoraUse, Phase, Sampler
 from backend.wish import Wish
-from train.evals.nano import EvalComparison, EvalFolder, EvalReport, EvalResult, evaluate
-from train.evals.nano_prompts import NanoPrompt, fingerprint, prompts
-from train.evals.verifier.verify import VERSION
-from train.rl.numbers import look
+from train.batches.texts import KeptTexts
+from train.evals.nano import EvalComparison, EvalFolder, evaluate
+from train.evals.nano_prompts import NanoPrompt, prompts
+from train.rl.measure import Measured, count, draw_judged
+from train.rl.rollout import How
+from train.run.network import choose_attention
 
-SIDE = 64  # pixels to which pictures are reduced before their distance is taken
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -57,56 +63,53 @@ def settings(student: str, teacher: str | None, warm: str | None) -> list[Settin
     return out
 
 
-def draw(
-    setting: Setting, args: argparse.Namespace, chosen: Sequence[NanoPrompt], folder: EvalFolder
-) -> tuple[EvalReport, list[float]]:
-    """All pictures of a setting, judged, and the seconds that denoising took of those that were not there already."""
+def measured(
+    setting: Setting, folder: EvalFolder, files: ModelFiles, chosen: Sequence[NanoPrompt], texts: KeptTexts, images: int
+) -> Measured:
+    """All pictures of a setting, judged."""
+    use: LoraUse | None = None if setting.lora is None else parse_lora(setting.lora, LoraMode.fused)
+    network = load_transformer(files, torch.float32, CPU, () if use is None else (use,))
+    choose_attention(network, CPU)
+    preset = files.preset
+    how = How(
+        steps=setting.steps or preset.steps, guidance=preset.guidance if setting.guidance is None else setting.guidance,
+        at_once=images, compute="bfloat16", sampler=Sampler.euler,
+    )  # fmt: skip
+    vae = load_vae(files, torch.float32, CPU)
+    with torch.no_grad():
+        return draw_judged(folder, files, network, use, chosen, how, texts, vae, side=preset.default_base)
+
+
+def taken_over(folder: EvalFolder, chosen: Sequence[NanoPrompt], images: int) -> Measured:
+    """What another run drew: of these prompts, none may be missing. Raises ValueError."""
+
+    def absent(words: str, seed: int) -> object:
+        raise ValueError(f"{folder.path} has no picture of {words!r}, seed {seed}")
+
+    return count(folder, evaluate(absent, chosen, images_per_prompt=images, done=folder.read()))  # pyright: ignore[reportArgumentType]
+
+
+def seconds(setting: Setting, model: str, chosen: Sequence[NanoPrompt]) -> tuple[float, float]:
+    """(median seconds of a picture, of its denoising), drawn one after the other with everything loaded."""
     stated = load(lambda text: print(text))
-    found = find_model(args.model)
     loras = (f"{setting.lora}=1",) if setting.lora is not None else ()
     wish = Wish(
-        prompt=chosen[0].brief, model=args.model, seeds=("0",), ar="1:1", steps=setting.steps,
-        guidance=setting.guidance, loras=loras,
+        prompt=chosen[0].brief, model=model, seeds=("0",), ar="1:1", steps=setting.steps, guidance=setting.guidance,
+        loras=loras,
     )  # fmt: skip
-    resolved = build_request(wish, stated, print, found=found)
-    request = resolved.request
-    about = {
-        "model": request.model, "loras": [use.sha256 for use in request.loras], "steps": request.steps,
-        "guidance": request.guidance, "fingerprint": fingerprint(), "verifier": VERSION,
-    }  # fmt: skip
-    done = folder.open(about)
+    resolved = build_request(wish, stated, print, found=find_model(model))
+    whole: list[float] = []
     denoising: list[float] = []
     with Session(stated) as session:
-
-        def generate(prompt: str, seed: int) -> Image.Image:
-            asked = replace(resolved.request, prompt=prompt, seeds=(seed,))
+        for number, prompt in enumerate(chosen):
+            asked = replace(resolved.request, prompt=prompt.brief, seeds=(number,))
             (made,) = session.draw(replace(resolved, request=asked), on_event=lambda event: None)
             if isinstance(made, PictureFailed):
                 raise made.error
-            denoising.append(made.timings[Phase.denoise])
-            return made.image
-
-        def keep(result: EvalResult, picture: Image.Image | None) -> None:
-            folder.add(result, picture)
-
-        report = evaluate(generate, chosen, images_per_prompt=args.images, done=done, on_result=keep)
-    return report, denoising
-
-
-def looks(folder: EvalFolder, report: EvalReport) -> tuple[float, float]:
-    """(mean distance of two pictures of a prompt, mean edge contrast); a distance of nan where each has one picture."""
-    by_prompt: dict[str, list[np.ndarray]] = {}
-    edges: list[float] = []
-    for result in report.results:
-        with Image.open(folder.picture(result)) as picture:
-            edges.append(look(picture)[0])
-            small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-            by_prompt.setdefault(result.id, []).append(np.asarray(small, dtype=np.float64) / 255)
-    each: list[float] = []
-    for pictures in by_prompt.values():
-        pairs = [(a, b) for i, a in enumerate(pictures) for b in pictures[:i]]
-        each += [float(np.sqrt(np.square(a - b).mean())) for a, b in pairs]
-    return (sum(each) / len(each) if each else float("nan")), sum(edges) / len(edges)
+            if number:  # the first one loads
+                whole.append(sum(made.timings.values()))
+                denoising.append(made.timings[Phase.denoise])
+    return median(whole), median(denoising)
 
 
 def main() -> None:
@@ -119,40 +122,52 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="prompts, from all kinds in turn; all 350 left out")
     parser.add_argument("--images", type=int, default=3, help="seeds of each prompt")
     parser.add_argument("--only", action="append", default=[], help="settings whose name begins so; repeatable")
+    parser.add_argument("--served", type=Path, default=None, help="folder of the teacher as served, drawn already")
+    parser.add_argument("--timed", type=int, default=8, help="pictures of which seconds are told; 0: none")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    chosen = prompts((), args.limit)
+    chosen, files = prompts((), args.limit), resolve_model(args.model)
+    make_folder(args.out)
+    texts = KeptTexts(args.out / "texts", files, CPU, print)
+    texts.fill([prompt.brief for prompt in chosen])
     rows: list[dict[str, object]] = []
-    first: EvalReport | None = None
-    spread = edge = seconds = 1.0
+    first: Measured | None = None
     for setting in settings(args.student, args.teacher_lora, args.warm):
-        compared = first is not None
-        if compared and args.only and not any(setting.name.startswith(name) for name in args.only):
+        if first is not None and args.only and not any(setting.name.startswith(name) for name in args.only):
             continue
-        folder = EvalFolder(args.out / setting.name.replace(" ", "-"))
-        report, denoising = draw(setting, args, chosen, folder)
-        diversity, sharp = looks(folder, report)
-        took = median(result.seconds for result in report.results)
-        if first is None:
-            first, spread, edge, seconds = report, diversity, sharp, took
-        low, high = report.overall_interval
-        difference, (least, most) = EvalComparison.of(first, report).overall
+        if first is None and args.served is not None:
+            found = taken_over(EvalFolder(args.served), chosen, args.images)
+        else:
+            folder = EvalFolder(args.out / setting.name.replace(" ", "-"))
+            found = measured(setting, folder, files, chosen, texts, args.images)
+        first = first or found
+        low, high = found.report.overall_interval
+        comparison = EvalComparison.of(first.report, found.report)
+        difference, (least, most) = comparison.overall
+        diversity = found.spread / first.spread if found.spread is not None and first.spread else None
         row = {
-            "setting": setting.name, "overall": report.overall, "interval": [low, high], "difference": difference,
-            "difference_interval": [least, most], "diversity": diversity, "diversity_ratio": diversity / spread,
-            "edge_contrast": sharp, "edge_ratio": sharp / edge, "seconds": took, "faster": seconds / took,
-            "seconds_denoising": median(denoising) if denoising else None,
-            "kinds": EvalComparison.of(first, report).data()["kinds"], "pictures": len(report.results),
+            "setting": setting.name, "overall": found.report.overall, "interval": [low, high],
+            "difference": difference, "difference_interval": [least, most], "diversity_ratio": diversity,
+            "edge_contrast": found.sharpness, "edge_ratio": found.sharpness / first.sharpness,
+            "kinds": comparison.data()["kinds"], "pictures": len(found.report.results),
         }  # fmt: skip
         rows.append(row)
         print(
-            f"{setting.name:<18} {report.overall:.3f} [{low:.3f}, {high:.3f}]  {difference:+.3f} [{least:+.3f}, "
-            f"{most:+.3f}]  diversity {diversity / spread:.2f}  edges {sharp / edge:.2f}  {took:.2f} s"
-            + (f", {median(denoising):.2f} s of it denoising" if denoising else ""),
+            f"{setting.name:<18} {found.report.overall:.3f} [{low:.3f}, {high:.3f}]  {difference:+.3f} [{least:+.3f}, "
+            f"{most:+.3f}]  edges {found.sharpness / first.sharpness:.2f}"
+            + ("" if diversity is None else f"  diversity {diversity:.2f}"),
             flush=True,
         )
         write_atomic(args.out / "distilled.json", json.dumps(rows, indent=1).encode())
     print(f"{len(chosen)} prompts x {args.images}; difference to the first line, same seeds; 95 % intervals")
+    if args.timed:
+        teacher, student = settings(args.student, args.teacher_lora, None)[:2]
+        some = chosen[: args.timed + 1]
+        (slow, slow_steps), (fast, fast_steps) = (seconds(one, args.model, some) for one in (teacher, student))
+        print(
+            f"seconds a picture: {slow:.2f} -> {fast:.2f}, {slow / fast:.1f} times as fast; denoising {slow_steps:.2f} "
+            f"-> {fast_steps:.2f}, {slow_steps / fast_steps:.1f} times"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How far the pictures of few steps are from those of 250, by sampler: mean PSNR in dB.
 
-    python -m benchmarks.sampler_error            # Lens-Nano, base 192, three prompts, two seeds
+    python -m benchmarks.sampler_error [MODEL]    # base 192, three prompts, two seeds
 
 The far end is `dpmpp_2m` at 250 steps, where both samplers agree.
 """

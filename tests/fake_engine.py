@@ -46,7 +46,13 @@ class FakeFiles:
     total_bytes: int = 12_345_678
     folder: Path = Path("a model that does not say what it knows")
     adapters: tuple[Any, ...] = ()
-    adjustable: bool = False
+
+    @property
+    def adjustable(self) -> bool:
+        return any(own.adjustable for own in self.preset.adapters)
+
+    def with_strength(self, strength: float) -> FakeFiles:
+        return self
 
     def files(self) -> list[tuple[str, Path, int]]:
         return [("transformer", WEIGHTS, self.total_bytes)]

@@ -113,6 +113,7 @@ REQUESTS = st.builds(
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4).map(tuple),
     steps=st.integers(1, 250),
     guidance=st.floats(1.5, 100),  # at 1 the negative prompt goes
+    rl_strength=st.sampled_from([0.0, 0.25, 1.0, 1.5]),  # this model has an adapter of its own
     compiled=st.booleans(),
     **{name: values(ROWS[name].kind) for name in ("sampler", "dtype", "encoder", "quant")},
     device=st.sampled_from(["auto", "cuda:1"]),

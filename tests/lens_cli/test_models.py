@@ -18,6 +18,7 @@ import pytest
 from tests.backend import tiny_weights as tiny
 from tests.backend.fake_hub import COMMIT, Hub, serve
 
+NAMES = ["nano", "nano-turbo", "nano-base", "lens", "lens-turbo", "lens-base"]  # in the order of the list
 RUN = [sys.executable, "-c", "from lens_cli.app import main; main()"]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -56,7 +57,7 @@ def hub(published: Path, tmp_path: Path) -> Iterator[Hub]:
 def test_list() -> None:
     run = lens("models", "list")
     assert run.returncode == 0
-    assert [line.split()[0] for line in run.stdout.splitlines()] == ["nano", "lens", "lens-turbo", "lens-base"]
+    assert [line.split()[0] for line in run.stdout.splitlines()] == NAMES
     rows = {row["name"]: row for row in data_of(lens("models", "list", "--json"))["models"]}
     assert rows["lens"]["state"] == "absent"
     assert rows["lens"]["download_bytes"] == 22_334_041_829
@@ -111,12 +112,12 @@ def test_verify_looks_at_every_model() -> None:
     """One that is not here hides nothing of the others."""
     run = lens("models", "verify", "nano", "lens", "nope", "--quick")
     assert run.returncode == 8
-    assert [line.split("\t")[0] for line in run.stdout.splitlines()] == ["ok"] * 3
+    assert [line.split("\t")[0] for line in run.stdout.splitlines()] == ["ok"] * 4
     assert "warning: lens is not on this disk" in run.stderr and "no model is called 'nope'" in run.stderr
     assert "2 of 3 models could not be checked" in run.stderr
     answer = json.loads(lens("models", "verify", "lens", "nano", "--quick", "--json").stdout)
     assert (answer["ok"], answer["error"]["code"]) == (False, "partial_batch")
-    assert [row["model"] for row in answer["data"]["files"]] == ["nano"] * 3
+    assert [row["model"] for row in answer["data"]["files"]] == ["nano"] * 4
     assert [(row["model"], row["code"]) for row in answer["data"]["failed"]] == [("lens", "model_missing")]
     assert lens("models", "verify", "lens", "lens-turbo").returncode == 5  # none of them: as one alone
 
@@ -124,7 +125,7 @@ def test_verify_looks_at_every_model() -> None:
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        ("lens gen -m ", ["nano", "lens", "lens-turbo", "lens-base"]),
+        ("lens gen -m ", NAMES),
         ("lens models show lens-", ["lens-turbo", "lens-base"]),
         ("lens models verify nano len", ["lens", "lens-turbo", "lens-base"]),
         ("lens models show ./", []),  # the shell completes paths by itself
@@ -153,7 +154,8 @@ def test_pull_verify_path_rm(hub: Hub) -> None:
     folder = Path(run.stdout.strip())
     assert folder.name == COMMIT
     assert lens("models", "path", "lens").stdout.strip() == str(folder)
-    assert data_of(lens("models", "list", "--json"))["models"][1]["repo"] == "someone/tiny"
+    rows = {row["name"]: row for row in data_of(lens("models", "list", "--json"))["models"]}
+    assert rows["lens"]["repo"] == "someone/tiny"
     checks = [row for row in data_of(lens("models", "verify", "--json"))["files"] if row["model"] == "lens"]
     assert len(checks) == len(plan["files"])
     assert {row["against"] for row in checks} == {"pull record"}
@@ -163,7 +165,8 @@ def test_pull_verify_path_rm(hub: Hub) -> None:
     assert run.returncode == 1
     assert "cut short in its tensor data" in run.stdout
     assert "1 of 13 files are bad" in run.stderr
-    assert data_of(lens("models", "list", "--json"))["models"][1]["state"] == "damaged"
+    rows = {row["name"]: row for row in data_of(lens("models", "list", "--json"))["models"]}
+    assert rows["lens"]["state"] == "damaged"
     preview = lens("models", "rm", "lens")
     assert folder.exists()
     assert "--yes does it" in preview.stderr

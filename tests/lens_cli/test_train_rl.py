@@ -68,7 +68,8 @@ def test_what_it_refuses(inside: Callable[..., Run]) -> None:
         (("--recipe", "paper", "--set", "model=lens-turbo"), "distilled for 4 steps"),
         (("--recipe", "best"), "known recipes: paper, one-node, nano, nano-smoke"),
         (("--recipe", "nano", "--set", "kl_weight=1"), "nft.kl_weight"),
-        (("--recipe", "paper", "--set", "model=nano"), "no prompts were named"),
+        (("--recipe", "paper", "--set", "model=nano"), "nano is a base with an adapter"),
+        (("--recipe", "paper", "--set", "model=nano-base"), "no prompts were named"),
     ):
         run = inside(*words)
         assert run.code == 2 and said in run.err, run.err

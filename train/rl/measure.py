@@ -137,40 +137,50 @@ def _at(
 ) -> Measured:  # fmt: skip
     """Draw what is not in the folder of this model and guidance, and count all of it."""
     name = BASE if use is None else next(key for key, value in plan.adapters.items() if value is use)
-    side, steps = plan.base or files.preset.default_base, plan.steps or files.preset.steps
+    how = How(
+        steps=plan.steps or files.preset.steps, guidance=guidance, at_once=plan.images, compute=plan.compute,
+        sampler=Sampler.euler,
+    )  # fmt: skip
+    side = plan.base or files.preset.default_base
     folder = EvalFolder(plan.out / f"{name}-guidance-{guidance:g}")
+    return draw_judged(folder, files, network, use, chosen, how, texts, vae, side=side, seed=plan.seed)
+
+
+def draw_judged(
+    folder: EvalFolder, files: ModelFiles, network: nn.Module, use: LoraUse | None, chosen: Sequence[NanoPrompt],
+    how: How, texts: KeptTexts, vae: AutoencoderKLFlux2, *, side: int, seed: int = 0,
+) -> Measured:  # fmt: skip
+    """Draw `how.at_once` pictures of each prompt that are not in the folder, judge them, and count all of it.
+
+    `network` is the model's with `use` in it. Raises UsageError for a folder of other settings, and FileError.
+    """
     done = folder.open(
         {
             "model": files.name, "weights": transformer_sha256(files), "fingerprint": fingerprint(),
-            "verifier": VERSION, "steps": steps, "guidance": guidance, "side": side, "seed": plan.seed,
-            "compute": plan.compute, "lora": None if use is None else [use.sha256, use.scale],
+            "verifier": VERSION, "steps": how.steps, "guidance": how.guidance, "side": side, "seed": seed,
+            "compute": how.compute, "lora": None if use is None else [use.sha256, use.scale],
         }
-    )  # fmt: skip
-    how = How(
-        steps=steps, guidance=guidance, at_once=plan.images, compute=plan.compute, sampler=Sampler.euler
     )  # fmt: skip
     by_brief = {prompt.brief: prompt for prompt in chosen}
     drawn: dict[int, Image.Image] = {}  # the pictures of the prompt under way, by their seed
 
-    def generate(words: str, seed: int) -> Image.Image:
-        if seed not in drawn:
+    def generate(words: str, number: int) -> Image.Image:
+        if number not in drawn:
             drawn.clear()
-            seeds = [seed_of(by_brief[words], index, plan.seed) for index in range(plan.images)]
+            seeds = [seed_of(by_brief[words], index, seed) for index in range(how.at_once)]
             x0 = draw(network, texts.read([words])[0], grid_of((side, side)), seeds, how)
             for one, latent in zip(seeds, x0.split(1), strict=True):
                 with torch.no_grad():
                     pixels = pipeline.decode(vae, latent, grid_of((side, side)), torch.float32)
                 drawn[one] = pipeline.to_image(pixels)
-        return drawn[seed]
+        return drawn[number]
 
-    report = evaluate(
-        generate, chosen, images_per_prompt=plan.images, seed=plan.seed, done=done, on_result=folder.add
-    )  # fmt: skip
-    return _counted(folder, report)
+    report = evaluate(generate, chosen, images_per_prompt=how.at_once, seed=seed, done=done, on_result=folder.add)
+    return count(folder, report)
 
 
-def _counted(folder: EvalFolder, report: EvalReport) -> Measured:
-    """Numbers of the pictures on the disk. Raises FileError."""
+def count(folder: EvalFolder, report: EvalReport) -> Measured:
+    """Numbers of the pictures on the disk, whose results are in the report. Raises FileError."""
     spreads: list[float] = []
     looks: list[tuple[float, float]] = []
     by_prompt: dict[str, list[EvalResult]] = {}

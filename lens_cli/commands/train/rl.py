@@ -88,7 +88,7 @@ def rl(
 def measure(
     adapters: Adapters,
     out: MeasureOut,
-    model: Model = "nano",
+    model: Model = "nano-base",
     images: Images = 3,
     limit: Limit = None,
     guidance: Guidance = None,

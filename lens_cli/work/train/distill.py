@@ -40,7 +40,7 @@ def explain(config: DistillConfig, talk: Talk) -> None:
         refuse_distilled(preset)
     device_type = config.machine.device.partition(":")[0]
     if device_type == "auto":
-        device_type = "cpu" if preset.name.startswith("nano") else "cuda"
+        device_type = "cpu" if preset.embedded is not None else "cuda"
     plan = plans.make(config, preset, files, device_type)
     for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
         talk.data(line)

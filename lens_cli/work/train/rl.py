@@ -138,7 +138,7 @@ def explain(config: RLConfig, talk: Talk) -> None:
     refuse_distilled(preset)
     device_type = config.machine.device.partition(":")[0]
     if device_type == "auto":
-        device_type = "cpu" if preset.name == "nano" else "cuda"
+        device_type = "cpu" if preset.embedded is not None else "cuda"
     plan = forecast(config, preset, files, device_type)
     for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
         talk.data(line)

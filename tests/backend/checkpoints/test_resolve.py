@@ -33,12 +33,16 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_diffusers(tmp_path_factory.mktemp("published") / "tiny")
 
 
+PULLED = {name: row for name, row in presets.PRESETS.items() if row.embedded is None}
+
+
 @pytest.fixture
 def nano(embedded: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model in the place of Lens-Nano's weights."""
     monkeypatch.setattr("backend.checkpoints.resolve.nano_dir", lambda: embedded)
-    row = replace(presets.PRESETS["nano"], params=replace(presets.NANO, dit=tiny.DIT))
-    monkeypatch.setattr("backend.checkpoints.resolve.PRESETS", {**presets.PRESETS, "nano": row})
+    row = replace(presets.PRESETS["nano-base"], name="nano", params=replace(presets.NANO, dit=tiny.DIT))
+    for place in (presets, resolve):
+        monkeypatch.setattr(place, "PRESETS", {**PULLED, "nano": row})
     return embedded
 
 
@@ -145,17 +149,15 @@ def test_models_that_lend_to_each_other_come_to_an_end(
         name: replace(presets.PRESETS[name], params=replace(presets.LENS, dit=tiny.DIT))
         for name in ("lens", "lens-turbo")
     }
-    monkeypatch.setattr(
-        "backend.checkpoints.resolve.PRESETS", {**presets.PRESETS, **rows, "nano": presets.PRESETS["nano"]}
-    )
+    row = presets.PRESETS["nano"]
+    monkeypatch.setattr(resolve, "PRESETS", {**PULLED, **rows, "nano": replace(row, params=presets.NANO)})
     for name in rows:
         path = tmp_path / f"{name}.gguf"
         write_transformer_gguf(path, tiny.random_transformer(), tiny.DIT)
         records.save(records.Record(name=name, folder=path, layout=Layout.embedded))
     with pytest.raises(ModelMissingError, match="no text encoder and no vae"):
         resolve_model("lens")
-    row = replace(presets.PRESETS["nano"], params=replace(presets.NANO, dit=tiny.DIT))
-    monkeypatch.setattr("backend.checkpoints.resolve.PRESETS", {**presets.PRESETS, **rows, "nano": row})
+    monkeypatch.setattr(resolve, "PRESETS", {**PULLED, **rows, "nano": row})
     found = resolve_model("lens")
     assert found.text_encoder == (nano / "text_encoder.gguf",)
     assert "text encoder and vae of nano" in str(found.borrowed)

@@ -37,7 +37,7 @@ from tests.backend import tiny_weights as tiny
 from train.rl.config import refuse_tuned
 
 NAMES = ("transformer_blocks.0.attn.img_qkv", "transformer_blocks.1.img_mlp.w1")
-BASE = replace(presets.PRESETS["nano"], name="nano-base", params=replace(presets.NANO, dit=tiny.DIT))
+BASE = replace(presets.PRESETS["nano-base"], params=replace(presets.NANO, dit=tiny.DIT))
 TUNED = replace(BASE, name="nano", adapters=(OwnAdapter(file="rl.safetensors", adjustable=True),))
 TURBO = replace(
     BASE, name="nano-turbo", steps=4, guidance=1.0, distilled=True,
