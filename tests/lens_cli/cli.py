@@ -1,4 +1,4 @@
-"""Runs `lens` as a child process with the fake engine: real argv, real streams, real signals."""
+"""Runs `lens` as a child process, with the fake engine or the real one: real argv, real streams, real signals."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from backend.picture.images import read_metadata
 from backend.picture.metadata import wish_from
 from backend.wish import Wish
+from tests.lens_cli.warm import warm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -45,16 +46,27 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **more}
 
 
-def lens(*words: str, stdin: bytes | None = None, real: bool = False, timeout: float = 300, **env: str) -> Run:
-    """Run in the working folder. Without `stdin` the child has an empty one."""
-    done = subprocess.run(
-        command(*words, real=real),
-        input=stdin if stdin is not None else b"",
-        capture_output=True,
-        timeout=timeout,
-        env=environment(**env),
-    )
-    run = Run(done.returncode, done.stdout, done.stderr.decode())
+def lens(
+    *words: str,
+    stdin: bytes | None = None,
+    real: bool = False,
+    timeout: float = 300,
+    start: bool = False,
+    **env: str,
+) -> Run:
+    """Run in the working folder, as a child of the warm process. Without `stdin` the child has an empty one.
+
+    `start`: a fresh interpreter, for what depends on its start or on what is imported when.
+    """
+    if start:
+        done = subprocess.run(
+            command(*words, real=real), input=stdin or b"", capture_output=True, timeout=timeout, env=environment(**env)
+        )
+        run = Run(done.returncode, done.stdout, done.stderr.decode())
+    else:
+        kind = "real" if real else "fake"
+        code, out, err = warm(kind).call([*words], stdin or b"", environment(**env), timeout)
+        run = Run(code, out, err.decode())
     if "LENS_DEBUG" not in env:
         assert "Traceback" not in run.err, run.err
     return run

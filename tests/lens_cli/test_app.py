@@ -68,7 +68,7 @@ def test_no_bracket_in_help_is_taken_for_markup() -> None:
     ids=["latin-1", "C"],
 )
 def test_help_where_stdout_is_not_utf8(environment: dict[str, Any]) -> None:
-    run = lens("gen", "--help", real=True, **environment)
+    run = lens("gen", "--help", real=True, start=True, **environment)
     assert (run.code, run.err) == (0, "")
     assert b"Make pictures from a sentence" in run.out and b"--lora" in run.out
 

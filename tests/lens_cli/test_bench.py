@@ -41,9 +41,8 @@ def positive(spread: dict[str, Any]) -> bool:
 
 
 def test_json_of_a_model_in_a_process_of_its_own(model: Path) -> None:
-    run = lens(
-        "bench", "-m", str(model), "--size", "112x128", "--steps", "2", "--runs", "2", "--json", real=True, timeout=400
-    )
+    words = ["bench", "-m", str(model), "--size", "112x128", "--steps", "2", "--runs", "2", "--json"]
+    run = lens(*words, real=True, start=True, timeout=400)
     assert run.code == 0, run.err
     schema("bench").validate(run.json["data"])
     (point,) = run.json["data"]["points"]

@@ -54,7 +54,7 @@ def test_dry_run_says_what_will_not_run() -> None:
 def test_a_run_by_profile_says_its_plan_and_records_it() -> None:
     run = lens(
         "gen", "a fish", "-m", "nano", "--profile", "cpu", "--steps", "1", "--base", "128", "-s", "3", "--json",
-        real=True, timeout=300, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
+        real=True, timeout=300, start=True, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"),
     )  # fmt: skip
     assert run.code == 0, run.err
     (line,) = [line for line in run.err.splitlines() if line.startswith("plan: ")]
