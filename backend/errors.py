@@ -6,7 +6,8 @@ Light ring: standard library only. `lens_cli.app` is the one place that turns th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 
 class LensError(Exception):
@@ -132,27 +133,57 @@ class CancelledError(LensError):
     code = "cancelled"
 
 
-# Modules whose package is called otherwise.
-_PACKAGES = {"llama_cpp": "llama-cpp-python", "faiss": "faiss-cpu"}
+# Modules whose package is called otherwise, and packages that belong to no extra.
+_PACKAGES = {"llama_cpp": "llama-cpp-python", "faiss": "faiss-cpu", "c2pa": "c2pa-python"}
+_ALONE = ("torchao", "wandb")
 
 
-def as_missing_package(error: ModuleNotFoundError) -> LensError | None:
-    """The error that says which optional package to install; None where the module belongs to no extra of `lens`."""
+@contextmanager
+def optional_package(package: str | None = None, *, otherwise: str | None = None) -> Generator[None]:
+    """Turn a failed import inside the block into the error that says what to install.
+
+    `package`: whose lack it is where the missing module is only a part of it (FastAPI of "ray[serve]"); None: the
+    module's own. `otherwise`: what helps without it. Raises LensError; an import of ours that fails stays a bug.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise as_missing_package(error, package, otherwise=otherwise) or error from error
+
+
+def as_missing_package(
+    error: ImportError, package: str | None = None, *, otherwise: str | None = None
+) -> LensError | None:
+    """The error that says which optional package to install; None where the module belongs to none."""
+    import shlex
+
+    module = (error.name or "").partition(".")[0]
+    package = package or _PACKAGES.get(module, module.replace("_", "-"))
+    extra = _extra_of(package)
+    if extra is None and package not in _ALONE:
+        return None
+    hint = f"pip install {shlex.quote(package)}" + (f"   (one of the packages of lens[{extra}])" if extra else "")
+    if isinstance(error, ModuleNotFoundError):
+        what = "is not installed, and this needs it"
+    else:
+        what = f"cannot be loaded: {first_line(error)}"  # another version, or a library of the system that it lacks
+    return LensError(f"{package} {what}", hint=f"{hint}; or {otherwise}" if otherwise else hint)
+
+
+def _extra_of(package: str) -> str | None:
+    """The extra of `lens` that brings the package, as the installed metadata has it."""
     import re
     from importlib.metadata import PackageNotFoundError, requires
 
-    module = (error.name or "").partition(".")[0]
-    package = _PACKAGES.get(module, module.replace("_", "-"))
     try:
         lines = requires("lens") or []
     except PackageNotFoundError:  # run from a folder that was never installed
         lines = []
     for line in lines:
-        found = re.match(r"([A-Za-z0-9._-]+).*extra == ['\"](\w+)['\"]", line)
+        found = re.match(r"([A-Za-z0-9._-]+(?:\[\w+\])?).*extra == ['\"](\w+)['\"]", line)
         # The extra for developers names the packages of the others once more.
         if found and found[1].lower() == package.lower() and found[2] != "dev":
-            hint = f"pip install {package}   (one of the packages of lens[{found[2]}])"
-            return LensError(f"{package} is not installed, and this needs it", hint=hint)
+            return found[2]
     return None
 
 

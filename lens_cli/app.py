@@ -235,7 +235,7 @@ def as_lens_error(error: BaseException) -> LensError:
         return CancelledError("stopped")
     if isinstance(error, MemoryError):
         return OutOfMemoryError("the machine ran out of memory", hint="make a smaller picture, or use a smaller model")
-    if isinstance(error, ModuleNotFoundError) and (package := as_missing_package(error)) is not None:
+    if isinstance(error, ImportError) and (package := as_missing_package(error)) is not None:
         return package
     if isinstance(error, OSError):  # the machine refused something that no command expected
         where = f"{error.filename}: " if error.filename else ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from backend.disk import make_folder, write_new
-from backend.errors import FileError, LensError, UsageError, first_line
+from backend.errors import FileError, LensError, UsageError, first_line, optional_package
 from backend.paths import credentials_dir
 from backend.picture import metadata
 from backend.types import ImageFormat
@@ -53,13 +53,9 @@ class Checked:
 
 
 def c2pa() -> Any:
-    """The library. Raises UsageError where it is not installed."""
-    try:
+    """The library. Raises LensError where it is not installed."""
+    with optional_package():
         import c2pa
-    except ImportError as error:
-        raise UsageError(
-            "content credentials need the package c2pa-python", hint="pip install 'lens[credentials]'"
-        ) from error
     return c2pa
 
 
@@ -70,7 +66,7 @@ def make_credentials(name: str, *, again: bool = False) -> Path:
     """A key and a certificate of this machine; returns the certificate's file.
 
     `name`: what the certificate calls its holder, for everybody to read. `again`: in place of those that are there,
-    which then sign nothing more. Raises UsageError and FileError.
+    which then sign nothing more. Raises UsageError, FileError, and LensError without the library.
     """
     c2pa()  # a key that nothing can use helps nobody
     if not name.strip() or len(name) > 64 or not name.isprintable():
@@ -93,7 +89,7 @@ def has_credentials() -> bool:
 
 
 def check_signing() -> None:
-    """Raises UsageError where nothing could be signed: no library, or no key."""
+    """Raises LensError where nothing could be signed: no library, or (UsageError) no key."""
     c2pa()
     if not has_credentials():
         raise UsageError("there are no credentials to sign with", hint="make them: lens credentials init")
@@ -157,7 +153,7 @@ def _usage(*, certificates: bool) -> x509.KeyUsage:
 def sign(data: bytes, format: ImageFormat, record: Mapping[str, Any]) -> bytes:  # noqa: A002
     """A picture's file with signed credentials in it: 3 kB and about 60 ms more.
 
-    Raises UsageError: no library, or no key; FileError where the key does not sign.
+    Raises LensError: no library, or (UsageError) no key; FileError where the key does not sign.
     """
     check_signing()
     library = c2pa()

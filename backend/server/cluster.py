@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from backend.errors import CancelledError, LensError, UsageError, first_line
+from backend.errors import CancelledError, LensError, first_line, optional_package
 from backend.server.drawers import WorkerLostError, resident_bytes
 from backend.server.jobs import error_data
 
@@ -37,16 +37,12 @@ def open_cluster(
 ) -> Generator[list[RayDrawer]]:
     """Replicas that draw, one drawer each. Joins the cluster at `address` or of RAY_ADDRESS, else starts one here.
 
-    `replicas` None: one a GPU, or one where there is none. Raises UsageError where Ray is not installed.
+    `replicas` None: one a GPU, or one where there is none. Raises LensError where Ray Serve is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; before the import
-    try:
+    with optional_package("ray[serve]"):
         import ray
         from ray import serve
-    except ImportError as error:
-        raise UsageError(
-            f"--engine ray needs Ray Serve: {first_line(error)}", hint="pip install 'lens[cluster]'"
-        ) from error
     ours = not ray.is_initialized()
     if ours:
         address = address or os.environ.get("RAY_ADDRESS")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
+
+import pytest
 
 from backend import errors
-from backend.errors import LensError, as_missing_package
+from backend.errors import LensError, as_missing_package, optional_package
 
 # code -> exit code, as scripts rely on them. A change here is a change of the interface.
 TABLE = {
@@ -51,3 +55,24 @@ def test_a_missing_optional_package_is_named_with_its_extra() -> None:
         assert error is not None and package in str(error)
         assert error.hint is not None and f"pip install {package}" in error.hint and f"lens[{extra}]" in error.hint
     assert as_missing_package(ModuleNotFoundError(name="backend.gone")) is None  # a bug of ours stays one
+
+
+def test_an_import_that_fails_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, module, hint in (
+        (None, "c2pa", "pip install c2pa-python   (one of the packages of lens[credentials])"),
+        ("ray[serve]", "fastapi", "pip install 'ray[serve]'   (one of the packages of lens[cluster])"),
+        (None, "torchao", "pip install torchao"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        with (
+            pytest.raises(LensError, match="is not installed, and this needs it") as missing,
+            optional_package(package),
+        ):
+            importlib.import_module(module)
+        assert (missing.value.exit_code, missing.value.hint) == (1, hint)
+    with pytest.raises(LensError, match=r"^matplotlib cannot be loaded: an old one$") as broken:
+        with optional_package(otherwise="--json"):
+            raise ImportError("an old one", name="matplotlib")
+    assert str(broken.value.hint).endswith("lens[train]); or --json")
+    with pytest.raises(ModuleNotFoundError, match="gone"), optional_package():
+        importlib.import_module("backend.gone")

@@ -17,6 +17,7 @@ import pytest
 
 from tests.backend import tiny_weights as tiny
 from tests.backend.fake_hub import COMMIT, Hub, serve
+from tests.lens_cli.warm import warm
 
 NAMES = ["nano", "nano-turbo", "nano-base", "lens", "lens-turbo", "lens-base"]  # in the order of the list
 RUN = [sys.executable, "-c", "from lens_cli.app import main; main()"]
@@ -32,7 +33,8 @@ def environment(hub: Hub | None = None) -> dict[str, str]:
 
 
 def lens(*words: str, hub: Hub | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=300, env=environment(hub))
+    code, out, err = warm("real").call([*words], b"", environment(hub), 300)
+    return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
 
 
 def data_of(run: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def main() -> None:
 
 
 def _next_child(asked: socket.socket) -> dict[str, Any]:
-    """Fork a child for every request and tell its pid and its exit code; return, with the request, in the child alone."""
+    """Fork a child for every request, tell its pid and its exit code; return the request in the child alone."""
     lines = asked.makefile("r")
     while True:
         sign, streams, _, _ = socket.recv_fds(asked, 1, 3)

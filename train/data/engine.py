@@ -17,7 +17,7 @@ from multiprocessing.sharedctypes import Synchronized
 
 import pyarrow as pa
 
-from backend.errors import LensError, UsageError, as_missing_package, first_line
+from backend.errors import LensError, UsageError, first_line, optional_package
 from train.run.feed import end_with_parent
 
 ENGINES = ("local", "ray")
@@ -120,11 +120,9 @@ def _run_ray(
     under the same paths, and have this package installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers; before the import
-    try:
+    with optional_package():
         import ray
         from ray.exceptions import RayError, RayTaskError
-    except ModuleNotFoundError as error:
-        raise as_missing_package(error) or error from error
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import replacing, write_atomic
-from backend.errors import FileError, UsageError, as_missing_package, os_reason
+from backend.errors import FileError, optional_package, os_reason
 from train.run import status
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Metrics:
 
     `resume_step` 0: nothing is resumed, and the log begins anew. `say` is given every line as a person reads it.
     `wandb`: a project's name; None: not used. `about`: the config, for Weights & Biases. Raises CheckpointError for a
-    log that was edited, UsageError for a board that is not installed.
+    log that was edited, LensError for a board that is not installed.
     """
 
     def __init__(
@@ -94,19 +94,15 @@ class Metrics:
 def _board(folder: Path, resume_step: int) -> Any:
     # TensorBoard looks for TensorFlow, which it does not need, and takes seconds where it finds one.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
+    with optional_package("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError as error:  # SummaryWriter's module is torch's, the package it lacks is not
-        raise as_missing_package(ModuleNotFoundError(name="tensorboard")) or error from error
     # Hides what a crashed run wrote after its last checkpoint: everything from that step on.
     return SummaryWriter(str(folder), purge_step=resume_step + 1)
 
 
 def _wandb(run_dir: Path, project: str, about: Mapping[str, Any], resume_step: int) -> Any:
-    try:
+    with optional_package(otherwise="--set wandb=none"):
         import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UsageError("Weights & Biases is not installed", hint="pip install wandb, or --set wandb=none") from error
     noted = run_dir / "wandb-run"
     name = noted.read_text().strip() if noted.exists() and resume_step else None
     started = wandb.init(project=project, id=name, resume="allow", config=dict(about), dir=str(run_dir))

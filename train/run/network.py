@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
 from backend.denoising.compile import allow_variants
-from backend.errors import CheckpointError, UsageError
+from backend.errors import CheckpointError, optional_package
 from backend.model.transformer import JointAttention, LensTransformer2DModel
 from backend.params import DiTParams
 from train.config import Machine
@@ -30,7 +30,7 @@ def build(params: DiTParams) -> LensTransformer2DModel:
 def placed(
     params: DiTParams, ranks: Ranks, machine: Machine, *, float8: bool = False, dtype: torch.dtype = torch.float32
 ) -> LensTransformer2DModel:
-    """The network on the device or spread over the ranks, its weights not yet set. Raises UsageError (no torchao).
+    """The network on the device or spread over the ranks, its weights not yet set. Raises LensError (no torchao).
 
     `dtype`: of the weights; what is trained is float32.
     """
@@ -98,11 +98,9 @@ def muon_matrices(name: str, _parameter: torch.nn.Parameter) -> int:
 
 
 def _to_float8(model: LensTransformer2DModel) -> None:
-    """The blocks' attention and MLP products in float8. Raises UsageError without torchao."""
-    try:
+    """The blocks' attention and MLP products in float8. Raises LensError without torchao."""
+    with optional_package(otherwise="--set machine.float8=false"):
         from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UsageError("float8 needs torchao, which is not installed", hint="pip install torchao") from error
 
     def taken(_module: torch.nn.Module, name: str) -> bool:  # not modulation: its rows are pictures, too few to scale
         return name.startswith("transformer_blocks.") and "_mod." not in name

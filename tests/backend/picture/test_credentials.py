@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 from PIL import Image
 
-from backend.errors import UsageError
+from backend.errors import LensError, UsageError
 from backend.paths import credentials_dir
 from backend.picture import credentials
 from backend.picture.credentials import CHAIN, KEY, Checked, check, make_credentials, sign
@@ -82,7 +82,7 @@ def test_nothing_to_sign_with(monkeypatch: pytest.MonkeyPatch) -> None:
         sign(b"", ImageFormat.png, RECORD)
     monkeypatch.setitem(sys.modules, "c2pa", None)
     for call in (credentials.check_signing, lambda: make_credentials("a")):
-        with pytest.raises(UsageError, match="c2pa-python"):
+        with pytest.raises(LensError, match="c2pa-python is not installed"):
             call()
 
 

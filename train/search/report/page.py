@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.disk import write_atomic
-from backend.errors import FileError, UsageError
+from backend.errors import FileError, optional_package
 from train.search.checks import sentences
 from train.search.evaluator import Sample, question_of, read_picture
 from train.search.folder import SearchFolder
@@ -30,13 +30,9 @@ _SIDE = 192  # pixels of a picture in the page
 
 
 def write_report(folder: SearchFolder, to: Path | None = None) -> Path:
-    """Write report.html and report.json; returns the page's path. Raises UsageError without matplotlib, FileError."""
-    try:
+    """Write report.html and report.json; returns the page's path. Raises LensError without matplotlib, FileError."""
+    with optional_package(otherwise="--json, which has the numbers"):
         from train.search.report import charts
-    except ImportError as error:
-        raise UsageError(
-            "the report needs matplotlib", hint="pip install 'lens[train]'; --json has the numbers"
-        ) from error
     found = findings(folder)
     page = to or folder.path / "report" / "report.html"
     try:

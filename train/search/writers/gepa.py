@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.cache.lines import JsonLines
-from backend.errors import UsageError
+from backend.errors import optional_package
 from train.search.analysis import analyse
 from train.search.evaluator import Sample, mean_score
 from train.search.folder import text_sha256
@@ -31,11 +31,9 @@ class GepaWriter:
     twice."""
 
     def __init__(self, inner: Writer, journal: Path, seed: int) -> None:
-        """Raises UsageError where the package is not installed."""
-        try:
+        """Raises LensError where the package is not installed."""
+        with optional_package():
             import gepa  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        except ImportError as error:
-            raise UsageError("--strategy gepa needs the package gepa", hint="pip install 'lens[gepa]'") from error
         self.inner, self.seed, self._lines = inner, seed, JsonLines(journal)
         self._known = {str(row["key"]): row for row in self._lines.read() if "key" in row}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from backend.errors import UsageError
+from backend.errors import UsageError, optional_package
 from train.suites.metrics import Metric, Row, oneig_text, pooled
 from train.suites.scorers import text_metrics
 from train.suites.scorers.scorer import Score
@@ -207,12 +207,10 @@ class RapidOcr:
 
     @property
     def identity(self) -> str:
-        from importlib.metadata import PackageNotFoundError, version
+        from importlib.metadata import version
 
-        try:
+        with optional_package():
             return f"rapidocr {version('rapidocr')}"
-        except PackageNotFoundError:
-            raise UsageError("RapidOCR is not installed", hint="pip install 'lens[eval]'") from None
 
     def read(self, picture: Image.Image, words: int) -> list[str] | None:
         """Lines from top to bottom, those of one height from left to right."""
@@ -229,12 +227,10 @@ class RapidOcr:
 
 
 def _rapid_ocr() -> object:
-    """RapidOCR with one thread a core and without its own talk. Raises UsageError where it is not installed."""
+    """RapidOCR with one thread a core and without its own talk. Raises LensError where it is not installed."""
     import logging
 
-    try:
+    with optional_package():
         from rapidocr import RapidOCR
-    except ImportError as error:
-        raise UsageError(f"RapidOCR cannot be loaded: {error}", hint="pip install 'lens[eval]'") from error
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     return RapidOCR(params={"Global.log_level": "error"})
