@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from train.config import At, PretrainConfig, Stage, learning_rate, locate
 from train.losses import flow
 from train.run import checkpoints, network, prefetch
 from train.run.batch import Batch, BatchSource, passes
-from train.run.distributed import Ranks, joined, launch
+from train.run.distributed import Ranks, joined, launch, stage_options
 from train.run.folder import Fact, RunFolder, start_problem, start_weights
 from train.run.learner import Diverged, Learner
 from train.run.metrics import Metrics, on_stderr
@@ -310,17 +309,10 @@ def _values(taken: Taken, rate: float, pace: Pace, at: At) -> dict[str, float]:
 
 def main() -> None:
     """`torchrun … -m train.pretrain --recipe NAME`: the options of `lens train pretrain`, on every rank."""
-    import argparse
-
     from train.recipes import PRETRAIN_RECIPES, choose
 
-    parser = argparse.ArgumentParser(prog="train.pretrain", description="Pre-train under torchrun.")
-    parser.add_argument("--recipe", default="nano-smoke", choices=sorted(PRETRAIN_RECIPES))
-    parser.add_argument("--run-dir", type=Path, default=None)
-    parser.add_argument("--data", type=Path, default=None, help="work folder of packed pictures")
-    parser.add_argument("--random", action="store_true", help="noise instead of data, to time a step")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    words = parser.parse_args()
+    options = stage_options("train.pretrain", "Pre-train", PRETRAIN_RECIPES, default="nano-smoke", data=True)
+    words = options.parse_args()
     launch(lambda: run(choose(words.recipe, words.run_dir, words.set, data=words.data, random=words.random)))
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from backend.disk import PRIVATE
 from backend.errors import LensError
@@ -102,6 +104,30 @@ def worded(path: Path, kind: Kind) -> Generator[None]:
                 f"the {kind.name} {path} is busy: another process has been writing for {BUSY:g} s", hint="try again"
             ) from error
         raise kind.error(f"the {kind.name} {path} is damaged: {error}", hint=kind.damaged) from error
+
+
+class OpenDatabase:
+    """A database that is open until its `with` block ends. One object belongs to one thread."""
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        """Open or make the file, as `open_database` does."""
+        self.path, self._kind = path, kind
+        self._db = open_database(path, kind)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _ours(self) -> AbstractContextManager[None]:
+        """SQLite's errors in our words."""
+        return worded(self.path, self._kind)
 
 
 def _statements(script: str) -> Iterator[str]:

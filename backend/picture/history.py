@@ -12,13 +12,11 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
-from backend.cache.database import Kind, open_database, worded, writing
+from backend.cache.database import Kind, OpenDatabase, writing
 from backend.errors import FileError, HistoryError, UsageError
 from backend.sizes import enlarged
 
@@ -132,28 +130,12 @@ class Reconciled:
     gone: int
 
 
-class History:
+class History(OpenDatabase):
     """An open history. One object belongs to one thread; a second process may have the file open as well."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises HistoryError: no database, cut short, or of a newer lens."""
-        self.path = path
-        self._db = open_database(path, _KIND)
-
-    def __enter__(self) -> History:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._db.close()
-
-    def _ours(self) -> AbstractContextManager[None]:
-        """SQLite's errors in our words."""
-        return worded(self.path, _KIND)
+        super().__init__(path, _KIND)
 
     # ---------------------------------------------------------------------------------------------------------- writing
 

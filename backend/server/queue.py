@@ -14,10 +14,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from backend.cache.database import Kind, open_database, worded, writing
+from backend.cache.database import Kind, OpenDatabase, writing
 from backend.errors import BusyError, FileError, UsageError
 from backend.server.jobs import Job, JobState, UnknownJobError
 
@@ -82,27 +81,17 @@ class Kept:
     event: Mapping[str, Any]
 
 
-class Queue:
+class Queue(OpenDatabase):
+    """The open file of jobs."""
+
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises FileError."""
-        self.path = path
-        self._db = open_database(path, _KIND)
+        super().__init__(path, _KIND)
         self._db.execute("PRAGMA foreign_keys = ON")
-        with worded(path, _KIND), writing(self._db):
+        with self._ours(), writing(self._db):
             start = self._db.execute("INSERT INTO starts (at) VALUES (?)", (time.time(),)).lastrowid or 1
             self._db.execute("DELETE FROM starts WHERE number < ?", (start,))
         self._number = start * NUMBERS
-
-    def __enter__(self) -> Queue:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._db.close()
 
     def next_number(self) -> int:
         """A number for an event, greater than every one before, also of earlier starts."""
@@ -115,7 +104,7 @@ class Queue:
         self, job_id: str, wish: Mapping[str, Any], task: Mapping[str, Any], *, prompt: str, model: str, total: int
     ) -> Row:
         """Enter a job at the end. One that is there stays as it is. Raises BusyError where too many wait."""
-        with worded(self.path, _KIND), writing(self._db):
+        with self._ours(), writing(self._db):
             if self._find(job_id) is None:
                 waiting, last = self._db.execute(
                     "SELECT count(*), max(place) FROM jobs WHERE state = 'queued'"
@@ -131,7 +120,7 @@ class Queue:
 
     def next(self) -> Row | None:
         """The job that waits first; None: none does."""
-        with worded(self.path, _KIND):
+        with self._ours():
             found = self._db.execute("SELECT * FROM jobs WHERE state = 'queued' ORDER BY place LIMIT 1").fetchone()
         return None if found is None else self._row(found)
 
@@ -140,7 +129,7 @@ class Queue:
         row = self.row(job_id)
         if row.job.state is not JobState.queued:
             raise UsageError(f"the job {job_id} does not wait: it is {row.job.state}")
-        with worded(self.path, _KIND), writing(self._db):
+        with self._ours(), writing(self._db):
             others = self._db.execute(
                 "SELECT number FROM jobs WHERE state = 'queued' AND number != ? ORDER BY place", (row.number,)
             ).fetchall()
@@ -215,7 +204,7 @@ class Queue:
 
     def pictures(self, number: int) -> list[Kept]:
         """What became of a job's pictures, in their order."""
-        with worded(self.path, _KIND):
+        with self._ours():
             rows = self._db.execute("SELECT * FROM pictures WHERE job = ? ORDER BY place", (number,)).fetchall()
         return [
             Kept(
@@ -229,7 +218,7 @@ class Queue:
 
     def row(self, job_id: str) -> Row:
         """Raises UnknownJobError."""
-        with worded(self.path, _KIND):
+        with self._ours():
             found = self._find(job_id)
         if found is None:
             raise UnknownJobError(f"no job {job_id[:40]!r}", hint="lens ps shows them")
@@ -237,7 +226,7 @@ class Queue:
 
     def rows(self, *, ended: int = 50) -> list[Row]:
         """Those that run, those that wait in their order, and as many of those that have ended, the last one first."""
-        with worded(self.path, _KIND):
+        with self._ours():
             active = self._db.execute(
                 "SELECT * FROM jobs WHERE state IN ('running', 'queued') ORDER BY state DESC, place"
             ).fetchall()
@@ -248,13 +237,13 @@ class Queue:
 
     def running(self) -> list[Row]:
         """Those that ran when the server ended."""
-        with worded(self.path, _KIND):
+        with self._ours():
             rows = self._db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY place DESC").fetchall()
         return [self._row(row) for row in rows]
 
     def told(self, job_id: str) -> int:
         """The number of a job's last event, of this start or an earlier one."""
-        with worded(self.path, _KIND):
+        with self._ours():
             found = self._find(job_id)
         return 0 if found is None else found["told"]
 
@@ -277,7 +266,7 @@ class Queue:
         return Row(number=row["number"], job=job, task=json.loads(row["task"]), tries=row["tries"])
 
     def _set(self, statement: str, *values: Any) -> None:
-        with worded(self.path, _KIND):
+        with self._ours():
             self._db.execute(statement, values)
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from backend.types import Quant
 from train.lora.config import RECIPES, choose
 from train.lora.run import run
-from train.run.distributed import launch
+from train.run.distributed import launch, stage_options
 from train.run.metrics import on_stderr
 
 
 def main() -> None:
     """Read the options and fine-tune."""
-    parser = argparse.ArgumentParser(prog="train.lora", description="Fine-tune under torchrun.")
+    parser = stage_options("train.lora", "Fine-tune", RECIPES)
     parser.add_argument("pictures", type=Path, help="folder of pictures; the caption of a.png is a.txt beside it")
     parser.add_argument("--model", "-m", default="nano")
-    parser.add_argument("--run-dir", type=Path, default=None)
-    parser.add_argument("--recipe", default=None, choices=sorted(RECIPES))
     parser.add_argument("--quant", type=Quant, default=None)
     parser.add_argument("--full", action="store_true", help="train all weights instead of adapters")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     words = parser.parse_args()
 
     def tune() -> None:

@@ -8,12 +8,14 @@ then their gradients are averaged here. The same calls run on gloo (CPU) and NCC
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -182,6 +184,29 @@ def like(full: Tensor, target: Tensor) -> Tensor:
         return full.to(target.device, target.dtype)
     local = full.to(target.device_mesh.device_type, target.dtype)
     return distribute_tensor(local, target.device_mesh, target.placements, src_data_rank=None)
+
+
+def stage_options(
+    stage: str,
+    does: str,
+    recipes: Iterable[str],
+    *,
+    default: str | None = None,
+    required: bool = False,
+    data: bool = False,
+) -> argparse.ArgumentParser:
+    """The options that every stage has under torchrun. `data`: --data and --random too, where it reads packed pictures.
+
+    `default`, `required`: of --recipe.
+    """
+    parser = argparse.ArgumentParser(prog=stage, description=f"{does} under torchrun.")
+    parser.add_argument("--recipe", required=required, default=default, choices=sorted(recipes))
+    parser.add_argument("--run-dir", type=Path, default=None, help="a folder that all machines see")
+    if data:
+        parser.add_argument("--data", type=Path, default=None, help="work folder of packed pictures")
+        parser.add_argument("--random", action="store_true", help="noise instead of data, to time a step")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser
 
 
 def launch(run: Callable[[], object]) -> None:
