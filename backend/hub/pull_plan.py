@@ -134,6 +134,32 @@ def _sources(preset: Preset, origin: str | None) -> Iterable[HubSource]:
 
 def _plan(preset: Preset, source: HubSource) -> PullPlan:
     """Raises ModelMissingError where this source does not have the model, NetworkError where nobody answers."""
+    revision, listed = _listing(source)
+    layout, chosen = _select(preset, source, listed)
+    pinned = {file.path: file.sha256 for file in source.files if file.sha256 is not None}
+    files: list[PlannedFile] = []
+    for path in chosen:
+        size, sha256 = _checked(source.repo, revision, path, *listed[path])
+        expected = pinned.get(path.removeprefix("split_files/"))
+        if expected is not None and sha256 is not None and sha256 != expected:
+            raise ModelMissingError(f"{path} has the SHA-256 {sha256[:12]}…, published was {expected[:12]}…")
+        sha256 = sha256 or expected
+        have = _have(source.repo, revision, path, sha256, size)
+        files.append(PlannedFile(path=path, size=size, sha256=sha256, have=have))
+    return PullPlan(
+        preset=preset,
+        repo=source.repo,
+        revision=revision,
+        pinned=source.revision == revision,
+        layout=layout,
+        note=source.note,
+        files=tuple(files),
+        free=free_bytes(hub_cache()),
+    )
+
+
+def _listing(source: HubSource) -> tuple[str, dict[str, tuple[int, str | None]]]:
+    """The commit that the hub has, and path -> size and SHA-256 of its files. Raises as `_plan`, and UsageError."""
     from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -169,32 +195,11 @@ def _plan(preset: Preset, source: HubSource) -> PullPlan:
     if info.sha is None:
         raise ModelMissingError("the hub states no commit")
     revision = check_commit(info.sha, f"the hub's listing of {source.repo}")
-    listed = {
+    return revision, {
         sibling.rfilename: (sibling.size or 0, sibling.lfs.sha256 if sibling.lfs is not None else None)
         for sibling in info.siblings or ()
         if isinstance(sibling.rfilename, str)  # pyright: ignore[reportUnnecessaryIsInstance]  what a hub really sends
     }
-    layout, chosen = _select(preset, source, listed)
-    pinned = {file.path: file.sha256 for file in source.files if file.sha256 is not None}
-    files: list[PlannedFile] = []
-    for path in chosen:
-        size, sha256 = _checked(source.repo, revision, path, *listed[path])
-        expected = pinned.get(path.removeprefix("split_files/"))
-        if expected is not None and sha256 is not None and sha256 != expected:
-            raise ModelMissingError(f"{path} has the SHA-256 {sha256[:12]}…, published was {expected[:12]}…")
-        sha256 = sha256 or expected
-        have = _have(source.repo, revision, path, sha256, size)
-        files.append(PlannedFile(path=path, size=size, sha256=sha256, have=have))
-    return PullPlan(
-        preset=preset,
-        repo=source.repo,
-        revision=revision,
-        pinned=source.revision == revision,
-        layout=layout,
-        note=source.note,
-        files=tuple(files),
-        free=free_bytes(hub_cache()),
-    )
 
 
 def hub_is_safe() -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from backend.requests import ResolvedRequest
     from backend.settings import Settings
     from lens_cli.terminal.console import Talk
+    from lens_cli.work.pictures import NamedPicture
 
 
 @options.takes_wish("rerun")
@@ -52,12 +53,9 @@ def rerun(
     no_color: options.NoColor = False,
 ) -> None:
     """Make a picture again, with any of its settings changed. Flags left out keep what the picture recorded."""
-    from backend.picture.imports import wish_of_import
-    from backend.picture.metadata import wish_from
-    from backend.requests import build_request
     from lens_cli.work.gen import carry_out
     from lens_cli.work.pictures import find_picture
-    from lens_cli.work.rerun import trusting, verify_picture
+    from lens_cli.work.rerun import verify_picture
 
     talk = options.talk_for("rerun", json=json, stream=json_stream, quiet=quiet, verbose=verbose, no_color=no_color)
     typed = replace(wish, prompt=prompt)
@@ -66,18 +64,7 @@ def rerun(
     if verify:
         _check_unchanged(typed, dry_run)
     settings = options.load_settings(talk, local=local, host=host)
-    if entry is not None and found.record is None and not verify:
-        talk.say(f"note: {found.generator} made it: words, seed and shape are taken, the rest is the model's own")
-        resolved = build_request(wish_of_import(entry.record).overridden_by(typed), settings, talk.warn)
-    elif found.record is None:
-        made = f"; it was made by {found.generator}" if found.generator else ""
-        raise FileError(f"{where} holds no lens record{made}", hint=f"`lens info {where}` shows what it says")
-    else:
-        recorded = wish_from(found.record, str(where))
-        recorded = trusting(recorded) if trust_paths else recorded
-        resolved = _resolve(where, recorded, typed, settings, talk, trust_paths)
-        if typed.model is None and not verify:  # which compares the weights beside everything else
-            _check_weights(where, found.record, resolved, talk)
+    resolved = _request_of(picture, typed, settings, talk, trust_paths=trust_paths, verify=verify)
     if verify:
         assert found.record is not None
         if picture.path is None:
@@ -101,6 +88,30 @@ def _check_unchanged(typed: Wish, dry_run: bool) -> None:
         )
     if dry_run:
         raise UsageError("--verify draws the picture, --dry-run draws none", hint="drop one of the two")
+
+
+def _request_of(
+    picture: NamedPicture, typed: Wish, settings: Settings, talk: Talk, *, trust_paths: bool, verify: bool
+) -> ResolvedRequest:
+    """The request that a picture records or, if another program made it, what of that is known, changed as typed."""
+    from backend.picture.imports import wish_of_import
+    from backend.picture.metadata import wish_from
+    from backend.requests import build_request
+    from lens_cli.work.rerun import trusting
+
+    found, where = picture.found, Path(picture.where)
+    if picture.entry is not None and found.record is None and not verify:
+        talk.say(f"note: {found.generator} made it: words, seed and shape are taken, the rest is the model's own")
+        return build_request(wish_of_import(picture.entry.record).overridden_by(typed), settings, talk.warn)
+    if found.record is None:
+        made = f"; it was made by {found.generator}" if found.generator else ""
+        raise FileError(f"{where} holds no lens record{made}", hint=f"`lens info {where}` shows what it says")
+    recorded = wish_from(found.record, str(where))
+    recorded = trusting(recorded) if trust_paths else recorded
+    resolved = _resolve(where, recorded, typed, settings, talk, trust_paths)
+    if typed.model is None and not verify:  # which compares the weights beside everything else
+        _check_weights(where, found.record, resolved, talk)
+    return resolved
 
 
 def _resolve(

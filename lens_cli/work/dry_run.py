@@ -20,6 +20,7 @@ from lens_cli.terminal.wording import arithmetic, command_line, describe
 from lens_cli.work.reasoner import describe_plan
 
 if TYPE_CHECKING:
+    from backend.memory.machine import RunPlan
     from backend.reasoner.refine import RewritePlan
 
 
@@ -59,22 +60,8 @@ def explain(
     if request.negative_prompt:
         talk.say(f"negative prompt: {request.negative_prompt}")
     talk.say(arithmetic(request))
-    for row in files:
-        talk.say(f"reads {human_bytes(row['bytes']):>8}  {row['component']:<12}  {row['path']}")
-    if found is None:
-        talk.say(f"{resolved.missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
-        for line in () if absent is None else absent.lines:
-            talk.say(line)
-    else:
-        talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
-    if planned is not None:
-        held = human_bytes(planned.linear_bytes)
-        talk.say(f"holds {held:>8}  linears of the transformer, {planned.quant.scheme or planned.dtype}")
-        for note in filter(None, (*planned.quant.notes, planned.reason)):
-            talk.warn(note)
-        talk.say(f"plan: {planned.plan.line()}")
-    elif refused is not None:
-        talk.warn(f"this will not run: {refused}")
+    _say_files(files, total, resolved, absent, talk)
+    _say_plan(planned, refused, talk)
     for path in outputs:
         talk.data(path)
     line = command_line(request, settings, output, reasoner=flags)
@@ -95,6 +82,32 @@ def explain(
             "reasoner": reasoner.data() if reasoner is not None else None,
         }
     )
+
+
+def _say_files(
+    files: list[dict[str, Any]], total: int | None, resolved: ResolvedRequest, absent: Absent | None, talk: Talk
+) -> None:
+    """What would be read, or what a download would take."""
+    for row in files:
+        talk.say(f"reads {human_bytes(row['bytes']):>8}  {row['component']:<12}  {row['path']}")
+    if resolved.files is None:
+        talk.say(f"{resolved.missing}; to download: {'size unknown' if total is None else human_bytes(total)}")
+        for line in () if absent is None else absent.lines:
+            talk.say(line)
+    else:
+        talk.say(f"reads {human_bytes(total or 0):>8}  in all; nothing to download")
+
+
+def _say_plan(planned: RunPlan | None, refused: str | None, talk: Talk) -> None:
+    """How the memory would be used, or that it does not suffice."""
+    if planned is not None:
+        held = human_bytes(planned.linear_bytes)
+        talk.say(f"holds {held:>8}  linears of the transformer, {planned.quant.scheme or planned.dtype}")
+        for note in filter(None, (*planned.quant.notes, planned.reason)):
+            talk.warn(note)
+        talk.say(f"plan: {planned.plan.line()}")
+    elif refused is not None:
+        talk.warn(f"this will not run: {refused}")
 
 
 @dataclass(frozen=True)

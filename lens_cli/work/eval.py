@@ -84,7 +84,6 @@ def prove_verifier(scenes: int, seed: int, degrade: str | None, talk: Talk) -> N
 
 def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     """Evaluate one model. Raises UsageError, FileError and what the pipeline raises; finished results stay in --out."""
-    from backend.checkpoints.identity import identify_model
     from backend.disk import make_folder
     from train.evals import nano_prompts, nano_requests
     from train.evals.nano import EvalComparison
@@ -107,25 +106,13 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     # What all pictures share but for prompt and seed.
     shared = replace(choice.wish, prompt=chosen[0].brief, seeds=(str(choice.seed),), ar="1:1")
     resolved = build_request(shared, settings, talk.warn, found=found)
-    request, files = resolved.request, resolved.need_files()
-    what: dict[str, Any] = {
-        "model": request.model,
-        "weights": identify_model(files).sha256,  # a model that was trained on keeps its name
+    request = resolved.request
+    what = {
         "prompts": choice.wording,
         "fingerprint": (nano_requests if requests else nano_prompts).fingerprint(),
         "verifier": VERSION,
-        "steps": request.steps,
-        "guidance": request.guidance,
-        "width": request.width,
-        "height": request.height,
-        "dtype": str(request.dtype),
-        "sampler": str(request.sampler),
-        "encoder": str(request.encoder),
-        "quant": str(request.quant),
-        "loras": [[use.sha256, use.scale] for use in request.loras],
-        "negative_prompt": request.negative_prompt,
         "seed": choice.seed,
-        **({} if request.rl_strength is None else {"rl_strength": request.rl_strength}),
+        **_drawing_settings(resolved),
     }
     runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
     asked_for = "requests" if requests else f"{choice.wording} prompts"
@@ -150,6 +137,28 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     for line in comparison.table():
         talk.data(line)
     talk.result({"runs": data, "difference": comparison.data()})
+
+
+def _drawing_settings(resolved: ResolvedRequest) -> dict[str, Any]:
+    """What of a request decides the pictures, but for prompt and seed."""
+    from backend.checkpoints.identity import identify_model
+
+    request = resolved.request
+    return {
+        "model": request.model,
+        "weights": identify_model(resolved.need_files()).sha256,  # a model that was trained on keeps its name
+        "steps": request.steps,
+        "guidance": request.guidance,
+        "width": request.width,
+        "height": request.height,
+        "dtype": str(request.dtype),
+        "sampler": str(request.sampler),
+        "encoder": str(request.encoder),
+        "quant": str(request.quant),
+        "loras": [[use.sha256, use.scale] for use in request.loras],
+        "negative_prompt": request.negative_prompt,
+        **({} if request.rl_strength is None else {"rl_strength": request.rl_strength}),
+    }
 
 
 def _reasoner_settings(reasoner: AskedReasoner) -> dict[str, Any]:

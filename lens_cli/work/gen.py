@@ -9,6 +9,7 @@ import typer
 
 from backend.errors import FileError, RefusedError, os_reason
 from backend.events import DrawingStarted, Event, PhaseStarted, PictureFailed, PictureSaved, PromptRewritten
+from backend.picture.outcome import Outcome
 from backend.picture.outputs import OutputPlan
 from backend.reasoner.refine import choose_mode
 from backend.requests import ResolvedRequest
@@ -79,8 +80,13 @@ def carry_out(
             raise typer.Exit(error.exit_code) from None
     if outcome.pictures:
         talk.say(meter.summary(len(outcome.pictures), time.monotonic() - teller.started))
+    line = command_line(outcome.resolved.request, settings.generate, output, reasoner=off)
+    _tell(outcome, line, talk, look=look)
+
+
+def _tell(outcome: Outcome, line: str, talk: Talk, *, look: bool) -> None:
+    """What was made, and `line`, which makes it again. Raises typer.Exit with the code of what went wrong."""
     request, error = outcome.resolved.request, outcome.error()
-    line = command_line(request, settings.generate, output, reasoner=off)
     revised = request.prompt if request.expander is not None else None
     data = {**outcome.data(), "request": asdict(request), "revised": revised, "again": line}
     if outcome.pictures:

@@ -252,18 +252,12 @@ def evaluate(
                 seconds = time.perf_counter() - started
                 verdict = verify(picture, prompt.expectation)
             result = EvalResult(
-                id=prompt.id,
-                kind=prompt.kind,
-                index=index,
-                asked=asked,
-                prompt=text,
-                seed=number,
+                id=prompt.id, kind=prompt.kind, index=index, asked=asked, prompt=text, seed=number,
                 right=verdict is not None and verdict.right,
                 reason=f"{unmade}: {reason}" if verdict is None else verdict.reason,
                 found=[] if verdict is None else [_seen(found) for found in verdict.found],
-                seconds=round(seconds, 3),
-                unmade=unmade,
-            )
+                seconds=round(seconds, 3), unmade=unmade,
+            )  # fmt: skip
             report.results.append(result)
             if on_result is not None:
                 on_result(result, picture)

@@ -139,6 +139,14 @@ def make_router(service: Service) -> APIRouter:
             await service.cancel(job_id)
         return {}
 
+    _add_options(router, state)
+    _add_lists(router)
+    return router
+
+
+def _add_options(router: APIRouter, state: State) -> None:
+    """What is set for all requests that follow."""
+
     @router.get("/options")
     async def options() -> dict[str, Any]:
         return {"sd_model_checkpoint": state.model, "samples_format": "png", "CLIP_stop_at_last_layers": 1}
@@ -149,9 +157,6 @@ def make_router(service: Service) -> APIRouter:
         if options.sd_model_checkpoint is not None:
             state.model = _model_name(options.sd_model_checkpoint)
         return {}
-
-    _add_lists(router)
-    return router
 
 
 def _add_lists(router: APIRouter) -> None:

@@ -56,6 +56,13 @@ class Brief(BaseModel):
 
 def make_router(service: Service, stop: Callable[[], None]) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["jobs"])
+    _add_jobs(router, service)
+    _add_server(router, service, stop)
+    return router
+
+
+def _add_jobs(router: APIRouter, service: Service) -> None:
+    """What is asked about jobs: submitted, seen, followed, moved, cancelled."""
 
     @router.post("/jobs", status_code=201)
     async def submit(request: Request, new: NewJob) -> dict[str, Any]:
@@ -106,6 +113,10 @@ def make_router(service: Service, stop: Callable[[], None]) -> APIRouter:
         """The file of one picture."""
         return FileResponse(service.picture_file(job_id, index), headers=NO_STORE)
 
+
+def _add_server(router: APIRouter, service: Service, stop: Callable[[], None]) -> None:
+    """What is asked beside the jobs: refining, the models, and the server itself."""
+
     @router.post("/refine")
     async def refine(request: Request, brief: Brief) -> dict[str, Any]:
         """What the reasoner makes of a request. A refusal is an error that names its rule.
@@ -138,8 +149,6 @@ def make_router(service: Service, stop: Callable[[], None]) -> APIRouter:
             raise UsageError("only its owner stops this server", hint="lens stop, on its machine")
         stop()
         return {"stopping": True}
-
-    return router
 
 
 NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}

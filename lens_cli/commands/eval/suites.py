@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -141,23 +144,44 @@ def list_(*, json: options.Json = False, quiet: options.Quiet = False) -> None:
     list_suites(options.talk_for("eval list", json=json, quiet=quiet))
 
 
+def _choice(
+    suite: SuiteName, *, wish: Wish, size: Size = None, lora: Loras = None, data: Data = None, fetch: Fetch = False,
+    n: Images = None, limit: Limit = None, per_kind: PerKind = None, kind: Kinds = None, shard: ShardOf = None,
+    reasoner: Reasoners = None, rewrites: RewritesOf = Rewrites.one, out: Out = None,
+) -> SuiteChoice:  # fmt: skip
+    """What a run is, as far as both who plans it and who draws it say."""
+    from lens_cli.work.suites.draw import SuiteChoice
+
+    wish = replace(wish, size=size, base=None if size else wish.base, loras=tuple(lora) if lora else None)
+    return SuiteChoice(
+        suite=suite, wish=wish, data=data, fetch=fetch, images=n, limit=limit, per_kind=per_kind,
+        kinds=tuple(kind or ()), shard=shard, reasoners=tuple(dict.fromkeys(reasoner or [ReasonerMode.off])),
+        rewrites=cast("Literal['one', 'each']", str(rewrites)), out=out,
+    )  # fmt: skip
+
+
+def _takes_choice(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command's function, in the place of its parameter `choice`, the options of `_choice`."""
+    light = {"SuiteChoice": object}  # whose module is not imported for --help
+    shared = inspect.signature(_choice, eval_str=True, locals=light).parameters
+    own = inspect.signature(function, eval_str=True, locals=light).parameters
+
+    @wraps(function)
+    def run(**typed: Any) -> None:
+        function(choice=_choice(**{name: typed.pop(name) for name in shared}), **typed)
+
+    parameters = [one for item in own.values() for one in (shared.values() if item.name == "choice" else [item])]
+    vars(run)["__signature__"] = inspect.Signature(
+        [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in parameters]
+    )
+    return run
+
+
 @options.takes_wish("eval", first=("model", "steps", "guidance", "base"))
+@_takes_choice
 def plan(
-    suite: SuiteName,
     *,
-    wish: Wish,
-    size: Size = None,
-    lora: Loras = None,
-    data: Data = None,
-    fetch: Fetch = False,
-    n: Images = None,
-    limit: Limit = None,
-    per_kind: PerKind = None,
-    kind: Kinds = None,
-    shard: ShardOf = None,
-    reasoner: Reasoners = None,
-    rewrites: RewritesOf = Rewrites.one,
-    out: Out = None,
+    choice: SuiteChoice,
     measure: Annotated[bool, typer.Option("--measure", help="Draw one picture twice and time it.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -168,33 +192,16 @@ def plan(
     """
     from lens_cli.work.suites.draw import plan_suite
 
-    talk = options.talk_for("eval plan", json=json, quiet=quiet)
-    choice = _choice(
-        suite, wish, size=size, lora=lora, data=data, fetch=fetch, n=n, limit=limit, per_kind=per_kind, kind=kind,
-        shard=shard, seed=0, reasoner=reasoner, rewrites=rewrites, on_refusal=Refusal.original, out=out,
-    )  # fmt: skip
-    plan_suite(choice, measure, talk)
+    plan_suite(choice, measure, options.talk_for("eval plan", json=json, quiet=quiet))
 
 
 @options.takes_wish("eval", first=("model", "steps", "guidance", "base"))
+@_takes_choice
 def generate(
-    suite: SuiteName,
     *,
-    wish: Wish,
-    size: Size = None,
-    lora: Loras = None,
-    data: Data = None,
-    fetch: Fetch = False,
-    n: Images = None,
-    limit: Limit = None,
-    per_kind: PerKind = None,
-    kind: Kinds = None,
-    shard: ShardOf = None,
+    choice: SuiteChoice,
     seed: Seed = 0,
-    reasoner: Reasoners = None,
-    rewrites: RewritesOf = Rewrites.one,
     on_refusal: OnRefusal = Refusal.original,
-    out: Out = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -205,29 +212,9 @@ def generate(
     """
     from lens_cli.work.suites.draw import generate_suite
 
+    refusal = cast("Literal['original', 'skip', 'stop']", str(on_refusal))
     talk = options.talk_for("eval generate", json=json, quiet=quiet)
-    choice = _choice(
-        suite, wish, size=size, lora=lora, data=data, fetch=fetch, n=n, limit=limit, per_kind=per_kind, kind=kind,
-        shard=shard, seed=seed, reasoner=reasoner, rewrites=rewrites, on_refusal=on_refusal, out=out,
-    )  # fmt: skip
-    generate_suite(choice, talk)
-
-
-def _choice(
-    suite: str, wish: Wish, *, size: str | None, lora: list[str] | None, data: Path | None, fetch: bool,
-    n: int | None, limit: int | None, per_kind: int | None, kind: list[str] | None, shard: str | None, seed: int,
-    reasoner: list[ReasonerMode] | None, rewrites: Rewrites, on_refusal: Refusal, out: Path | None,
-) -> SuiteChoice:  # fmt: skip
-    from lens_cli.work.suites.draw import SuiteChoice
-
-    wish = replace(wish, size=size, base=None if size else wish.base, loras=tuple(lora) if lora else None)
-    return SuiteChoice(
-        suite=suite, wish=wish, data=data, fetch=fetch, images=n, limit=limit, per_kind=per_kind,
-        kinds=tuple(kind or ()), shard=shard, seed=seed,
-        reasoners=tuple(dict.fromkeys(reasoner or [ReasonerMode.off])),
-        rewrites=cast("Literal['one', 'each']", str(rewrites)),
-        on_refusal=cast("Literal['original', 'skip', 'stop']", str(on_refusal)), out=out,
-    )  # fmt: skip
+    generate_suite(replace(choice, seed=seed, on_refusal=refusal), talk)
 
 
 def export(

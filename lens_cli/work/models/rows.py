@@ -12,7 +12,7 @@ from backend.errors import LensError, ModelMissingError, UsageError, human_bytes
 from backend.hub.installed import partial_bytes
 from backend.memory.cards import Drawing, encoder_seconds, smallest_card
 from backend.presets import HubSource, Preset
-from backend.wishes.vocabulary import read_vocabulary
+from backend.wishes.vocabulary import Vocabulary, read_vocabulary
 from lens_cli.terminal.cards_table import answers, table
 
 HEADER = f"{'NAME':<10} {'STATE':<8} {'SIZE':>7} {'RUNS ON':<8} {'STEPS':>5} WHAT"
@@ -92,32 +92,10 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         found = resolve_model(name)  # a path; raises with the accepted forms
         preset = found.preset
     params = found.preset.params if found is not None else preset.params
-    lines = [
-        f"{preset.name}: {preset.title}" if found is None or found.name == preset.name else f"{found.name}",
-        f"defaults    {preset.steps} steps, guidance {preset.guidance:g}{', distilled' if preset.distilled else ''}",
-        f"bases       {', '.join(map(str, preset.bases))} (default {preset.default_base})",
-        f"networks    transformer {params.dit.num_layers} blocks of width {params.dit.dim}, text encoder "
-        f"{params.text.num_hidden_layers} of width {params.text.hidden_size}, vocabulary {params.text.vocab_size}",
-    ]
-    if found is not None and found.assumed:
-        lines.append(f"assumed     {found.assumed}")
-    if found is not None and found.borrowed:
-        lines.append(f"borrowed    {found.borrowed}")
-    lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
-    lines += [line for source in (*preset.sources, *preset.packed) for line in _source_lines(source)]
     known = read_vocabulary(found.folder) if found is not None else None
-    lines += [f"{category:<12}{', '.join(words)}" for category, words in (known.lists if known else {}).items()]
     record = records.load(preset.name) if name.strip().lower() == preset.name else None
-    if problem is not None:
-        lines.append(f"damaged     {problem}")
-    elif found is None:
-        lines.append(f"on disk     no; fetch it with `lens models pull {preset.name}`")
-    else:
-        origin = f", {found.repo}@{(found.revision or '')[:12]}" if found.repo else ""
-        lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
-        lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
-        lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
     cards = answers(preset, _usual(preset)) if preset.sources else []
+    lines = _lines(preset, found, problem, known)
     lines += ["", *table(preset, _usual(preset), cards)] if cards else []
     data = {
         "name": found.name if found is not None else preset.name,
@@ -144,6 +122,35 @@ def details(name: str) -> tuple[list[str], dict[str, Any]]:
         else [{"component": part, "path": str(path), "bytes": size} for part, path, size in found.files()],
     }
     return lines, data
+
+
+def _lines(preset: Preset, found: ModelFiles | None, problem: str | None, known: Vocabulary | None) -> list[str]:
+    """What is told of a model: its numbers, its licences and sources, and where it lies."""
+    params = found.preset.params if found is not None else preset.params
+    lines = [
+        f"{preset.name}: {preset.title}" if found is None or found.name == preset.name else f"{found.name}",
+        f"defaults    {preset.steps} steps, guidance {preset.guidance:g}{', distilled' if preset.distilled else ''}",
+        f"bases       {', '.join(map(str, preset.bases))} (default {preset.default_base})",
+        f"networks    transformer {params.dit.num_layers} blocks of width {params.dit.dim}, text encoder "
+        f"{params.text.num_hidden_layers} of width {params.text.hidden_size}, vocabulary {params.text.vocab_size}",
+    ]
+    if found is not None and found.assumed:
+        lines.append(f"assumed     {found.assumed}")
+    if found is not None and found.borrowed:
+        lines.append(f"borrowed    {found.borrowed}")
+    lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
+    lines += [line for source in (*preset.sources, *preset.packed) for line in _source_lines(source)]
+    lines += [f"{category:<12}{', '.join(words)}" for category, words in (known.lists if known else {}).items()]
+    if problem is not None:
+        lines.append(f"damaged     {problem}")
+    elif found is None:
+        lines.append(f"on disk     no; fetch it with `lens models pull {preset.name}`")
+    else:
+        origin = f", {found.repo}@{(found.revision or '')[:12]}" if found.repo else ""
+        lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
+        lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
+        lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
+    return lines
 
 
 def _source_lines(source: HubSource) -> list[str]:

@@ -47,11 +47,11 @@ class SuiteChoice:
     per_kind: int | None
     kinds: tuple[str, ...]
     shard: str | None  # "2/4"
-    seed: int
     reasoners: tuple[ReasonerMode, ...]
     rewrites: Literal["one", "each"]
-    on_refusal: OnRefusal
     out: Path | None
+    seed: int = 0
+    on_refusal: OnRefusal = "original"
 
 
 def list_suites(talk: Talk) -> None:

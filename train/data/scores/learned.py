@@ -149,6 +149,36 @@ def pick_device(asked: str) -> torch.device:
 @lru_cache(maxsize=8)  # a process's models stay loaded from shard to shard
 def load_scorer(model: Model, device: torch.device) -> Scorer:
     """Raises CheckpointError where transformers cannot load it, or tensors are missing or misshapen."""
+    # On the CPU bfloat16 is no faster and rounds the scores.
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    network, processor = _load_network(model, dtype)
+    network = network.to(device).eval().requires_grad_(False)
+
+    def prepare(image: Image.Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    @torch.inference_mode()
+    def run(pixels_BCHW: Tensor) -> Any:
+        return network(pixels_BCHW.to(device, dtype))
+
+    if model.filter == "clip":
+        width = int(network.config.projection_dim)
+        columns = (pa.field("embedding", pa.list_(pa.float16(), width)),)
+        return Scorer(columns, prepare, lambda x: [(row,) for row in _unit(run(x).image_embeds).half().cpu().numpy()])
+    if model.filter == "aesthetic":
+        weight_W, bias = _one_linear(Path(model.head or ""), int(network.config.hidden_size))
+        weight_W, bias = weight_W.to(device), bias.to(device)
+        columns = (pa.field("score", pa.float32()),)
+        return Scorer(
+            columns, prepare, lambda x: [(s,) for s in (_unit(run(x).pooler_output) @ weight_W + bias).tolist()]
+        )
+    names = [str(network.config.id2label[i]) for i in range(int(network.config.num_labels))]
+    columns = tuple(pa.field(name, pa.float32()) for name in names)
+    return Scorer(columns, prepare, lambda x: [tuple(p) for p in run(x).logits.float().softmax(-1).tolist()])
+
+
+def _load_network(model: Model, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The network and its processor, of the folder alone. Raises CheckpointError."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -159,8 +189,6 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
 
     kinds = {"aesthetic": SiglipVisionModel, "clip": CLIPVisionModelWithProjection}
     kind: Any = kinds.get(model.filter, AutoModelForImageClassification)
-    # On the CPU bfloat16 is no faster and rounds the scores.
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         with quiet():
             config = AutoConfig.from_pretrained(model.folder, local_files_only=True)
@@ -185,29 +213,7 @@ def load_scorer(model: Model, device: torch.device) -> Scorer:
     if told["missing_keys"]:
         missing = sorted(told["missing_keys"])
         raise CheckpointError(f"{model.filter}: {model.name} lacks {len(missing)} tensors, {missing[0]} among them")
-    network = network.to(device).eval().requires_grad_(False)
-
-    def prepare(image: Image.Image) -> Tensor:
-        return processor(images=image, return_tensors="pt")["pixel_values"][0]
-
-    @torch.inference_mode()
-    def run(pixels_BCHW: Tensor) -> Any:
-        return network(pixels_BCHW.to(device, dtype))
-
-    if model.filter == "clip":
-        width = int(network.config.projection_dim)
-        columns = (pa.field("embedding", pa.list_(pa.float16(), width)),)
-        return Scorer(columns, prepare, lambda x: [(row,) for row in _unit(run(x).image_embeds).half().cpu().numpy()])
-    if model.filter == "aesthetic":
-        weight_W, bias = _one_linear(Path(model.head or ""), int(network.config.hidden_size))
-        weight_W, bias = weight_W.to(device), bias.to(device)
-        columns = (pa.field("score", pa.float32()),)
-        return Scorer(
-            columns, prepare, lambda x: [(s,) for s in (_unit(run(x).pooler_output) @ weight_W + bias).tolist()]
-        )
-    names = [str(network.config.id2label[i]) for i in range(int(network.config.num_labels))]
-    columns = tuple(pa.field(name, pa.float32()) for name in names)
-    return Scorer(columns, prepare, lambda x: [tuple(p) for p in run(x).logits.float().softmax(-1).tolist()])
+    return network, processor
 
 
 @contextlib.contextmanager
