@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,17 @@ import pytest
 # The shapes here are tiny: one thread is as fast, and on a busy machine several wait for each other (with a training
 # run beside them the decoder's tests took 205 s with two threads, 17 s with one). Set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Every child would compile lens's own modules anew, 0.3 s each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported_objects_apart() -> None:
+    """An engine that lets its networks go collects garbage, as do most tests of memory: 0.15 s and more each time for
+    half a million objects of modules and collected tests. What lives when a file of tests begins is looked at once."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
