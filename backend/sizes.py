@@ -79,6 +79,7 @@ def size_for(ratio: Fraction, base: int) -> tuple[int, int]:
     return closest(float(ratio), base)
 
 
+@lru_cache(maxsize=1024)  # it weighs every size there is: 3 ms, and whoever draws scenes asks nine times for each
 def closest(ratio: float, scale: float, *, area: tuple[float, float] = (0.0, math.inf)) -> tuple[int, int]:
     """The (W, H) of least cost (module docstring) whose pixel count lies within `area`. `ratio` in [1/2, 2].
 
@@ -108,7 +109,7 @@ def area_limits(bases: tuple[int, ...]) -> tuple[int, int]:
     return math.ceil(min(bases) ** 2 / AREA_SLACK), math.floor(max(bases) ** 2 * AREA_SLACK)
 
 
-@lru_cache(maxsize=256)  # it weighs every size there is: 3 ms, and ten thousand lines of a file ask for the same
+@lru_cache(maxsize=256)  # ten thousand lines of a file ask for the same
 def resolve_size(
     *,
     ar: str | None = None,
