@@ -248,12 +248,16 @@ def test_wrong_tensors_are_named_before_anything_runs(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- memory
 
-_CHILD = """
+DEEP = replace(
+    MANY, num_hidden_layers=12, num_local_experts=16, hidden_size=256, intermediate_size=256, num_experts_per_tok=2
+)
+# Without this module, whose imports take longer than all the rest.
+_CHILD = f"""
 import sys, torch
 from backend.checkpoints import formats
-from backend.params import TextEncoderParams
+from backend.params import TemplateParams, TextEncoderParams
 from backend.text.streaming import StreamingEncoder
-from tests.backend.text.test_streaming import DEEP
+DEEP = {DEEP!r}
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 def peak():
@@ -267,17 +271,14 @@ if sys.argv[2] == "streamed":
     encoder.hidden_states([list(range(60))], (DEEP.num_hidden_layers - 1,))
 else:
     before = resident()
-    whole = {name: table.tensor(name, torch.float32) for name in table.names()}
+    whole = {{name: table.tensor(name, torch.float32) for name in table.names()}}
 print(peak() - before)
 """
-DEEP = replace(
-    MANY, num_hidden_layers=24, num_local_experts=16, hidden_size=256, intermediate_size=256, num_experts_per_tok=2
-)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
-    """24 layers of 6.8 MB as MXFP4 (51 MB each in float32): streaming stays below one, loading needs them all."""
+    """12 layers of 6.8 MB as MXFP4 (51 MB each in float32): streaming stays below one, loading needs them all."""
     generator = torch.Generator().manual_seed(3)
     stored: State = {}
     for name, shape in formats_shapes(DEEP).items():
@@ -301,7 +302,7 @@ def test_memory_is_that_of_one_layer(tmp_path: Path) -> None:
         )
         for how in ("streamed", "whole")
     }  # fmt: skip
-    assert used["whole"] > 20 * layer
+    assert used["whole"] > 10 * layer
     assert used["streamed"] < layer, (used, layer)
 
 

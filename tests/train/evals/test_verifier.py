@@ -20,10 +20,10 @@ from train.world.scenes import COLOURS, GROUNDS, PLAIN, SKIES, Background, Scene
 
 def test_says_yes_to_the_truth_and_no_to_falsehoods() -> None:
     """A small, fixed version of the proof. A verifier that always answered the same would fail one of the two sides."""
-    proof = prove(scenes=60, seed=0)
+    proof = prove(scenes=40, seed=0)
     yes, no = proof.total(proof.yes), proof.total(proof.no)
-    assert yes.total == 60 and yes.rate >= 0.95, proof.mistakes
-    assert no.total > 200 and no.rate >= 0.985, proof.mistakes
+    assert yes.total == 40 and yes.rate >= 0.95, proof.mistakes
+    assert no.total > 130 and no.rate >= 0.985, proof.mistakes
     assert set(proof.no) == set(FALSEHOODS), "every kind of falsehood was tried"
 
 
