@@ -93,5 +93,5 @@ def test_names_for_the_tab() -> None:
 
 def test_the_shell_asks_for_them() -> None:
     """Through the completion that `lens --install-completion` installs for bash."""
-    asked = lens(_LENS_COMPLETE="complete_bash", COMP_WORDS="lens gen --style wat", COMP_CWORD="3")
+    asked = lens(start=True, _LENS_COMPLETE="complete_bash", COMP_WORDS="lens gen --style wat", COMP_CWORD="3")
     assert asked.lines == ["watercolour"]
