@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import NoReturn
 
 import torch
 
@@ -24,6 +25,7 @@ from backend.disk import make_folder, write_atomic
 from backend.events import PictureFailed
 from backend.loading import load_transformer, load_vae
 from backend.lora.names import parse_lora
+from backend.model.autoencoder import AutoencoderKLFlux2
 from backend.requests import build_request, find_model
 from backend.session import Session
 from backend.settings import load
@@ -64,8 +66,9 @@ def settings(student: str, teacher: str | None, warm: str | None) -> list[Settin
 
 
 def measured(
-    setting: Setting, folder: EvalFolder, files: ModelFiles, chosen: Sequence[NanoPrompt], texts: KeptTexts, images: int
-) -> Measured:
+    setting: Setting, folder: EvalFolder, files: ModelFiles, chosen: Sequence[NanoPrompt], texts: KeptTexts,
+    vae: AutoencoderKLFlux2, images: int,
+) -> Measured:  # fmt: skip
     """All pictures of a setting, judged."""
     use: LoraUse | None = None if setting.lora is None else parse_lora(setting.lora, LoraMode.fused)
     network = load_transformer(files, torch.float32, CPU, () if use is None else (use,))
@@ -75,18 +78,16 @@ def measured(
         steps=setting.steps or preset.steps, guidance=preset.guidance if setting.guidance is None else setting.guidance,
         at_once=images, compute="bfloat16", sampler=Sampler.euler,
     )  # fmt: skip
-    vae = load_vae(files, torch.float32, CPU)
-    with torch.no_grad():
-        return draw_judged(folder, files, network, use, chosen, how, texts, vae, side=preset.default_base)
+    return draw_judged(folder, files, network, use, chosen, how, texts, vae, side=preset.default_base)
 
 
 def taken_over(folder: EvalFolder, chosen: Sequence[NanoPrompt], images: int) -> Measured:
     """What another run drew: of these prompts, none may be missing. Raises ValueError."""
 
-    def absent(words: str, seed: int) -> object:
+    def absent(words: str, seed: int) -> NoReturn:
         raise ValueError(f"{folder.path} has no picture of {words!r}, seed {seed}")
 
-    return count(folder, evaluate(absent, chosen, images_per_prompt=images, done=folder.read()))  # pyright: ignore[reportArgumentType]
+    return count(folder, evaluate(absent, chosen, images_per_prompt=images, done=folder.read()))
 
 
 def seconds(setting: Setting, model: str, chosen: Sequence[NanoPrompt]) -> tuple[float, float]:
@@ -130,16 +131,18 @@ def main() -> None:
     make_folder(args.out)
     texts = KeptTexts(args.out / "texts", files, CPU, print)
     texts.fill([prompt.brief for prompt in chosen])
+    vae = load_vae(files, torch.float32, CPU)
+    every = settings(args.student, args.teacher_lora, args.warm)
     rows: list[dict[str, object]] = []
     first: Measured | None = None
-    for setting in settings(args.student, args.teacher_lora, args.warm):
+    for setting in every:
         if first is not None and args.only and not any(setting.name.startswith(name) for name in args.only):
             continue
         if first is None and args.served is not None:
             found = taken_over(EvalFolder(args.served), chosen, args.images)
         else:
             folder = EvalFolder(args.out / setting.name.replace(" ", "-"))
-            found = measured(setting, folder, files, chosen, texts, args.images)
+            found = measured(setting, folder, files, chosen, texts, vae, args.images)
         first = first or found
         low, high = found.report.overall_interval
         comparison = EvalComparison.of(first.report, found.report)
@@ -161,9 +164,8 @@ def main() -> None:
         write_atomic(args.out / "distilled.json", json.dumps(rows, indent=1).encode())
     print(f"{len(chosen)} prompts x {args.images}; difference to the first line, same seeds; 95 % intervals")
     if args.timed:
-        teacher, student = settings(args.student, args.teacher_lora, None)[:2]
         some = chosen[: args.timed + 1]
-        (slow, slow_steps), (fast, fast_steps) = (seconds(one, args.model, some) for one in (teacher, student))
+        (slow, slow_steps), (fast, fast_steps) = (seconds(one, args.model, some) for one in every[:2])
         print(
             f"seconds a picture: {slow:.2f} -> {fast:.2f}, {slow / fast:.1f} times as fast; denoising {slow_steps:.2f} "
             f"-> {fast_steps:.2f}, {slow_steps / fast_steps:.1f} times"

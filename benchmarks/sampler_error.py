@@ -7,13 +7,12 @@ The far end is `dpmpp_2m` at 250 steps, where both samplers agree.
 
 from __future__ import annotations
 
-import math
 import sys
 
-import numpy as np
 from PIL import Image
 
 from backend.events import PictureFailed
+from backend.picture.images import psnr
 from backend.requests import STEPS_LIMIT, build_request
 from backend.session import Session
 from backend.settings import Settings
@@ -52,12 +51,6 @@ def draw(session: Session, wish: Wish) -> list[Image.Image]:
             raise made.error
         pictures.append(made.image)
     return pictures
-
-
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Of 8-bit pictures, in dB."""
-    error = np.square(np.asarray(one, np.float64) - np.asarray(other, np.float64)).mean()
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 if __name__ == "__main__":

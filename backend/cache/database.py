@@ -43,9 +43,8 @@ def open_database(path: Path, kind: Kind) -> sqlite3.Connection:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(
-            os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE)
-        )  # its log gets the same mode; SQLite's own is the usual
+        # SQLite would make it with the usual mode; its log gets that of the file.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
         database = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise kind.error(f"cannot open the {kind.name} {path}: {error}") from error
