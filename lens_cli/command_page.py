@@ -65,6 +65,11 @@ def plain(text: str | None) -> str:
     return _MARKUP.sub("[", text or "")
 
 
+def one_line(text: str | None) -> str:
+    """A help text in one line, without Rich's escapes."""
+    return " ".join(plain(text).split())
+
+
 def is_argument(param: Any) -> bool:
     """Whether it is given by its place and not by a flag."""
     return not param.opts[0].startswith("-")
@@ -106,8 +111,13 @@ def _panels(items: list[Any], usual: str) -> dict[str, list[Any]]:
 
 def _choices(param: Any, ctx: Any) -> list[str]:
     """The words that an option takes; empty where it takes others."""
-    kind = param.display_type(ctx=ctx).strip("<>").removeprefix("list[").strip("[]")
+    kind = _kind(param, ctx)
     return kind.split("|") if "|" in kind else []
+
+
+def _kind(param: Any, ctx: Any) -> str:
+    """Typer's name of what one value is: int, path, or choices between bars."""
+    return param.display_type(ctx=ctx).strip("<>").removeprefix("list[").strip("[]")
 
 
 def _value(param: Any, ctx: Any, *, full: bool) -> str:
@@ -117,13 +127,13 @@ def _value(param: Any, ctx: Any, *, full: bool) -> str:
     words = "|".join(_choices(param, ctx))
     if words:
         return words if len(words) <= (_CHOICES if full else 16) else "NAME"
-    kind = param.display_type(ctx=ctx).strip("<>").removeprefix("list[").strip("[]").lower()
-    return {"int": "N", "float": "X", "path": "PATH", "file": "PATH"}.get(kind.split()[0], "TEXT")
+    kind = _kind(param, ctx).lower().split()[0]
+    return {"int": "N", "float": "X", "path": "PATH", "file": "PATH"}.get(kind, "TEXT")
 
 
 def _about(param: Any, ctx: Any) -> str:
     """The help of an option or argument, its choices where the name has no room for them, and its default."""
-    text = " ".join(plain(param.help).split())
+    text = one_line(param.help)
     choices = _choices(param, ctx)
     if not param.metavar and len("|".join(choices)) > _CHOICES:
         text = f"{text} One of {', '.join(choices)}."

@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from lens_cli.command_page import NAME_COLUMN, names_of, plain, usage, write_text
+from lens_cli.command_page import NAME_COLUMN, names_of, one_line, usage, write_text
 
 EVERYDAY = (
     "--model --num --seed --ar --base --steps --guidance --negative-prompt --style --init --strength --mask --hires "
@@ -126,7 +126,7 @@ class BriefCommand(TyperCommand):
         with formatter.section("Everyday options [what holds unless said]"):
             shown = [options[flag] for flag in EVERYDAY if flag in options]
             formatter.write_dl(
-                [(names_of(param, ctx, full=False), _brief(param, usual)) for param in shown], col_max=26
+                [(names_of(param, ctx, full=False), _brief(param, usual)) for param in shown], col_max=NAME_COLUMN
             )
         with formatter.section("More, each with its page: lens help TOPIC"):
             formatter.write_dl([(name, _rest(topic.flags, options) or topic.about) for name, topic in TOPICS.items()])
@@ -137,10 +137,11 @@ def topic_page(name: str, command: TyperCommand, context: Any) -> str:
     topic, formatter = TOPICS[name], context.make_formatter()
     formatter.write_text(topic.text)
     options = {_first_flag(param): param for param in command.params if getattr(param, "opts", None)}
-    explained = [options[flag] for flag in topic.flags if flag in options]
+    explained: list[Any] = [options[flag] for flag in topic.flags if flag in options]
     formatter.write_paragraph()
     if explained:
-        formatter.write_dl([(names_of(param, context), _help_of(param)) for param in explained], col_max=NAME_COLUMN)
+        rows = [(names_of(param, context), one_line(param.help)) for param in explained]
+        formatter.write_dl(rows, col_max=NAME_COLUMN)
     return formatter.getvalue()
 
 
@@ -152,14 +153,9 @@ def _first_flag(param: Any) -> str:
     return next((flag for flag in param.opts if flag.startswith("--")), param.opts[0])
 
 
-def _help_of(param: Any) -> str:
-    return " ".join(plain(param.help).split())
-
-
 def _brief(param: Any, usual: dict[str, str]) -> str:
     """The first sentence of an option's help, or its first clause where that is long, and the usual value."""
-    text = _help_of(param)
-    text = text.partition(". ")[0]
+    text = one_line(param.help).partition(". ")[0]
     if len(text) > _CLAUSE:
         text = min((text.partition(mark)[0] for mark in ("; ", ": ")), key=len)
     value = usual.get(_first_flag(param))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lens_cli.app import COMMANDS
-from lens_cli.command_page import plain
+from lens_cli.command_page import argument_name, is_argument, one_line, plain
 from lens_cli.help import TOPICS
 from lens_cli.lazy import build, load
 
@@ -56,9 +56,8 @@ def _row(param: Any) -> str | None:
     """A row of a table: the names, and what it is. None for what is hidden, and for --help."""
     if getattr(param, "hidden", False) or "--help" in param.opts:
         return None
-    argument = not param.opts[0].startswith("-")
-    names = [param.metavar or param.opts[0].upper()] if argument else [*param.opts, *param.secondary_opts]
-    text = " ".join(plain(getattr(param, "help", None)).split())
+    names = [argument_name(param)] if is_argument(param) else [*param.opts, *param.secondary_opts]
+    text = one_line(getattr(param, "help", None))
     return f"| {' '.join(f'`{name}`' for name in names)} | {_escaped(text).replace('|', chr(92) + '|')} |"
 
 
