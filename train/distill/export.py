@@ -13,19 +13,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from backend import presets
 from backend.checkpoints.parameters import SIDECAR
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder, write_atomic
 from backend.lora.write import Factors, Family, write_lora
 from train.distill.config import DistillConfig
-from train.lora.files import beside_its_parts, stated
+from train.lora.files import DTYPES, beside_its_parts, stated
 from train.rl.export import cut
 from train.run.export import export as export_transformer
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def write_adapter(
@@ -44,7 +40,7 @@ def write_adapter(
     }  # fmt: skip
     header = stated(files, step, config.run_dir, training, usage_hint=f"{config.grid_steps} steps, guidance 1")
     make_folder(path.parent)
-    write_lora(path, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
+    write_lora(path, learned, family=Family.comfyui, metadata=header, dtype=DTYPES[config.export_dtype])
     return path
 
 

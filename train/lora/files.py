@@ -28,7 +28,7 @@ from backend.presets import Component, Layout
 from train.lora.adapters import factors
 from train.lora.config import LoraConfig
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export(
@@ -114,7 +114,7 @@ def _write(path: Path, family: Family, config: LoraConfig, files: ModelFiles, ne
     make_folder(path.parent)
     write_lora(
         path, factors(network), family=family, metadata=header(config, files, step),
-        dtype=_DTYPES[config.export_dtype],
+        dtype=DTYPES[config.export_dtype],
     )  # fmt: skip
 
 

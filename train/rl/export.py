@@ -15,10 +15,8 @@ from backend.checkpoints.resolve import ModelFiles
 from backend.disk import make_folder
 from backend.lora.write import Factors, Family, write_lora
 from train.lora.adapters import factors
-from train.lora.files import stated
+from train.lora.files import DTYPES, stated
 from train.rl.config import RLConfig
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def export(
@@ -43,7 +41,7 @@ def export(
         make_folder(config.run_dir / "adapters")
         paths.append(config.run_dir / "adapters" / f"epoch-{epoch:06d}.safetensors")
     for one in paths:
-        write_lora(one, learned, family=Family.comfyui, metadata=header, dtype=_DTYPES[config.export_dtype])
+        write_lora(one, learned, family=Family.comfyui, metadata=header, dtype=DTYPES[config.export_dtype])
     return path
 
 

@@ -9,7 +9,7 @@ from backend.errors import human_bytes
 from backend.presets import Preset
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
-from lens_cli.work.train.model import planned_model
+from lens_cli.work.train.model import planned_device, planned_model
 from lens_cli.work.train.status import duration
 from train.distill import plan as plans
 from train.distill.config import DistillConfig, refuse_distilled
@@ -38,9 +38,7 @@ def explain(config: DistillConfig, talk: Talk) -> None:
     preset, files = planned_model(config.model, talk)
     if config.teacher is None:
         refuse_distilled(preset)
-    device_type = config.machine.device.partition(":")[0]
-    if device_type == "auto":
-        device_type = "cpu" if preset.embedded is not None else "cuda"
+    device_type = planned_device(config.machine.device, preset)
     plan = plans.make(config, preset, files, device_type)
     for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
         talk.data(line)

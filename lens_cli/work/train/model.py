@@ -1,4 +1,4 @@
-"""The model that a training is about, before anything of it has to be on this disk."""
+"""The model that a training is about, and the device, before anything of it has to be on this disk."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def planned_model(name: str, talk: Talk) -> tuple[Preset, ModelFiles | None]:
     if found.missing is not None:
         talk.warn(f"{found.missing}: {found.missing.hint}" if found.missing.hint else str(found.missing))
     return found.preset, found.files
+
+
+def planned_device(device: str, preset: Preset) -> str:
+    """The type of device that a dry run is about; "auto" is a GPU but for a model inside the package."""
+    kind = device.partition(":")[0]
+    if kind == "auto":
+        return "cpu" if preset.embedded is not None else "cuda"
+    return kind

@@ -14,7 +14,7 @@ from backend.presets import Preset
 from backend.sizes import GRID
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
-from lens_cli.work.train.model import planned_model
+from lens_cli.work.train.model import planned_device, planned_model
 from lens_cli.work.train.status import duration
 from train.config import Stage
 from train.lora.config import target_shapes
@@ -136,9 +136,7 @@ def explain(config: RLConfig, talk: Talk) -> None:
     """The resolved config and what it takes, on stdout. Loads no weights, writes nothing."""
     preset, files = planned_model(config.model, talk)
     refuse_distilled(preset)
-    device_type = config.machine.device.partition(":")[0]
-    if device_type == "auto":
-        device_type = "cpu" if preset.embedded is not None else "cuda"
+    device_type = planned_device(config.machine.device, preset)
     plan = forecast(config, preset, files, device_type)
     for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
         talk.data(line)
