@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import pytest
 import prompts
 from backend.picture.images import read_metadata
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion
-from tests.lens_cli.cli import Run, environment, lens_inside, recorded
+from tests.lens_cli.cli import Run, lens_inside, real_inside, recorded
 
 KEY = "sk-very-secret"
 Lens = Callable[..., Run]
@@ -246,34 +244,27 @@ def test_a_projects_file_may_not_say_where_requests_go(
 
 # ----------------------------------------------------------------------------------------------- the shipped model
 
-ONCE = """
-import json, sys
-from backend.text import llama
-opened = []
-real = llama.LlamaModel.__init__
-def counted(self, *words, **options):
-    opened.append(1)
-    real(self, *words, **options)
-llama.LlamaModel.__init__ = counted
-from lens_cli.app import main
-try:
-    main()
-finally:
-    print(json.dumps({"opened": len(opened)}), file=sys.stderr)
-"""
-
 
 @pytest.mark.nano
-def test_one_opened_gguf_writes_the_prompt_and_reads_it(tmp_path: Path) -> None:
+def test_one_opened_gguf_writes_the_prompt_and_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The real engine, twice: what the first call keeps lies on the disk, since each call has a session of its own."""
+    from backend.text import llama
+
+    opened, real = list[int](), llama.LlamaModel.__init__
+
+    def counted(self: llama.LlamaModel, *words: Any, **options: Any) -> None:
+        opened.append(1)
+        real(self, *words, **options)
+
+    monkeypatch.setattr(llama.LlamaModel, "__init__", counted)
+    monkeypatch.chdir(tmp_path)
     words = ["gen", "two red balls", "--reasoner", "local", "--encoder", "llama", "--steps", "1", "--json", "-s", "1"]
-    counts: list[int] = []
     revised: list[str] = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", ONCE, *words], cwd=tmp_path, capture_output=True, timeout=300, env=environment()
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        counts.append(json.loads(done.stderr.splitlines()[-1])["opened"])
-        revised.append(json.loads(done.stdout)["data"]["revised"])
-    assert counts == [1, 0]  # the second time rewrite and features are known, and nobody opens it
+    for opened_by_then in (1, 1):  # the second time rewrite and features are known, and nobody opens it
+        run = real_inside(monkeypatch, capfd, *words)
+        assert run.code == 0, run.err
+        assert len(opened) == opened_by_then
+        revised.append(run.json["data"]["revised"])
     assert revised[0] == revised[1] != "two red balls"
