@@ -17,12 +17,19 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
-@pytest.fixture(autouse=True, scope="module")
+_known_modules = 0
+
+
+@pytest.fixture(autouse=True)
 def imported_objects_apart() -> None:
     """An engine that lets its networks go collects garbage, as do most tests of memory: 0.15 s and more each time for
-    half a million objects of modules and collected tests. What lives when a file of tests begins is looked at once."""
-    gc.collect()
-    gc.freeze()
+    half a million objects of modules and collected tests. After each large import they are looked at once, and then
+    left out."""
+    global _known_modules
+    if len(sys.modules) > _known_modules + 100:
+        _known_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
