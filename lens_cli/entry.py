@@ -5,6 +5,7 @@ Light ring, and less: what the interpreter has loaded by now. Typer and the comm
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -16,9 +17,12 @@ def main() -> None:
     SIGTERM and SIGHUP end as Ctrl-C does: finished work is kept and nothing half-written stays.
     """
     pressed: list[int] = []
+    ended: list[int] = []  # the exit code, once all is said
     ready = False
 
     def press(number: int, frame: FrameType | None) -> None:
+        if ended:  # the interpreter tidies up: nobody answers, and an exception would be a traceback
+            os._exit(ended[0])
         # Noted too: raised while a package is being imported, it may come out as any error of that package.
         pressed.append(number)
         if ready:
@@ -40,4 +44,7 @@ def main() -> None:
         ready = True
         run(stopped=lambda: bool(pressed))
     except KeyboardInterrupt:  # another one, while the first is being answered
-        sys.exit(130)
+        ended.append(130)
+    except SystemExit as end_of_run:
+        ended.append(end_of_run.code if isinstance(end_of_run.code, int) else 0)
+    sys.exit(ended[0] if ended else 0)

@@ -129,6 +129,22 @@ def pressed(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+AT_ITS_END = """
+import atexit, os, signal
+
+atexit.register(lambda: os.kill(os.getpid(), signal.NAME))
+from lens_cli.entry import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_when_all_is_said_the_code_stays_and_nothing_is_printed(number: str) -> None:
+    """What comes while the interpreter tidies up."""
+    run = pressed(AT_ITS_END.replace("NAME", number), "config", "path")
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("module", "command", "words"),
     [
