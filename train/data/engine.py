@@ -8,7 +8,6 @@ second run finds or replaces them, and nothing is lost or doubled.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from multiprocessing.sharedctypes import Synchronized
 import pyarrow as pa
 
 from backend.errors import LensError, UsageError, first_line, optional_package
-from train.run.feed import end_with_parent
+from train.run.feed import end_with_parent, spawn_context
 
 ENGINES = ("local", "ray")
 _RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once
@@ -71,8 +70,7 @@ def _run_pool(function: Shard, left: list[int], workers: int, on_done: Callable[
     """Take shards off `left` as they end; returns those that were under way when a worker died (none: all ended)."""
     queue = list(left)
     running: dict[Future[None], int] = {}
-    # spawn: a forked child of a process with threads (torch, pyarrow) may find a lock held for ever.
-    context = multiprocessing.get_context("spawn")
+    context = spawn_context()
     started = context.Value("i", 0)
     size = min(workers, len(left))
     with ProcessPoolExecutor(size, mp_context=context, initializer=_begin, initargs=(started,)) as pool:

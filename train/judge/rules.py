@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from concurrent.futures import Future, ProcessPoolExecutor
 
 from PIL import Image
@@ -11,7 +10,7 @@ from backend.errors import UsageError
 from train.evals.verifier.verify import VERSION, Expectation, verify
 from train.judge.judge import Question
 from train.losses.rewards import Verdict
-from train.run.feed import begin_worker
+from train.run.feed import begin_worker, spawn_context
 
 
 class RuleJudge:
@@ -19,9 +18,9 @@ class RuleJudge:
 
     def __init__(self, workers: int) -> None:
         """`workers` 0: in this process, before `submit` returns."""
-        # Not forked: this process has torch's threads.
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker) if workers else None
+        self._pool = (
+            ProcessPoolExecutor(workers, mp_context=spawn_context(), initializer=begin_worker) if workers else None
+        )
 
     @property
     def identity(self) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext
 from typing import Generic, TypeVar
 
 Batch = TypeVar("Batch")
@@ -30,9 +32,7 @@ class Feed(Generic[Batch]):
         if self.workers == 0:
             yield from (self.make(step) for step in range(self.start, self.stop))
             return
-        # "spawn": a forked child of a process that has used torch's thread pool may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=context, initializer=begin_worker) as pool:
+        with ProcessPoolExecutor(self.workers, mp_context=spawn_context(), initializer=begin_worker) as pool:
             pending: deque[Future[Batch]] = deque()
             try:
                 for step in range(self.start, self.stop):
@@ -44,6 +44,17 @@ class Feed(Generic[Batch]):
             finally:
                 for future in pending:
                     future.cancel()
+
+
+_QUIET = "ignore:resource_tracker"  # as -W has it
+
+
+def spawn_context() -> SpawnContext:
+    """How every pool here starts its workers. A forked child of a process with threads (torch, pyarrow) may find a lock
+    held for ever. What a kill -9 leaves to Python's own process that tidies up, it tidies up without a word."""
+    if _QUIET not in sys.warnoptions:
+        sys.warnoptions.append(_QUIET)  # handed on to that process when it starts
+    return multiprocessing.get_context("spawn")
 
 
 def begin_worker() -> None:

@@ -96,7 +96,8 @@ def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"  # a file, since spawned workers import the main module again
     script.write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
     root = Path(__file__).resolve().parents[3]
-    command = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)})
+    said = (tmp_path / "said").open("w+")
+    command = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(root)}, stderr=said)
     try:
         while not (found := list(tmp_path.glob("starts/0-*"))):
             assert command.poll() is None
@@ -108,6 +109,10 @@ def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:
         command.wait()
     _, alive = psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=20)
     assert not alive
+    time.sleep(0.5)  # for the process that tidies up after them
+    said.seek(0)
+    assert said.read() == ""
+    said.close()
 
 
 def test_unknown_engine() -> None:
