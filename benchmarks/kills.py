@@ -161,7 +161,9 @@ def finish(child: int) -> int:
 
 
 def half_written(here: Path) -> Iterator[Path]:
-    return (path for path in here.rglob(".lens-*.tmp"))
+    """By `os.walk`, which passes over what vanishes meanwhile."""
+    for folder, inner, files in os.walk(here):
+        yield from (Path(folder, name) for name in (*inner, *files) if name.endswith(".tmp"))
 
 
 def end_one(stage: Stage, here: Path, inputs: Path, number: int, took: float, chance: random.Random) -> Row:
