@@ -287,7 +287,7 @@ def path_below(folder: Path, name: object, *, source: str, links_within: Path | 
     `source` says in the error who gave the name. Raises UntrustedError: for an absolute path, `..`, an empty or
     over-long part, a control or formatting character, a backslash or colon, a link that leads out, a device or FIFO.
     """
-    problem = _name_problem(name)
+    problem = name_problem(name)
     if problem is None:
         path = folder.joinpath(*str(name).split("/"))
         problem = _place_problem(folder, path, links_within or folder)
@@ -296,7 +296,8 @@ def path_below(folder: Path, name: object, *, source: str, links_within: Path | 
     raise UntrustedError(f"{source} names a file {shown(name)}: {problem}")
 
 
-def _name_problem(name: object) -> str | None:
+def name_problem(name: object) -> str | None:
+    """What keeps a name from outside from being a path below a folder, whatever lies there; None: nothing."""
     if not isinstance(name, str) or not name:
         return "no name"
     try:

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from backend.disk import file_sha256, make_folder, replacing, write_atomic
+from backend.disk import file_sha256, make_folder, name_problem, replacing, write_atomic
 from backend.errors import FileError, LensError
 from backend.foreign import documents
 from train.data.pictures import PICTURE_BYTES
@@ -63,6 +63,8 @@ class Work:
         try:
             said = documents.parse_json(documents.read_bytes(self.path(stage, shard).with_suffix(".done")))
             reads = {str(stage): str(sha) for stage, sha in said["reads"].items()}
+            if any(name_problem(stage) for stage in reads):  # each becomes a folder of this one
+                return None
             return Mark(rows=int(said["rows"]), sha256=str(said["sha256"]), stamp=str(said["stamp"]), reads=reads)
         except FileNotFoundError:
             return None

@@ -267,6 +267,9 @@ def test_a_mark_follows_its_file_and_vouches_for_nothing_else(tmp_path: Path) ->
     said = json.loads((tmp_path / "stage" / "00000.done").read_text())
     assert said["rows"] == 3
     assert said["sha256"] == hashlib.sha256((tmp_path / "stage" / "00000.parquet").read_bytes()).hexdigest()
+    for stage in ("../elsewhere", "/elsewhere", 300 * "1"):  # a stranger's folder: what it read is no path of ours
+        (tmp_path / "stage" / "00000.done").write_text(json.dumps(said | {"reads": {stage: "0"}}))
+        assert work.mark("stage", 0) is None and work.changed("stage", 0) == "stage"
     (tmp_path / "stage" / "00000.done").write_text('{"rows": 3')  # cut by a full disk
     assert work.mark("stage", 0) is None
     with pytest.raises(LensError, match="stage is not done for shard 0"):
