@@ -106,6 +106,9 @@ Verbose = Annotated[
         rich_help_panel=_SPEECH,
     ),
 ]
+RecipeSettings = Annotated[
+    bool, typer.Option("--settings", help="List every field of the recipe as --set takes it, and stop.")
+]
 NoTorch = Annotated[bool, typer.Option("--no-torch", help="Leave out torch and its devices: answers at once.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_SPEECH)]
 

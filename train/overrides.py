@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from backend import fields
 from backend.errors import UsageError
-from backend.params import DiTParams, TemplateParams
 
 Config = TypeVar("Config")
 
@@ -60,13 +59,36 @@ def _set(target: Any, full: str, path: list[str], value: str) -> Any:
 
 
 def _nearest(config: Any, key: str) -> str:
-    """What was meant, as a hint: the same name elsewhere, a key that is written nearly so, or the list of what is."""
+    """What was meant, as a hint: the keys that are most like it, or what the part that was named has."""
     known = list(_keys(config, ""))
-    same = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same or difflib.get_close_matches(key, known, n=1) or _like_the_end(key, known)
+    near = _same_words(key, known) or difflib.get_close_matches(key, known, n=1) or _like_the_end(key, known)
     if near:
         return f"did you mean {' or '.join(near[:3])}?"
-    return f"fields: {', '.join(field.name for field in dataclasses.fields(config))}"
+    front = key.rpartition(".")[0] + "."
+    inside = [one.removeprefix(front) for one in known if one.startswith(front)]
+    if inside:
+        return f"{front[:-1]} has {', '.join(inside)}"
+    return f"fields: {', '.join(field.name for field in dataclasses.fields(config))}; --settings lists all"
+
+
+def _same_words(key: str, known: list[str]) -> list[str]:
+    """Keys whose last name is the same, or has the same words or initials: kl for nft.kl_weight, lr, batch_size.
+
+    Those of the part that was named stand first, and alone where there are any.
+    """
+    front, _, typed = key.rpartition(".")
+    ends = {one: one.rpartition(".")[2] for one in known}
+    words = set(typed.split("_")) - {""}
+    for alike in (
+        lambda end: end == typed,
+        lambda end: bool(words) and words <= set(end.split("_")),
+        lambda end: len(typed) > 1 and "".join(word[:1] for word in end.split("_")) == typed,
+        lambda end: "_" in typed and end in words,
+    ):
+        found = [one for one, end in ends.items() if alike(end)]
+        if found:
+            return [one for one in found if one.rpartition(".")[0] == front] or found
+    return []
 
 
 def _like_the_end(key: str, known: list[str]) -> list[str]:
@@ -108,24 +130,22 @@ def _complaint(error: fields.Misfit) -> str:
     return f"{error.value!r} is not {kind.__name__}"
 
 
-def describe(config: Any) -> str:
-    """The resolved config as aligned `key  value` lines, one for each field of a nested config and each of several."""
-    rows: list[tuple[str, object]] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if not dataclasses.is_dataclass(value) or isinstance(value, DiTParams | TemplateParams):
-            rows += _rows(field.name, value)
-        else:
-            for part in dataclasses.fields(value):
-                rows += _rows(f"{field.name}.{part.name}", getattr(value, part.name))
-    width = max(len(key) for key, _ in rows)
-    return "\n".join(f"{key:<{width}}  {value}" for key, value in rows)
+def settings_of(config: Any) -> list[tuple[str, str]]:
+    """Every (key, value) of a config, however deep, as `set_fields` names and takes them."""
+    return [(key, _text(_at(config, key.split(".")))) for key in _keys(config, "")]
 
 
-def _rows(key: str, value: object) -> list[tuple[str, object]]:
-    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-        return [(f"{key}.{i}", one) for i, one in enumerate(typing.cast("tuple[object, ...]", value))]
-    return [(key, value)]
+def _at(config: Any, path: list[str]) -> Any:
+    for name in path:
+        config = config[int(name)] if isinstance(config, tuple) else getattr(config, name)
+    return config
+
+
+def _text(value: Any) -> str:
+    """A value as --set takes it."""
+    if isinstance(value, tuple):
+        return ",".join(_text(part) for part in typing.cast("tuple[Any, ...]", value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def as_json(config: Any) -> Any:

@@ -30,7 +30,7 @@ from train.config import (
     Stage,
     within,
 )
-from train.overrides import describe, set_fields
+from train.overrides import set_fields
 
 __all__ = [
     "NANO_RECIPES",
@@ -38,7 +38,6 @@ __all__ = [
     "PRETRAIN_RECIPES",
     "NanoConfig",
     "check_parts",
-    "describe",
     "nano_config",
     "pretrain_config",
     "set_fields",

@@ -28,6 +28,7 @@ class Vocabulary:
 
     lists: dict[str, tuple[str, ...]]  # what a person is shown: "things", "colours", "backgrounds", …
     words: frozenset[str]  # every word of its captions, in small letters
+    notes: dict[str, str]  # to a list: what of it the model does seldom
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -36,7 +37,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     try:
         data = documents.parse_json(documents.read_bytes(path, _BYTES_LIMIT))
         lists = {str(name): tuple(map(str, words)) for name, words in data["lists"].items()}
-        return Vocabulary(lists=lists, words=frozenset(map(str, data["words"])))
+        notes = {str(name): str(note) for name, note in data.get("notes", {}).items()}
+        return Vocabulary(lists=lists, words=frozenset(map(str, data["words"])), notes=notes)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -79,12 +79,12 @@ def show(name: NameOrPath, json: options.Json = False) -> None:
 
     Example: lens models show lens-turbo
     """
-    from lens_cli.work.models.rows import details
+    from lens_cli.terminal.wrap import say_rows
+    from lens_cli.work.models.rows import LABEL, details
 
     talk = options.talk_for("models show", json=json)
     lines, data = details(name)
-    for line in lines:
-        talk.data(line)
+    say_rows(lines, LABEL, talk)
     talk.result(data)
 
 

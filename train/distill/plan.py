@@ -20,9 +20,6 @@ from train.lora.plan import base_bytes
 from train.run import costs, status
 
 CAPTION_TOKENS = 60  # of a prompt; dense captions have 170, which at 1024 x 1024 are 3 % more tokens
-# Seconds of one core of the machine that Lens-Nano was measured on (AVX-512 with bfloat16): a forward pass of 5.4 GFLOP
-# takes 0.042.
-CORE_FLOPS = 5.4e9 / 0.042
 LOOKED = 1.2  # factor for looks at held-out prompts, estimated
 
 
@@ -76,7 +73,7 @@ def make(config: DistillConfig, preset: Preset, files: ModelFiles | None, device
     copies = 3 + (config.optim.ema_decay is not None)
     checkpoint = 4.0 * (3 * 2 * learned + (copies - 3) * learned + 3 * heads)
     best = 4.0 * learned
-    speed = CORE_FLOPS if device_type == "cpu" else _gpu_speed(config)
+    speed = costs.CORE_FORWARD if device_type == "cpu" else _gpu_speed(config)
     return DistillPlan(
         pictures=pictures,
         seen=pictures * stage.steps,

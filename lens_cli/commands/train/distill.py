@@ -24,7 +24,7 @@ Set = Annotated[
         "--set", help="key=value, repeatable: model=M, start_from=RL.safetensors, steps=500, student.guidance=4."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print recipe, memory, disk, hours, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print memory, disk, hours, and stop.")]
 
 
 def distill(
@@ -34,6 +34,7 @@ def distill(
     random: Random = False,
     set_: Set = None,
     dry_run: DryRun = False,
+    settings: options.RecipeSettings = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -46,6 +47,11 @@ def distill(
 
     talk = options.talk_for("train distill", json=json, quiet=quiet)
     config = choose(recipe, run_dir, set_ or [], data=data, random=random)
+    if settings:
+        from lens_cli.work.train.plan_page import show_settings
+
+        show_settings(config, talk)
+        return
     if dry_run:
         from lens_cli.work.train.distill import explain
 

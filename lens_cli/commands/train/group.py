@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lens_cli import options
 from lens_cli.commands.train import data, distill, lora, pretrain, rl
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
@@ -27,7 +28,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, repeatable: vae.steps=500, seed=1, machine.device=cuda.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the finished model \\[default: RUN_DIR/model].")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print parts, memory, disk, hours, and stop.")]
 
 
 @app.command("nano")
@@ -38,6 +39,9 @@ def nano(
     set_: Set = None,
     out: Out = None,
     dry_run: DryRun = False,
+    settings: options.RecipeSettings = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train Lens-Nano from nothing: autoencoder, language model, transformer; then write its three files.
 
@@ -46,14 +50,20 @@ def nano(
     """
     from train.recipes import check_parts, nano_config, set_fields  # light: dataclasses only
 
+    talk = options.talk_for("train nano", json=json, quiet=quiet)
     check_parts(part or ())
     config = set_fields(nano_config(recipe, run_dir), set_ or [])
     parts = tuple(part) if part else None
-    if dry_run:
-        from train.recipes import describe
+    if settings:
+        from lens_cli.work.train.plan_page import show_settings
 
-        print(describe(config))
+        show_settings(config, talk)
+        return
+    if dry_run:
+        from lens_cli.work.train.nano_plan import explain
+
+        explain(config, parts, talk)
         return
     from lens_cli.work.train.recipes import run_nano  # torch: 1.4 s
 
-    print(run_nano(config, parts, out))
+    run_nano(config, parts, out, talk)

@@ -48,6 +48,7 @@ def lora(
     full: Full = False,
     set_: Set = None,
     dry_run: DryRun = False,
+    settings: options.RecipeSettings = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -59,6 +60,11 @@ def lora(
 
     talk = options.talk_for("train lora", json=json, quiet=quiet)
     config = choose(pictures, model, run_dir, set_ or [], recipe=recipe, quant=quant, full=full)
+    if settings:
+        from lens_cli.work.train.plan_page import show_settings
+
+        show_settings(config, talk)
+        return
     if dry_run:
         from lens_cli.work.train.lora import explain
 

@@ -22,9 +22,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value, repeatable: seed=1, stages.0.steps=500, optim.clip=2, machine.device=cuda."),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print recipe, memory, disk, hours, tokens and money, and stop.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print memory, disk, hours, tokens and money, and stop.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Svg = Annotated[Path | None, typer.Option("--svg", help="Write the loss curves here as well.")]
 Weights = Annotated[
@@ -41,6 +39,7 @@ def pretrain(
     random: Random = False,
     set_: Set = None,
     dry_run: DryRun = False,
+    settings: options.RecipeSettings = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -52,6 +51,11 @@ def pretrain(
 
     talk = options.talk_for("train pretrain", json=json, quiet=quiet)
     config = choose(recipe, run_dir, set_ or [], data=data, random=random)
+    if settings:
+        from lens_cli.work.train.plan_page import show_settings
+
+        show_settings(config, talk)
+        return
     if dry_run:
         from lens_cli.work.train.pretrain_plan import show
 

@@ -24,7 +24,7 @@ Set = Annotated[
         help="key=value, repeatable: prompts.path=P, judge.model=NAME, rollout.guidances=1, nft.kl_weight=1e-2.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print recipe, memory, disk, judge calls, hours, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print judge calls, memory, disk, hours, and stop.")]
 Out = Annotated[Path, typer.Argument(metavar="FILE", help="The JSONL file to write.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A JSONL file of prompts.")]
 To = Annotated[int, typer.Option("--to", min=1, help="Prompts that are wanted (the paper's set has 8,406).")]
@@ -60,6 +60,7 @@ def rl(
     run_dir: RunDir = None,
     set_: Set = None,
     dry_run: DryRun = False,
+    settings: options.RecipeSettings = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -74,6 +75,11 @@ def rl(
 
     talk = options.talk_for("train rl", json=json, quiet=quiet)
     config = choose(recipe, run_dir, set_ or [])
+    if settings:
+        from lens_cli.work.train.plan_page import show_settings
+
+        show_settings(config, talk)
+        return
     if dry_run:
         from lens_cli.work.train.rl import explain
 

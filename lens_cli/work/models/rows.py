@@ -17,6 +17,8 @@ from lens_cli.terminal.cards_table import answers, table
 
 HEADER = f"{'NAME':<10} {'STATE':<8} {'SIZE':>7} {'RUNS ON':<8} {'STEPS':>5} WHAT"
 
+LABEL = 12  # columns of the labels of `details`
+
 
 @dataclass(frozen=True)
 class ModelRow:
@@ -140,7 +142,7 @@ def _lines(preset: Preset, found: ModelFiles | None, problem: str | None, known:
         lines.append(f"borrowed    {found.borrowed}")
     lines += [f"licence     {part.value.replace('_', ' ')}: {text}" for part, text in preset.licences.items()]
     lines += [line for source in (*preset.sources, *preset.packed) for line in _source_lines(source)]
-    lines += [f"{category:<12}{', '.join(words)}" for category, words in (known.lists if known else {}).items()]
+    lines += [] if known is None else [_words_line(known, category) for category in known.lists]
     if problem is not None:
         lines.append(f"damaged     {problem}")
     elif found is None:
@@ -151,6 +153,11 @@ def _lines(preset: Preset, found: ModelFiles | None, problem: str | None, known:
         lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
         lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
     return lines
+
+
+def _words_line(known: Vocabulary, category: str) -> str:
+    note = f" ({known.notes[category]})" if category in known.notes else ""
+    return f"{category:<12}{', '.join(known.lists[category])}{note}"
 
 
 def _source_lines(source: HubSource) -> list[str]:

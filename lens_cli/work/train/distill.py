@@ -10,10 +10,10 @@ from backend.presets import Preset
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
 from lens_cli.work.train.model import planned_device, planned_model
+from lens_cli.work.train.plan_page import show_plan
 from lens_cli.work.train.status import duration
 from train.distill import plan as plans
 from train.distill.config import DistillConfig, refuse_distilled
-from train.overrides import as_json, describe
 from train.run import costs
 
 
@@ -34,15 +34,18 @@ def distil(config: DistillConfig, talk: Talk) -> None:
 
 
 def explain(config: DistillConfig, talk: Talk) -> None:
-    """The resolved config and what it takes, on stdout. Loads no weights, writes nothing."""
-    preset, files = planned_model(config.model, talk)
+    """What the run takes, on stdout. Loads no weights, writes nothing."""
+    preset, files, missing = planned_model(config.model)
     if config.teacher is None:
         refuse_distilled(preset)
     device_type = planned_device(config.machine.device, preset)
     plan = plans.make(config, preset, files, device_type)
-    for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
-        talk.data(line)
-    talk.result({"config": as_json(config), "plan": plans.as_data(plan)})
+    rows = lines(config, preset, plan, device_type)
+    if config.data.source == "captions" and config.data.path is None:
+        missing.append("no captions are named yet: lens train rl prompts write FILE, then --set data.path=FILE")
+    elif config.data.source == "packed" and config.data.work is None:
+        missing.append("no data are named yet: --data WORK, a work folder of lens train data")
+    show_plan(config, rows, {"plan": plans.as_data(plan)}, talk, disk=plan.disk, missing=missing)
 
 
 def lines(config: DistillConfig, preset: Preset, plan: plans.DistillPlan, device_type: str) -> list[str]:

@@ -14,11 +14,11 @@ from backend.presets import Preset
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
 from lens_cli.work.train.model import planned_model
+from lens_cli.work.train.plan_page import show_plan
 from lens_cli.work.train.status import duration
 from train.lora.config import LoraConfig
 from train.lora.pictures import Folder, read_folder
 from train.lora.plan import Forecast, forecast, notes, small_buckets
-from train.overrides import as_json, describe
 
 
 def tune(config: LoraConfig, talk: Talk) -> None:
@@ -57,46 +57,39 @@ def try_it(config: LoraConfig, path: Path, caption: str) -> str:
 
 
 def explain(config: LoraConfig, talk: Talk, *, card: int | None = None) -> None:
-    """The resolved config and what it takes, on stdout. Reads the pictures; loads no weights, writes nothing.
+    """What the run takes, on stdout. Reads the pictures; loads no weights, writes nothing.
 
     `card`: GB of the card that the recipe is made for. It is planned for where no GPU is here and no device was named.
     """
-    preset, files = planned_model(config.model, talk)
+    preset, files, missing = planned_model(config.model)
     folder = read_folder(config, config.bases_of(preset))
-    for key, why in folder.left_out:
-        talk.warn(f"left out: {key}: {why}")
+    missing += [f"left out: {key}: {why}" for key, why in folder.left_out]
     device_type = _device_type(config)
     if card is not None and config.machine.device == "auto" and device_type == "cpu":
         talk.say(f"no GPU is here: this is the plan for the card of {card} GB that the recipe is made for")
         device_type = "cuda"
-    for note in notes(config, preset, files, device_type):
-        talk.warn(note)
+    missing += notes(config, preset, files, device_type)
     plan = forecast(config, preset, files, folder, device_type=device_type)
-    if plan.disk > free_bytes(config.run_dir):
-        talk.warn(f"the run takes {human_bytes(plan.disk)} of disk, more than is free there")
-    room = None if card is None or device_type == "cpu" else room_on(card)
-    for line in [*describe(config).splitlines(), "", *lines(config, preset, folder, plan)]:
-        talk.data(line)
-    if card is not None and room is not None:
+    rows = lines(config, preset, folder, plan)
+    fits = None
+    if card is not None and device_type != "cpu":
+        room = room_on(card)
         least = f"about {human_bytes(plan.memory)} of the {human_bytes(room)} that a card of {card} GB leaves"
-        talk.data(f"card       {'fits' if plan.memory <= room else 'does not fit'}: {least}")
-        if plan.memory > room:
-            talk.warn(f"this does not fit a card of {card} GB: {least}")
+        fits = {"gb": card, "room": room, "fits": plan.memory <= room}
+        rows.append(f"card       {'fits' if fits['fits'] else 'does not fit'}: {least}")
+        missing += [] if fits["fits"] else [f"this does not fit a card of {card} GB: {least}"]
     shapes = [
         {"width": width, "height": height, "pictures": len(pictures)}
         for (height, width), pictures in folder.buckets().items()
     ]
-    numbers = {**asdict(plan), "memory": plan.memory, "disk": plan.disk}
-    talk.result(
-        {
-            "config": as_json(config),
-            "plan": numbers,
-            "buckets": shapes,
-            "training": len(folder.training),
-            "held_out": len(folder.held),
-            "card": None if card is None or room is None else {"gb": card, "room": room, "fits": plan.memory <= room},
-        }
-    )
+    numbers = {
+        "plan": {**asdict(plan), "memory": plan.memory, "disk": plan.disk},
+        "buckets": shapes,
+        "training": len(folder.training),
+        "held_out": len(folder.held),
+        "card": fits,
+    }
+    show_plan(config, rows, numbers, talk, disk=plan.disk, missing=missing)
 
 
 def room_on(card: int) -> int:
@@ -122,6 +115,7 @@ def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) ->
         out.append(f"  {width:>4} x {height:<4}  {len(pictures):,}")
     for (height, width), count in small_buckets(config, folder):
         out.append(f"  {width} x {height} has {count}, fewer than a batch of {config.batch}: its batches are smaller")
+    out.append(f"bases      {', '.join(map(str, config.bases_of(preset)))} pixels")
     out.append(
         f"steps      {config.steps:,} of {config.pictures_per_step} pictures: each is seen {plan.epochs:.1f} times"
     )
@@ -145,5 +139,4 @@ def lines(config: LoraConfig, preset: Preset, folder: Folder, plan: Forecast) ->
             f"hours      {duration(3600 * plan.hours)} are left at {plan.pictures_per_s:.3g} pictures/s, as measured "
             "in this run; validation and previews come on top"
         )
-    out.append(f"bases      {', '.join(map(str, config.bases_of(preset)))} pixels")
     return out

@@ -5,18 +5,17 @@ from __future__ import annotations
 from backend.checkpoints.resolve import ModelFiles
 from backend.presets import Preset
 from backend.requests import find_model
-from lens_cli.terminal.console import Talk
 
 
-def planned_model(name: str, talk: Talk) -> tuple[Preset, ModelFiles | None]:
+def planned_model(name: str) -> tuple[Preset, ModelFiles | None, list[str]]:
     """The preset and the files of a model for a dry run: what it takes is known before it is fetched.
 
-    None where it is not here, which is warned of. Raises what `find_model` does.
+    None and a line that says so where it is not here. Raises what `find_model` does.
     """
     found = find_model(name)
-    if found.missing is not None:
-        talk.warn(f"{found.missing}: {found.missing.hint}" if found.missing.hint else str(found.missing))
-    return found.preset, found.files
+    told = found.missing
+    missing = [] if told is None else [f"{told}: {told.hint}" if told.hint else str(told)]
+    return found.preset, found.files, missing
 
 
 def planned_device(device: str, preset: Preset) -> str:

@@ -12,20 +12,26 @@ from backend.errors import UsageError, human_bytes
 from backend.memory.footprint import vae_parameters
 from backend.presets import PRESETS, get
 from lens_cli.terminal.console import Talk
+from lens_cli.work.train.plan_page import show_plan
 from lens_cli.work.train.status import duration
 from train.config import PretrainConfig
-from train.overrides import as_json, describe
 from train.run import costs
 
 
 def show(config: PretrainConfig, talk: Talk) -> None:
-    """The recipe and what it takes, on stdout. Raises UsageError for an unknown GPU, and what `packed` raises."""
-    plan = {**make(config), "data": packed(config)}
-    if plan["data"] is None and config.data.source == "packed" and config.data.work is not None:
-        talk.warn(f"{config.data.work / 'pack'} holds no packed pictures: nothing is said about the data")
-    for line in [*describe(config).splitlines(), "", *lines(config, plan)]:
-        talk.data(line)
-    talk.result({"config": as_json(config), "plan": plan})
+    """What the run takes, on stdout. Raises UsageError for an unknown GPU, and what `packed` raises."""
+    plan: dict[str, Any] = {**make(config), "data": packed(config)}
+    missing = _missing(config, plan["data"])
+    show_plan(config, lines(config, plan), {"plan": plan}, talk, disk=plan["disk_bytes"], missing=missing)
+
+
+def _missing(config: PretrainConfig, data: dict[str, Any] | None) -> list[str]:
+    """What the run needs and has not."""
+    if data is not None or config.data.source != "packed":
+        return []
+    if config.data.work is None:
+        return ["no data are named yet: --data WORK, a work folder of lens train data"]
+    return [f"{config.data.work / 'pack'} holds no packed pictures: nothing is said about the data"]
 
 
 def make(config: PretrainConfig) -> dict[str, Any]:
@@ -52,15 +58,16 @@ def make(config: PretrainConfig) -> dict[str, Any]:
         )
     count = costs.parameters(config.params)
     hours = sum(stage["hours"] for stage in stages)
-    on_gpu = config.machine.device.startswith("cuda")
+    on_gpu, on_cpu = config.machine.device.startswith("cuda"), config.machine.device == "cpu"
+    flops = sum(stage["flops"] for stage in stages)
     return {
         "parameters": count,
         "checkpoint_bytes": costs.checkpoint_bytes(config),
         "disk_bytes": (config.saving.keep + 1) * costs.checkpoint_bytes(config),
         "stages": stages,
         "gpu_bytes": room,
-        # Of a GPU's peak: nothing is known about a processor's, whose speed `lens train status` tells once it runs.
-        "hours": hours if on_gpu else None,
+        # By a GPU's peak, or by a core whose speed was measured: how many work together is not known beforehand.
+        "hours": hours if on_gpu else flops / costs.CORE_TRAINING / 3600 if on_cpu else None,
         "gpu_hours": hours * hardware.gpus if on_gpu else None,
         "money": hours * hardware.gpus * hardware.price if on_gpu and hardware.price is not None else None,
     }
@@ -99,9 +106,9 @@ def packed(config: PretrainConfig) -> dict[str, Any] | None:
 
 
 def _data_lines(config: PretrainConfig, data: dict[str, Any]) -> list[str]:
-    out = [f"data          {data['pictures']:,} pictures of {data['shapes']} shapes"]
+    out = [f"data       {data['pictures']:,} pictures of {data['shapes']} shapes"]
     for number, part in enumerate(data["stages"]):
-        line = f"stages.{number}      sees each picture {part['epochs']:.2f} times"
+        line = f"stages.{number}   sees each picture {part['epochs']:.2f} times"
         if part["left_out"]:
             line += f"; an epoch leaves out {part['left_out']:,} that fill no batch of their shape, others every time"
         out.append(line)
@@ -109,55 +116,59 @@ def _data_lines(config: PretrainConfig, data: dict[str, Any]) -> list[str]:
     size = f"latents {human_bytes(cache['latents'])} and text features about {human_bytes(cache['features'])}"
     assert config.data.source == "packed"
     if config.data.cache is None:
-        out.append(f"cache         none; --set data.cache=FOLDER would keep {size}")
+        out.append(f"cache      none; --set data.cache=FOLDER would keep {size}")
     else:
         brief = "; brief captions come on top" if config.data.brief_share else ""
         free = human_bytes(free_bytes(config.data.cache))
-        out.append(f"cache         {size} in {config.data.cache}, where {free} are free{brief}")
+        out.append(f"cache      {size} in {config.data.cache}, where {free} are free{brief}")
     return out
 
 
 def lines(config: PretrainConfig, plan: dict[str, Any]) -> list[str]:
     """What a person reads. Everything is an estimate but parameters, pictures, tokens and disk."""
     hardware = config.hardware
-    out = [f"transformer   {plan['parameters']:,} parameters"]
+    out = [f"network    {plan['parameters']:,} parameters"]
     for number, (stage, part) in enumerate(zip(config.stages, plan["stages"], strict=True)):
         out.append(
-            f"stages.{number}      {stage.steps:,} steps of {stage.pictures:,.0f} pictures: {part['pictures']:,.0f} "
+            f"stages.{number}   {stage.steps:,} steps of {stage.pictures:,.0f} pictures: {part['pictures']:,.0f} "
             f"pictures, {part['image_tokens']:.3g} image and {part['text_tokens']:.3g} text tokens, "
             f"{part['flops']:.3g} operations"
         )
     if plan["data"] is not None:
         out += _data_lines(config, plan["data"])
     out.append(
-        f"disk          {human_bytes(plan['checkpoint_bytes'])} a checkpoint; "
+        f"disk       {human_bytes(plan['checkpoint_bytes'])} a checkpoint; "
         f"{human_bytes(plan['disk_bytes'])} with the {config.saving.keep} that are kept and the one being written; "
         f"{human_bytes(free_bytes(config.run_dir))} are free there"
     )
-    if plan["hours"] is None:
-        device = config.machine.device
-        out.append(f"time          not known for {device} before it runs: `lens train status {config.run_dir}`")
-        return out
     worst = max((part["memory"] for part in plan["stages"]), key=lambda memory: memory["total"])
     detail = ", ".join(f"{key} {human_bytes(value)}" for key, value in worst.items() if value and key != "total")
+    if not config.machine.device.startswith("cuda"):
+        out.append(f"memory     about {human_bytes(worst['total'])}: {detail}")
+        device, hours = config.machine.device, plan["hours"]
+        known = (
+            None if hours is None else f"about {duration(3600 * hours)} of one core (AVX-512 with bfloat16), calculated"
+        )
+        out.append(f"time       {known or f'not known for {device} before it runs'}")
+        return out
     verdict = "fits" if worst["total"] < 0.92 * plan["gpu_bytes"] else "does NOT fit"
     out.append(
-        f"memory        about {human_bytes(worst['total'])} on each of {hardware.gpus} {hardware.kind} "
+        f"memory     about {human_bytes(worst['total'])} on each of {hardware.gpus} {hardware.kind} "
         f"({human_bytes(plan['gpu_bytes'])}): {verdict}; {detail}"
     )
     if config.frozen.text_encoder is not None and _stated_parameters(config.frozen.text_encoder) is None:
-        out.append(f"              without the text encoder {config.frozen.text_encoder}, whose size is not known here")
+        out.append(f"           without the text encoder {config.frozen.text_encoder}, whose size is not known here")
     for number, part in enumerate(plan["stages"]):
         if len(plan["stages"]) > 1:
-            out.append(f"stages.{number}      about {duration(3600 * part['hours'])}")
+            out.append(f"stages.{number}   about {duration(3600 * part['hours'])}")
     out.append(
-        f"time          about {duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.0f} GPU-hours, if {hardware.gpus} "
+        f"time       about {duration(3600 * plan['hours'])}, {plan['gpu_hours']:,.0f} GPU-hours, if {hardware.gpus} "
         f"{hardware.kind} reach {100 * hardware.mfu:g} % of their peak (hardware.mfu)"
     )
     if plan["money"] is None:
-        out.append("money         say what a GPU-hour costs: --set hardware.price=2.5")
+        out.append("money      say what a GPU-hour costs: --set hardware.price=2.5")
     else:
-        out.append(f"money         about {plan['money']:,.0f} at {hardware.price:g} a GPU-hour")
+        out.append(f"money      about {plan['money']:,.0f} at {hardware.price:g} a GPU-hour")
     return out
 
 

@@ -13,13 +13,15 @@ from train.nano import run as nano
 from train.recipes import PARTS, NanoConfig
 
 
-def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None) -> Path:
-    """Train and export Lens-Nano; returns the folder of the model, or of the run where none is exported."""
+def run_nano(config: NanoConfig, parts: tuple[str, ...] | None, out: Path | None, talk: Talk) -> None:
+    """Train and export Lens-Nano; the folder of the model on stdout, or of the run where none is exported."""
     try:
-        with live(Talk(command="train nano"), None) as say:
-            return nano.run(config, parts=parts or PARTS, out=out, say=say)
+        with live(talk, None) as say:
+            folder = nano.run(config, parts=parts or PARTS, out=out, say=say)
     except FileNotFoundError as error:
         raise LensError(str(error)) from error
+    talk.data(folder)
+    talk.result({"run_dir": str(config.run_dir), "path": str(folder)})
 
 
 def run_pretrain(config: PretrainConfig, talk: Talk) -> None:

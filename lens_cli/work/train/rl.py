@@ -15,18 +15,17 @@ from backend.sizes import GRID
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
 from lens_cli.work.train.model import planned_device, planned_model
+from lens_cli.work.train.plan_page import show_plan
 from lens_cli.work.train.status import duration
 from train.config import Stage
 from train.lora.config import target_shapes
 from train.lora.plan import base_bytes
-from train.overrides import as_json, describe
 from train.rl.config import RLConfig, refuse_distilled
 from train.run import costs, status
 
 TEXT_TOKENS = 60  # of a prompt: the paper's have about 40 words
-# One core of the machine that Lens-Nano was measured on (AVX-512 with bfloat16), seconds: a forward pass of 5.4 GFLOP
-# takes 0.042, decoding a picture 0.065, a verdict of the rules 0.2.
-CORE_FLOPS, CORE_DECODE, CORE_VERDICT = 5.4e9 / 0.042, 0.065, 0.2
+# Seconds of one core, beside `costs.CORE_FORWARD`: decoding a picture, a verdict of the rules.
+CORE_DECODE, CORE_VERDICT = 0.065, 0.2
 GPU_SHARE = 0.3  # of a GPU's peak; estimated, never measured
 PHASES = ("seconds_roll", "seconds_judge", "seconds_train")
 
@@ -116,8 +115,8 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     if device_type == "cpu":
         judge = pictures * CORE_VERDICT if config.judge.kind == "rules" else 0.0
-        roll = rollout_flops / CORE_FLOPS + pictures * CORE_DECODE
-        return {"roll": roll, "judge": judge, "train": training_flops / CORE_FLOPS}
+        roll = rollout_flops / costs.CORE_FORWARD + pictures * CORE_DECODE
+        return {"roll": roll, "judge": judge, "train": training_flops / costs.CORE_FORWARD}
     speed = GPU_SHARE * costs.PEAKS["h100"][0]
     return {"roll": rollout_flops / speed, "train": training_flops / speed}
 
@@ -133,14 +132,24 @@ def _measured(config: RLConfig) -> float | None:
 
 
 def explain(config: RLConfig, talk: Talk) -> None:
-    """The resolved config and what it takes, on stdout. Loads no weights, writes nothing."""
-    preset, files = planned_model(config.model, talk)
+    """What the run takes, on stdout. Loads no weights, writes nothing."""
+    preset, files, missing = planned_model(config.model)
     refuse_distilled(preset)
     device_type = planned_device(config.machine.device, preset)
     plan = forecast(config, preset, files, device_type)
-    for line in [*describe(config).splitlines(), "", *lines(config, preset, plan, device_type)]:
-        talk.data(line)
-    talk.result({"config": as_json(config), "plan": {**asdict(plan), "memory": plan.memory}})
+    numbers = {"plan": {**asdict(plan), "memory": plan.memory}}
+    rows, disk = lines(config, preset, plan, device_type), plan.rollouts + plan.checkpoints
+    show_plan(config, rows, numbers, talk, disk=disk, missing=missing + _unnamed(config))
+
+
+def _unnamed(config: RLConfig) -> list[str]:
+    """What the run will ask for."""
+    out: list[str] = []
+    if config.prompts.source == "file" and config.prompts.path is None:
+        out.append("no prompts are named yet: lens train rl prompts write FILE, then --set prompts.path=FILE")
+    if config.judge.kind == "endpoint" and not config.judge.model:
+        out.append("no judge is named yet: --set judge.model=NAME --set judge.base_url=URL")
+    return out
 
 
 def lines(config: RLConfig, preset: Preset, plan: EpochForecast, device_type: str) -> list[str]:
