@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +23,9 @@ from backend.errors import (
     UsageError,
     as_missing_package,
     os_reason,
+    shown,
 )
-from lens_cli.habits import refuse_foreign_command, unknown_option
+from lens_cli.habits import foreign_word, refuse_foreign_command, unknown_option
 from lens_cli.lazy import Lazy, LazyGroup, build, load
 from lens_cli.terminal.console import Talk
 
@@ -229,6 +231,8 @@ def as_lens_error(error: BaseException) -> LensError:
             return unknown_option(option, [flag for param in context.command.params for flag in param.opts], command)
         if _is_page(error):  # its message is the whole page, which `main` prints
             return UsageError(f"{command} needs a command")
+        if (unknown := _unknown_command(error, context)) is not None:
+            return unknown
         # "Value error, " is pydantic's, which reads the values for Typer.
         return UsageError(error.format_message().replace("Value error, ", ""), hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -243,6 +247,22 @@ def as_lens_error(error: BaseException) -> LensError:
     return LensError(
         f"internal error: {type(error).__name__}: {error}", hint="this is a bug; LENS_DEBUG=1 shows where it happened"
     )
+
+
+def _unknown_command(error: typer.TyperException, context: Any) -> UsageError | None:
+    """The error for a sub-command that a group has not: what it is called here, what is alike, or what there is."""
+    group: Any = getattr(context, "command", None)
+    known = list(getattr(group, "commands", {}))
+    word = next((part for part in sys.argv[1:] if repr(part) in str(error.format_message())), None)
+    if not known or word is None or not error.format_message().startswith("No such command"):
+        return None
+    path = " ".join(_words())
+    meant, alike = foreign_word(path, word), get_close_matches(word, known, 2)
+    what = f"lens {path}".rstrip()
+    hint = f"{what} has {', '.join(known)}" if path else "lens --help lists the commands"
+    if alike:
+        hint = f"did you mean {' or '.join(alike)}?"
+    return UsageError(f"{what} has no command {shown(word)}", hint=meant or hint)
 
 
 def _words() -> list[str]:

@@ -29,6 +29,54 @@ COMMANDS = {
     "logs": "lens history",
     "gallery": "lens history, or lens tui",
 }
+# Sub-commands by what they are called elsewhere, below each group.
+INSIDE: dict[str, dict[str, str]] = {
+    "models": {
+        "check": "lens models verify NAME",
+        "ls": "lens models list",
+        "info": "lens models show NAME",
+        **dict.fromkeys(("download", "fetch", "get", "install", "add", "import", "update"), "lens models pull NAME"),
+        **dict.fromkeys(("remove", "delete", "uninstall", "prune"), "lens models rm NAME"),
+        **dict.fromkeys(("convert", "quantise"), "lens models quantize NAME"),
+        "create": "lens train lora PICTURES",
+    },
+    "history": {
+        "show": "lens history tree ID, or lens info ID",
+        "info": "lens info ID",
+        "open": "lens info ID says where its file is",
+        **dict.fromkeys(("list", "ls"), "lens history"),
+        **dict.fromkeys(("search", "find", "grep"), 'lens history -q "red fish"'),
+        **dict.fromkeys(
+            ("rm", "remove", "delete", "clear", "prune"), "lens history forget ID, which leaves the file in its place"
+        ),
+        "rerun": "lens rerun ID",
+        "add": "lens history import FOLDER",
+    },
+    "cache": {
+        **dict.fromkeys(("list", "ls", "info", "size"), "lens cache show"),
+        **dict.fromkeys(("rm", "remove", "delete", "prune", "clean", "purge"), "lens cache clear"),
+    },
+    "config": {
+        **dict.fromkeys(("list", "ls"), "lens config show"),
+        **dict.fromkeys(("rm", "remove", "delete", "reset"), "lens config unset NAME"),
+        "add": "lens config set NAME VALUE",
+    },
+    "train": {
+        **dict.fromkeys(("dreambooth", "finetune", "fine-tune", "sft"), "lens train lora PICTURES"),
+        **dict.fromkeys(("dpo", "grpo", "nft"), "lens train rl"),
+        **dict.fromkeys(("turbo", "dmd", "distil"), "lens train distill"),
+        "resume": "the same command again goes on where it stopped",
+        **dict.fromkeys(("list", "ls"), "lens train status RUN"),
+        "caption": "lens train data caption WORK",
+    },
+    "eval": {
+        "run": "lens eval generate SUITE, then lens eval score RUN",
+        "ls": "lens eval list",
+        "compare": "lens eval report RUN RUN",
+    },
+    "credentials": dict.fromkeys(("create", "make", "new", "generate"), "lens credentials init"),
+    "prompt-search": {"start": "lens prompt-search init RUN, then lens prompt-search run RUN"},
+}
 OPTIONS = {
     "--image": "--init",
     "--image-path": "--init",
@@ -57,6 +105,11 @@ def refuse_foreign_command(word: str) -> None:
     """Raises UsageError that names our command, where `word` is what another program calls it."""
     if word in COMMANDS:
         raise UsageError(f"no command is called {word!r} here", hint=COMMANDS[word])
+
+
+def foreign_word(group: str, word: str) -> str | None:
+    """What a sub-command of another program is called here, below the group; None: nobody teaches it."""
+    return INSIDE.get(group, {}).get(word)
 
 
 def unknown_option(option: str, known: Sequence[str], command: str) -> UsageError:

@@ -5,7 +5,7 @@ Light ring: typer and the standard library.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,14 @@ class Topic:
     about: str
     text: str
     flags: tuple[str, ...] = ()
+    names: Callable[[], str] | None = None  # a paragraph of what there is on this machine
+
+
+def _styles() -> str:
+    from backend.batch.styles import styles
+    from backend.paths import styles_file
+
+    return f"Styles: {', '.join(sorted(styles()))}. Your own go into {styles_file()}."
 
 
 TOPICS = {
@@ -40,6 +48,7 @@ TOPICS = {
             "--prompt --file --negative-prompt --prompts --continue --wildcards --wildcard-seed --style --reasoner "
             "--system-prompt --effort".split()
         ),
+        names=_styles,
     ),
     "sizes": Topic(
         about="shape, resolution and exact pixels",
@@ -108,6 +117,19 @@ TOPICS = {
     ),
 }  # fmt: skip
 
+# Topics by what other programs call them.
+ELSEWHERE = {
+    **dict.fromkeys(("negative", "wildcard", "rewrite", "enhance", "batch"), "prompts"),
+    **dict.fromkeys(("resolution", "aspect", "ratio", "ratios"), "sizes"),
+    **dict.fromkeys(("cfg", "scheduler", "schedulers"), "sampling"),
+    **dict.fromkeys(("img2img", "inpaint", "inpainting", "outpaint", "upscale", "image", "images"), "pictures"),
+    **dict.fromkeys(("gpu", "vram", "speed", "cpu", "card", "cards", "profiles"), "memory"),
+    **dict.fromkeys(("quantization", "packing"), "quantisation"),
+    **dict.fromkeys(("adapter", "adapters"), "lora"),
+    **dict.fromkeys(("metadata", "format", "formats", "files"), "output"),
+    **dict.fromkeys(("exit-codes", "codes", "scripts", "scripting", "errors"), "json"),
+}
+
 
 _CLAUSE = 70  # characters: what is longer is cut at its first colon or semicolon
 
@@ -132,10 +154,26 @@ class BriefCommand(TyperCommand):
             formatter.write_dl([(name, _rest(topic.flags, options) or topic.about) for name, topic in TOPICS.items()])
 
 
+def topic_of(word: str) -> str | None:
+    """The topic that a word means: its name, an option that it explains, one or several of these, or what another
+    program calls it; None: none."""
+    said = word.lower().lstrip("-")
+    for form in (said, f"{said}s", said.removesuffix("s")):
+        if form in TOPICS or form in ELSEWHERE:
+            return ELSEWHERE.get(form, form)
+        explained = next((name for name, topic in TOPICS.items() if f"--{form}" in topic.flags), None)
+        if explained is not None:
+            return explained
+    return None
+
+
 def topic_page(name: str, command: TyperCommand, context: Any) -> str:
     """The page of a topic, with the options as `command` has them."""
     topic, formatter = TOPICS[name], context.make_formatter()
     formatter.write_text(topic.text)
+    if topic.names is not None:
+        formatter.write_paragraph()
+        formatter.write_text(topic.names())
     options = {_first_flag(param): param for param in command.params if getattr(param, "opts", None)}
     explained: list[Any] = [options[flag] for flag in topic.flags if flag in options]
     formatter.write_paragraph()

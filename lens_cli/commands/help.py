@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +29,7 @@ def help(  # noqa: A001  the command's name
 
     Examples: lens help memory   ·   lens help models pull
     """
-    from lens_cli.help import topic_page
+    from lens_cli.help import topic_of, topic_page
 
     root: Any = context.parent
     words = words or []
@@ -38,15 +39,18 @@ def help(  # noqa: A001  the command's name
             formatter.write_dl([(name, topic.about) for name, topic in TOPICS.items()])
         print(formatter.getvalue() + "\nCommands: lens --help, or lens help COMMAND")
         return
-    if len(words) == 1 and words[0] in TOPICS:
+    topic = topic_of(words[0]) if len(words) == 1 and words[0] not in root.command.commands else None
+    if topic is not None:
         _, gen, _ = root.command.resolve_command(root, ["gen"])
-        print(topic_page(words[0], gen, context), end="")
+        print(topic_page(topic, gen, context), end="")
         return
     command, path = root.command, root
     for word in words:
         commands = getattr(command, "commands", {})
         if word not in commands:
-            raise UsageError(f"no topic or command is called {' '.join(words)!r}", hint="lens help lists the topics")
+            near = get_close_matches(word, [*commands, *(TOPICS if command is root.command else ())], 2)
+            hint = f"did you mean {' or '.join(near)}?" if near else "lens help lists the topics"
+            raise UsageError(f"no topic or command is called {' '.join(words)!r}", hint=hint)
         _, command, _ = command.resolve_command(path, [word])
         path = command.make_context(word, [], parent=path, resilient_parsing=True)
     typer.echo(command.get_help(path))

@@ -35,6 +35,9 @@ def test_an_error_names_its_command(
     run = real_inside(monkeypatch, capfd, *words)
     group = words in (["train"], ["train", "data"])  # its page is shown already
     last = f"error: lens {command} needs a command" if group else f"hint: {f'lens {command}'.strip()} --help"
+    if words[-1] == "no-such":
+        assert run.err.startswith(f"error: lens {command} has no command 'no-such'")
+        last = f"hint: lens {command} has scan, score, select, dedup, caption, bucket, pack, text-images, report, run"
     assert run.code == 2 and run.err.endswith(last + "\n")
     run = real_inside(monkeypatch, capfd, *words, "--json")
     assert run.code == 2 and run.json["command"] == command

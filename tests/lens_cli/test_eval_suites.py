@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lens_cli.terminal import console
 from tests.lens_cli.cli import Run, lens_inside
-from train.suites.folder import Shard
+from train.suites.folder import FORMAT, Shard
 
 pytest_plugins = ()
 
@@ -84,6 +85,33 @@ def test_other_settings_do_not_mix_and_shards_add_up(lens, tmp_path: Path) -> No
 def test_bad_input_says_what_to_do(lens, words: tuple[str, ...], said: str) -> None:
     run: Run = lens(*words)
     assert run.code == 2 and said in run.err
+
+
+def test_the_scorer_is_asked_for_before_the_prompts_are_read(
+    lens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    for suite in ("oneig-en", "geneval"):  # the prompts of the first are not here, and would be asked for
+        (tmp_path / "run/protocol.json").write_text(json.dumps({"format": FORMAT, "suite": suite, "images": 1}))
+        fitting = "vision, " if suite == "oneig-en" else "geneval-rules, vision"
+        for words, said in (
+            ((), f"--scorer NAME: {fitting}"),
+            (("--scorer", "visoin"), "did you mean vision?"),
+            (("--scorer", "served", "--scorer", "vision", "--reward", "clip"), "--model-name NAME"),
+            (("--scorer", "served"), "--reward clip"),
+        ):
+            run: Run = lens("score", "run", *words)
+            assert run.code == 2 and said in run.err, run.err
+
+
+def test_the_list_has_heads_over_its_columns(lens, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lens("list").lines[0].startswith("geneval ")  # a pipe gets rows alone
+    monkeypatch.setattr(console, "looking_at_stdout", lambda: True)
+    head, *rows = lens("list").lines
+    assert head.split() == ["SUITE", "PROMPTS", "EACH", "DATA", "LICENCE", "SCORERS"] and max(map(len, rows)) <= 80
+    for name in ("DATA", "LICENCE", "SCORERS"):
+        at = head.index(name)
+        assert all(row[at - 1] == " " != row[at] for row in rows), name
 
 
 def test_a_damaged_run_says_so(lens, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from lens_cli.app import COMMANDS
 from lens_cli.habits import COMMANDS as FOREIGN
-from lens_cli.habits import OPTIONS
+from lens_cli.habits import INSIDE, OPTIONS
 from lens_cli.lazy import build, load
 from tests.lens_cli.cli import real_inside
 
@@ -19,7 +20,15 @@ from tests.lens_cli.cli import real_inside
         (["pull", "lens"], "hint: lens models pull NAME"),
         (["run", "a fish"], 'hint: lens gen "a blue fish"'),
         (["ls"], "hint: lens models list"),
-        (["genn", "x"], "Did you mean 'gen'?"),
+        (["genn", "x"], "hint: did you mean gen?"),
+        (["models", "check", "nano"], "hint: lens models verify NAME"),
+        (["models", "shwo"], "hint: did you mean show?"),
+        (["models", "zzz"], "hint: lens models has list, show, path, pull, verify, quantize, rm"),
+        (["history", "rm", "abc"], "hint: lens history forget ID, which leaves the file in its place"),
+        (["history", "show"], "hint: lens history tree ID, or lens info ID"),
+        (["train", "data", "runn"], "hint: did you mean run?"),
+        (["help", "memori"], "hint: did you mean memory?"),
+        (["help", "history", "rat"], "hint: did you mean rate?"),
         (["gen", "x", "--aspect-ratio", "1:1"], "hint: --ar is what it is called here"),
         (["gen", "x", "--quantize", "8"], "hint: --quant is what it is called here"),
         (["gen", "x", "--guidence", "3"], "hint: did you mean --guidance?"),
@@ -33,6 +42,19 @@ def test_an_answer_leads_on(
     run = real_inside(monkeypatch, capfd, *words)
     assert (run.code, run.out) == (2, b"") and said in run.err
     assert len(run.err.splitlines()) <= 2
+
+
+def test_what_is_taught_for_a_group_is_there() -> None:
+    """Each answer is a command line: the commands themselves say whether it exists."""
+    for group, answers in INSIDE.items():
+        first, *_ = group.split()
+        own: Any = build(first, load(COMMANDS[first].target))
+        assert not set(answers) & set(own.commands), group
+        for answer in answers.values():
+            for one, two in re.findall(r"lens ([a-z-]+)(?: ([a-z-]+)\b)?", answer):
+                command: Any = build(one, load(COMMANDS[one].target))
+                below = getattr(command, "commands", {})
+                assert not two or two.startswith("-") or two in below or two in ("or", "then", "says"), answer
 
 
 def test_the_tables_name_what_is_here_and_nothing_that_is() -> None:

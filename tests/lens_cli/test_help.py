@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import typer
 
+from backend.batch.styles import styles
 from lens_cli.app import COMMANDS
-from lens_cli.help import EVERYDAY, TOPICS
+from lens_cli.help import ELSEWHERE, EVERYDAY, TOPICS
 from lens_cli.lazy import build, load
 from lens_cli.reference import commands, page
 from tests.lens_cli.cli import ROOT, real_inside
@@ -75,6 +76,23 @@ def test_a_topic_explains_its_options_in_full(say: Say) -> None:
 
 def test_help_of_a_command_is_that_command_s(say: Say) -> None:
     assert say("help", "cache", "show").split() == say("cache", "show", "--help").split()
+
+
+@pytest.mark.parametrize(
+    ("word", "topic"),
+    [("style", "prompts"), ("styles", "prompts"), ("seed", "sampling"), ("size", "sizes"), ("inpaint", "pictures")],
+)
+def test_a_word_leads_to_the_topic_that_is_about_it(say: Say, word: str, topic: str) -> None:
+    assert say("help", word) == say("help", topic)
+
+
+def test_the_styles_are_named_where_help_is_asked_for_them(say: Say) -> None:
+    text = " ".join(say("help", "styles").split())
+    assert all(name in text for name in styles()) and "styles.toml" in text
+
+
+def test_words_of_elsewhere_lead_to_topics_that_are() -> None:
+    assert set(ELSEWHERE.values()) <= set(TOPICS) and not set(ELSEWHERE) & (set(TOPICS) | set(COMMANDS))
 
 
 def test_an_unknown_topic_is_refused(say: Say) -> None:

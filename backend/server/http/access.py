@@ -25,6 +25,7 @@ from backend.server.place import is_loopback
 BODY_BYTES = 1 << 20  # of a request: a prompt has 4,000 characters
 UPLOAD_BYTES = 64 << 20  # where pictures come with it
 UPLOADS = ("/v1/images/edits", "/sdapi/v1/img2img")
+_SMALLER = f"send smaller pictures, to {' or '.join(UPLOADS)}"
 OPEN = ("/health",)  # asked before a key is shown
 
 
@@ -54,7 +55,7 @@ class Gate:
         if (why := self._refusal(headers)) is not None:
             await _answer(send, 403, "forbidden", why)
         elif not owner and scope["path"] not in OPEN and not self._may(shown):
-            await _answer(send, 401, "unauthorized", "this server asks for its key: Authorization: Bearer KEY")
+            await _answer(send, 401, "unauthorized", "this server asks for its key", "Authorization: Bearer KEY")
         else:
             most = UPLOAD_BYTES if scope["path"] in UPLOADS else BODY_BYTES
             await self._bounded(scope, receive, send, headers, most)
@@ -78,7 +79,7 @@ class Gate:
         """Go on; a body that is too long is refused by what it says of itself, or cut off where it says less."""
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > most):
-            await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
+            await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes", _SMALLER)
             return
         taken, begun = 0, False
 
@@ -102,7 +103,7 @@ class Gate:
             if taken <= most:
                 raise
         if taken > most and not begun:
-            await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes")
+            await _answer(send, 413, "too_large", f"the request has more than {most:,} bytes", _SMALLER)
 
 
 def _hostname(host: str) -> str:
@@ -129,8 +130,8 @@ def _same(shown: str, key: str) -> bool:
     return secrets.compare_digest(shown.encode(), key.encode())
 
 
-async def _answer(send: Send, status: int, code: str, message: str) -> None:
-    error: dict[str, Any] = {"code": code, "message": message, "hint": None, "type": "invalid_request_error"}
+async def _answer(send: Send, status: int, code: str, message: str, hint: str | None = None) -> None:
+    error: dict[str, Any] = {"code": code, "message": message, "hint": hint, "type": "invalid_request_error"}
     body = json.dumps({"error": error | {"param": None}, "detail": message}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []

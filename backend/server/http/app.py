@@ -6,8 +6,9 @@ Every error is one object, which our own client, OpenAI's and A1111's each find 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from backend.errors import LensError
+from backend.errors import LensError, shown
 from backend.server.http import routes_a1111, routes_jobs, routes_openai
 from backend.server.http.access import Access, Gate
 from backend.server.jobs import error_data
@@ -28,6 +29,12 @@ STATUS = {
     "usage": 400, "untrusted": 400, "refused": 400, "unknown_job": 404, "model_not_found": 404, "model_missing": 404,
     "busy": 429, "network": 502, "timeout": 504, "out_of_memory": 507, "file": 507, "cancelled": 499,
 }  # fmt: skip
+
+# Where a picture is asked for, by how the paths of a dialect begin.
+_DRAWS = {
+    "/v1": ["/v1/images/generations", "/v1/images/edits", "/v1/jobs"],
+    "/sdapi": ["/sdapi/v1/txt2img", "/sdapi/v1/img2img"],
+}
 
 
 def make_app(service: Service, access: Access, *, stop: Callable[[], None]) -> FastAPI:
@@ -60,11 +67,13 @@ def make_app(service: Service, access: Access, *, stop: Callable[[], None]) -> F
     return app
 
 
-def error_answer(status: int, error: dict[str, Any], param: str | None = None) -> JSONResponse:
+def error_answer(
+    status: int, error: dict[str, Any], param: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """The one form of an error."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = {"error": {**error, "type": kind, "param": param}, "detail": error["message"]}
-    return JSONResponse(body, status, {"Retry-After": "2"} if status == 429 else None)
+    return JSONResponse(body, status, {"Retry-After": "2"} if status == 429 else headers)
 
 
 async def _known(request: Request, error: Exception) -> JSONResponse:
@@ -84,5 +93,24 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _plain(request: Request, error: Exception) -> JSONResponse:
+    """What the router found wrong: no such path, or a path that takes another method."""
     assert isinstance(error, HTTPException)
-    return error_answer(error.status_code, {"code": "http", "message": str(error.detail), "hint": None})
+    path, told = shown(request.url.path), {"code": "http", "message": str(error.detail), "hint": None}
+    if error.status_code == 404:
+        told |= {"code": "unknown_path", "message": f"there is no {path} here", "hint": _nearest(request)}
+    elif error.status_code == 405:
+        methods = (error.headers or {}).get("Allow", "")
+        message = f"{path} takes no {shown(request.method)}"
+        told |= {"code": "wrong_method", "message": message, "hint": f"it takes {methods}" if methods else None}
+    return error_answer(error.status_code, told, headers=error.headers)
+
+
+def _nearest(request: Request) -> str:
+    """The paths that are most like what was asked for, or that draw in the same dialect; and where all are listed."""
+    asked = request.url.path[:200]
+    known: list[str] = [*request.app.openapi()["paths"]]
+    near = get_close_matches(asked, known, n=2, cutoff=0.75)
+    if not near:
+        front = next((one for one in _DRAWS if asked.startswith(one)), None)
+        near = _DRAWS[front] if front else [paths[0] for paths in _DRAWS.values()]
+    return f"{' or '.join(near)}; GET /openapi.json lists all"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from train.suites.prompts import SuitePrompt
     from train.suites.table import Suite
 
+_LISTED = "{:<11} {:>7} {:>4}  {:<7} {:<12} {}"
 SAID_EVERY = 20  # pictures between two lines of progress
 
 
@@ -61,6 +62,7 @@ def list_suites(talk: Talk) -> None:
     from train.suites.table import SUITES
 
     rows = list[dict[str, Any]]()
+    talk.heading(_LISTED.format("SUITE", "PROMPTS", "EACH", "DATA", "LICENCE", "SCORERS"))
     for suite in SUITES.values():
         here = "here" if suite.shipped else "fetched" if fetched_dir(suite) else "--fetch" if suite.urls else "--data"
         scorers = [row.name for row in scorers_for(suite) if row.name != "served"]
@@ -71,11 +73,9 @@ def list_suites(talk: Talk) -> None:
             }
         )  # fmt: skip
         licence = suite.licence.split(" (")[0]
-        talk.data(f"{suite.name:<13}{suite.prompts:>5} x {suite.images}  {here:<9}{licence:<15}{', '.join(scorers)}")
-    talk.say(
-        "prompts x pictures; data: here is part of lens, --fetch gets it, --data DIR reads it; its licence; "
-        "scorers, beside them served (a score server) and official for every suite"
-    )
+        talk.data(_LISTED.format(suite.name, suite.prompts, suite.images, here, licence, ", ".join(scorers)))
+    talk.say("EACH: pictures of a prompt. DATA: here is part of lens, --fetch gets it, --data DIR reads it.")
+    talk.say("Every suite can be scored by served (a score server) and official too.")
     talk.result({"suites": rows})
 
 

@@ -114,16 +114,22 @@ def score_run(
 
     Raises CancelledError on Ctrl-C, and what scorers raise; everything said is kept.
     """
+    from train.suites.folder import RunFolder
     from train.suites.report import chosen_prompts
-    from train.suites.scorers.table import make_scorer, scorers_for
+    from train.suites.scorers.table import check_scorer, make_scorer, scorers_for
     from train.suites.scores import score
+    from train.suites.table import suite_of
 
-    run, suite, prompts = open_run(path, data)
-    protocol = run.protocol()
-    chosen, images = chosen_prompts(protocol, prompts), int(protocol["images"])
+    suite = suite_of(str(RunFolder(path).protocol()["suite"]))
     if not names:
         fitting = ", ".join(row.name for row in scorers_for(suite))
         raise UsageError("which scorer?", hint=f"--scorer NAME: {fitting}, official")
+    for name in names:
+        if name != OFFICIAL:
+            check_scorer(name, suite, settings)
+    run, suite, prompts = open_run(path, data)
+    protocol = run.protocol()
+    chosen, images = chosen_prompts(protocol, prompts), int(protocol["images"])
     settings = replace(settings, data=data_folder(suite, data), say=talk.say)
     failed, looked = 0, False
     for name in names:

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import anyio
 import numpy as np
@@ -73,6 +75,31 @@ def test_openai_stream(sdk: openai.OpenAI) -> None:
     assert [getattr(event, "partial_image_index", None) for event in partial] == [0, 1]
     assert all(Image.open(io.BytesIO(base64.b64decode(event.b64_json))).format == "PNG" for event in partial)
     assert record_of(base64.b64decode(whole.b64_json))["seed"] == 5 and whole.size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "hint"),
+    [
+        ("POST", "/v1/images/generation", 404, "unknown_path", "/v1/images/generations"),
+        ("POST", "/v1/chat/completions", 404, "unknown_path", "/v1/images/generations or"),
+        ("GET", "/sdapi/v1/sd_models", 404, "unknown_path", "/sdapi/v1/sd-models"),
+        ("POST", "/sdapi/v1/interrogate", 404, "unknown_path", "/sdapi/v1/"),
+        ("POST", "/api/generate", 404, "unknown_path", "/v1/images/generations or /sdapi/v1/txt2img;"),
+        ("GET", "/v1/%1b[2Jx", 404, "unknown_path", "GET /openapi.json lists all"),
+        ("GET", "/v1/images/generations", 405, "wrong_method", "it takes POST"),
+        ("POST", "/health", 405, "wrong_method", "it takes GET"),
+    ],
+)
+def test_a_path_that_is_not_there_is_answered_like_any_other_error(
+    server: Running, method: str, path: str, status: int, code: str, hint: str
+) -> None:
+    with pytest.raises(HTTPError) as caught:
+        urlopen(Request(server.url + path, method=method, data=b"{}" if method == "POST" else None), timeout=30)
+    told = json.loads(caught.value.read())
+    error = told["error"]
+    assert (caught.value.code, error["code"]) == (status, code) and hint in error["hint"], error
+    assert error["type"] == "invalid_request_error" and told["detail"] == error["message"]
+    assert error["message"].isprintable() and (status != 405 or caught.value.headers["allow"] in error["hint"])
 
 
 def test_openai_models_and_errors(sdk: openai.OpenAI) -> None:

@@ -91,8 +91,6 @@ def _served(suite: Suite, settings: ScorerSettings) -> Scorer:
     from train.judge.config import ScoreServer
     from train.suites.scorers.others import ServedScores
 
-    if not settings.rewards:
-        raise UsageError("which of the score server's rewards?", hint="--reward clip, or --reward hpsv2=0.2..0.35")
     rewards = tuple(read_reward(text) for text in settings.rewards)
     return ServedScores(ScoreServer(url=settings.scores, scorers=rewards))
 
@@ -138,8 +136,9 @@ def scorers_for(suite: Suite) -> list[ScorerRow]:
     return [row for row in _ROWS if not row.suites or suite.name in row.suites]
 
 
-def make_scorer(name: str, suite: Suite, settings: ScorerSettings) -> Scorer:
-    """Raises UsageError for an unknown scorer and one of other suites, and what making it raises."""
+def check_scorer(name: str, suite: Suite, settings: ScorerSettings) -> None:
+    """Refuse what can be refused before anything is read. Raises UsageError for an unknown scorer, one of other suites,
+    and one of which something was not said."""
     fitting = [row.name for row in scorers_for(suite)]
     row = SCORERS.get(name)
     if row is None or row.name not in fitting:
@@ -150,4 +149,13 @@ def make_scorer(name: str, suite: Suite, settings: ScorerSettings) -> Scorer:
             f"the scorer {name!r} {what} {'the scorers' if row is None else suite.name}",
             hint=f"{hint}For {suite.name} there are {', '.join(fitting)}, official",
         )
-    return row.make(suite, settings)
+    if row.needs == _ENDPOINT and not settings.model:
+        raise UsageError(f"{name} needs a vision model", hint="--model-name NAME, and --base-url URL of its endpoint")
+    if row.make is _served and not settings.rewards:
+        raise UsageError("which of the score server's rewards?", hint="--reward clip, or --reward hpsv2=0.2..0.35")
+
+
+def make_scorer(name: str, suite: Suite, settings: ScorerSettings) -> Scorer:
+    """Raises what `check_scorer` does, and what making it raises."""
+    check_scorer(name, suite, settings)
+    return SCORERS[name].make(suite, settings)
