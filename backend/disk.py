@@ -7,9 +7,11 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -32,6 +34,7 @@ _HINTS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",
 }
+_LOOKED = 2000  # names of a folder that are compared with one that is not there
 PRIVATE = 0o600  # of files that hold prompts or a key; a picture has the usual mode
 # What link() answers on file systems without hard links (FAT, some network shares, some containers).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES}
@@ -47,6 +50,32 @@ def write_error(path: Path, error: OSError) -> FileError:
     """The one-line form of an operating system's refusal to write `path`."""
     reason = os_reason(error)
     return FileError(f"cannot write {path}: {reason}", hint=_HINTS.get(error.errno or 0))
+
+
+def read_error(path: Path, error: OSError, hint: str | None = None) -> FileError:
+    """The one-line form of an operating system's refusal to read `path`: of one that is not there with what was meant.
+
+    `hint`: what is expected there, where nothing is alike.
+    """
+    meant = meant_instead(path) if isinstance(error, FileNotFoundError) else None
+    return FileError(f"cannot read {path}: {os_reason(error)}", hint=meant or hint)
+
+
+def meant_instead(path: Path) -> str | None:
+    """What was probably meant by a path that is not there: the name most like it, or which folder is missing; a hint.
+
+    None where nothing is alike.
+    """
+    gone = next((part for part in [*reversed(path.parents), path] if not part.exists()), path)
+    try:
+        with os.scandir(gone.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _LOOKED)]
+    except OSError:
+        return None
+    near = difflib.get_close_matches(gone.name, names, 1, 0.7)
+    if near:
+        return f"did you mean {gone.with_name(near[0]) / path.relative_to(gone)}?"
+    return None if gone == path else f"there is no folder {gone}"
 
 
 def make_folder(folder: Path) -> None:

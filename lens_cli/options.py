@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_origin
 
 import typer
 
-from backend.errors import FileError, LensError, UsageError, os_reason
+from backend.errors import LensError, UsageError
 from backend.packing.schemes import quant_help
 from backend.types import Effort, ImageFormat
 from backend.wish import OUTPUT, REQUEST, Row, Wish, rows_of
@@ -210,6 +211,8 @@ def read_prompt(words: list[str] | None, option: str | None, file: Path | None, 
                 "- reads the prompt from stdin, and there are words as well",
                 hint='a dash of the prompt goes inside quotes: lens gen "a cat - asleep"',
             )
+        if len(words) == 1:
+            _refuse_file(words[0])
         return " ".join(words)
     if option is not None and not words:
         return option
@@ -218,13 +221,31 @@ def read_prompt(words: list[str] | None, option: str | None, file: Path | None, 
             with file.open("rb") as source:
                 return _read_text(source, str(file))
         except OSError as error:
-            raise FileError(f"cannot read {file}: {os_reason(error)}") from error
+            from backend.disk import read_error
+
+            raise read_error(file, error, "-f takes a text file, whose whole text is one prompt") from error
     stdin = sys.stdin
     if stdin is None or (not words and file is None and stdin.isatty()):  # pyright: ignore[reportUnnecessaryComparison]
         raise UsageError("no prompt", hint='lens gen "three red balloons over a green hill"')
     if stdin.isatty():
         talk.say("type a prompt, then Ctrl-D on a line of its own")
     return _read_text(stdin.buffer, "stdin")
+
+
+# What was probably meant by the name of a file in the place of a prompt, by its ending.
+_MEANT = {
+    (".png", ".jpg", ".jpeg", ".webp"): "how it was made: lens info {0}; again: lens rerun {0}; from it: --init {0}",
+    (".txt", ".md"): "its text as one prompt: -f {0}; a prompt a line: --prompts {0}",
+    (".jsonl", ".json"): "a file of prompts: --prompts {0}",
+    (".safetensors", ".gguf"): "a model: -m {0}; a LoRA: --lora {0}",
+}
+
+
+def _refuse_file(word: str) -> None:
+    """Raises UsageError for a word that names a file which is there: its name would be drawn. -p draws it."""
+    meant = next((hint for endings, hint in _MEANT.items() if word.lower().endswith(endings)), None)
+    if meant is not None and Path(word).is_file():
+        raise UsageError(f"{word} is a file, and its name would be drawn", hint=meant.format(shlex.quote(word)))
 
 
 def plan_for(

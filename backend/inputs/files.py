@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backend.disk import meant_instead
 from backend.errors import FileError, human_bytes, os_reason
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def open_image(path: Path) -> Image.Image:
     try:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "does not exist" if not path.exists() else "is no regular file"
-            raise FileError(f"{path} {what}")
+            hint = meant_instead(path) if what == "does not exist" else None
+            raise FileError(f"{path} {what}", hint=hint or "a picture is meant: PNG, JPEG or WebP")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return Image.open(path, formats=READABLE)

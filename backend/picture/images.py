@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.disk import write_new
-from backend.errors import FileError, os_reason
+from backend.disk import read_error, write_new
+from backend.errors import FileError
 from backend.events import Generation
 from backend.inputs.files import DAMAGE, open_image
 from backend.picture import metadata
@@ -127,7 +127,7 @@ def loses_nothing(path: Path) -> bool:
     try:
         return b"VP8L" in _riff_chunks(path.read_bytes())
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
 
 
 def _riff_chunks(data: bytes) -> set[bytes]:

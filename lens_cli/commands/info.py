@@ -107,6 +107,7 @@ def _credentials(path: Path, found: ImageMetadata) -> dict[str, Any] | None:
 
 def _record_lines(record: Any) -> list[tuple[str, str]]:
     from backend.picture.metadata import describe_expander, describe_input, describe_lora
+    from backend.sampling import SAMPLERS
 
     model: Any = record.get("model")
     model = cast("dict[str, Any]", model) if isinstance(model, dict) else {}
@@ -124,7 +125,10 @@ def _record_lines(record: Any) -> list[tuple[str, str]]:
         "ran_on",
     )
     begun = ("strength", "fit", "hires", "hires_strength", "around", "amount", "style")
-    lines = [(key.replace("_", " "), str(record.get(key))) for key in (*plain, *begun)]
+    # What --sampler takes; a record has the name that other tools write.
+    named = {solver.name: str(sampler) for sampler, solver in SAMPLERS.items()}
+    told = {**record, "sampler": named.get(str(record.get("sampler")), record.get("sampler"))}
+    lines = [(key.replace("_", " "), str(told.get(key))) for key in (*plain, *begun)]
     lines += [(key, describe_input(record[key])) for key in ("init", "mask") if record.get(key) is not None]
     if record.get("expander") is not None:
         lines.insert(2, ("rewritten by", describe_expander(record["expander"])))

@@ -16,8 +16,8 @@ from backend.batch.journal import Journal, journal_file, remaining
 from backend.batch.lines import Line, read_lines
 from backend.batch.styles import styled
 from backend.batch.wildcards import Wildcards, is_template, spread
-from backend.disk import write_new
-from backend.errors import CancelledError, FileError, LensError, PartialBatchError, UsageError, os_reason
+from backend.disk import read_error, write_new
+from backend.errors import CancelledError, FileError, LensError, PartialBatchError, UsageError
 from backend.events import Event, PictureSaved
 from backend.paths import wildcards_dir
 from backend.picture.outputs import OutputPlan
@@ -202,7 +202,7 @@ def _read(path: Path) -> str:
             with path.open("rb") as file:
                 data = file.read(FILE_BYTES + 1)
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error, "a file of prompts, one a line, or JSON Lines: lens help prompts") from error
     if len(data) > FILE_BYTES:
         raise UsageError(f"{path} is longer than a file of prompts may be: {FILE_BYTES >> 20} MB")
     try:

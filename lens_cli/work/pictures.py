@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from backend.disk import meant_instead
 from backend.errors import FileError
 from backend.paths import history_file
 from backend.picture.history import Entry, History, Node
@@ -26,7 +27,7 @@ def check_folders(folders: Sequence[Path]) -> list[Path]:
     """The folders themselves. Raises FileError for one that is none."""
     for folder in folders:
         if not folder.is_dir():
-            raise FileError(f"{folder} is no folder")
+            raise FileError(f"{folder} is no folder", hint=meant_instead(folder))
     return list(folders)
 
 

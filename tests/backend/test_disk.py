@@ -15,7 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from backend.cache.store import Store
-from backend.disk import check_folder, claimed, make_folder, replacing, write_atomic, write_new
+from backend.disk import (
+    check_folder,
+    claimed,
+    make_folder,
+    meant_instead,
+    read_error,
+    replacing,
+    write_atomic,
+    write_new,
+)
 from backend.errors import FileError
 from backend.picture.history import History
 
@@ -179,3 +188,19 @@ def test_what_a_killed_process_left_is_swept_by_the_next_that_writes_there(tmp_p
     with claimed(target, doing="writes"):
         write_atomic(target, b"whole")
     assert sorted(target.parent.iterdir()) == sorted([target, *others])
+
+
+def test_a_path_that_is_not_there_is_met_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "2026").mkdir(parents=True)
+    (tmp_path / "photos" / "2026" / "fish.png").touch()
+    for typed, hint in (
+        ("photos/2026/fihs.png", "did you mean {}/photos/2026/fish.png?"),
+        ("photo/2026/fish.png", "did you mean {}/photos/2026/fish.png?"),
+        ("qqqq/fish.png", "there is no folder {}/qqqq"),
+    ):
+        assert meant_instead(tmp_path / typed) == hint.format(tmp_path)
+    assert meant_instead(tmp_path / "zzz") is None and meant_instead(Path("zzz\0")) is None
+    error = read_error(tmp_path / "zzz", FileNotFoundError(2, "No such file or directory"), "a text is meant")
+    assert (
+        str(error) == f"cannot read {tmp_path / 'zzz'}: no such file or directory" and error.hint == "a text is meant"
+    )

@@ -37,6 +37,38 @@ def test_stdout_is_paths_and_stderr_is_talk() -> None:
         assert image.size == (336, 192)
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["a fish", "--init", "fsh.png"], "did you mean fish.png?"),
+        (["a fish", "--init", "fish.png", "--mask", "sub/mask.png"], "there is no folder sub"),
+        (["a fish", "--init", "qqq"], "a picture is meant: PNG, JPEG or WebP"),
+        (["--prompts", "prompt.txt"], "did you mean prompts.txt?"),
+        (["--prompts", "qqq"], "a file of prompts, one a line"),
+        (["-f", "promts.txt"], "did you mean prompts.txt?"),
+        (["-f", "qqq"], "-f takes a text file"),
+    ],
+)
+def test_a_file_that_is_not_there_is_answered_with_what_was_meant(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], hint: str
+) -> None:
+    Image.new("RGB", (64, 64)).save("fish.png")
+    Path("prompts.txt").write_text("a fish\n")
+    run = lens_inside(monkeypatch, capfd, "gen", *words)
+    assert (run.code, run.out) == (1, b"") and f"hint: {hint}" in run.err, run.err
+    assert files() == ["fish.png", "prompts.txt"]
+
+
+def test_the_name_of_a_file_is_not_drawn(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, meant in (("a fish.png", "--init 'a fish.png'"), ("x.TXT", "--prompts x.TXT"), ("y.gguf", "-m y.gguf")):
+        Path(name).touch()
+        run = lens_inside(monkeypatch, capfd, "gen", name)
+        assert run.code == 2 and meant in run.err and len(run.err.splitlines()) == 2, run.err
+    Path("a fish.png").unlink()
+    assert lens_inside(monkeypatch, capfd, "gen", "a fish.png", "--dry-run").code == 0  # words, where no file is
+    assert lens_inside(monkeypatch, capfd, "gen", "-p", "x.TXT", "--dry-run").code == 0
+
+
 def test_a_model_that_is_not_here_leaves_no_folder_behind() -> None:
     run = lens("gen", "x", "-m", "lens-turbo", "-o", "new/", real=True, LENS_HOME="empty")
     assert run.code == 5 and "pull" in run.err

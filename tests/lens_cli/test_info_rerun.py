@@ -29,6 +29,7 @@ def test_info(name: str) -> None:
     make(name)
     text = lens("info", name).out.decode()
     assert "a [red] fish" in text and "nano" in text and "trainedAlgorithmicMedia" in text
+    assert [line.split() for line in text.splitlines() if "sampler" in line] == [["sampler", "euler"]]
     row = lens("info", name, "--json").json["data"]["images"][0]
     assert row["record"]["seed"] == 5 and row["generator"] == "lens" and row["width"] == 128
     assert row["fields"]["Seed"] == "5"

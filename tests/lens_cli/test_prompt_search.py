@@ -66,11 +66,14 @@ def test_without_a_confirmed_gain_the_first_prompt_stays(
     searches: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code, out, err = lens(monkeypatch, capsys, "apply", searches["nothing"])
-    assert (
-        code == 0
-        and "this is the first prompt" in err
-        and prompts.load(out.strip(), prompts_dir()).body == fakes.FIRST_PROMPT
-    )
+    assert (code, out) == (1, "") and "there is no winner to apply" in err and "lens prompt-search report" in err
+    assert not (prompts_dir() / "nothing.md").exists()
+    code, out, err = lens(monkeypatch, capsys, "apply", fakes.make(tmp_path / "begun", fakes.config()))
+    assert (code, out) == (1, "") and "not over" in err and "lens prompt-search run" in err
+    code, out, err = lens(monkeypatch, capsys, "apply", searches["nothing"], "c0000")
+    assert code == 0 and prompts.load(out.strip(), prompts_dir()).body == fakes.FIRST_PROMPT
+    code, out, err = lens(monkeypatch, capsys, "export", searches["nothing"], "-o", tmp_path / "first.md")
+    assert code == 0 and "this is the first prompt" in err and prompts.load(out.strip()).body == fakes.FIRST_PROMPT
     code, _, err = lens(monkeypatch, capsys, "export", searches["nothing"], "c0001", "-o", tmp_path / "x.md")
     assert code == 2 and "was not confirmed" in err and not (tmp_path / "x.md").exists()
     code, _, _ = lens(monkeypatch, capsys, "export", searches["nothing"], "c0001", "-o", tmp_path / "x.md", "--force")

@@ -8,6 +8,7 @@ second run finds or replaces them, and nothing is lost or doubled.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -16,10 +17,11 @@ from multiprocessing.sharedctypes import Synchronized
 
 import pyarrow as pa
 
-from backend.errors import LensError, UsageError, first_line, optional_package
-from train.run.feed import end_with_parent, spawn_context
+from backend.errors import CancelledError, LensError, UsageError, counted, first_line, optional_package
+from train.run.feed import begin_worker, spawn_context
 
 ENGINES = ("local", "ray")
+LOOK = 0.5  # seconds between two looks whether to stop
 _RETRIES = 3  # of a Ray task whose node dies; a fault of the function itself is raised at once
 
 Shard = Callable[[int], None]
@@ -33,8 +35,12 @@ def run_shards(
     *,
     gpus: float = 0.0,
     on_done: Callable[[int], None] = lambda shard: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run `function(shard)` for all `shards`; `on_done(shard)` is called here as each ends.
+
+    Where `stop` says so no shard begins any more, and those under way end: then CancelledError, if any is left. What
+    interrupts this (KeyboardInterrupt) ends local workers at once.
 
     `workers`: how many at once; local: processes (0: in this one, None: one a core), Ray: tasks (None: as many as the
     cluster's processors). `gpus`: of a Ray task, shares are allowed. Ray hides every GPU from a task that asks for
@@ -44,21 +50,40 @@ def run_shards(
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}", hint=f"engines: {', '.join(ENGINES)}")
     if engine == "ray":
-        _run_ray(function, shards, workers, gpus, on_done)
-    elif workers == 0 or (workers is None and len(shards) < 2):
-        for shard in shards:
+        _run_ray(function, shards, workers, gpus, on_done, stop)
+    elif in_one_process(shards, workers):
+        for number, shard in enumerate(shards):
+            if stop():
+                raise _stopped(len(shards) - number)
             function(shard)
             on_done(shard)
     else:
-        _run_local(function, shards, workers or os.cpu_count() or 1, on_done)
+        _run_local(function, shards, workers or os.cpu_count() or 1, on_done, stop)
 
 
-def _run_local(function: Shard, shards: Sequence[int], workers: int, on_done: Callable[[int], None]) -> None:
+def in_one_process(shards: Sequence[int], workers: int | None) -> bool:
+    """Whether the local engine runs them in the process that asks."""
+    return workers == 0 or (workers is None and len(shards) < 2)
+
+
+def _stopped(left: int) -> CancelledError:
+    return CancelledError(
+        f"stopped; {counted(left, 'shard')} of this stage are left", hint="the same command goes on from there"
+    )
+
+
+def _run_local(
+    function: Shard, shards: Sequence[int], workers: int, on_done: Callable[[int], None], stop: Callable[[], bool]
+) -> None:
     """Shards under way when a worker died are tried again one by one, so that the one at fault can be named."""
     left = list(shards)
     while left:
-        for shard in _run_pool(function, left, workers, on_done):
-            if _run_pool(function, [shard], 1, on_done):
+        if stop():
+            raise _stopped(len(left))
+        for shard in _run_pool(function, left, workers, on_done, stop):
+            if stop():
+                break
+            if _run_pool(function, [shard], 1, on_done, stop):
                 raise LensError(
                     f"a worker process died on shard {shard}, and again on that shard alone",
                     hint="too little memory is the usual cause; what was finished is kept",
@@ -66,20 +91,25 @@ def _run_local(function: Shard, shards: Sequence[int], workers: int, on_done: Ca
             left.remove(shard)
 
 
-def _run_pool(function: Shard, left: list[int], workers: int, on_done: Callable[[int], None]) -> list[int]:
+def _run_pool(
+    function: Shard, left: list[int], workers: int, on_done: Callable[[int], None], stop: Callable[[], bool]
+) -> list[int]:
     """Take shards off `left` as they end; returns those that were under way when a worker died (none: all ended)."""
     queue = list(left)
     running: dict[Future[None], int] = {}
     context = spawn_context()
     started = context.Value("i", 0)
-    size = min(workers, len(left))
+    size, others = min(workers, len(left)), set(multiprocessing.active_children())
     with ProcessPoolExecutor(size, mp_context=context, initializer=_begin, initargs=(started,)) as pool:
         try:
             while queue or running:
+                if stop():
+                    queue.clear()
+                    running = {future: shard for future, shard in running.items() if not future.cancel()}
                 while queue and len(running) < 2 * workers:  # a second one each, so that nobody waits for this process
                     shard = queue.pop(0)
                     running[pool.submit(function, shard)] = shard
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                ended, _ = wait(running, LOOK, return_when=FIRST_COMPLETED)
                 for future in ended:
                     future.result()
                     shard = running.pop(future)
@@ -87,21 +117,24 @@ def _run_pool(function: Shard, left: list[int], workers: int, on_done: Callable[
                     on_done(shard)
         except BrokenProcessPool:
             return list(running.values())
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # twice Ctrl-C: what a shard has half written is never read
+                for worker in set(multiprocessing.active_children()) - others:
+                    worker.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return []
 
 
 def _begin(started: Synchronized[int]) -> None:
-    """In a new worker: its number, for the choice of a GPU, one thread to compute, and one that watches its parent."""
+    """In a new worker: its number, for the choice of a GPU, one thread to compute, and what every pool does."""
     with started.get_lock():
         os.environ["LENS_WORKER"] = str(started.value)
         started.value += 1
     # Workers share the cores among themselves; each with a pool of threads of its own would be slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     pa.set_cpu_count(1)
-    end_with_parent()
+    begin_worker()
 
 
 def _call(function: Shard, shard: int) -> None:
@@ -110,7 +143,12 @@ def _call(function: Shard, shard: int) -> None:
 
 
 def _run_ray(
-    function: Shard, shards: Sequence[int], workers: int | None, gpus: float, on_done: Callable[[int], None]
+    function: Shard,
+    shards: Sequence[int],
+    workers: int | None,
+    gpus: float,
+    on_done: Callable[[int], None],
+    stop: Callable[[], bool],
 ) -> None:
     """One task a shard. A task whose node dies is given to another; Ray counts such deaths, not the function's faults.
 
@@ -134,10 +172,12 @@ def _run_ray(
         limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         running: dict[ray.ObjectRef, int] = {}
         while queue or running:
-            while queue and len(running) < limit:
+            while queue and len(running) < limit and not stop():
                 shard = queue.pop(0)
                 running[task.remote(shared, shard)] = shard
-            ended, _ = ray.wait(list(running), num_returns=1)
+            if not running:
+                raise _stopped(len(queue))
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=LOOK)
             for reference in ended:
                 shard = running.pop(reference)
                 try:

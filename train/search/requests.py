@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from backend.disk import read_error
 from backend.errors import FileError, UsageError, os_reason, shown
 from backend.foreign import documents
 from train.evals.verifier.templates import SEEN
@@ -108,7 +109,7 @@ def read_requests(path: Path) -> tuple[Request, ...]:
             raise FileError(f"{path} is larger than {_FILE_LIMIT:,} bytes", hint="a search takes some hundred requests")
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8 text", hint="save it as UTF-8") from None
     found: dict[str, Request] = {}

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from backend.errors import FileError, UsageError, os_reason, shown
+from backend.disk import read_error
+from backend.errors import FileError, UsageError, shown
 from backend.foreign import documents
 from backend.requests import PROMPT_LIMIT
 from train.suites.table import SHIPPED, Suite
@@ -122,7 +123,7 @@ def read_text(path: Path) -> str:
             raise FileError(f"{path} has more than {MOST_BYTES:,} bytes: it is no file of prompts")
         return data.decode("utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8 text") from None
 

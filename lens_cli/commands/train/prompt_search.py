@@ -167,7 +167,10 @@ def apply(
     run: Run, candidate: Candidate = None, *, name: Name = None, force: Force = False, json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:  # fmt: skip
-    """Put the winner into your own prompts: lens gen … --system-prompt NAME finds it there."""
+    """Put the winner into your own prompts: lens gen … --system-prompt NAME finds it there.
+
+    Where nothing was shown to be better, nothing is changed, and it exits with 1.
+    """
     from lens_cli.work.train.prompt_search import apply as do
 
     do(run, candidate, name, force, options.talk_for("prompt-search apply", json=json, quiet=quiet))

@@ -8,7 +8,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from backend.errors import FileError, os_reason, shown
+from backend.disk import read_error
+from backend.errors import FileError, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,7 +25,7 @@ def load(path: Path, side: int = SIDE) -> Image.Image:
         with path.open("rb") as file:
             return _read(file, side, str(path))
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
 
 
 def load_bytes(data: bytes, side: int = SIDE) -> Image.Image:

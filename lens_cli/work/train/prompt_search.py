@@ -6,12 +6,13 @@ Light ring at module scope.
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import make_folder, write_atomic
-from backend.errors import UsageError, shown
+from backend.errors import LensError, UsageError, shown
 from backend.paths import prompts_dir
 from lens_cli.terminal.console import Talk
 from lens_cli.work.interrupt import Interrupt
@@ -352,6 +353,25 @@ def export(path: Path, candidate: str | None, out: Path, force: bool, talk: Talk
     talk.result({"path": str(out), "candidate": name, "verdict": verdict})
 
 
+def _refuse_without_winner(path: Path) -> None:
+    """Raises LensError where a search has found nothing that could be put into use, with what can be done about it."""
+    from train.search.folder import SearchFolder
+    from train.search.report.findings import findings
+
+    with SearchFolder(path, read_only=True) as folder:
+        found = findings(folder)
+    said = shlex.quote(str(path))
+    if found.outcome is None:
+        hint = f"lens prompt-search run {said} goes on"
+    elif found.outcome.best != "c0000":
+        return
+    elif found.outcome.winner != "c0000":
+        hint = f"it was ahead on validation: lens prompt-search diff {said}, and apply {said} --force takes it"
+    else:
+        hint = f"another search may: lens prompt-search init RUN; why not this one: lens prompt-search report {said}"
+    raise LensError(f"there is no winner to apply, and nothing was changed: {found.verdict}", hint=hint)
+
+
 def apply(path: Path, candidate: str | None, name: str | None, force: bool, talk: Talk) -> None:
     """Write it into the person's own prompts; its name on stdout. Raises LensError."""
     import prompts
@@ -361,6 +381,8 @@ def apply(path: Path, candidate: str | None, name: str | None, force: bool, talk
         raise UsageError(f"a prompt cannot be called {shown(called)}", hint="--name: small letters, digits, hyphens")
     if called in prompts.names():
         raise UsageError(f"{called} is one of the package's own prompts", hint="--name another")
+    if candidate is None and not force:
+        _refuse_without_winner(path)
     chosen, data, verdict = _chosen(path, candidate, force, talk)
     folder = prompts_dir()
     make_folder(folder)

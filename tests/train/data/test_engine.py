@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from backend.errors import LensError, UsageError
+from backend.errors import CancelledError, LensError, UsageError
 from train.data.engine import run_shards
 from train.data.work import Work, stamp
 
@@ -86,6 +87,50 @@ def test_a_shard_that_kills_its_workers_is_named(tmp_path: Path) -> None:
 def test_a_fault_of_the_function_comes_through(tmp_path: Path, workers: int) -> None:
     with pytest.raises(UsageError, match="shard 2 is not to my liking"):
         run_shards(Square(tmp_path, fails_on=2), range(4), "local", workers)
+
+
+@dataclass(frozen=True)
+class Shielded:
+    """Notes whether a Ctrl-C of the terminal would reach the process that works on the shard."""
+
+    folder: Path
+
+    def __call__(self, shard: int) -> None:
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        (self.folder / f"{shard}").write_text(f"{ignored} {os.getsid(0) == os.getpid()}")
+
+
+def test_stopping_leaves_whole_shards_and_the_rest_for_the_next_time(tmp_path: Path) -> None:
+    ended = list[int]()
+    with pytest.raises(CancelledError, match=r"stopped; [234] shards of this stage are left"):
+        run_shards(Shielded(tmp_path), range(5), "local", 1, on_done=ended.append, stop=lambda: bool(ended))
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert sorted(found) == sorted(map(str, ended)) and set(found.values()) == {"True True"}
+    with pytest.raises(CancelledError, match="1 shard of"):
+        run_shards(Shielded(tmp_path), range(2), "local", 0, on_done=ended.append, stop=lambda: 0 in ended[-1:])
+
+
+def test_an_interruption_ends_the_workers_at_once() -> None:
+    def press(shard: int) -> None:
+        raise KeyboardInterrupt
+
+    before, began = set(psutil.Process().children()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_shards(Sleep(0.0, 300.0), range(2), "local", 1, on_done=press)
+    assert time.monotonic() - began < 60  # not the five minutes of the second shard
+    left = set(psutil.Process().children()) - before
+    assert [child.cmdline() for child in left if "resource_tracker" not in str(child.cmdline())] == []
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Takes so many seconds of the first shard, and of the others."""
+
+    first: float
+    others: float
+
+    def __call__(self, shard: int) -> None:
+        time.sleep(self.others if shard else self.first)
 
 
 def test_workers_end_when_the_command_is_killed(tmp_path: Path) -> None:

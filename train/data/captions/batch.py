@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from backend.chat.replies import ChatReply, read_completion
-from backend.disk import make_folder, replacing
-from backend.errors import FileError, UsageError, os_reason
+from backend.disk import make_folder, read_error, replacing
+from backend.errors import FileError, UsageError
 from train.data.captions.ask import KINDS, Caption, CaptionSettings, identity_of, messages, open_question, prompt_of
 from train.data.captions.journals import Journal, answer_of, pictures_of
 from train.data.pictures import Unreadable
@@ -127,7 +127,7 @@ def read_answers(stage: Caption, files: Iterable[Path]) -> Arrivals:
                     if line.strip():
                         filing.arrive(line)
         except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+            raise read_error(path, error) from error
     filing.search()
     return filing.arrived
 

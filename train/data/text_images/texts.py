@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import FileError, UsageError, os_reason
+from backend.disk import read_error
+from backend.errors import UsageError
 from backend.fields import check_ranges, within
 
 _LONGEST = 200  # characters of a text
@@ -43,7 +44,7 @@ def read_texts(path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", hint="save it as UTF-8, one text a line") from None
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     texts = [" ".join(line.split()) for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{path} holds no text", hint="one text a line")

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.disk import write_atomic
-from backend.errors import FileError, UsageError, os_reason
+from backend.disk import read_error, write_atomic
+from backend.errors import FileError, UsageError
 from backend.foreign import documents
 from train.rl.chance import shuffled, unit
 from train.rl.prompts.near import normal_form
@@ -164,7 +164,7 @@ def read(path: Path) -> PromptSet:
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error, "lens train rl prompts write FILE makes one") from error
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8 text", hint="save it as UTF-8") from None
     prompts: list[Prompt] = []

@@ -12,8 +12,11 @@ from typing import Protocol
 
 from backend.disk import claimed
 from lens_cli.terminal.console import Talk
-from train.data.engine import run_shards
+from lens_cli.work.interrupt import Interrupt
+from train.data.engine import in_one_process, run_shards
 from train.data.work import Work
+
+STOPPING = "stopping after the shards under way; Ctrl-C again stops at once"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ def run_todo(call: Call, name: str, stage: Callable[[int], None], todo: Sequence
         call.talk.detail(f"{name}: nothing to do")
         return
     progress = ShardProgress(call.talk, name, len(todo))
-    run_shards(stage, todo, call.engine, call.workers, gpus=gpus, on_done=progress.step)
+    # In this process Ctrl-C stops within a shard: a stage that asks a model has kept each answer.
+    apart = call.engine == "ray" or not in_one_process(todo, call.workers)
+    with Interrupt(STOPPING if apart else None) as interrupt:
+        run_shards(stage, todo, call.engine, call.workers, gpus=gpus, on_done=progress.step, stop=interrupt.stop)
 
 
 class ShardProgress:
