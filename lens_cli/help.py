@@ -34,7 +34,8 @@ def _styles() -> str:
     from backend.batch.styles import styles
     from backend.paths import styles_file
 
-    return f"Styles: {', '.join(sorted(styles()))}. Your own go into {styles_file()}."
+    names = ", ".join(sorted(styles()))
+    return f"Styles: {names}. A small model says which it has not learnt. Your own go into {styles_file()}."
 
 
 TOPICS = {

@@ -21,8 +21,10 @@ def say_rows(rows: Iterable[str], indent: int, talk: Talk) -> None:
 
 
 def wrap(row: str, columns: int, indent: int) -> list[str]:
-    """A row in lines of so many columns; a word that is longer than a line stays whole."""
+    """A row in lines of so many columns; a word that is longer than a line stays whole. What a row that is indented
+    itself goes on with stands a little further in."""
     if len(row) <= columns:
         return [row]
-    under = " " * min(indent, columns // 2)
+    own = len(row) - len(row.lstrip())
+    under = " " * min(own + 2 if own else indent, columns // 2)
     return textwrap.wrap(row, columns, subsequent_indent=under, break_long_words=False, break_on_hyphens=False)

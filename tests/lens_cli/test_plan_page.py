@@ -59,6 +59,7 @@ def test_lines_break_between_words() -> None:
     assert " ".join(" ".join(lines).split()) == " ".join(row.split())
     assert all(len(line) <= 40 or "x" * 70 in line for line in lines)
     assert all(line.startswith(" " * 12) for line in lines[1:])
+    assert wrap.wrap("    a folder " + "x" * 40, 40, 12)[1] == "      " + "x" * 40
 
 
 def test_the_words_of_a_model_are_whole_and_say_what_is_seldom(inside: Callable[..., Run]) -> None:
