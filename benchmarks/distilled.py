@@ -23,6 +23,7 @@ import torch
 from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.disk import make_folder, write_atomic
 from backend.events import PictureFailed
+from backend.foreign import documents
 from backend.loading import load_transformer, load_vae
 from backend.lora.names import parse_lora
 from backend.model.autoencoder import AutoencoderKLFlux2
@@ -32,13 +33,15 @@ from backend.settings import load
 from backend.types import LoraMode, LoraUse, Phase, Sampler
 from backend.wish import Wish
 from train.batches.texts import KeptTexts
-from train.evals.nano import EvalComparison, EvalFolder, evaluate
-from train.evals.nano_prompts import NanoPrompt, prompts
+from train.evals.nano import SETTINGS, EvalComparison, EvalFolder, evaluate
+from train.evals.nano_prompts import NanoPrompt, fingerprint, prompts
+from train.evals.verifier.verify import VERSION
 from train.rl.measure import Measured, count, draw_judged
 from train.rl.rollout import How
 from train.run.network import choose_attention
 
 CPU = torch.device("cpu")
+COMPUTE = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,21 @@ def measured(
     preset = files.preset
     how = How(
         steps=setting.steps or preset.steps, guidance=preset.guidance if setting.guidance is None else setting.guidance,
-        at_once=images, compute="bfloat16", sampler=Sampler.euler,
+        at_once=images, compute=COMPUTE, sampler=Sampler.euler,
     )  # fmt: skip
     return draw_judged(folder, files, network, use, chosen, how, texts, vae, side=preset.default_base)
 
 
-def taken_over(folder: EvalFolder, chosen: Sequence[NanoPrompt], images: int) -> Measured:
-    """What another run drew: of these prompts, none may be missing. Raises ValueError."""
+def taken_over(folder: EvalFolder, chosen: Sequence[NanoPrompt], images: int, files: ModelFiles) -> Measured:
+    """What another run drew as the model is served. The weights are the caller's to know: it may have called the same
+    ones a base and its adapter. Raises UsageError for other settings, ValueError where a picture is missing."""
+    preset = files.preset
+    stated = {
+        "fingerprint": fingerprint(), "verifier": VERSION, "steps": preset.steps, "guidance": preset.guidance,
+        "side": preset.default_base, "seed": 0, "compute": COMPUTE,
+    }  # fmt: skip
+    before = documents.parse_json(documents.read_bytes(folder.path / SETTINGS))
+    folder.open(before | stated)
 
     def absent(words: str, seed: int) -> NoReturn:
         raise ValueError(f"{folder.path} has no picture of {words!r}, seed {seed}")
@@ -139,7 +150,7 @@ def main() -> None:
         if first is not None and args.only and not any(setting.name.startswith(name) for name in args.only):
             continue
         if first is None and args.served is not None:
-            found = taken_over(EvalFolder(args.served), chosen, args.images)
+            found = taken_over(EvalFolder(args.served), chosen, args.images, files)
         else:
             folder = EvalFolder(args.out / setting.name.replace(" ", "-"))
             found = measured(setting, folder, files, chosen, texts, vae, args.images)
