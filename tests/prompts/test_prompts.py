@@ -10,6 +10,7 @@ import pytest
 
 import prompts
 from prompts import PromptError
+from prompts.guidelines import load_guidelines
 
 
 def write(path: Path, text: str) -> str:
@@ -27,13 +28,14 @@ def test_every_shipped_prompt_says_what_it_is() -> None:
     assert len({prompts.load(name).sha256 for name in prompts.names()}) == 5
 
 
-def test_nano_reads_the_sentences_it_was_trained_on() -> None:
-    from train.world.dialogues import GUIDELINES, HELPFUL, system_prompt
+def test_nanos_prompt_undoes_every_twist_and_adds_colours_alone() -> None:
+    """Of the sentences that its reasoner's adapter was trained on; the other additions harm its pictures."""
+    from train.world.requests import ADDING, UNDONE_BY
 
-    said = ("colour", "count", "background", "quote")  # the others harm its pictures, by `lens eval nano`
-    assert set(said) < set(HELPFUL)
-    assert prompts.load("nano").body == system_prompt([name for name in GUIDELINES if name in said])
-    assert prompts.compose(prompts.load("nano"), "complete", "json") == prompts.load("nano").body
+    body = prompts.load("nano").body
+    said = {guideline.id for guideline in load_guidelines() if guideline.text in body}
+    assert said == {*UNDONE_BY.values(), "quote", "colour"} and said & set(ADDING) == {"side", "colour"}
+    assert prompts.compose(prompts.load("nano"), "complete", "json") == body
 
 
 def test_the_policy_names_the_rules_nano_was_trained_on() -> None:

@@ -26,20 +26,12 @@ from train.judge.config import EndpointJudge, RulesJudge
 from train.search import folder as folders
 from train.search.checks import HARD_LIMIT, locked_parts
 from train.search.config import SearchConfig
+from train.search.drawn import SOURCES, draw_requests
 from train.search.evaluator import Evaluator, Parts, question_of, read_picture
 from train.search.folder import SearchFolder
 from train.search.parts import first_prompt
 from train.search.plan import Noise, check_size, pilot
-from train.search.requests import (
-    DRAWN,
-    SPLITS,
-    Request,
-    draw_requests,
-    known_benchmarks,
-    leaks,
-    read_requests,
-    split_requests,
-)
+from train.search.requests import SPLITS, Request, known_benchmarks, leaks, read_requests, split_requests
 from train.search.run import FIRST
 from train.search.spending import Spending
 
@@ -69,8 +61,8 @@ def prepare(
 ) -> Start:
     """Look at everything that a search would begin with; makes and spends nothing.
 
-    `prompt`: a name or a file; None: the reasoner's own. `source`: DRAWN or a file of requests. `knows`: the person
-    says that these requests are a test set. Raises UsageError, FileError.
+    `prompt`: a name or a file; None: the reasoner's own. `source`: a name in SOURCES or a file of requests. `knows`:
+    the person says that these requests are a test set. Raises UsageError, FileError.
     """
     system, contract = first_prompt(config, prompt, load())
     text, locked = locked_parts(system.body, contract)
@@ -79,8 +71,8 @@ def prepare(
     benchmarks = known_benchmarks(against)
     sizes = config.sizes
     warnings = check_size(config)
-    if source == DRAWN:
-        found = draw_requests(sizes.train + sizes.validation + sizes.test, config.seed, benchmarks)
+    if source in SOURCES:
+        found = draw_requests(sizes.train + sizes.validation + sizes.test, config.seed, benchmarks, source)
     else:
         found = read_requests(expanded(source))
     leaked = list(leaks(found, benchmarks))

@@ -22,7 +22,6 @@ from backend.foreign import documents
 from train.evals.verifier.templates import SEEN
 from train.evals.verifier.verify import Expectation, Wanted
 from train.rl.chance import shuffled
-from train.rl.prompts import drawn
 from train.rl.prompts.near import normal_form
 from train.rl.prompts.prompt_set import Rubric, parse
 from train.search.config import Sizes
@@ -31,7 +30,6 @@ from train.world.scenes import COLOURS
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-DRAWN = "nano"  # in a file's place: requests about Lens-Nano's world
 LEAK_WORDS = 8  # in a row that a request and a benchmark's prompt may not share
 _FILE_LIMIT = 256_000_000  # bytes
 _WORD = re.compile("[A-Z]{1,16}")  # on a sign; training draws up to five letters
@@ -126,21 +124,6 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     if not found:
         raise FileError(f"{path} holds no request", hint="one JSON object a line: id, prompt, category, item, rubrics")
     return tuple(found.values())
-
-
-def draw_requests(count: int, seed: int, benchmarks: Mapping[str, Sequence[str]]) -> tuple[Request, ...]:
-    """`count` requests about Lens-Nano's world of which no benchmark has one. Raises UsageError where it has not so
-    many."""
-    prompts, expectations = drawn.make(int(count * 1.15) + 20, seed)
-    all_of = tuple(
-        Request(
-            id=prompt.id, prompt=prompt.prompt, category=prompt.category, item=prompt.item, rubrics=prompt.rubrics,
-            expectation=expectations[prompt.id],
-        )
-        for prompt in prompts.prompts
-    )  # fmt: skip
-    leaked = {request.id for request, _ in leaks(all_of, benchmarks)}
-    return tuple(request for request in all_of if request.id not in leaked)
 
 
 # -------------------------------------------------------------------------------------------------------------- splits
@@ -245,11 +228,12 @@ def batch_of(train: Sequence[Request], size: int, iteration: int) -> tuple[Reque
 
 @functools.cache
 def _shipped_benchmarks() -> dict[str, list[str]]:
-    from train.evals import nano_prompts
+    from train.evals import nano_prompts, nano_requests
     from train.suites.prompts import read_prompts
     from train.suites.table import SUITES
 
-    found = {"lens eval nano": [text for p in nano_prompts.prompts() for text in (p.brief, p.dense)]}
+    kept = (*nano_prompts.prompts(), *nano_requests.requests())
+    found = {"lens eval nano": [text for p in kept for text in (p.brief, p.dense)]}
     for name, suite in SUITES.items():
         if suite.shipped and name != "nano":
             found[name] = [prompt.prompt for prompt in read_prompts(suite, None)]

@@ -280,13 +280,13 @@ def wrap(said: str, rng: random.Random) -> str:
 def sample_request(rng: random.Random, *, held_out: bool | None = False) -> Request:
     """A request about one of the drawn scenes, with up to three twists."""
     while True:
-        scene = sample_scene(rng, layouts=LAYOUTS, weights=_WEIGHTS, held_out=held_out)
+        scene = sample_scene(rng, layouts=LAYOUTS, weights=WEIGHTS, held_out=held_out)
         if scene.relation in (None, *SIDES):
             return twisted(plain_request(scene, rng), rng)
 
 
 LAYOUTS = ("single", "pair", "trio", "count", "count_and_one", "sign")
-_WEIGHTS = (0.24, 0.34, 0.06, 0.2, 0.08, 0.08)
+WEIGHTS = (0.24, 0.34, 0.06, 0.2, 0.08, 0.08)
 
 
 def plain_request(scene: Scene, rng: random.Random) -> Request:

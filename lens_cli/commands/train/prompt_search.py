@@ -20,7 +20,12 @@ Prompt = Annotated[
 ]
 Requests = Annotated[
     str,
-    typer.Option("--requests", metavar="FILE", help="JSON Lines of `lens train rl prompts`; nano: Lens-Nano's world."),
+    typer.Option(
+        "--requests",
+        metavar="FILE",
+        help="JSON Lines of `lens train rl prompts`; nano: of Lens-Nano's "
+        "world; nano-requests: of it in other words, languages, sums.",
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -22,10 +22,12 @@ from backend.errors import BudgetError, FileError, NetworkError, ReplyError, Usa
 from prompts.guidelines import REFUSING, TASK, load_guidelines
 from tests.backend.scripted_endpoint import Answer, Endpoint, completion, failure
 from tests.train.search import fakes
+from train.evals import nano_requests
 from train.search import begin, requests
 from train.search.analysis import Analysis, Failure, analyse, lost_content
 from train.search.checks import locked_parts
 from train.search.config import ImagesEndpoint, Limits, SearchConfig, Sizes, WriterEndpoint, quick
+from train.search.drawn import SOURCES, draw_requests
 from train.search.evaluator import Sample
 from train.search.folder import SearchFolder
 from train.search.generators import EndpointGenerator, picture_of
@@ -37,6 +39,7 @@ from train.search.spending import RoleBudget, Spending
 from train.search.writers.guidelines import GuidelineWriter
 from train.search.writers.models import ModelWriter
 from train.search.writers.task import Attempt, Task, WriterSpent
+from train.world.requests import UNDONE_BY
 
 SIZES = Sizes(train=30, validation=40, test=40, seeds=2, batch=10)
 
@@ -46,7 +49,7 @@ SIZES = Sizes(train=30, validation=40, test=40, seeds=2, batch=10)
 
 def test_drawn_requests_are_split_by_item_and_no_benchmark_has_them() -> None:
     benchmarks = requests.known_benchmarks()
-    drawn = requests.draw_requests(110, 7, benchmarks)
+    drawn = draw_requests(110, 7, benchmarks, "nano")
     chosen = requests.split_requests(drawn, SIZES, 7)
     assert Counter(request.split for request in chosen) == {"train": 30, "validation": 40, "test": 40}
     items = {name: {(r.category, r.item) for r in chosen if r.split == name} for name in requests.SPLITS}
@@ -101,11 +104,24 @@ def test_files_that_are_no_requests(tmp_path: Path, text: str, message: str) -> 
         requests.read_requests(path)
 
 
-def test_every_drawn_request_is_read_as_it_was_written() -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_drawn_request_is_read_as_it_was_written(source: str) -> None:
     """A search begins by writing the drawn requests and reading them; signs with words are among them."""
-    made = requests.draw_requests(60, 0, {})
+    made = draw_requests(60, 0, {}, source)
     assert any(thing.word for request in made if request.expectation for thing in request.expectation.things)
     assert [requests.parse_request(json.dumps(request.row())) for request in made] == list(made)
+
+
+def test_requests_in_other_words_ask_for_what_the_undone_words_say() -> None:
+    """Held to `train.world.requests`: each has a twist, and undoing all gives the thing's own name and count."""
+    made = draw_requests(300, 3, requests.known_benchmarks(), "nano-requests")[:300]
+    assert {request.category for request in made} == set(UNDONE_BY)
+    assert len({request.prompt for request in made}) == 300
+    sums = [request for request in made if " and " in request.prompt and request.category == "sum"]
+    assert all(r.expectation and any(thing.count > 1 for thing in r.expectation.things) for r in sums) and sums
+    assert made == draw_requests(300, 3, requests.known_benchmarks(), "nano-requests")[:300]
+    frozen = {prompt.brief for prompt in nano_requests.requests()}
+    assert not frozen & {request.prompt for request in made}
 
 
 def test_requests_of_a_file_keep_split_and_expectation(tmp_path: Path) -> None:
