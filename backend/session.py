@@ -120,7 +120,7 @@ class Session:
         choose_encoder(request.encoder, files)  # before torch: what cannot be is said at once
         self._on_event = on_event
         check_loras(resolved, self._warn)
-        for note in prompt_notes(request, files.name, files.folder):
+        for note in prompt_notes(request, files):
             self._warn(note)
         for note in files.notes:
             on_event(Noticed(text=note, severity=Severity.note))

@@ -4,9 +4,10 @@ that other programs read as commands and that are words here."""
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from backend.batch.styles import PLACE, styles
+from backend.checkpoints.layouts import REASONER_ADAPTER
+from backend.checkpoints.resolve import ModelFiles
 from backend.errors import UsageError, shown
 from backend.types import GenerationRequest
 from backend.wishes.vocabulary import unknown_words
@@ -15,11 +16,12 @@ _FLAG = re.compile(r"(?:^|\s)(--[a-z][a-z-]*(?:[ =]\d[\w:.]*)?)")
 _WEIGHT = re.compile(r"\([^()]+:\s*\d+(?:\.\d+)?\s*\)")
 
 
-def prompt_notes(request: GenerationRequest, name: str, folder: Path) -> list[str]:
-    """A sentence for each thing that is not as it was probably meant; `folder` holds the model called `name`.
+def prompt_notes(request: GenerationRequest, files: ModelFiles) -> list[str]:
+    """A sentence for each thing of a prompt that is not as it was probably meant.
 
     Raises as `backend.wishes.vocabulary.read_vocabulary`.
     """
+    name, folder = files.name, files.folder
     asked, sentence = _apart(request.prompt, request.style)
     found: list[str] = []
     if (flag := _FLAG.search(asked)) is not None:
@@ -29,10 +31,18 @@ def prompt_notes(request: GenerationRequest, name: str, folder: Path) -> list[st
     if (weight := _WEIGHT.search(asked)) is not None:
         found.append(f"{shown(weight[0])} weighs nothing here: it is read as plain words")
     if (strange := unknown_words(_FLAG.sub(" ", asked), folder)) is not None:
-        found.append(f"{name} has never read {strange}; what it knows: lens models show {name}")
+        found.append(
+            f"{name} has never read {strange}; what it knows: lens models show {name}{_rewriting(request, files)}"
+        )
     if sentence and unknown_words(sentence, folder, near=False) is not None:
         found.append(f"{name} has not learnt the style {request.style}; those it knows: lens models show {name}")
     return found
+
+
+def _rewriting(request: GenerationRequest, files: ModelFiles) -> str:
+    """The advice to let the model's own language model say it otherwise, where it learned to."""
+    learned = any(path.with_name(REASONER_ADAPTER).is_file() for path in files.text_encoder)
+    return "; --reasoner local may know other words for it" if learned and request.expander is None else ""
 
 
 def _apart(prompt: str, style: str | None) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from backend.presets import Component, Embedded, Layout
 
 Paths = tuple[Path, ...]
 
+REASONER_ADAPTER = "reasoner.gguf"  # beside a language model: what it adds to itself while it rewrites
 _SUFFIXES = (".safetensors", ".gguf")
 # Where ComfyUI keeps each part; the second name is its older one.
 _FOLDERS: Mapping[Component, tuple[str, ...]] = {

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from backend.checkpoints.headers import FileFormat, read_header
 from backend.checkpoints.identity import known_sha256
+from backend.checkpoints.layouts import REASONER_ADAPTER
 from backend.errors import CheckpointError
 
-NAME = "reasoner.gguf"  # beside the language model's file
 BASE_KEY = "lens.adapter.base_sha256"  # of the language model's file
 _HINT = "go without: LENS_REASONER__ADAPTER=false; the model's own reasoner is then as it was"
 
 
 def adapter_sha256(text_encoder: tuple[Path, ...]) -> str | None:
     """SHA-256 of the adapter beside a model's language model; None: there is none."""
-    if len(text_encoder) != 1 or not (path := text_encoder[0].with_name(NAME)).is_file():
+    if len(text_encoder) != 1 or not (path := text_encoder[0].with_name(REASONER_ADAPTER)).is_file():
         return None
     return known_sha256(path)
 
@@ -29,7 +29,7 @@ def fitting_adapter(gguf: Path, sha256: str) -> Path:
 
     Raises CheckpointError where it is not, is damaged, or is no adapter.
     """
-    path = gguf.with_name(NAME)
+    path = gguf.with_name(REASONER_ADAPTER)
     if not path.is_file() or known_sha256(path) != sha256:
         raise CheckpointError(f"{path}: it was changed while lens ran", hint="run the command again")
     header = read_header(path)

@@ -42,7 +42,7 @@ def explain(
         for note in found.notes:
             talk.say(f"note: {note}")
         check_loras(resolved, talk.warn)
-        for note in prompt_notes(request, found.name, found.folder):
+        for note in prompt_notes(request, found):
             talk.warn(note)
         planned, refused = forecast(last_pass(request), found)
     absent = foretell(resolved) if found is None and resolved.preset.sources else None

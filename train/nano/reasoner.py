@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backend.checkpoints.identity import known_sha256
+from backend.checkpoints.layouts import REASONER_ADAPTER
 from backend.checkpoints.resolve import resolve_model
 from backend.checkpoints.tokenizer_files import load_tokenizer
 from backend.errors import CancelledError
@@ -35,7 +36,7 @@ from backend.loading import load_text_encoder
 from backend.lora.write_gguf import write_adapter_gguf
 from backend.model.text_encoder import Block, LensGptOssEncoder, clamped_swiglu, rotate, yarn_frequencies
 from backend.params import TemplateParams, TextEncoderParams
-from backend.reasoner.adapter import BASE_KEY, NAME
+from backend.reasoner.adapter import BASE_KEY
 from backend.text.harmony import HarmonyWriter, system_text
 from prompts.guidelines import compose_guidelines, load_guidelines
 from train.overrides import as_json
@@ -404,7 +405,7 @@ def main() -> None:
         adapter = run(config, encoder, load_tokenizer(files))
     except CancelledError as error:
         raise SystemExit(f"{error}; {error.hint}") from None
-    path = config.run_dir / NAME
+    path = config.run_dir / REASONER_ADAPTER
     about = {
         "general.name": "Lens-Nano reasoner",
         "general.license": "mit",

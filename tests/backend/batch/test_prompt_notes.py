@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from backend.batch.prompt_notes import prompt_notes
 from backend.batch.styles import styles
+from backend.checkpoints.resolve import resolve_model
 from backend.requests import build_request
 from backend.settings import Settings
+from backend.types import Expander
 from backend.wish import Wish
 
-NANO = Path(__file__).resolve().parents[3] / "backend" / "nano"
+NANO = resolve_model("nano")
 REQUEST = build_request(Wish(prompt="x", model="nano"), Settings(), warn=print).request
 
 
@@ -32,6 +33,17 @@ REQUEST = build_request(Wish(prompt="x", model="nano"), Settings(), warn=print).
 def test_a_prompt_is_told_what_is_not_as_it_was_meant(prompt: str, style: str | None, said: list[str]) -> None:
     """The words that a style brings are not held against the person."""
     text = prompt if style is None else styles()[style].replace("{prompt}", prompt)
-    found = prompt_notes(replace(REQUEST, prompt=text, style=style), "nano", NANO)
+    found = prompt_notes(replace(REQUEST, prompt=text, style=style), NANO)
     assert len(found) == len(said)
     assert all(note.replace("'", "").startswith(begin) for note, begin in zip(found, said, strict=True)), found
+
+
+def test_other_words_are_advised_where_the_models_own_language_model_learned_to_find_them() -> None:
+    """It did where its adapter lies beside it; a prompt that was rewritten already is not sent there again."""
+    (note,) = prompt_notes(replace(REQUEST, prompt="a kitten"), NANO)
+    assert "--reasoner local" in note
+    expander = Expander(
+        kind="local", model="nano", system_prompt="nano", instructions_sha256="0", effort="low", temperature=0.0, seed=0
+    )  # fmt: skip
+    (note,) = prompt_notes(replace(REQUEST, prompt="a kitten", expander=expander), NANO)
+    assert "--reasoner" not in note

@@ -13,6 +13,7 @@ import torch
 
 from backend import presets
 from backend.checkpoints.identity import known_sha256
+from backend.checkpoints.layouts import REASONER_ADAPTER as NAME
 from backend.checkpoints.layouts import PartFiles, Parts
 from backend.checkpoints.resolve import resolve_model
 from backend.disk import file_sha256
@@ -20,7 +21,7 @@ from backend.errors import CheckpointError
 from backend.lora.write_gguf import write_adapter_gguf
 from backend.picture.metadata import describe_expander
 from backend.presets import Component
-from backend.reasoner.adapter import BASE_KEY, NAME, adapter_sha256, fitting_adapter
+from backend.reasoner.adapter import BASE_KEY, adapter_sha256, fitting_adapter
 from backend.reasoner.refine import RewritePlan, cache_key, make_plan
 from backend.settings import ReasonerSettings
 from backend.types import ReasonerMode
