@@ -304,7 +304,11 @@ def one_gpu_24gb(run_dir: Path) -> DistillConfig:
 
 
 def nano(run_dir: Path) -> DistillConfig:
-    """Lens-Nano on one core of a processor: adapters of rank 8, 200 warm steps, 300 global ones."""
+    """Lens-Nano on one core of a processor: adapters of rank 8, 200 warm steps, 150 global ones.
+
+    Of 300 global ones the best was seen after 100 to 150: 0.86 of the held-out prompts right, 0.83 at the end, and two
+    pictures of a prompt 0.94 and 0.85 as far apart as the teacher's.
+    """
     return DistillConfig(
         run_dir=run_dir,
         model="nano",
@@ -312,7 +316,7 @@ def nano(run_dir: Path) -> DistillConfig:
         rank=8,
         alpha=16.0,
         export_dtype="float16",
-        steps=300,
+        steps=150,
         learning_rate=1e-4,
         batch=8,
         groups=1,

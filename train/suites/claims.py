@@ -27,6 +27,7 @@ class Arm:
     steps: int | None = None  # None: the model's own
     size: tuple[int, int] | None = None  # width, height; None: the model's own square
     prompt: str | None = None  # a role of ROLES: the system prompt its reasoner reads; None: no reasoner
+    requests: bool = False  # the requests in other words than the model's, in place of the prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,17 +105,23 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
-        id="reasoner", says="a reasoner's rewrites are drawn better than the requests", kind="gain",
+        id="reasoner", kind="gain",
+        says="a reasoner's rewrites are drawn better than requests in words that the model does not know",
         paper=f"GenEval {_GENEVAL[_PLAIN]:.3f} → {_GENEVAL[_LENS]:.3f} (GPT-5.5), "
         f"{_GENEVAL['Lens, GPT-OSS-20B']:.3f} (GPT-OSS-20B)",
-        before=_NANO, after=Arm(name="nano-reasoner", prompt="prompt"),
+        before=Arm(name="nano-requests", requests=True),
+        after=Arm(name="nano-requests-reasoner", prompt="prompt", requests=True),
+    ),
+    Claim(
+        id="own-words", says="rewriting what is said in the model's own words costs nothing", kind="kept",
+        paper="no number", before=_NANO, after=Arm(name="nano-reasoner", prompt="prompt"),
     ),
     Claim(
         id="search", says="a searched system prompt beats the one that the search began with", kind="gain",
         paper=f"no number of its own; Qwen-Image {_GENEVAL['Qwen-Image 20B']:.3f} → "
         f"{_GENEVAL['Qwen-Image, GPT-5.5']:.3f} with a reasoner and the searched prompt",
-        before=Arm(name="nano-first-prompt", prompt="first-prompt"),
-        after=Arm(name="nano-searched-prompt", prompt="searched-prompt"),
+        before=Arm(name="nano-first-prompt", prompt="first-prompt", requests=True),
+        after=Arm(name="nano-searched-prompt", prompt="searched-prompt", requests=True),
     ),
     Claim(
         id="rl", says="reward tuning beats the base model", kind="gain", paper="no row of the base model",

@@ -66,13 +66,10 @@ class _Absent(Exception):
 
 def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
     """Draw what is missing and write the table after every claim. Raises UsageError; CancelledError on Ctrl-C."""
-    from train.evals.nano_prompts import PER_KIND, PROMPT_KINDS, prompts
     from train.suites.claims import CLAIMS, UNMEASURED, Finding, arms_of, finding, recorded_finding
 
     claims = _chosen(choice.claims)
     given = _given(choice.given)
-    whole = PER_KIND * len(PROMPT_KINDS)
-    count = whole if choice.limit is None else min(choice.limit, whole)
     found: dict[str, Arm] = {}
     absent: dict[str, _Absent] = {}
     for arm in arms_of(claims):
@@ -84,14 +81,14 @@ def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
             absent[arm.name] = error
     needed = [c for c in claims if c.before and c.after and c.before.name in found and c.after.name in found]
     drawn = arms_of(needed)
-    talk.say(f"{len(claims)} claims, {len(drawn)} ways to draw {count} prompts: {len(drawn) * count:,} "
-             f"pictures, about {_hours(len(drawn) * count * SECONDS)} on two quiet cores")  # fmt: skip
+    count = sum(len(_prompts(arm, choice.limit)) for arm in drawn)
+    talk.say(f"{len(claims)} claims, {len(drawn)} ways to draw: {count:,} pictures, about {_hours(count * SECONDS)} "
+             "on two quiet cores")  # fmt: skip
     if choice.dry_run:
         for claim in claims:
             talk.data(f"{claim.id:<12}{_state(claim, absent)}")
         talk.result({"claims": [{"claim": c.id, "state": _state(c, absent)} for c in claims]})
         return
-    chosen = prompts((), choice.limit)
     reports: dict[str, EvalReport] = {}
     findings: list[Finding] = []
     about = dict[str, Any]()
@@ -106,11 +103,11 @@ def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
                 assert claim.before is not None and claim.after is not None, "a claim has arms or a record"
                 for arm in (claim.before, claim.after):
                     if arm.name not in reports:
-                        reports[arm.name] = _Drawing(choice, arm, given, talk).report(session, chosen, about)
+                        reports[arm.name] = _Drawing(choice, arm, given, talk).report(session, about)
                 findings.append(finding(claim, reports[claim.before.name], reports[claim.after.name]))
             talk.data(f"{claim.id:<12}{_line(findings[-1])}")
             if len(claims) == len(CLAIMS):  # a part of the claims does not replace the whole table
-                _write(choice, findings, about, len(chosen))
+                _write(choice, findings, about)
     if len(claims) == len(CLAIMS):
         talk.say(f"table: {choice.to}")
     talk.result({"claims": [one.data() for one in findings], "table": str(choice.to), "about": about})
@@ -123,6 +120,15 @@ def _chosen(ids: Sequence[str]) -> list[Claim]:
     if unknown := [name for name in ids if name not in known]:
         raise UsageError(f"no claim is called {', '.join(unknown)}", hint=f"there are {', '.join(known)}")
     return [known[name] for name in known if not ids or name in ids]
+
+
+def _prompts(arm: Arm, limit: int | None) -> tuple[NanoPrompt, ...]:
+    """What an arm draws: `limit` of its set, of all kinds, or all."""
+    from train.evals import nano_prompts, nano_requests
+
+    of = nano_requests.requests if arm.requests else nano_prompts.prompts
+    whole = of()
+    return whole if limit is None or limit >= len(whole) else of((), limit)
 
 
 def _given(texts: Sequence[str]) -> dict[str, str]:
@@ -217,7 +223,7 @@ def _hours(seconds: float) -> str:
     return duration(seconds)
 
 
-def _write(choice: ClaimsChoice, findings: Sequence[Finding], about: Mapping[str, Any], prompts: int) -> None:
+def _write(choice: ClaimsChoice, findings: Sequence[Finding], about: Mapping[str, Any]) -> None:
     from backend.disk import make_folder, write_atomic
     from train.evals.verifier.verify import VERSION
     from train.suites.claims import page
@@ -225,7 +231,8 @@ def _write(choice: ClaimsChoice, findings: Sequence[Finding], about: Mapping[str
     weights = {arm: said["weights"] for arm, said in about.items()}
     models = ", ".join(f"{arm} {str(sha.get('transformer'))[:12]}" for arm, sha in weights.items())
     drawn = next(iter(about.values()), None)
-    lines = [f"{prompts} of 350 prompts, one picture each, verifier {VERSION}, first seed {choice.seed}."]
+    most = "" if choice.limit is None else f" at most {choice.limit} prompts;"
+    lines = [f"Verifier {VERSION}, first seed {choice.seed};{most} one picture each."]
     if drawn is not None:
         size, steps = f"{drawn['width']}x{drawn['height']}", f"{drawn['steps']} steps"
         lines.append(f"Unless a row says otherwise: {size}, {steps}, guidance {drawn['guidance']:g}.")
@@ -244,10 +251,11 @@ class _Drawing:
     given: Mapping[str, str]
     talk: Talk
 
-    def report(self, session: Session, chosen: Sequence[NanoPrompt], about: dict[str, Any]) -> EvalReport:
+    def report(self, session: Session, about: dict[str, Any]) -> EvalReport:
         """Draw what is missing. Raises CancelledError on Ctrl-C, and what drawing raises."""
         from train.evals.nano import EvalFolder, evaluate
 
+        chosen = _prompts(self.arm, self.choice.limit)
         resolved, reasoner, settings = self.settle(chosen[0].brief)
         about[self.arm.name] = settings
         folder = EvalFolder(self.choice.out / self.arm.name)
@@ -283,9 +291,10 @@ class _Drawing:
     def settle(self, first: str) -> tuple[ResolvedRequest, AskedReasoner | None, dict[str, Any]]:
         """(the request of every picture, who rewrites, what makes results comparable). Raises UsageError."""
         from backend.checkpoints.identity import identify_model
-        from train.evals.nano_prompts import fingerprint
+        from train.evals import nano_prompts, nano_requests
         from train.evals.verifier.verify import VERSION
 
+        fingerprint = (nano_requests if self.arm.requests else nano_prompts).fingerprint
         settings, arm, weights = load(self.talk.warn), self.arm, _weights(self.arm, self.given)
         size = None if arm.size is None else f"{arm.size[0]}x{arm.size[1]}"
         found = find_model(weights.model)
