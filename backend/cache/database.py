@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from backend.disk import PRIVATE
-from backend.errors import LensError
+from backend.errors import LensError, UsageError, shown
 
 BUSY = 5.0  # seconds to wait for another process's write
 
@@ -103,6 +103,8 @@ def worded(path: Path, kind: Kind) -> Generator[None]:
                 f"the {kind.name} {path} is busy: another process has been writing for {BUSY:g} s", hint="try again"
             ) from error
         raise kind.error(f"the {kind.name} {path} is damaged: {error}", hint=kind.damaged) from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{shown(error.object)} is no Unicode text, and all in the {kind.name} is") from error
 
 
 class OpenDatabase:

@@ -10,6 +10,7 @@ Light ring: standard library only.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _LAYOUT = """
 CREATE TABLE pictures (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,            -- of the record
-    path TEXT,                          -- absolute; NULL: written to stdout
+    path TEXT,                          -- absolute, bytes where it is no Unicode; NULL: written to stdout
     pixels TEXT NOT NULL,               -- SHA-256 of the pixels
     created TEXT NOT NULL,              -- ISO 8601, UTC
     prompt TEXT NOT NULL,               -- what was drawn
@@ -272,11 +273,11 @@ class History(OpenDatabase):
         opened only while pictures are missing. Marks what is nowhere as gone, and what came back as there.
         """
         missing, seen = dict[str, list[int]](), 0
-        changes = list[tuple[str | None, int, int]]()
+        changes = list[tuple[str | bytes, int, int]]()
         with self._ours():
             rows = self._db.execute("SELECT number, path, pixels, gone FROM pictures WHERE path IS NOT NULL").fetchall()
         for row in rows:
-            if Path(row["path"]).is_file():
+            if _place(row["path"]).is_file():
                 seen += 1
                 if row["gone"]:
                     changes.append((row["path"], 0, row["number"]))
@@ -284,12 +285,12 @@ class History(OpenDatabase):
                 missing.setdefault(row["pixels"], []).append(row["number"])
         known, moved = {row["path"] for row in rows}, 0
         for path in pictures_below(folders) if missing else ():
-            if str(path) in known:
+            if _stored(path) in known:
                 continue
             pixels = pixels_of(path)
             if pixels in missing:
                 number = missing[pixels].pop()
-                changes.append((str(path), 0, number))
+                changes.append((_stored(path), 0, number))
                 moved += 1
                 if not missing[pixels]:
                     del missing[pixels]
@@ -317,7 +318,7 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
     try:
         return {
             "id": _typed(record, "id", str),
-            "path": None if path is None else str(path.absolute()),
+            "path": None if path is None else _stored(path.absolute()),
             "pixels": _typed(record, "pixel_sha256", str),
             "created": _typed(record, "created", str),
             "prompt": _typed(record, "prompt", str),
@@ -336,6 +337,19 @@ def _row(record: Mapping[str, Any], path: Path | None, relation: str | None) -> 
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise FileError(f"the record of {path or 'a picture'} cannot enter the history: {error}") from error
+
+
+def _stored(path: Path) -> str | bytes:
+    """A path as its column has it: text, or the bytes of a name that is none."""
+    data = os.fsencode(path)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _place(stored: str | bytes) -> Path:
+    return Path(os.fsdecode(stored))
 
 
 def _size(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -367,7 +381,7 @@ def _entry(row: sqlite3.Row) -> Entry:
     return Entry(
         **{
             **values,
-            "path": None if path is None else Path(path),
+            "path": None if path is None else _place(path),
             "record": json.loads(values["record"]),
             "gone": bool(values["gone"]),
         }

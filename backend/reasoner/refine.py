@@ -177,10 +177,10 @@ def make_plan(
     preset: Preset,
     model: str,
     *,
+    files: ModelFiles | None,
     mode: ReasonerMode | None = None,
     system_prompt: str | None = None,
     insist: bool = False,
-    files: ModelFiles | None = None,
 ) -> RewritePlan:
     """Who is asked and with what. Opens nothing.
 

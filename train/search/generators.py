@@ -51,7 +51,7 @@ class SessionRewriter:
     @property
     def identity(self) -> str:
         plan = self.plan
-        told = [str(plan.mode), self._who, plan.effort, plan.temperature, plan.seed]
+        told = [str(plan.mode), self._who, plan.effort, plan.temperature, plan.seed, plan.adapter]
         return canonical([*told, plan.think_tokens, plan.answer_tokens, plan.max_tokens])
 
     def rewrite(self, request: str, system: SystemPrompt) -> Rewrite:

@@ -57,7 +57,7 @@ def _reasoner_model(config: SearchConfig) -> FoundModel:
 
 def _plan(config: SearchConfig, settings: Settings, found: FoundModel, prompt: str | None) -> RewritePlan:
     mode = ReasonerMode.api if config.reasoner.mode == "api" else ReasonerMode.local
-    return make_plan(settings.reasoner, found.preset, found.name, mode=mode, system_prompt=prompt)
+    return make_plan(settings.reasoner, found.preset, found.name, mode=mode, system_prompt=prompt, files=found.files)
 
 
 def _resolved(config: LocalModel | None, settings: Settings, found: FoundModel, say: Say) -> ResolvedRequest:

@@ -4,6 +4,7 @@ real processes raise the layout at once, and because damage is made with bytes a
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -41,6 +42,21 @@ def test_what_is_entered_comes_back(history: History, tmp_path: Path) -> None:
     assert dict(entry.record) == told and json.loads(json.dumps(entry.data()))["rating"] is None
     history.add(told, tmp_path / "b.png")  # the same picture once more
     assert len(history) == 1 and history.find(told["id"]).path == tmp_path / "a.png"
+
+
+def test_a_path_that_is_no_text_comes_back_and_is_followed(history: History, tmp_path: Path) -> None:
+    r"""A name in another encoding, \xff: Linux has such files."""
+    told, place = record(), tmp_path / os.fsdecode(b"\xff.png")
+    place.touch()
+    history.add(told, place)
+    assert history.find(told["id"]).path == place
+    place.rename(moved := tmp_path / os.fsdecode(b"\xfe.png"))
+    assert history.reconcile([tmp_path], lambda path: told["pixel_sha256"]).moved == 1
+    assert history.find(told["id"]).path == moved
+    for ask in (history.find, history.tree, history.forget, lambda name: history.search(model=name)):
+        with pytest.raises(UsageError, match="no Unicode text"):
+            ask("\udcff")
+    assert history.search("\udcff") == []
 
 
 def test_a_search_finds_what_a_plain_scan_finds(history: History) -> None:

@@ -46,7 +46,7 @@ def settings(url: str, **changes: Any) -> ReasonerSettings:
 
 def plan(**changes: Any) -> RewritePlan:
     chosen = settings("http://127.0.0.1:1/v1", **changes)
-    return make_plan(chosen, presets.get("lens"), "lens", mode=ReasonerMode.api)
+    return make_plan(chosen, presets.get("lens"), "lens", mode=ReasonerMode.api, files=None)
 
 
 class Ask:
@@ -365,7 +365,7 @@ def answers(url: str) -> bool:
 def test_a_real_server_with_the_shipped_model(real_server: str) -> None:
     """It refuses json_schema (422) and enforces JSON; what we read is what it says to a plain HTTP client."""
     chosen = settings(real_server, model="nano", api_key=KEY, system_prompt="nano", temperature=0.0, max_tokens=300)
-    mine = make_plan(chosen, presets.get("nano"), "nano", mode=ReasonerMode.api)
+    mine = make_plan(chosen, presets.get("nano"), "nano", mode=ReasonerMode.api, files=None)
     said: list[str] = []
     speaker = EndpointSpeaker(reasoner_address(replace(chosen, timeout=60.0)), say=said.append)
     request = "two red balls"

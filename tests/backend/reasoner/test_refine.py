@@ -7,6 +7,7 @@ done with every kind of answer, and that the same question gives the same one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ from backend.reasoner.refine import (
     cache_key,
     choose_mode,
     local_gguf,
-    make_plan,
     refine,
+)
+from backend.reasoner.refine import (
+    make_plan as plan_with,
 )
 from backend.settings import ReasonerSettings
 from backend.text.harmony import Reply
@@ -41,6 +44,9 @@ LENS = presets.get("lens")
 NANO = dataclasses.replace(presets.get("nano"), reasoner_default=ReasonerMode.off)  # whatever the registry says today
 SETTINGS = ReasonerSettings()
 ENDPOINT = ReasonerSettings(base_url="http://127.0.0.1:1/v1", model="m")
+
+
+make_plan = functools.partial(plan_with, files=None)  # of no files, and so without an adapter
 
 
 def nano_plan(**changes: Any) -> RewritePlan:

@@ -26,11 +26,12 @@ from train.evals import nano_requests
 from train.search import begin, requests
 from train.search.analysis import Analysis, Failure, analyse, lost_content
 from train.search.checks import locked_parts
-from train.search.config import ImagesEndpoint, Limits, SearchConfig, Sizes, WriterEndpoint, quick
+from train.search.config import ImagesEndpoint, Limits, LocalModel, SearchConfig, Sizes, WriterEndpoint, quick
 from train.search.drawn import SOURCES, draw_requests
 from train.search.evaluator import Sample
 from train.search.folder import SearchFolder
-from train.search.generators import EndpointGenerator, picture_of
+from train.search.generators import EndpointGenerator, SessionRewriter, picture_of
+from train.search.parts import opened
 from train.search.plan import check_size, costs, power_of
 from train.search.report.findings import findings
 from train.search.report.page import write_report
@@ -110,6 +111,17 @@ def test_every_drawn_request_is_read_as_it_was_written(source: str) -> None:
     made = draw_requests(60, 0, {}, source)
     assert any(thing.word for request in made if request.expectation for thing in request.expectation.things)
     assert [requests.parse_request(json.dumps(request.row())) for request in made] == list(made)
+
+
+@pytest.mark.nano
+def test_a_local_rewriter_has_its_models_adapter(tmp_path: Path) -> None:
+    """As `lens gen --reasoner local` has it; another adapter is another rewriter, whose answers are not taken over."""
+    config = SearchConfig(sizes=SIZES, generator=LocalModel(model="nano-turbo"))
+    with opened(config, Spending(tmp_path, Limits()), tmp_path, say=print) as who:
+        rewriter = who.parts.rewriter
+        assert isinstance(rewriter, SessionRewriter) and rewriter.plan.adapter is not None
+        other = SessionRewriter(rewriter.session, replace(rewriter.plan, adapter="0" * 64), rewriter.resolved, "x")
+        assert rewriter.plan.adapter in rewriter.identity and other.identity != rewriter.identity
 
 
 def test_requests_in_other_words_ask_for_what_the_undone_words_say() -> None:
