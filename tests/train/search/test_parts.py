@@ -117,7 +117,7 @@ def test_every_drawn_request_is_read_as_it_was_written(source: str) -> None:
 def test_a_local_rewriter_has_its_models_adapter(tmp_path: Path) -> None:
     """As `lens gen --reasoner local` has it; another adapter is another rewriter, whose answers are not taken over."""
     config = SearchConfig(sizes=SIZES, generator=LocalModel(model="nano-turbo"))
-    with opened(config, Spending(tmp_path, Limits()), tmp_path, say=print) as who:
+    with opened(config, Spending(tmp_path / "spent.jsonl", Limits()), tmp_path, say=print) as who:
         rewriter = who.parts.rewriter
         assert isinstance(rewriter, SessionRewriter) and rewriter.plan.adapter is not None
         other = SessionRewriter(rewriter.session, replace(rewriter.plan, adapter="0" * 64), rewriter.resolved, "x")
