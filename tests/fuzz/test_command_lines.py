@@ -20,7 +20,8 @@ from tests.lens_cli.cli import lens_inside
 
 SLOW = 20.0  # seconds of processor time for one line
 CODES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 130)
-LINES = 10 if not os.environ.get("LENS_FUZZ_MINUTES") else int(60 * float(os.environ["LENS_FUZZ_MINUTES"]))
+MINUTES = float(os.environ.get("LENS_FUZZ_MINUTES") or 0)  # here: in a test the environment is without LENS_…
+LINES = int(60 * MINUTES) or 10
 GOOD = ("a cat", "nano", "1", "2.5", "out/", "x.png", "16:9", "256", "384x256", "x.safetensors", "steps", "-", ".")
 VALUES = (
     *(value.decode("utf-8", "surrogateescape").replace("\0", "?") for value in HOSTILE if len(value) < 10_000),
@@ -84,7 +85,7 @@ def draw(chance: random.Random) -> list[str]:
 def test_any_command_line_ends_in_a_code_of_the_readme_and_a_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    seed = random.SystemRandom().randrange(10**9) if "LENS_FUZZ_MINUTES" in os.environ else 1
+    seed = random.SystemRandom().randrange(10**9) if MINUTES else 1
     chance = random.Random(seed)
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (64, 64)).save("x.png")
