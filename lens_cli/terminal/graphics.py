@@ -51,9 +51,25 @@ def read_answer(text: str) -> Answer:
     return Answer(Graphics.half, typed)
 
 
+def hears_answers() -> bool:
+    """Whether a question to the terminal is answered: stdin is its keyboard, stdout its screen, and both are ours now.
+
+    A pipe on stdin (`echo a cat | lens gen -`) has no keyboard to listen at, and a process in the background that
+    touches the keyboard's settings is stopped (SIGTTOU) until somebody brings it to the front.
+    """
+    if not all(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__)):
+        return False
+    if not hasattr(os, "tcgetpgrp"):  # Windows
+        return True
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # a terminal that is not the one that controls this process
+        return False
+
+
 def ask_terminal() -> Answer:
     """Ask the terminal behind stdin and stdout. Call it before anything else reads the keyboard."""
-    if os.environ.get("TERM", "") in _SILENT or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if os.environ.get("TERM", "") in _SILENT or not hears_answers():
         return Answer(Graphics.half)
     try:
         import termios

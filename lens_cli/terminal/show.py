@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from lens_cli.terminal.console import Talk, looking_at_stdout, talking_to_a_terminal
+from lens_cli.terminal.graphics import hears_answers
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,7 @@ def _has_colours(console: Console) -> bool:
 
 def _has_graphics(console: Console) -> bool:
     """Whether the terminal knows a graphics protocol, which needs no colours of text."""
-    if not console.is_terminal or console.is_dumb_terminal or not _has_cells():
+    if not console.is_terminal or console.is_dumb_terminal or not _has_cells() or not hears_answers():
         return False
     from textual_image import renderable
 

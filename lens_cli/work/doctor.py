@@ -10,6 +10,7 @@ from typing import Any
 from backend.disk import free_bytes
 from backend.errors import FileError, human_bytes
 from lens_cli.terminal.console import looking_at_stdout
+from lens_cli.terminal.graphics import hears_answers
 
 Section = dict[str, Any]
 
@@ -69,8 +70,8 @@ def terminal() -> Section:
 
 
 def graphics() -> str:
-    """How `--show` would draw: asks the terminal where there is one."""
-    if not looking_at_stdout():
+    """How `--show` would draw: asks the terminal where there is one that answers."""
+    if not hears_answers():
         return "half blocks"
     from textual_image import renderable
 

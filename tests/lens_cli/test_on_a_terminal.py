@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
+from backend.errors import UsageError
 from backend.events import DrawingStarted, PhaseStarted
 from backend.types import Phase
-from lens_cli.terminal import progress, training
+from lens_cli.terminal import progress, show, training
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.graphics import hears_answers
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import BELOW, MAX_COLUMNS, half_blocks
 from lens_cli.work.train import status
@@ -31,6 +35,27 @@ def test_a_picture_fits_the_window(size: tuple[int, int], width: int, height: in
     assert len(rows) <= height - BELOW and max(map(len, rows)) <= min(width, MAX_COLUMNS)
     high, wide = len(rows) * 2, len(rows[0])
     assert abs(wide - high * size[0] / size[1]) <= max(2.0, 2 * size[0] / size[1])  # its ratio, to a cell
+
+
+class _Stream:
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_terminal_is_asked_only_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """textual-image asks while it is imported: with a pipe for stdin that fails, and in the background it stops."""
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system="truecolor")
+    monkeypatch.setattr(show, "_has_cells", lambda: True)
+    monkeypatch.setitem(sys.modules, "textual_image", None)  # an import fails
+    monkeypatch.setattr(sys, "__stdout__", _Stream())
+    monkeypatch.setattr(sys, "__stdin__", open(os.devnull))  # no keyboard: `echo a cat | lens gen -`
+    assert not show._has_graphics(console)
+    monkeypatch.setattr(sys, "__stdin__", _Stream())
+    for front, asked in ((os.getpgrp() + 1, False), (os.getpgrp(), True)):
+        monkeypatch.setattr(os, "tcgetpgrp", lambda _, front=front: front)
+        assert hears_answers() is asked
+    with pytest.raises(ImportError):  # so the check above would have failed, had it asked
+        show._has_graphics(console)
 
 
 def test_a_record_of_a_run_is_read_back(tmp_path: Path) -> None:
@@ -72,6 +97,16 @@ def test_status_says_whether_anything_runs(tmp_path: Path) -> None:
     assert not find(tmp_path)[0].running
     (tmp_path / "metrics.jsonl").write_text('{"step": 40}\n')
     assert "finished" in status.lines(find(tmp_path)[0], 80)[0]
+
+
+def test_a_run_is_one_before_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"kind": "lora", "steps": 40}')
+    with pytest.raises(UsageError, match="no run here"):  # any model's folder has such a file
+        find(tmp_path)
+    (tmp_path / ".lock").touch()
+    assert "step 0 of 40" in status.lines(find(tmp_path)[0], 80)[0]
+    (tmp_path / "checkpoints" / "step-00000006").mkdir(parents=True)
+    assert "step 6 of 40" in status.lines(find(tmp_path)[0], 80)[0]
 
 
 def test_the_start_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

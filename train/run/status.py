@@ -9,6 +9,8 @@ from typing import Any, cast
 from backend.errors import CheckpointError, UsageError
 from backend.foreign import documents
 
+CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -21,7 +23,8 @@ class Run:
 
     @property
     def step(self) -> int:
-        return int(self.rows[-1]["step"]) if self.rows else 0
+        """The last step that is known of: logged, or saved before the first line of the log."""
+        return int(self.rows[-1]["step"]) if self.rows else max(self.checkpoints, default=0)
 
     @property
     def running(self) -> bool:
@@ -60,8 +63,8 @@ def find(folder: Path) -> list[Run]:
 
 def folders(folder: Path) -> list[Path]:
     """The folder of the run in a folder, or those of the runs one below it. Raises UsageError: none."""
-    if (folder / "metrics.jsonl").is_file():
-        return [folder]
+    if (folder / "metrics.jsonl").is_file() or ((folder / CONFIG).is_file() and (folder / ".lock").is_file()):
+        return [folder]  # the second: a run that was stopped, or is seen, before its first line
     found = [path.parent for path in sorted(folder.glob("*/metrics.jsonl"))]
     if not found:
         raise UsageError(f"{folder}: no run here", hint="a folder that --run-dir named: it holds metrics.jsonl")
@@ -69,9 +72,10 @@ def folders(folder: Path) -> list[Path]:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; the last may be cut. Raises CheckpointError for another that is no such line."""
+    """The lines of a `metrics.jsonl`, none where there is no file; the last may be cut. Raises CheckpointError for
+    another that is no such line."""
     rows: list[dict[str, float]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             row = documents.parse_json(line)
@@ -96,7 +100,7 @@ def run_of(folder: Path, rows: tuple[dict[str, float], ...]) -> Run:
 
 def _planned(folder: Path) -> int | None:
     try:
-        config = documents.parse_json(documents.read_bytes(folder / "config.json"))
+        config = documents.parse_json(documents.read_bytes(folder / CONFIG))
         if "stages" not in config:  # fine-tuning has one; reinforcement learning counts epochs
             warm = int(config["warm"]["steps"]) if config.get("kind") == "distill" else 0  # counted before the others
             return warm + int(config["epochs"] if config.get("kind") == "rl" else config["steps"])
