@@ -125,6 +125,10 @@ class Saving:
     def __post_init__(self) -> None:
         within(self, 1, None, "validate_every", "preview_every", "save_every", "log_every", "keep")
 
+    def logs(self, done: int, last: int) -> bool:
+        """Whether a line is logged after `done` steps: every so often, and after the last of a run however short."""
+        return done % self.log_every == 0 or done == last
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:

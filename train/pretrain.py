@@ -289,7 +289,7 @@ def _loop(this: _Run, start: int, say: Say) -> int:
                         step, str(error), config.run_dir, f"stages.{at.place}.learning_rate"
                     ) from error
                 pace.count(batches)
-                if this.metrics is not None and (step + 1) % saving.log_every == 0:
+                if this.metrics is not None and saving.logs(step + 1, config.steps):
                     this.metrics.log(step + 1, **_values(taken, rate, pace, at))
             if start < config.steps:
                 this.look(config.steps, config.stages[-1], taken.loss)

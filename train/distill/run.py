@@ -192,7 +192,7 @@ def _loop(this: _Run, start: int) -> int:
                 except Diverged as error:
                     writer.wait()
                     raise stopped_before(step, str(error), config.run_dir, "learning_rate") from error
-                if this.metrics is not None and (step + 1) % saving.log_every == 0:
+                if this.metrics is not None and saving.logs(step + 1, config.all_steps):
                     took = time.monotonic() - began
                     # Of the stage under way: a warm step and a global one take different times.
                     left = (config.warm.steps if step < config.warm.steps else config.all_steps) - step - 1

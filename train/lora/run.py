@@ -201,7 +201,7 @@ def _loop(this: _Run, start: int, say: Say) -> int:
                     continue
                 if step == 0 and this.held:  # with the loss of the first batch, which was the untouched model's too
                     this.metrics.log(0, loss=taken.loss, **this.judged)
-                if (step + 1) % saving.log_every == 0:
+                if saving.logs(step + 1, config.steps):
                     values = {"loss": taken.loss, "grad_norm": taken.grad_norm, "learning_rate": rate}
                     this.metrics.log(step + 1, **values, **pace.values(step + 1))
     finally:

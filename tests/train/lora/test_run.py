@@ -49,6 +49,7 @@ def test_the_validation_loss_falls_and_does_not_depend_on_the_batch(
     assert list(judged) == [0, 20, 40] and judged[40] < 0.9 * judged[0]
     other = changed(config, {"saving.validate_every": 1}, run_dir=tmp_path / "other", batch=1, steps=1)
     run.run(other)
+    assert any(row["step"] == 1 and row["learning_rate"] > 0 for row in rows(other.run_dir))  # shorter than log_every
     again = next(row["validation"] for row in rows(other.run_dir) if row["step"] == 0)
     assert again == pytest.approx(judged[0], rel=1e-5)  # of the untouched model, whatever else is asked
 
