@@ -70,6 +70,16 @@ def test_the_plan_is_counted_without_the_model(
     assert not list(folder.glob("runs"))
 
 
+def test_the_plan_counts_the_looks(inside: Callable[..., Run]) -> None:
+    """By hand: before step 1, after 2 and after 4; each 2 prompts x 2 seeds. The teacher's 20 steps are guided, the
+    student's 4 are not; a pass takes 2 operations a number and token, of which each of the two streams has half.
+    """
+    plan = inside("--recipe", "nano-smoke", "--dry-run", "--json").json["data"]["plan"]
+    assert (plan["looks"], plan["looked_at"]) == (3, 4)
+    by_hand = 4 * (3 * 4 + 2 * 20) * 2 * 12e6 * (64 + 60) / (5.4e9 / 0.042)
+    assert 0.3 * by_hand < plan["looking"] < 2 * by_hand and plan["estimated"] > plan["looking"]
+
+
 def test_what_it_refuses(inside: Callable[..., Run]) -> None:
     for words, said in (
         (("--recipe", "paper", "--set", "model=lens-turbo"), "distilled for 4 steps"),

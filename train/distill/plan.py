@@ -20,7 +20,6 @@ from train.lora.plan import base_bytes
 from train.run import costs, status
 
 CAPTION_TOKENS = 60  # of a prompt; dense captions have 170, which at 1024 x 1024 are 3 % more tokens
-LOOKED = 1.2  # factor for looks at held-out prompts, estimated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,10 @@ class DistillPlan:
     memory: MemoryPlan
     checkpoint: float  # bytes
     disk: float  # bytes: checkpoints, the best weights, files
-    estimated: float  # seconds of the whole run
+    looks: int  # at held-out prompts
+    looked_at: int  # pictures of a look
+    looking: float  # seconds of all looks with the teacher's own pictures, drawn once; estimated
+    estimated: float  # seconds of the whole run, looks included
     measured: float | None  # seconds of a global step in this run's folder; None: it has not run
 
 
@@ -74,6 +76,9 @@ def make(config: DistillConfig, preset: Preset, files: ModelFiles | None, device
     checkpoint = 4.0 * (3 * 2 * learned + (copies - 3) * learned + 3 * heads)
     best = 4.0 * learned
     speed = costs.CORE_FORWARD if device_type == "cpu" else _gpu_speed(config)
+    looks, looked_at = _looks(config), config.watch.prompts * config.watch.seeds
+    guided = 2 if preset.guidance != 1 else 1
+    looking = looked_at * forward * (looks * config.grid_steps + guided * preset.steps) / speed
     return DistillPlan(
         pictures=pictures,
         seen=pictures * stage.steps,
@@ -83,8 +88,20 @@ def make(config: DistillConfig, preset: Preset, files: ModelFiles | None, device
         memory=memory(config, preset, files, stage, heads, device_type),
         checkpoint=checkpoint,
         disk=checkpoint * (config.saving.keep + 1) + 2 * best,
-        estimated=LOOKED * (config.warm.steps * warm + config.steps * step) / speed,
+        looks=looks,
+        looked_at=looked_at,
+        looking=looking,
+        estimated=(config.warm.steps * warm + config.steps * step) / speed + looking,
         measured=_measured(config),
+    )
+
+
+def _looks(config: DistillConfig) -> int:
+    """How often the held-out prompts are drawn: before the first step, every so often, and after the last."""
+    last, saving = config.all_steps, config.saving
+    return sum(
+        step == last or step % saving.validate_every == 0 or step % saving.preview_every == 0
+        for step in range(last + 1)
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from backend.disk import free_bytes
-from backend.errors import human_bytes
+from backend.errors import counted, human_bytes
 from backend.presets import Preset
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.training import live
@@ -75,7 +75,8 @@ def lines(config: DistillConfig, preset: Preset, plan: plans.DistillPlan, device
     out += [
         f"disk       {human_bytes(plan.checkpoint)} a checkpoint, {human_bytes(plan.disk)} in all; "
         f"{human_bytes(free_bytes(config.run_dir))} are free there",
-        f"time       about {duration(plan.estimated)} {where}",
+        f"time       about {duration(plan.estimated)} {where}, {duration(plan.looking)} of it for "
+        f"{counted(plan.looks, 'look')} at {counted(plan.looked_at, 'held-out picture')}; judging them comes on top",
     ]
     if config.data.source == "captions" or (config.data.source == "drawn" and config.data.real == "teacher"):
         out.append(
