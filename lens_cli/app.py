@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Annotated, Any
 
 import typer
@@ -260,9 +262,17 @@ def _unknown_command(error: typer.TyperException, context: Any) -> UsageError | 
     meant, alike = foreign_word(path, word), get_close_matches(word, known, 2)
     what = f"lens {path}".rstrip()
     hint = f"{what} has {', '.join(known)}" if path else "lens --help lists the commands"
+    if not path and (sentence := _sentence(word)):
+        hint = f"to draw it: lens gen {shlex.quote(sentence)}"
     if alike:
         hint = f"did you mean {' or '.join(alike)}?"
     return UsageError(f"{what} has no command {shown(word)}", hint=meant or hint)
+
+
+def _sentence(word: str) -> str:
+    """What was typed from `word` on up to the first option, if that is several words: a prompt without its command."""
+    words = " ".join(takewhile(lambda part: part[:1] != "-", sys.argv[sys.argv.index(word) :])).split()
+    return " ".join(words) if len(words) > 1 and len(words) < 100 else ""
 
 
 def _words() -> list[str]:

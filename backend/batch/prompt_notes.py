@@ -10,9 +10,10 @@ from backend.checkpoints.layouts import REASONER_ADAPTER
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import UsageError, shown
 from backend.types import GenerationRequest
-from backend.wishes.vocabulary import unknown_words
+from backend.wishes.vocabulary import QUOTED, read_vocabulary, unknown_words
 
 _FLAG = re.compile(r"(?:^|\s)(--[a-z][a-z-]*(?:[ =]\d[\w:.]*)?)")
+_LETTERS = re.compile(r"\b(?:say|says|saying|read|reads|reading|word|words|text|letters) ([A-Z]{2,}(?: [A-Z]{2,})*)\b")
 _WEIGHT = re.compile(r"\([^()]+:\s*\d+(?:\.\d+)?\s*\)")
 
 
@@ -30,7 +31,11 @@ def prompt_notes(request: GenerationRequest, files: ModelFiles) -> list[str]:
         )
     if (weight := _WEIGHT.search(asked)) is not None:
         found.append(f"{shown(weight[0])} weighs nothing here: it is read as plain words")
-    if (strange := unknown_words(_FLAG.sub(" ", asked), folder)) is not None:
+    asked = _FLAG.sub(" ", asked)
+    if (letters := _LETTERS.search(QUOTED.sub(" ", asked))) is not None and read_vocabulary(folder) is not None:
+        found.append(f'letters to draw go into quotation marks: "{letters[1]}"')
+        asked = asked.replace(letters[1], " ")
+    if (strange := unknown_words(asked, folder)) is not None:
         found.append(
             f"{name} has never read {strange}; what it knows: lens models show {name}{_rewriting(request, files)}"
         )

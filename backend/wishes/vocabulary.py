@@ -17,7 +17,7 @@ NAME = "vocabulary.json"
 _BYTES_LIMIT = 1_000_000
 _NEAR = 0.74  # of difflib's ratio, to what a person is shown: "catt" and "grey" are near
 _NEARER = 0.85  # to any other word: "baloons" and "undr" are; a bear is not meant to be a beak
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|'[A-Z ]+'")
+QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|'[A-Z ]+'")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _BACKGROUND = re.compile(r"((?:[^\W\d_]+ ){1,2}?)background\b")
 
@@ -56,7 +56,7 @@ def unknown_words(prompt: str, folder: Path, *, near: bool = True) -> str | None
     vocabulary = read_vocabulary(folder)
     if vocabulary is None:
         return None
-    text = _QUOTED.sub(" ", prompt).lower()
+    text = QUOTED.sub(" ", prompt).lower()
     strange = [word for word in dict.fromkeys(_WORD.findall(text)) if word not in vocabulary.words]
     said = [_with_nearest(word, vocabulary) for word in strange] if near else strange
     background = _strange_background(text, vocabulary)

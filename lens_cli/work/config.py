@@ -17,7 +17,7 @@ from tomlkit.exceptions import TOMLKitError
 from backend import fields as typed
 from backend import paths, settings
 from backend.disk import make_folder, write_atomic
-from backend.errors import FileError, UsageError, os_reason
+from backend.errors import FileError, UsageError, joined, os_reason
 from backend.foreign import documents
 from backend.packing.schemes import quant_help
 from backend.settings import USER_ONLY, Settings
@@ -111,9 +111,10 @@ def _kind(key: str) -> Any:
     if key not in known:
         from difflib import get_close_matches
 
-        near = get_close_matches(key, list(known), 1, 0.7)
+        near = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]  # steps, sampling.steps
+        near = near or get_close_matches(key, list(known), 1, 0.7)
         raise UsageError(
-            f"no setting is called {key!r}", hint=f"did you mean {near[0]}?" if near else "lens config show"
+            f"no setting is called {key!r}", hint=f"did you mean {joined(near)}?" if near else "lens config show"
         )
     return known[key]
 

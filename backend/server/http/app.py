@@ -87,9 +87,15 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return error_answer(
-        400, {"code": "usage", "message": f"{where}: {first['msg']}"[:500], "hint": None}, where or None
-    )
+    told = {"code": "usage", "message": f"{where}: {first['msg']}"[:500], "hint": None}
+    sent = request.headers.get("content-type", "")
+    if not where:  # the body as a whole
+        told["message"] = f"the body is no JSON object: {first['msg']}"[:500]
+        if "json" not in sent.partition(";")[0]:
+            # Never read as JSON all the same: browsers send other types across sites without asking.
+            told["message"] = f"the body was sent as {shown(sent) if sent else 'no type'}, and JSON is read here"
+            told["hint"] = "curl -H 'Content-Type: application/json' -d '{\"prompt\": \"a blue fish\"}'"
+    return error_answer(400, told, where or None)
 
 
 async def _plain(request: Request, error: Exception) -> JSONResponse:

@@ -28,6 +28,8 @@ REQUEST = build_request(Wish(prompt="x", model="nano"), Settings(), warn=print).
         ("a blue fish --ar 16:9", None, ["--ar 16:9 stands inside the prompt"]),
         ("a (blue fish:1.3)", None, ["(blue fish:1.3) weighs nothing here"]),
         ("a red star -- and (two) moons", None, []),
+        ("a red sign that says OPEN NOW", None, ["letters to draw go into quotation marks: OPEN NOW"]),
+        ('a red sign that says "OPEN"', None, []),
     ],
 )
 def test_a_prompt_is_told_what_is_not_as_it_was_meant(prompt: str, style: str | None, said: list[str]) -> None:
@@ -35,7 +37,9 @@ def test_a_prompt_is_told_what_is_not_as_it_was_meant(prompt: str, style: str | 
     text = prompt if style is None else styles()[style].replace("{prompt}", prompt)
     found = prompt_notes(replace(REQUEST, prompt=text, style=style), NANO)
     assert len(found) == len(said)
-    assert all(note.replace("'", "").startswith(begin) for note, begin in zip(found, said, strict=True)), found
+    assert all(
+        note.replace("'", "").replace('"', "").startswith(begin) for note, begin in zip(found, said, strict=True)
+    ), found
 
 
 def test_other_words_are_advised_where_the_models_own_language_model_learned_to_find_them() -> None:
