@@ -170,7 +170,7 @@ def test_a_model_that_is_not_here_leaves_no_folder_and_asks_nobody() -> None:
 
 def plan_of() -> RewritePlan:
     settings = ReasonerSettings(mode=ReasonerMode.local)
-    return make_plan(settings, presets.get("nano"), "nano")
+    return make_plan(settings, presets.get("nano"), "nano", files=None)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_the_server_answers_while_it_draws(server: Running) -> None:
 
 def test_an_endpoint_rewrites_while_the_model_draws(server: Running) -> None:
     """A rewrite waits for no job; a refusal comes as its error."""
-    plan = asdict(make_plan(server.settings.reasoner, presets.get("nano"), "nano", mode=ReasonerMode.api))
+    plan = asdict(make_plan(server.settings.reasoner, presets.get("nano"), "nano", mode=ReasonerMode.api, files=None))
     rule = prompts.rule_names()[0]
     refusal = {"decision": "refuse", "prompt": None, "rule": rule}
     server.endpoint.answers[:] = [decision("a cat by the sea"), completion(json.dumps(refusal))]
@@ -262,6 +262,8 @@ def test_bodies_that_are_none_or_too_long(server: Running) -> None:
     for body in (b"", b"{", b"[]", b'{"wish": 3}', b"\xff\xfe", b'{"wish": {"prompt": NaN}}', b"[" * 100_000):
         status, told = ask(server, "POST", "/v1/jobs", body, Content_Type="application/json")
         assert status == 400 and told["error"]["message"], body[:20]
+    status, told = ask(server, "POST", "/v1/jobs", b"{}", Content_Type="application/x-www-form-urlencoded")  # curl's
+    assert status == 400 and "'Content-Type: application/json'" in told["error"]["hint"], told
     status, told = ask(server, "POST", "/v1/jobs", b"x" * (2 << 20), Content_Type="application/json")
     assert status == 413 and told["error"]["code"] == "too_large"
     place = server.client.place
