@@ -123,6 +123,7 @@ LATE = (  # what a later stage of `run` refuses, before the first one has read o
     ("words", "message", "hint"),
     [
         (("scan", "WORK"), "no pictures were named", "lens train data scan"),
+        (("run", "PHOTOS"), "no pictures were named", "lens train data run WORK /"),
         (("scan", "WORK", "/no/where"), "no such source: /no/where", "NAME=PATH"),
         (("score", "WORK"), "nothing was scanned yet", "lens train data scan"),
         (("select", "WORK"), "nothing was scanned yet", "lens train data scan"),

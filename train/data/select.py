@@ -119,6 +119,12 @@ def scored_filters(work: Work, shards: Sequence[int]) -> tuple[str, ...]:
     return tuple(out)
 
 
+def limits_of(settings: SelectSettings, name: str) -> list[str]:
+    """What a filter lets through, as --set names it: "area at least 147,456". A source may have limits of its own."""
+    limits = ((key, keeps, getattr(settings.every, key)) for key, keeps in FILTERS[name].limits.items())
+    return [f"{key} {keeps} {value:,}" for key, keeps, value in limits if value is not None]
+
+
 def not_applied(settings: SelectSettings, scored: Sequence[str]) -> list[str]:
     """Filters with a threshold and without scores: to be told, never passed over in silence."""
     everywhere = (settings.every, *settings.sources.values())

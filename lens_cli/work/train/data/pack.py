@@ -28,7 +28,8 @@ def _nothing_packed(without: Counter[str]) -> PartialBatchError:
     if not total:
         return PartialBatchError(
             "no picture is left to pack: the stages before dropped all of them",
-            hint="lens train data report WORK shows which; lower a threshold with select's --set",
+            hint="lens train data report WORK shows which; without a filter: lens train data run WORK --set "
+            "select.area=none",
         )
     reason, count = without.most_common(1)[0]
     hint = CAPTIONS if "caption" in reason else "smaller pictures: --set bucket.bases=512 or bucket.upscale=1.34"
@@ -100,7 +101,7 @@ class PackCommand:
             return
         pictures = totals.to_pack(self.stage, todo)
         tried = self.stage.try_some(todo[0])
-        talk.say(f"pack: {pictures:,} pictures in {len(todo):,} shards")
+        talk.say(f"pack: {counted(pictures, 'picture')} in {counted(len(todo), 'shard')}")
         if not tried.pictures:
             talk.result({"pictures": pictures})
             return

@@ -53,7 +53,7 @@ class ScanCommand:
             talk.say(f"{name}: {pictures:,} pictures")
         beyond = f", and {listed.unknown:,} pictures of a size that only reading tells" if listed.unknown else ""
         size = human_bytes(listed.nbytes)
-        talk.say(f"in all {listed.pictures:,} pictures in {listed.shards:,} shards, {size}{beyond}")
+        talk.say(f"in all {counted(listed.pictures, 'picture')} in {counted(listed.shards, 'shard')}, {size}{beyond}")
         talk.say(f"captions beside them: {listed.captions:,}")
         if not listed.pictures:
             talk.result({"pictures": 0})
@@ -85,5 +85,7 @@ class ScanCommand:
 def _remembered(call: Call) -> list[PictureSource]:
     remembered = read_section(call.folder, "sources")
     if not remembered:
-        raise UsageError("no pictures were named", hint=f"lens train data scan {call.folder} PICTURES/")
+        named = call.folder.is_dir() and not (call.folder / "config.json").is_file() and any(call.folder.iterdir())
+        both = f"WORK {call.folder}" if named else f"{call.folder} PICTURES/"  # a full folder is meant as theirs
+        raise UsageError("no pictures were named", hint=f"lens {call.talk.command} {both}")
     return [find_source(str(path), name) for name, path in remembered.items()]

@@ -53,7 +53,7 @@ class ScoreCommand:
         call, names = self.call, self.settings.filters
         todo = [s for s in self.shards if self.classic.missing(s)]
         pictures = sum(mark.rows for shard in todo if (mark := call.work.mark("scan", shard)) is not None)
-        call.talk.say(f"score: {', '.join(names)} for {pictures:,} pictures in {len(todo):,} shards")
+        call.talk.say(f"score: {', '.join(names)} for {counted(pictures, 'picture')} in {counted(len(todo), 'shard')}")
         hours = 0.0
         if pictures:
             tried, each = estimate.time_scoring(call.work, todo[0], names, self.max_pixels)

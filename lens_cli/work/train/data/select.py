@@ -37,5 +37,7 @@ class SelectCommand:
 
     def _tell(self, funnel: selecting.Funnel) -> dict[str, object]:
         for name, taken in funnel.first.items():
-            self.call.talk.say(f"  {name:<10} {taken:>10,} dropped, {funnel.alone[name]:,} by it alone")
+            limits = ", ".join(selecting.limits_of(self.stage.settings, name))
+            alone = f"{funnel.alone[name]:,} by it alone{f' ({limits})' if limits else ''}"
+            self.call.talk.say(f"  {name:<10} {taken:>10,} dropped, {alone}")
         return {"pictures": funnel.pictures, "kept": funnel.kept, "dropped": dict(funnel.first)}
