@@ -33,6 +33,7 @@ def show(everything: Everything = False, json: options.Json = False) -> None:
     """
     from backend import paths
     from backend.settings import load
+    from lens_cli.terminal.wrap import say_rows
     from lens_cli.work.config import all_settings, as_text
 
     talk = options.talk_for("config show", json=json)
@@ -42,7 +43,7 @@ def show(everything: Everything = False, json: options.Json = False) -> None:
             value = " is unset" if item.value is None else f" = {as_text(item.value)}   ({item.origin})"
             talk.data(f"{item.key}{value}")
             if everything and item.about:
-                talk.data(f"    {item.about}")
+                say_rows([f"    {item.about}"], 4, talk)
     if not everything and all(item.origin == "default" for item in found):
         talk.say(f"nothing is set; your file is {paths.config_file()}, and lens config show --all lists what can be")
     talk.result({

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backend.errors import human_bytes
+from backend.errors import counted, human_bytes
 from lens_cli.terminal.bars import Bar
 
 if TYPE_CHECKING:
@@ -24,7 +24,13 @@ def label(r: GenerationRequest, random_tokens: int | None) -> str:
     return ", ".join(
         filter(
             None,
-            [Path(r.model).name, weights, f"{r.width}x{r.height}", f"{r.steps} steps", f"guidance {r.guidance:g}"],
+            [
+                Path(r.model).name,
+                weights,
+                f"{r.width}x{r.height}",
+                counted(r.steps, "step"),
+                f"guidance {r.guidance:g}",
+            ],
         )
     )
 
@@ -98,7 +104,7 @@ def spread_cells(spread: TimeSpread | None) -> list[str]:
 def bars(m: Measurement) -> list[Bar]:
     """One row of warm phases, and one of the published pipeline where it ran (which encodes no text)."""
     r = m.request
-    name = f"{r.width}x{r.height}, {r.steps} steps, g {r.guidance:g}, {m.packed or m.dtype}"
+    name = f"{r.width}x{r.height}, {counted(r.steps, 'step')}, g {r.guidance:g}, {m.packed or m.dtype}"
     parts = [(str(p.part), p.warm) for p in m.phases if str(p.part) in ("encode", "denoise", "decode")]
     whole = next(p.warm for p in m.phases if str(p.part) == "picture")
     assert whole is not None, "denoising and decoding always have warm runs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from backend.errors import human_bytes
+from backend.errors import counted, human_bytes
 from backend.memory.cards import BASIS, Drawing, Outlook, encoder_seconds, outlooks
 from backend.presets import Preset
 
@@ -23,7 +23,8 @@ def answers(preset: Preset, drawing: Drawing) -> list[Outlook]:
 def table(preset: Preset, drawing: Drawing, found: Sequence[Outlook]) -> Iterator[str]:
     """Lines for a person."""
     guided = "with guidance" if drawing.guided else "without guidance"
-    yield f"will it run? {drawing.width}x{drawing.height}, {drawing.steps} steps {guided}; seconds are calculated"
+    steps = counted(drawing.steps, "step")
+    yield f"will it run? {drawing.width}x{drawing.height}, {steps} {guided}; seconds are calculated"
     yield HEADER
     for one in found:
         peak = "" if one.plan is None else human_bytes(one.plan.peak.most)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.batch.wildcards import is_template
+from backend.errors import counted
 from backend.inputs.begin import last_pass
 from backend.types import Encoder, GenerationRequest, LoraMode
 from backend.wish import USUAL, Wish
@@ -54,6 +55,6 @@ def describe(request: GenerationRequest) -> str:
     if request.rl_strength not in (None, 1.0):
         loras = f", RL strength {request.rl_strength:g}{loras}"
     return (
-        f"{request.width}x{request.height}{larger}, {Path(request.model).name}, {request.steps} steps, "
+        f"{request.width}x{request.height}{larger}, {Path(request.model).name}, {counted(request.steps, 'step')}, "
         f"guidance {request.guidance:g}, seed {seeds}{varied}{begun}{loras}"
     )

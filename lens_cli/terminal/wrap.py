@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from lens_cli.terminal.console import Talk, looking_at_stdout
+from lens_cli.terminal.console import Talk, looking_at_stdout, talking_to_a_terminal
 
 
 def say_rows(rows: Iterable[str], indent: int, talk: Talk) -> None:
     """Rows on stdout, whose labels take `indent` columns."""
-    columns = shutil.get_terminal_size((80, 24)).columns if looking_at_stdout() else None
+    for line in _fitting(rows, indent, looking_at_stdout()):
+        talk.data(line)
+
+
+def tell_rows(rows: Iterable[str], indent: int, talk: Talk) -> None:
+    """Rows on stderr, whose labels take `indent` columns: talk, where stdout has other data."""
+    for line in _fitting(rows, indent, talking_to_a_terminal()):
+        talk.say(line)
+
+
+def _fitting(rows: Iterable[str], indent: int, looking: bool) -> Iterator[str]:
+    columns = shutil.get_terminal_size((80, 24)).columns
     for row in rows:
-        for line in [row] if columns is None else wrap(row, columns, indent):
-            talk.data(line)
+        yield from wrap(row, columns, indent) if looking else [row]
 
 
 def wrap(row: str, columns: int, indent: int) -> list[str]:

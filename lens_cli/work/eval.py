@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.cache.store import Stores
-from backend.errors import UsageError
+from backend.errors import UsageError, counted
 from backend.events import PictureFailed
 from backend.presets import default_name
 from backend.requests import build_request, check_prompt, find_model
@@ -116,7 +116,7 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
     }
     runs = [None, reasoner] if choice.compare else [None if reasoner.off else reasoner]
     asked_for = "requests" if requests else f"{choice.wording} prompts"
-    title = f"{request.model}, {asked_for}, {request.steps} steps, guidance {request.guidance:g}"
+    title = f"{request.model}, {asked_for}, {counted(request.steps, 'step')}, guidance {request.guidance:g}"
     data: list[dict[str, Any]] = []
     reports: list[EvalReport] = []
     with Session(settings, stores=Stores()) as session:
@@ -129,6 +129,8 @@ def eval_nano(choice: EvalChoice, talk: Talk) -> None:
                 talk.data(line)
             reports.append(report)
             data.append({"settings": mine, **report.data()})
+    if choice.out is not None:
+        talk.say(f"results and pictures: {choice.out}")
     if not choice.compare:
         talk.result(data[0])
         return

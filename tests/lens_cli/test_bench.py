@@ -99,7 +99,7 @@ def test_random_weights_in_bfloat16_are_held_against_float32(
     run = inside(monkeypatch, capfd, *words, "--runs", "1", "--against", "reference")
     assert run.code == 0, run.err
     text = run.out.decode()
-    assert "random weights, 7 random text tokens, 128x128, 1 steps" in text
+    assert "random weights, 7 random text tokens, 128x128, 1 step," in text
     assert "24,019,840 parameters" in text and "what else was running is not known" in text
     assert "no text encoder" in text and "encode" not in [line.split("  ")[0] for line in run.lines]
     for row in ("this project - float32", "reference - float32", "reference at batch 1 - reference"):

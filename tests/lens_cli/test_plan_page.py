@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lens_cli.terminal import wrap
+from lens_cli.terminal.console import Talk
 from lens_cli.work.train import plan_page
 from tests.lens_cli.cli import Run, real_inside
 
@@ -60,6 +61,18 @@ def test_lines_break_between_words() -> None:
     assert all(len(line) <= 40 or "x" * 70 in line for line in lines)
     assert all(line.startswith(" " * 12) for line in lines[1:])
     assert wrap.wrap("    a folder " + "x" * 40, 40, 12)[1] == "      " + "x" * 40
+
+
+def test_settings_and_talk_break_between_words(
+    inside: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = inside("config", "show", "--all")
+    assert run.code == 0 and all(len(line) <= 80 for line in run.lines if "config.toml" not in line)
+    for looking, lines in ((True, 3), (False, 1)):
+        monkeypatch.setattr(wrap, "talking_to_a_terminal", lambda looking=looking: looking)
+        wrap.tell_rows(["label  " + "word " * 40], 7, Talk(command="x"))
+        told = capfd.readouterr().err.splitlines()
+        assert len(told) == lines and all(line.startswith(" " * 7) for line in told[1:])
 
 
 def test_the_words_of_a_model_are_whole_and_say_what_is_seldom(inside: Callable[..., Run]) -> None:

@@ -69,8 +69,8 @@ class Power:
         return [
             f"noise       standard deviation {self.spread:.3f} of a request's difference ({source})",
             f"detectable  a gain of {_points(self.first)} by the first validated candidate, {_points(self.late)} "
-            f"by the {LATE}th (8 times of 10)",
-            f"            the test split shows {_points(self.test)}; smaller true gains will mostly not be found",
+            f"by the {LATE}th (8 times of 10); the test split shows {_points(self.test)}; smaller true gains will "
+            "mostly not be found",
         ]
 
     def data(self) -> dict[str, Any]:

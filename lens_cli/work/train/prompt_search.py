@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.disk import make_folder, write_atomic
-from backend.errors import LensError, UsageError, shown
+from backend.errors import LensError, UsageError, counted, shown
 from backend.paths import prompts_dir
 from lens_cli.terminal.console import Talk
+from lens_cli.terminal.wrap import tell_rows
 from lens_cli.work.interrupt import Interrupt
 from train.search.config import GENERATORS, JUDGES, WRITERS, LocalModel, SearchConfig
 from train.search.config import quick as made_quick
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from train.search.folder import SearchFolder
     from train.search.plan import Noise, Power
 
+LABEL = 12  # columns of a plan's labels
 STOPPING = "stopping after this picture; the same command goes on. Ctrl-C again stops at once"
 
 
@@ -134,8 +136,7 @@ def begin(path: Path, typed: Typed, dry_run: bool, talk: Talk) -> None:
             typed.config(), prompt=typed.prompt, source=typed.requests, against=typed.benchmarks, knows=typed.knows
         )
     power = assumed_power(start.config, start.validated_before)
-    for line in _plan_lines(start, power, counts(start.requests)):
-        talk.say(line)
+    tell_rows(_plan_lines(start, power, counts(start.requests)), LABEL, talk)
     for warning in start.warnings:
         talk.warn(warning)
     if dry_run:
@@ -156,8 +157,7 @@ def begin(path: Path, typed: Typed, dry_run: bool, talk: Talk) -> None:
                     _contradictions(evaluator, config, talk)
     if noise is not None:
         power = power_of(config, noise.spread, measured=True, validated_before=start.validated_before)
-        for line in [*noise.lines(), *power.lines(), *_duration(start, noise)]:
-            talk.say(line)
+        tell_rows([*noise.lines(), *power.lines(), *_duration(start, noise)], LABEL, talk)
     talk.data(path)
     talk.say(f"then: lens prompt-search run {path}")
     talk.result({"run": str(path), **_plan_data(start, power, noise)})
@@ -173,7 +173,7 @@ def _contradictions(evaluator: Any, config: SearchConfig, talk: Talk) -> None:
             talk.say(f"judge       contradicts itself in {changed} of {compared} answers when asked again")
 
 
-def _plan_lines(start: Start, power: Power, counted: str) -> list[str]:
+def _plan_lines(start: Start, power: Power, requests: str) -> list[str]:
     from train.search.plan import costs
 
     config, needs = start.config, costs(start.config)
@@ -184,11 +184,11 @@ def _plan_lines(start: Start, power: Power, counted: str) -> list[str]:
     budget += [f"{limits.minutes:g} minutes"] if limits.minutes is not None else []
     budget += [f"${limits.dollars:,.2f}"] if limits.dollars is not None else []
     return [
-        f"requests    {counted}; {config.sizes.seeds} pictures each",
+        f"requests    {requests}; {counted(config.sizes.seeds, 'picture')} each",
         f"begins with {words} words{locked}; writer {config.writer.kind}, judge {config.judge.kind}",
-        f"pictures    about {needs.usual:,}: {needs.baselines:,} for the first prompt and none, {2 * needs.gate} at",
-        f"            the gate for each of {limits.candidates} candidates, {needs.validation} to validate one",
-        f"            (losers leave earlier), {needs.confirmation:,} for the confirmation",
+        f"pictures    about {needs.usual:,}: {needs.baselines:,} for the first prompt and none, {2 * needs.gate} at "
+        f"the gate for each of {counted(limits.candidates, 'candidate')}, {needs.validation} to validate one "
+        f"(losers leave earlier), {needs.confirmation:,} for the confirmation",
         f"budget      {', '.join(budget) or 'none: it ends with its candidates'}",
         *power.lines(),
         f"certainty   a search promotes a candidate that is no better with a chance of at most {config.rules.alpha:g}",

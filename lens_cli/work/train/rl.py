@@ -8,7 +8,7 @@ from statistics import median
 
 from backend.checkpoints.resolve import ModelFiles
 from backend.disk import free_bytes
-from backend.errors import UsageError, human_bytes
+from backend.errors import UsageError, counted, human_bytes
 from backend.memory.footprint import vae_parameters
 from backend.presets import Preset
 from backend.sizes import GRID
@@ -157,7 +157,8 @@ def lines(config: RLConfig, preset: Preset, plan: EpochForecast, device_type: st
     shapes = ", ".join(f"{width} x {height}" for width, height in config.rollout.shapes(preset))
     pairs = plan.pictures * config.nft.times
     out = [
-        f"pictures   {plan.pictures:,} an epoch: {config.rollout.groups} prompts of {config.rollout.size}; {shapes}",
+        f"pictures   {plan.pictures:,} an epoch: {config.rollout.size} of each of "
+        f"{counted(config.rollout.groups, 'prompt')}; {shapes}",
         f"training   {pairs:,} pairs of a picture and a time an epoch, in {config.nft.gradient_steps} gradient steps",
         f"learned    {plan.learned:,} numbers",
         f"judge      {plan.judge_calls:,} calls in {config.epochs:,} epochs; evaluations come on top",

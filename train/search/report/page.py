@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.disk import write_atomic
-from backend.errors import FileError, optional_package
+from backend.errors import FileError, counted, optional_package
 from train.search.checks import sentences
 from train.search.evaluator import Sample, question_of, read_picture
 from train.search.folder import SearchFolder
@@ -75,7 +75,8 @@ def _head(found: Findings) -> str:
 def _numbers(folder: SearchFolder, found: Findings, charts: Any) -> Iterator[str]:
     sizes, config, frozen = folder.config.sizes, folder.config, folder.frozen
     told = [
-        f"{sizes.train} train, {sizes.validation} validation, {sizes.test} test requests; {sizes.seeds} pictures each",
+        f"{sizes.train} train, {sizes.validation} validation, {sizes.test} test requests; "
+        f"{counted(sizes.seeds, 'picture')} each",
         f"{found.spending['pictures']:,} pictures, {found.spending['seconds'] / 60:,.0f} minutes"
         + (f", ${found.spending['dollars']:,.2f}" if found.spending["dollars"] else ""),
         f"exact sign-flip test; the k-th validated candidate at {config.rules.alpha:g}/(k(k+1))",
