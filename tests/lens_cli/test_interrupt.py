@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from backend.errors import CancelledError
+from lens_cli.terminal.console import Talk
+from lens_cli.work.train.data import call
 from tests.lens_cli.cli import command, environment
 
 
@@ -58,6 +62,23 @@ def test_other_ways_to_end_a_process_end_as_ctrl_c(number: signal.Signals) -> No
     made = [first, *rest.split()]
     assert child.returncode == 130 and f"{len(made)} of 50 pictures finished" in talk
     assert sorted(path.name for path in Path().iterdir()) == sorted(made)
+
+
+def test_a_press_in_the_last_shard_of_a_stage_keeps_the_next_from_beginning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[str] = []
+
+    def press(*shards: Any, **how: Any) -> None:
+        begun.append("score")
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(call, "run_shards", press)
+    one = call.Call(tmp_path, (), "local", 1, False, Talk(command="train data run"))
+    with pytest.raises(CancelledError, match="the shards of score are finished"):
+        for name in ("score", "select"):
+            call.run_todo(one, name, lambda shard: None, [0])
+    assert begun == ["score"]
 
 
 def test_twice_stops_at_once() -> None:

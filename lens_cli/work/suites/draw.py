@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from backend.cache.store import Stores
-from backend.errors import LensError, UsageError
+from backend.errors import CancelledError, LensError, UsageError
 from backend.events import Generation, PictureFailed
 from backend.presets import default_name
 from backend.requests import FoundModel, ResolvedRequest, build_request, check_prompt, find_model
@@ -276,6 +276,8 @@ class _Run:
                     rewrites=self.choice.rewrites, on_refusal=self.choice.on_refusal,
                     on_sample=self._progress(cost),
                 ).run(mine)  # fmt: skip
+                if interrupt.pressed:  # in the last picture: another run may follow, with an Interrupt of its own
+                    raise CancelledError("stopped; what was drawn is kept, and the same command goes on")
         states = folder.states(self.prompts, self.images)
         made = sum(state == MADE for state in states.values())
         self.talk.say(f"{path}: {made:,} of {len(states):,} pictures")

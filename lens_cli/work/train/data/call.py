@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from backend.disk import claimed
+from backend.errors import CancelledError
 from lens_cli.terminal.console import Talk
 from lens_cli.work.interrupt import Interrupt
 from train.data.engine import in_one_process, run_shards
@@ -73,6 +74,8 @@ def run_todo(call: Call, name: str, stage: Callable[[int], None], todo: Sequence
     apart = call.engine == "ray" or not in_one_process(todo, call.workers)
     with Interrupt(STOPPING if apart else None) as interrupt:
         run_shards(stage, todo, call.engine, call.workers, gpus=gpus, on_done=progress.step, stop=interrupt.stop)
+        if interrupt.pressed:  # during the last shard: nothing of this stage is left, and the next must not begin
+            raise CancelledError(f"stopped; the shards of {name} are finished", hint="the same command goes on")
 
 
 class ShardProgress:
