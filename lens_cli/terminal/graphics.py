@@ -67,6 +67,27 @@ def hears_answers() -> bool:
         return False
 
 
+def typed_ahead(keys: int = 0) -> bool:
+    """Whether something was typed that nobody has read: the next command, while a picture was drawn. It stays there.
+
+    Who asks the terminal and does not give back what was typed before the answer takes it from the shell.
+    """
+    try:
+        import termios
+        import tty
+    except ImportError:  # Windows
+        return False
+    try:
+        before = termios.tcgetattr(keys)
+    except termios.error:  # no terminal
+        return False
+    try:
+        tty.setcbreak(keys, termios.TCSANOW)  # else a line that is not ended yet would not be seen
+        return bool(select.select([keys], [], [], 0)[0])
+    finally:
+        termios.tcsetattr(keys, termios.TCSANOW, before)
+
+
 def ask_terminal() -> Answer:
     """Ask the terminal behind stdin and stdout. Call it before anything else reads the keyboard."""
     if os.environ.get("TERM", "") in _SILENT or not hears_answers():

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from backend.events import DrawingStarted, PhaseStarted
 from backend.types import Phase
 from lens_cli.terminal import progress, show, training
 from lens_cli.terminal.console import Talk
-from lens_cli.terminal.graphics import hears_answers
+from lens_cli.terminal.graphics import hears_answers, typed_ahead
 from lens_cli.terminal.progress import Meter
 from lens_cli.terminal.show import BELOW, MAX_COLUMNS, half_blocks
 from lens_cli.work.train import status
@@ -54,8 +55,28 @@ def test_the_terminal_is_asked_only_where_it_answers(monkeypatch: pytest.MonkeyP
     for front, asked in ((os.getpgrp() + 1, False), (os.getpgrp(), True)):
         monkeypatch.setattr(os, "tcgetpgrp", lambda _, front=front: front)
         assert hears_answers() is asked
+    monkeypatch.delitem(sys.modules, "textual_image")
+    monkeypatch.setattr(show, "typed_ahead", lambda: True)
+    assert not show._has_graphics(console)
+    monkeypatch.setitem(sys.modules, "textual_image", None)
     with pytest.raises(ImportError):  # so the check above would have failed, had it asked
         show._has_graphics(console)
+
+
+def test_what_was_typed_ahead_is_seen_and_left() -> None:
+    """A terminal of the system: a half-typed command is there for the shell afterwards, and the mode is as it was."""
+    master, keys = os.openpty()
+    try:
+        before = termios.tcgetattr(keys)
+        assert not typed_ahead(keys)
+        os.write(master, b"ls -")
+        assert typed_ahead(keys) and termios.tcgetattr(keys) == before
+        os.write(master, b"l\n")
+        assert os.read(keys, 100) + os.read(keys, 100) == b"ls -l\n"
+    finally:
+        os.close(master)
+        os.close(keys)
+    assert not typed_ahead(os.open(os.devnull, os.O_RDONLY))
 
 
 def test_a_record_of_a_run_is_read_back(tmp_path: Path) -> None:
