@@ -114,12 +114,12 @@ def test_verify_looks_at_every_model() -> None:
     """One that is not here hides nothing of the others."""
     run = lens("models", "verify", "nano", "lens", "nope", "--quick")
     assert run.returncode == 8
-    assert [line.split("\t")[0] for line in run.stdout.splitlines()] == ["ok"] * 4
+    assert [line.split("\t")[0] for line in run.stdout.splitlines()] == ["ok"] * 5  # the reasoner's adapter too
     assert "warning: lens is not on this disk" in run.stderr and "no model is called 'nope'" in run.stderr
     assert "2 of 3 models could not be checked" in run.stderr
     answer = json.loads(lens("models", "verify", "lens", "nano", "--quick", "--json").stdout)
     assert (answer["ok"], answer["error"]["code"]) == (False, "partial_batch")
-    assert [row["model"] for row in answer["data"]["files"]] == ["nano"] * 4
+    assert [row["model"] for row in answer["data"]["files"]] == ["nano"] * 5
     assert [(row["model"], row["code"]) for row in answer["data"]["failed"]] == [("lens", "model_missing")]
     assert lens("models", "verify", "lens", "lens-turbo").returncode == 5  # none of them: as one alone
 
