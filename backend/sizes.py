@@ -185,7 +185,9 @@ def _parse_size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in parts)
     except ValueError:
-        raise UsageError(f"{text!r} is no size", hint="write WxH in pixels, for example --size 1024x768") from None
+        one = parts[0] if len(parts) == 1 and parts[0].isascii() and parts[0].isdigit() else None
+        hint = f"--size {one}x{one}, or --base {one} with --ar" if one else "for example --size 1024x768"
+        raise UsageError(f"{text!r} is no size", hint=f"write WxH in pixels: {hint}") from None
     return width, height
 
 

@@ -127,7 +127,7 @@ def _complaint(error: fields.Misfit) -> str:
         return f"needs {len(typing.get_args(kind))} numbers, like 1,2"
     if known := typing.get_args(kind) or (list(kind) if issubclass(kind, enum.StrEnum) else ()):
         return f"{error.value!r} is none of {', '.join(known)}"
-    return f"{error.value!r} is not {kind.__name__}"
+    return f"{error.value!r} is not {fields.words_for(kind)}"
 
 
 def settings_of(config: Any) -> list[tuple[str, str]]:

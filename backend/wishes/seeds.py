@@ -61,6 +61,8 @@ def _parse_seed(text: str) -> Sequence[int]:
     hint = "a seed is a number from 0, -1 for a drawn one, or a range such as 100..120"
     found = re.fullmatch(r"(-?[0-9]{1,19})(?:\.\.([0-9]{1,19}))?", text.strip())
     if not found:
+        if (meant := re.fullmatch(r"([0-9]{1,19})(?:-|:|\.\.\.|…)([0-9]{1,19})", text.strip())) is not None:
+            hint = f"a range: {meant[1]}..{meant[2]}"
         raise UsageError(f"{text!r} is no seed", hint=hint)
     first = int(found.group(1))
     if first == -1 and found.group(2) is None:

@@ -24,6 +24,7 @@ def show(json: options.Json = False) -> None:
     from backend.cache import store
     from backend.errors import human_bytes
     from backend.settings import load
+    from lens_cli.terminal.wrap import say_rows
 
     talk = options.talk_for("cache show", json=json)
     settings = load()
@@ -34,7 +35,9 @@ def show(json: options.Json = False) -> None:
         size = sum(entry.size for entry in found)
         cap = "" if limit is None else f" of {human_bytes(limit)}" if limit else " (off)"
         files = f"{len(found)} file{'' if len(found) == 1 else 's'}"
-        talk.data(f"{cache.name:<11} {files:>10}, {human_bytes(size)}{cap}: {cache.what} in {cache.folder()}")
+        say_rows(
+            [f"{cache.name:<11} {files:>10}, {human_bytes(size)}{cap}: {cache.what} in {cache.folder()}"], 12, talk
+        )
         rows.append(
             {
                 "name": cache.name,

@@ -15,6 +15,7 @@ def doctor(
 
     Also which pieces of the code for GPUs the environment switches off.
     """
+    from lens_cli.terminal.wrap import say_rows
     from lens_cli.work.doctor import report
 
     talk = options.talk_for("doctor", json=json)
@@ -24,7 +25,7 @@ def doctor(
             talk.data(section)
         for key, value in values.items():
             name = key if key.isupper() else key.replace("_", " ")
-            talk.data(f"  {name:<22} {_text(value)}")
+            say_rows([f"  {name:<22} {_text(value)}"], 25, talk)
     talk.result(found)
 
 

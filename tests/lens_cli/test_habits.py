@@ -24,6 +24,8 @@ from tests.lens_cli.cli import real_inside
         (["a", "red", "cat", "--steps", "2"], "hint: to draw it: lens gen 'a red cat'"),
         (["a red cat"], "hint: to draw it: lens gen 'a red cat'"),
         (["config", "set", "steps", "12"], "hint: did you mean generate.steps?"),
+        (["gen", "a cat", "-s", "1-4"], "hint: a range: 1..4"),
+        (["gen", "a cat", "--size", "512"], "hint: write WxH in pixels: --size 512x512, or --base 512 with --ar"),
         (["models", "check", "nano"], "hint: lens models verify NAME"),
         (["models", "shwo"], "hint: did you mean show?"),
         (["models", "zzz"], "hint: lens models has list, show, path, pull, verify, quantize, rm"),

@@ -66,8 +66,8 @@ def test_overrides_reach_fields_and_stages() -> None:
     [
         ("vae.steps", "key=value"),
         ("vae.step=1", "unknown field 'step'"),
-        ("vae.steps=many", "'many' is not int"),
-        ("machine.compile=maybe", "'maybe' is not bool"),
+        ("vae.steps=many", "'many' is not a whole number"),
+        ("machine.compile=maybe", "'maybe' is not true or false"),
         ("stages=1", r"holds several values; .* stages\.0\.base"),
         ("optim=1", r"holds several values; .* optim\.betas"),
         ("stages.9.steps=1", "numbered from 0"),
