@@ -106,6 +106,7 @@ def test_stopping_leaves_whole_shards_and_the_rest_for_the_next_time(tmp_path: P
         run_shards(Shielded(tmp_path), range(5), "local", 1, on_done=ended.append, stop=lambda: bool(ended))
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert sorted(found) == sorted(map(str, ended)) and set(found.values()) == {"True True"}
+    ended.clear()
     with pytest.raises(CancelledError, match="1 shard of"):
         run_shards(Shielded(tmp_path), range(2), "local", 0, on_done=ended.append, stop=lambda: 0 in ended[-1:])
 

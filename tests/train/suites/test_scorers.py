@@ -313,7 +313,7 @@ def test_every_scorer_that_needs_nothing_loads_nothing_for_a_report() -> None:
     assert all(scorers_for(suite) for suite in SUITES.values())
     with pytest.raises(UsageError, match="says nothing about"):
         make_scorer("nano-rules", suite_of("geneval"), settings)
-    with pytest.raises(LensError, match="named"):
+    with pytest.raises(LensError, match="needs a vision model"):
         make_scorer("vision", suite_of("geneval"), settings).identity  # noqa: B018
     reward = read_reward("hps.v2=0.2..0.4")
     assert (reward.name, reward.metric, reward.low, reward.high) == ("hps", "v2", 0.2, 0.4)
