@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from backend.batch.styles import PLACE, styles
-from backend.checkpoints.layouts import REASONER_ADAPTER
+from backend.checkpoints.layouts import reasoner_adapter
 from backend.checkpoints.resolve import ModelFiles
 from backend.errors import UsageError, shown
 from backend.types import GenerationRequest
@@ -46,7 +46,7 @@ def prompt_notes(request: GenerationRequest, files: ModelFiles) -> list[str]:
 
 def _rewriting(request: GenerationRequest, files: ModelFiles) -> str:
     """The advice to let the model's own language model say it otherwise, where it learned to."""
-    learned = any(path.with_name(REASONER_ADAPTER).is_file() for path in files.text_encoder)
+    learned = reasoner_adapter(files.text_encoder) is not None
     return "; --reasoner local may know other words for it" if learned and request.expander is None else ""
 
 

@@ -285,3 +285,11 @@ def _roots(folder: Path) -> tuple[Path, ...]:
 
 def _weights_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file()) if folder.is_dir() else []
+
+
+def reasoner_adapter(text_encoder: Paths) -> Path | None:
+    """The adapter beside a language model that is one file; None: there is none."""
+    if len(text_encoder) != 1:
+        return None
+    path = text_encoder[0].with_name(REASONER_ADAPTER)
+    return path if path.is_file() else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from backend import presets
 from backend.checkpoints import records
 from backend.checkpoints.headers import read_header
-from backend.checkpoints.layouts import REASONER_ADAPTER
+from backend.checkpoints.layouts import reasoner_adapter
 from backend.checkpoints.records import FileRecord, Record
 from backend.checkpoints.resolve import ModelFiles, cached_snapshots, of_preset, resolve_model
 from backend.disk import file_sha256, write_error
@@ -97,8 +97,8 @@ def _expectations(name_or_path: str) -> list[tuple[Path, int | None, str | None,
     sums = _package_sums() if preset is not None and preset.embedded is not None else {}
     found = of_preset(preset) if preset is not None else resolve_model(name_or_path)
     rows: list[tuple[Path, int | None, str | None, str]] = []
-    beside = [path.with_name(REASONER_ADAPTER) for path in found.text_encoder]
-    for path in [*(path for _, path, _ in found.files()), *(path for path in beside if path.is_file())]:
+    adapter = reasoner_adapter(found.text_encoder)
+    for path in [*(path for _, path, _ in found.files()), *([] if adapter is None else [adapter])]:
         blob = path.resolve().name  # the hub cache names a large file's blob by its SHA-256
         if path.name in sums:
             rows.append((path, None, sums[path.name], "package"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backend.checkpoints.headers import FileFormat, read_header
 from backend.checkpoints.identity import known_sha256
-from backend.checkpoints.layouts import REASONER_ADAPTER
+from backend.checkpoints.layouts import REASONER_ADAPTER, reasoner_adapter
 from backend.errors import CheckpointError
 
 BASE_KEY = "lens.adapter.base_sha256"  # of the language model's file
@@ -19,9 +19,8 @@ _HINT = "go without: LENS_REASONER__ADAPTER=false; the model's own reasoner is t
 
 def adapter_sha256(text_encoder: tuple[Path, ...]) -> str | None:
     """SHA-256 of the adapter beside a model's language model; None: there is none."""
-    if len(text_encoder) != 1 or not (path := text_encoder[0].with_name(REASONER_ADAPTER)).is_file():
-        return None
-    return known_sha256(path)
+    path = reasoner_adapter(text_encoder)
+    return None if path is None else known_sha256(path)
 
 
 def fitting_adapter(gguf: Path, sha256: str) -> Path:

@@ -88,6 +88,11 @@ def typed_ahead(keys: int = 0) -> bool:
         termios.tcsetattr(keys, termios.TCSANOW, before)
 
 
+def may_be_asked() -> bool:
+    """Whether textual-image may be imported, which then asks: the terminal answers, and nothing was typed ahead."""
+    return hears_answers() and ("textual_image" in sys.modules or not typed_ahead())
+
+
 def ask_terminal() -> Answer:
     """Ask the terminal behind stdin and stdout. Call it before anything else reads the keyboard."""
     if os.environ.get("TERM", "") in _SILENT or not hears_answers():

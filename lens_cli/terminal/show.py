@@ -7,11 +7,10 @@ Everything heavy is imported inside: textual-image asks the terminal what it can
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from lens_cli.terminal.console import Talk, looking_at_stdout, talking_to_a_terminal
-from lens_cli.terminal.graphics import hears_answers, typed_ahead
+from lens_cli.terminal.graphics import may_be_asked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,9 +54,7 @@ def _has_colours(console: Console) -> bool:
 
 def _has_graphics(console: Console) -> bool:
     """Whether the terminal knows a graphics protocol, which needs no colours of text."""
-    if not console.is_terminal or console.is_dumb_terminal or not _has_cells() or not hears_answers():
-        return False
-    if "textual_image" not in sys.modules and typed_ahead():
+    if not console.is_terminal or console.is_dumb_terminal or not _has_cells() or not may_be_asked():
         return False
     from textual_image import renderable
 

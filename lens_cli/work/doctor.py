@@ -10,7 +10,7 @@ from typing import Any
 from backend.disk import free_bytes
 from backend.errors import FileError, human_bytes
 from lens_cli.terminal.console import looking_at_stdout
-from lens_cli.terminal.graphics import hears_answers, typed_ahead
+from lens_cli.terminal.graphics import may_be_asked
 
 Section = dict[str, Any]
 
@@ -71,7 +71,7 @@ def terminal() -> Section:
 
 def graphics() -> str:
     """How `--show` would draw: asks the terminal where there is one that answers."""
-    if not hears_answers() or typed_ahead():
+    if not may_be_asked():
         return "half blocks"
     from textual_image import renderable
 

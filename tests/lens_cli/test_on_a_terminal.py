@@ -18,7 +18,7 @@ from rich.console import Console
 from backend.errors import UsageError
 from backend.events import DrawingStarted, PhaseStarted
 from backend.types import Phase
-from lens_cli.terminal import progress, show, training
+from lens_cli.terminal import graphics, progress, show, training
 from lens_cli.terminal.console import Talk
 from lens_cli.terminal.graphics import hears_answers, typed_ahead
 from lens_cli.terminal.progress import Meter
@@ -56,7 +56,7 @@ def test_the_terminal_is_asked_only_where_it_answers(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(os, "tcgetpgrp", lambda _, front=front: front)
         assert hears_answers() is asked
     monkeypatch.delitem(sys.modules, "textual_image")
-    monkeypatch.setattr(show, "typed_ahead", lambda: True)
+    monkeypatch.setattr(graphics, "typed_ahead", lambda: True)
     assert not show._has_graphics(console)
     monkeypatch.setitem(sys.modules, "textual_image", None)
     with pytest.raises(ImportError):  # so the check above would have failed, had it asked

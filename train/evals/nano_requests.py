@@ -111,7 +111,7 @@ def made_requests() -> tuple[tuple[Request, NanoPrompt], ...]:
             request = make(random.Random(f"{_SEED} {kind} {len(seen)} {attempt}"), len(seen))
             attempt += 1
             asked = text(request)
-            if asked in seen or asked == rewritten(request, EVERYTHING) or _unknown(request):
+            if asked in seen or asked == rewritten(request, EVERYTHING) or has_unknown_things(request):
                 continue
             prompt = NanoPrompt(
                 id=f"{kind}-{len(seen):02d}",
@@ -126,7 +126,8 @@ def made_requests() -> tuple[tuple[Request, NanoPrompt], ...]:
     return tuple(found)
 
 
-def _unknown(request: Request) -> bool:
+def has_unknown_things(request: Request) -> bool:
+    """Whether a thing of the request is none that the verifier knows, and no sign."""
     return any(group.kind not in KINDS and group.word is None for group in request.groups)
 
 

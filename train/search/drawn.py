@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from backend.errors import UsageError
 from train.evals.nano_prompts import pale
-from train.evals.nano_requests import expectation
+from train.evals.nano_requests import expectation, has_unknown_things
 from train.rl.prompts import drawn
 from train.search.requests import Request, leaks
 from train.world.requests import LAYOUTS, SIDES, UNDONE_BY, WEIGHTS, plain_request, text, twisted
 from train.world.scenes import sample_scene
-from train.world.things import KINDS
 
 _TRIES = 2000  # scenes in a row that give no new request: then there are no more
 
@@ -51,7 +50,7 @@ def _in_other_words(count: int, seed: int) -> tuple[Request, ...]:
             continue
         said = twisted(plain_request(scene, rng), rng, chance=1.0)
         words = text(said)
-        if not said.twists or words in found or any(g.kind not in KINDS and g.word is None for g in said.groups):
+        if not said.twists or words in found or has_unknown_things(said):
             continue
         vain, wanted = 0, expectation(said)
         twist = next(name for name in UNDONE_BY if name in said.twists)

@@ -7,7 +7,7 @@ from typing import Any
 
 from backend import presets
 from backend.checkpoints import records
-from backend.checkpoints.layouts import REASONER_ADAPTER
+from backend.checkpoints.layouts import reasoner_adapter
 from backend.checkpoints.resolve import ModelFiles, of_preset, resolve_model
 from backend.errors import LensError, ModelMissingError, UsageError, human_bytes
 from backend.hub.installed import partial_bytes
@@ -153,9 +153,8 @@ def _lines(preset: Preset, found: ModelFiles | None, problem: str | None, known:
         lent = f", {human_bytes(found.total_bytes - found.own_bytes)} borrowed" if found.lent else ""
         lines.append(f"on disk     {human_bytes(found.own_bytes)} in {found.folder}{origin}{lent}")
         lines += [f"  {part:<13}{human_bytes(size):>8}  {path}" for part, path, size in found.files()]
-        for path in (encoder.with_name(REASONER_ADAPTER) for encoder in found.text_encoder):
-            if path.is_file():  # read by --reasoner local alone
-                lines.append(f"  {'reasoner':<13}{human_bytes(path.stat().st_size):>8}  {path}")
+        if (path := reasoner_adapter(found.text_encoder)) is not None:  # read by --reasoner local alone
+            lines.append(f"  {'reasoner':<13}{human_bytes(path.stat().st_size):>8}  {path}")
     return lines
 
 

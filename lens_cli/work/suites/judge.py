@@ -116,17 +116,12 @@ def score_run(
     """
     from train.suites.folder import RunFolder
     from train.suites.report import chosen_prompts
-    from train.suites.scorers.table import check_scorer, make_scorer, scorers_for
+    from train.suites.scorers.table import make_scorer
     from train.suites.scores import score
     from train.suites.table import suite_of
 
     suite = suite_of(str(RunFolder(path).protocol()["suite"]))
-    if not names:
-        fitting = ", ".join(row.name for row in scorers_for(suite))
-        raise UsageError("which scorer?", hint=f"--scorer NAME: {fitting}, official")
-    for name in names:
-        if name != OFFICIAL:
-            check_scorer(name, suite, settings)
+    _check_names(names, suite, settings)
     run, suite, prompts = open_run(path, data)
     protocol = run.protocol()
     chosen, images = chosen_prompts(protocol, prompts), int(protocol["images"])
@@ -169,6 +164,18 @@ def score_run(
     talk.result({"report": found.data()})
     if failed:
         raise PartialBatchError(f"{failed:,} pictures were not scored", hint="the same command asks about them again")
+
+
+def _check_names(names: Sequence[str], suite: Suite, settings: ScorerSettings) -> None:
+    """Raises UsageError for no scorer, and what `check_scorer` does for one that cannot be made."""
+    from train.suites.scorers.table import check_scorer, scorers_for
+
+    if not names:
+        fitting = ", ".join(row.name for row in scorers_for(suite))
+        raise UsageError("which scorer?", hint=f"--scorer NAME: {fitting}, official")
+    for name in names:
+        if name != OFFICIAL:
+            check_scorer(name, suite, settings)
 
 
 def _official(
