@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backend import paths
 from backend.errors import UsageError
 from backend.settings import Settings
 from lens_cli.terminal.graphics import Answer, Graphics, ask_terminal
+
+if TYPE_CHECKING:
+    from lens_cli.tui.app import LensApp
+
+GRACE = 3.0  # seconds that the app has to write its state once its terminal is gone
+HUNG_UP = 129  # the exit code of what SIGHUP ends
 
 
 def check_terminal() -> None:
@@ -45,4 +55,27 @@ def run(settings: Settings, *, graphics: Graphics = Graphics.auto, fresh: bool =
     start = Start(
         graphics=answer.graphics, keymap=keymap, notes=(*notes, *([problem] if problem else [])), typed=answer.typed
     )
-    LensApp(settings, state, connect=connect, places=places, start=start).run()
+    app = LensApp(settings, state, connect=connect, places=places, start=start)
+    watch_terminal(app)
+    app.run()
+
+
+def watch_terminal(app: LensApp) -> None:
+    """End the app once its terminal is gone, which SIGHUP does not always say.
+
+    Reading from a terminal that hung up returns nothing at once, and Textual would read again without end.
+    """
+    if not hasattr(select, "poll"):  # Windows
+        return
+    gone = select.poll()
+    gone.register(sys.stdin, 0)  # of nothing but that it hung up, which needs no asking
+
+    def wait() -> None:
+        gone.poll()
+        last = threading.Timer(GRACE, os._exit, (HUNG_UP,))  # whatever the app waits for: nobody sees it
+        last.daemon = True
+        last.start()
+        with suppress(RuntimeError):  # it runs no more
+            app.call_from_thread(app.action_quit)
+
+    threading.Thread(target=wait, name="terminal", daemon=True).start()

@@ -37,10 +37,14 @@ from pathlib import Path
 from backend.settings import Settings
 from lens_cli.terminal.graphics import Graphics
 from lens_cli.tui.app import LensApp, Start
+from lens_cli.tui.run import watch_terminal
 from lens_cli.tui.state import State
 from tests.lens_cli.scripted_server import ScriptedServer
 server = ScriptedServer(Path(sys.argv[1]), steps=2)
-LensApp(Settings(), State(), connect=lambda settings: server, start=Start(graphics=Graphics(sys.argv[2]))).run()
+start = Start(graphics=Graphics(sys.argv[2]))
+app = LensApp(Settings(), State(), connect=lambda settings: server, start=start)
+watch_terminal(app)
+app.run()
 """
 
 
@@ -109,6 +113,23 @@ def terminal(*words: str, device: str = "\x1b[?62;22c") -> Iterator[Terminal]:
 )
 def test_a_terminal_is_understood(said: str, answer: Answer) -> None:
     assert read_answer(said) == answer
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_terminal_that_is_gone_ends_the_app(deaf: bool, tmp_path: Path) -> None:
+    """Also where SIGHUP is ignored, as `nohup` does: nothing is left that reads from nowhere without end."""
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" if deaf else ""
+    child = Terminal("-c", ignore + APP, str(tmp_path), "half")
+    child.until(rb"Enter draws")
+    child.keys("a fish")
+    child.until(rb"a fish")
+    os.close(child.screen)
+    end = time.monotonic() + 20
+    while (ended := os.waitpid(child.pid, os.WNOHANG)[0]) == 0 and time.monotonic() < end:
+        time.sleep(0.1)
+    if not ended:
+        os.kill(child.pid, 9)
+    assert ended == child.pid
 
 
 def test_kitty_gets_a_picture_once_and_in_one_synchronised_write(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ def write(path: Path, text: str) -> str:
 
 
 def test_every_shipped_prompt_says_what_it_is() -> None:
-    assert prompts.names() == ("general", "geneval", "nano", "oneig", "text")
+    assert prompts.names() == ("general", "geneval", "nano", "nano-first", "nano-searched", "oneig", "text")
     for name in prompts.names():
         prompt = prompts.load(f" {name} ")
         assert prompt.name == name and prompt.purpose and prompt.version >= 1
-        assert prompt.contract == ("complete" if name == "nano" else "decision")
+        assert prompt.contract == ("complete" if name.startswith("nano") else "decision")
         assert not prompt.body.startswith("---") and re.fullmatch(r"[0-9a-f]{64}", prompt.sha256)
-    assert len({prompts.load(name).sha256 for name in prompts.names()}) == 5
+    assert len({prompts.load(name).sha256 for name in prompts.names()}) == 7
 
 
 def test_nanos_prompt_undoes_every_twist_and_adds_colours_alone() -> None:

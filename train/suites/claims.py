@@ -51,6 +51,7 @@ class Claim:
     before: Arm | None = None
     after: Arm | None = None
     kinds: tuple[str, ...] = ()  # of prompts; empty: all
+    images: int = 1  # of each prompt
     recorded: Recorded | None = None
     margin: float = MARGIN
 
@@ -130,10 +131,11 @@ CLAIMS: tuple[Claim, ...] = (
     _subset("rl-quarter", "a quarter of them", "a quarter of the prompts"),
     _subset("rl-half", "half of them", "half of the prompts"),
     Claim(
-        id="rl-no-text", says="prompts that ask for text teach text", kind="gain",
+        id="rl-no-text", says="prompts that ask for text teach text (three pictures each)", kind="gain",
         paper=f"CVTG {RL_SUBSETS['without text prompts']['cvtg-accuracy']:.3f} → "
         f"{RL_SUBSETS['all prompts']['cvtg-accuracy']:.3f}",
         before=Arm(name="rl-no-text", role="rl-no-text"), after=Arm(name="rl", role="rl"), kinds=("text",),
+        images=3,  # of 50 prompts
     ),
     Claim(
         id="turbo", says="four steps of the distilled model draw as well as twenty", kind="kept",

@@ -15,10 +15,16 @@ def claims(
     out: Annotated[Path, typer.Option("--out", help="Folder of the pictures; again, it goes on.")] = Path(
         "runs/claims"
     ),
-    to: Annotated[Path, typer.Option("--to", help="The table, Markdown.")] = Path("docs/evidence.md"),
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="The table, Markdown, with its numbers beside it as .json.  [default: OUT/evidence.md]"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=7, help="So many prompts of 350, of all kinds.")] = None,
     claim: Annotated[
-        list[str] | None, typer.Option("--claim", help="Only this one; the table stays as it is. Repeatable.")
+        list[str] | None,
+        typer.Option("--claim", help="Only this one; the other rows stay while they hold. Repeatable."),
     ] = None,
     with_: Annotated[
         list[str] | None,

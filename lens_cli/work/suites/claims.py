@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend.cache.store import Stores
+from backend.disk import make_folder, write_atomic
 from backend.errors import CancelledError, LensError, UsageError
 from backend.events import PictureFailed
 from backend.requests import build_request, check_prompt, find_model
@@ -39,12 +40,16 @@ class ClaimsChoice:
     """What was typed."""
 
     out: Path  # folder of the arms' pictures
-    to: Path  # the table
+    to: Path | None  # the table; None: evidence.md in `out`
     limit: int | None  # prompts; None: all 350
     claims: tuple[str, ...]  # empty: all
     given: tuple[str, ...]  # ROLE=PATH|NAME
     seed: int
     dry_run: bool
+
+    @property
+    def table(self) -> Path:
+        return self.to or self.out / "evidence.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,17 @@ class _Weights:
     rl_strength: float | None = None  # of a model that is a base with an adapter; None: as it ships
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """All that makes the pictures of an arm: arms of one way are drawn once."""
+
+    weights: _Weights
+    prompt: str | None
+    steps: int | None
+    size: tuple[int, int] | None
+    requests: bool
+
+
 class _Absent(Exception):
     """An arm's weights or prompt are not here: what, and the name that was looked for."""
 
@@ -65,52 +81,65 @@ class _Absent(Exception):
 
 
 def check_claims(choice: ClaimsChoice, talk: Talk) -> None:
-    """Draw what is missing and write the table after every claim. Raises UsageError; CancelledError on Ctrl-C."""
+    """Draw what is missing and write the table after every claim, with the rows that it had and that still hold.
+
+    Raises UsageError, FileError; CancelledError on Ctrl-C.
+    """
     from train.suites.claims import CLAIMS, UNMEASURED, Finding, arms_of, finding, recorded_finding
+    from train.suites.evidence import Row, evidence, read_rows, still_true, write_rows
 
     claims = _chosen(choice.claims)
     given = _given(choice.given)
-    found: dict[str, Arm] = {}
+    found: dict[str, Arm] = {}  # by an arm's name, the arm that is drawn: the first of all that is drawn so
     absent: dict[str, _Absent] = {}
-    for arm in arms_of(claims):
+    firsts: dict[_Way, Arm] = {}
+    for arm in arms_of(CLAIMS):
         try:
-            _weights(arm, given)
-            _prompt(arm, given)
-            found[arm.name] = arm
+            found[arm.name] = firsts.setdefault(_way(arm, given), arm)
         except _Absent as error:
             absent[arm.name] = error
-    needed = [c for c in claims if c.before and c.after and c.before.name in found and c.after.name in found]
-    drawn = arms_of(needed)
-    count = sum(len(_prompts(arm, choice.limit)) for arm in drawn)
-    talk.say(f"{len(claims)} claims, {len(drawn)} ways to draw: {count:,} pictures, about {_hours(count * SECONDS)} "
-             "on two quiet cores")  # fmt: skip
+    needed = [(c, c.before, c.after) for c in claims if c.before and c.after and not _gone(c, absent)]
+    pictures = {
+        (found[arm.name].name, prompt.id, index)
+        for claim, *arms in needed for arm in arms
+        for prompt in _prompts(claim, arm, choice.limit) for index in range(claim.images)
+    }  # fmt: skip
+    if pictures:
+        ways = len({name for name, *_ in pictures})
+        talk.say(f"{len(pictures):,} pictures, drawn in {ways} ways: about {_hours(len(pictures) * SECONDS)} on two "
+                 "quiet cores, less what is there")  # fmt: skip
     if choice.dry_run:
         for claim in claims:
             talk.data(f"{claim.id:<12}{_state(claim, absent)}")
         talk.result({"claims": [{"claim": c.id, "state": _state(c, absent)} for c in claims]})
         return
-    reports: dict[str, EvalReport] = {}
-    findings: list[Finding] = []
-    about = dict[str, Any]()
+    at = choice.table.with_suffix(".json")
+    rows, lacking = read_rows(at), {claim.id: _gone(claim, absent) for claim in CLAIMS}
+    found_now = dict[str, Finding]()
+    drawn_now = dict[str, Any]()
     with Session(load(talk.warn), stores=Stores()) as session:
         for claim in claims:
-            gone = _gone(claim, absent)
             if claim.recorded is not None:
-                findings.append(recorded_finding(claim))
-            elif gone:
-                findings.append(Finding(claim=claim, verdict=UNMEASURED, why=gone))
+                found_now[claim.id] = recorded_finding(claim)
+            elif lacking[claim.id]:
+                found_now[claim.id] = Finding(claim=claim, verdict=UNMEASURED, why=lacking[claim.id])
             else:
                 assert claim.before is not None and claim.after is not None, "a claim has arms or a record"
-                for arm in (claim.before, claim.after):
-                    if arm.name not in reports:
-                        reports[arm.name] = _Drawing(choice, arm, given, talk).report(session, about)
-                findings.append(finding(claim, reports[claim.before.name], reports[claim.after.name]))
-            talk.data(f"{claim.id:<12}{_line(findings[-1])}")
-            if len(claims) == len(CLAIMS):  # a part of the claims does not replace the whole table
-                _write(choice, findings, about)
-    if len(claims) == len(CLAIMS):
-        talk.say(f"table: {choice.to}")
-    talk.result({"claims": [one.data() for one in findings], "table": str(choice.to), "about": about})
+                arms = dict[str, Any]()
+                before, after = (
+                    _Drawing(choice, claim, found[arm.name], given, talk).report(session, arms)
+                    for arm in (claim.before, claim.after)
+                )
+                drawn_now |= arms
+                found_now[claim.id] = finding(claim, before, after)
+                rows = still_true(rows, drawn_now) | {claim.id: Row(finding=found_now[claim.id], arms=arms)}
+            talk.data(f"{claim.id:<12}{_line(found_now[claim.id])}")
+            make_folder(choice.table.absolute().parent)
+            write_rows(at, rows)
+            write_atomic(choice.table, evidence(rows, lacking).encode())
+    talk.say(f"table: {choice.table}")
+    findings = [one.data() for one in found_now.values()]
+    talk.result({"claims": findings, "table": str(choice.table), "about": drawn_now})
 
 
 def _chosen(ids: Sequence[str]) -> list[Claim]:
@@ -122,13 +151,13 @@ def _chosen(ids: Sequence[str]) -> list[Claim]:
     return [known[name] for name in known if not ids or name in ids]
 
 
-def _prompts(arm: Arm, limit: int | None) -> tuple[NanoPrompt, ...]:
-    """What an arm draws: `limit` of its set, of all kinds, or all."""
+def _prompts(claim: Claim, arm: Arm, limit: int | None) -> tuple[NanoPrompt, ...]:
+    """What a claim draws in one of its arms: `limit` of the arm's set, of the claim's kinds, or all."""
     from train.evals import nano_prompts, nano_requests
 
     of = nano_requests.requests if arm.requests else nano_prompts.prompts
-    whole = of()
-    return whole if limit is None or limit >= len(whole) else of((), limit)
+    whole = of(claim.kinds)
+    return whole if limit is None or limit >= len(whole) else of(claim.kinds, limit)
 
 
 def _given(texts: Sequence[str]) -> dict[str, str]:
@@ -141,6 +170,13 @@ def _given(texts: Sequence[str]) -> dict[str, str]:
             raise UsageError(f"--with {text!r} is no ROLE=PATH", hint=f"the roles are {', '.join(ROLES)}")
         given[role] = value
     return given
+
+
+def _way(arm: Arm, given: Mapping[str, str]) -> _Way:
+    """How an arm is drawn. Raises _Absent where something of it is not here, UsageError."""
+    return _Way(
+        weights=_weights(arm, given), prompt=_prompt(arm, given), steps=arm.steps, size=arm.size, requests=arm.requests
+    )
 
 
 def _weights(arm: Arm, given: Mapping[str, str]) -> _Weights:
@@ -223,30 +259,12 @@ def _hours(seconds: float) -> str:
     return duration(seconds)
 
 
-def _write(choice: ClaimsChoice, findings: Sequence[Finding], about: Mapping[str, Any]) -> None:
-    from backend.disk import make_folder, write_atomic
-    from train.evals.verifier.verify import VERSION
-    from train.suites.claims import page
-
-    weights = {arm: said["weights"] for arm, said in about.items()}
-    models = ", ".join(f"{arm} {str(sha.get('transformer'))[:12]}" for arm, sha in weights.items())
-    drawn = next(iter(about.values()), None)
-    most = "" if choice.limit is None else f" at most {choice.limit} prompts;"
-    lines = [f"Verifier {VERSION}, first seed {choice.seed};{most} one picture each."]
-    if drawn is not None:
-        size, steps = f"{drawn['width']}x{drawn['height']}", f"{drawn['steps']} steps"
-        lines.append(f"Unless a row says otherwise: {size}, {steps}, guidance {drawn['guidance']:g}.")
-        lines.append(f"Transformers (SHA-256): {models}.")
-    lines.append("Made by `lens eval claims`, which goes on where it was stopped.")
-    make_folder(choice.to.absolute().parent)
-    write_atomic(choice.to, page(findings, about=lines).encode())
-
-
 @dataclass(frozen=True)
 class _Drawing:
-    """One arm, drawn and judged in a folder of its own."""
+    """What a claim needs of one arm, drawn and judged in a folder of the arm's."""
 
     choice: ClaimsChoice
+    claim: Claim
     arm: Arm
     given: Mapping[str, str]
     talk: Talk
@@ -255,21 +273,22 @@ class _Drawing:
         """Draw what is missing. Raises CancelledError on Ctrl-C, and what drawing raises."""
         from train.evals.nano import EvalFolder, evaluate
 
-        chosen = _prompts(self.arm, self.choice.limit)
+        chosen = _prompts(self.claim, self.arm, self.choice.limit)
         resolved, reasoner, settings = self.settle(chosen[0].brief)
         about[self.arm.name] = settings
         folder = EvalFolder(self.choice.out / self.arm.name)
         done = folder.open(settings)
-        count = sum(result.id in {prompt.id for prompt in chosen} for result in done)
-        if count < len(chosen):
-            self.talk.say(f"{self.arm.name}: {len(chosen) - count} of {len(chosen)} pictures to draw")
+        wanted = {(prompt.id, index) for prompt in chosen for index in range(self.claim.images)}
+        whole, count = len(wanted), sum(result.key in wanted for result in done)
+        if count < whole:
+            self.talk.say(f"{self.arm.name}: {whole - count} of {whole} pictures to draw")
 
         def on_result(result: EvalResult, picture: Image.Image | None) -> None:
             nonlocal count
             folder.add(result, picture)
             count += 1
-            if count % 50 == 0 or count == len(chosen):
-                self.talk.say(f"{self.arm.name}: {count}/{len(chosen)}")
+            if count % 50 == 0 or count == whole:
+                self.talk.say(f"{self.arm.name}: {count}/{whole}")
             if interrupt.pressed:
                 raise CancelledError("stopped; what was drawn is kept, and the same command goes on")
 
@@ -283,7 +302,7 @@ class _Drawing:
         with Interrupt("stopping after this picture; Ctrl-C again stops at once") as interrupt:
             listen = say_remarks(self.talk)
             return evaluate(
-                generate, chosen, seed=self.choice.seed, done=done,
+                generate, chosen, images_per_prompt=self.claim.images, seed=self.choice.seed, done=done,
                 rewrite=None if reasoner is None else lambda text: reasoner.prompt_for(session, text, listen),
                 on_result=on_result,
             )  # fmt: skip
@@ -315,7 +334,8 @@ class _Drawing:
         said = {key: value for key, value in asked.plan.data().items() if key != "why"} if asked is not None else "off"
         return resolved, asked, {
             "arm": arm.name, "model": request.model, "weights": identity, "fingerprint": fingerprint(),
-            "verifier": VERSION, "steps": request.steps, "guidance": request.guidance, "width": request.width,
-            "height": request.height, "loras": [[use.sha256, use.scale] for use in request.loras],
-            "rl_strength": request.rl_strength, "seed": self.choice.seed, "reasoner": said,
+            "verifier": VERSION, "dtype": str(request.dtype), "steps": request.steps, "guidance": request.guidance,
+            "width": request.width, "height": request.height,
+            "loras": [[use.sha256, use.scale] for use in request.loras], "rl_strength": request.rl_strength,
+            "seed": self.choice.seed, "reasoner": said,
         }  # fmt: skip
