@@ -46,7 +46,7 @@ NO_AXIS = Axis(name="", values=(Wish(),), labels=("",))
 def read_axis(text: str, flag: str) -> Axis:
     """`guidance=1,3,5`, `seed=1..4`, `prompt=a red fish;a blue fish`: a field of the wish, and its values.
 
-    They stand between semicolons where there are some, else between commas; whole numbers may be a range. The field may
+    They stand between semicolons where there are some, else between commas; A..B are the whole numbers of a range. The field may
     be called by its flag. Raises UsageError.
     """
     name, sign, said = text.partition("=")
@@ -55,7 +55,9 @@ def read_axis(text: str, flag: str) -> Axis:
     if not sign or not all(parts):
         raise UsageError(f"{flag} {text!r} is no axis", hint=f"write {flag} guidance=1,3,5 or {flag} seed=1..4")
     words = [
-        word for part in parts for word in (_range(part, flag) if row.kind is int or row.name == "seeds" else [part])
+        word
+        for part in parts
+        for word in (_range(part, flag) if row.kind in (int, float) or row.name == "seeds" else [part])
     ]
     shown = name.strip()
     return Axis(

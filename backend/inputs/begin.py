@@ -63,8 +63,12 @@ def decide_beginning(
 
 
 def warn_without_init(wish: Wish, warn: Warn) -> None:
-    """Name what means nothing without a picture to begin from."""
-    for name, value in (("--strength", wish.strength), ("--mask", wish.mask), ("--fit", wish.fit)):
+    """Name what means nothing without a picture to begin from. Raises UsageError for a mask: the picture was forgotten."""
+    if wish.mask is not None:
+        raise UsageError(
+            "--mask says what of a picture is drawn anew, and there is no --init", hint="add --init PICTURE"
+        )
+    for name, value in (("--strength", wish.strength), ("--fit", wish.fit)):
         if value is not None:
             warn(f"{name} is ignored: there is no --init")
 

@@ -18,6 +18,7 @@ def test_axes() -> None:
     )
     assert read_axis("cfg=3", "--x").values == (Wish(guidance=3.0),)
     assert read_axis("seed=1..3,9", "--x").values == tuple(Wish(seeds=(seed,)) for seed in ("1", "2", "3", "9"))
+    assert read_axis("guidance=1..3", "--x").values == tuple(Wish(guidance=g) for g in (1.0, 2.0, 3.0))
     assert read_axis("steps=4..6", "--x").values == (Wish(steps=4), Wish(steps=5), Wish(steps=6))
     assert read_axis("prompt=a, b;c", "--x").values == (Wish(prompt="a, b"), Wish(prompt="c"))
     assert read_axis("sampler=euler,dpmpp_2m", "--y").values[1] == Wish(sampler=Sampler.dpmpp_2m)

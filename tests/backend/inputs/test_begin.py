@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.errors import LensError
+from backend.errors import LensError, UsageError
 from backend.inputs.begin import last_pass
 from backend.picture.metadata import make_record, wish_from
 from backend.requests import build_request
@@ -113,10 +113,15 @@ def test_what_cannot_be(here: Path, wish: dict[str, Any], said: str) -> None:
 
 def test_what_means_nothing_is_said(here: Path) -> None:
     said: list[str] = []
-    request = build(said, strength=0.5, mask="m.png", fit=Fit.extend, hires_strength=0.5, amount=0.5)
-    assert [text.split(" is ")[0] for text in said] == ["--strength", "--mask", "--fit", "--hires-strength", "--amount"]
-    given = (request.strength, request.mask, request.fit, request.hires_strength, request.amount)
-    assert given == (None,) * 5
+    request = build(said, strength=0.5, fit=Fit.extend, hires_strength=0.5, amount=0.5)
+    assert [text.split(" is ")[0] for text in said] == ["--strength", "--fit", "--hires-strength", "--amount"]
+    given = (request.strength, request.fit, request.hires_strength, request.amount)
+    assert given == (None,) * 4
+
+
+def test_a_mask_needs_a_picture() -> None:
+    with pytest.raises(UsageError, match="there is no --init"):
+        build(mask="m.png")
 
 
 def test_variations() -> None:

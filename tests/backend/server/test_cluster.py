@@ -1,7 +1,7 @@
 """A replica without Ray: an order and its events cross a machine's border as JSON, whatever types they had.
 
 Why it can be trusted: the lines are read back as the server reads those of a worker. That two nodes of Ray draw for
-one queue is shown by `python -m benchmarks.serve_cluster`.
+one queue is shown by `python -m benchmarks.serve.cluster`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Many clients at once, some of which cancel or go away: does every job end, and do memory and file handles stay level?
 
-    python -m benchmarks.serve_load [--clients 8] [--jobs 50] [--worker "python tests/backend/server/fake_worker.py"]
+    python -m benchmarks.serve.load [--clients 8] [--jobs 50] [--worker "python tests/backend/server/fake_worker.py"]
 
 Each client is a thread; of its jobs a fifth is cancelled at a random moment, a fifth is left by a client that
 does not come back, the rest is listened to until the end. Prints one JSON line; exits with 1 where a job has not ended
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=50, help="of each client")
-    fake = Path(__file__).resolve().parents[1] / "tests/backend/server/fake_worker.py"
+    fake = Path(__file__).resolve().parents[2] / "tests/backend/server/fake_worker.py"
     parser.add_argument("--worker", default=shlex.join([sys.executable, str(fake)]), help="the command that draws")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

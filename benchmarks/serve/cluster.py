@@ -1,6 +1,6 @@
 """Two local Ray nodes draw for one queue, and one of them is killed in the middle: is every picture there, once?
 
-    python -m benchmarks.serve_cluster [--jobs 6] [--pictures 2] [--steps 2]
+    python -m benchmarks.serve.cluster [--jobs 6] [--pictures 2] [--steps 2]
 
 Lens-Nano on each node's one CPU. Prints one JSON line; exits with 1 where a job is lost or a picture made twice.
 """
