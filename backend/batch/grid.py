@@ -46,8 +46,8 @@ NO_AXIS = Axis(name="", values=(Wish(),), labels=("",))
 def read_axis(text: str, flag: str) -> Axis:
     """`guidance=1,3,5`, `seed=1..4`, `prompt=a red fish;a blue fish`: a field of the wish, and its values.
 
-    They stand between semicolons where there are some, else between commas; A..B are the whole numbers of a range. The field may
-    be called by its flag. Raises UsageError.
+    They stand between semicolons where there are some, else between commas; A..B are the whole numbers of a range. The
+    field may be called by its flag. Raises UsageError.
     """
     name, sign, said = text.partition("=")
     row = _row(name.strip(), flag)

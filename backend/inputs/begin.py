@@ -63,7 +63,10 @@ def decide_beginning(
 
 
 def warn_without_init(wish: Wish, warn: Warn) -> None:
-    """Name what means nothing without a picture to begin from. Raises UsageError for a mask: the picture was forgotten."""
+    """Name what means nothing without a picture to begin from.
+
+    Raises UsageError for a mask: the picture was forgotten.
+    """
     if wish.mask is not None:
         raise UsageError(
             "--mask says what of a picture is drawn anew, and there is no --init", hint="add --init PICTURE"
