@@ -2,7 +2,7 @@
 
 What the decoder sees is a third what the transformer makes of a latent (the last steps of its sampling, from a drawn
 picture that was noised), and else the encoder's latent with noise of a random strength, so that what is decoded in use
-is what was trained on. Whole pictures of every base and shape; some on pure white paper.
+is what was trained on. Whole pictures of every base and shape; some on pure white paper, some of one flat place alone.
 
     python -m train.nano.decoder --run-dir runs/decoder            # again: goes on; the last line is the file
 """
@@ -65,6 +65,7 @@ class DecoderConfig:
     pair_share: float = 0.35  # of steps that decode those
     white_share: float = 0.12  # of scenes that are set on pure white
     grid_share: float = 0.5  # of scenes that are drawn as the transformer's were
+    flat_share: float = 0.1  # of steps that decode one flat place all over, where the weave shows
     gradient_weight: float = 0.5
     seed: int = 0
     workers: int = 1  # processes that draw
@@ -235,9 +236,29 @@ def _batch(
     image = as_pixels(images)
     with torch.no_grad():
         z = encode(vae, image)
+    if rng.random() < config.flat_share:
+        z, image = _flattened(z, image, rng)
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     strength = config.noise * torch.rand(len(z), 1, 1, 1, generator=generator)
     return z + strength * torch.randn(z.shape, generator=generator), image
+
+
+def _flattened(z_BChw: Tensor, image_BCHW: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """A flat place's latent repeated over the whole picture, which its one colour fills; without one, the picture."""
+    z, image = z_BChw.clone(), image_BCHW.clone()
+    for number in range(len(z)):
+        if places := flat_places(image[number : number + 1]):
+            row, column = rng.choice(places)
+            z[number] = z_BChw[number, :, row : row + 1, column : column + 1]
+            image[number] = image_BCHW[number, :, row * GRID : row * GRID + 1, column * GRID : column * GRID + 1]
+    return z, image
+
+
+def flat_places(image_1CHW: Tensor) -> list[tuple[int, int]]:
+    """(row, column) of the cells of 16 pixels that have one colour, as all of their eight neighbours have it."""
+    most, least = (F.max_pool2d(sign * image_1CHW, 3 * GRID, GRID, GRID) for sign in (1, -1))
+    flat = (most + least).amax(1)[0] == 0
+    return [(row + 1, column + 1) for row, column in flat[1:-1, 1:-1].nonzero().tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------- measures
@@ -286,9 +307,8 @@ def _weave(vae: AutoencoderKLFlux2, scenes: int, period: int = GRID) -> float:
         rng = random.Random(f"decoder weave {number}")
         image = as_pixels(np.array(render(sample_scene(rng, held_out=None), 256, 256))[None])
         z = encode(vae, image)
-        flat = (F.max_pool2d(image, 48, 16, 16) + F.max_pool2d(-image, 48, 16, 16)).amax(1)[0] == 0
-        for row, column in flat[1:-1, 1:-1].nonzero().tolist()[::25]:
-            cell = z[:, :, row + 1 : row + 2, column + 1 : column + 2].expand(-1, -1, 16, 16)
+        for row, column in flat_places(image)[::25]:
+            cell = z[:, :, row : row + 1, column : column + 1].expand(-1, -1, 16, 16)
             inner = decode(vae, cell.contiguous())[0, :, 64:-64, 64:-64]
             folded = inner.reshape(3, 128 // period, period, 128 // period, period).mean((1, 3))
             found.append((folded - folded.mean((1, 2), keepdim=True)).square().mean())
@@ -300,9 +320,12 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=DecoderConfig.steps)
     parser.add_argument("--pairs", type=int, default=DecoderConfig.pairs)
+    parser.add_argument("--learning-rate", type=float, default=DecoderConfig.learning_rate)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args()
-    config = DecoderConfig(run_dir=told.run_dir, steps=told.steps, pairs=told.pairs, seed=told.seed)
+    config = DecoderConfig(
+        run_dir=told.run_dir, steps=told.steps, pairs=told.pairs, learning_rate=told.learning_rate, seed=told.seed
+    )
     vae = run(config)
     print({name: round(value, 3) for name, value in measure(vae).items()})
     path = config.run_dir / "vae.safetensors"

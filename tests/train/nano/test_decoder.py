@@ -57,3 +57,21 @@ def test_white_paper_is_pure_white() -> None:
     scene = replace(sample_scene(random.Random(0)), background=Background(plain="white"))
     corners = np.array(render(scene, 64, 64))[[0, 0, -1, -1], [0, -1, 0, -1]]
     assert (corners == 255).all()
+
+
+def test_flat_places_are_told_and_repeated() -> None:
+    """Cells with all their neighbours of one colour, in a picture whose only other colour is one column of pixels."""
+    image = torch.full((1, 3, 80, 96), 0.5)
+    image[..., 90] = -1.0  # in the last column of cells
+    assert decoder.flat_places(image) == [(row, column) for row in (1, 2, 3) for column in (1, 2, 3)]
+    image[0, :, 40, 40] = (
+        0.0  # in the cell of row 2, column 2: a neighbour of all but (row, 4), which is beside the line
+    )
+    assert decoder.flat_places(image) == []
+    image[0, :, 40, 40] = 0.5
+    z = torch.arange(30.0).reshape(1, 1, 5, 6).expand(1, 4, 5, 6)
+    latent, picture = decoder._flattened(z, image, random.Random(1))  # pyright: ignore[reportPrivateUsage]
+    assert (picture == 0.5).all() and (latent == latent[0, 0, 0, 0]).all() and latent[0, 0, 0, 0] in z[0, 0, 1:4, 1:4]
+    image[:] = torch.rand(image.shape)
+    latent, picture = decoder._flattened(z, image, random.Random(1))  # pyright: ignore[reportPrivateUsage]
+    assert torch.equal(latent, z) and torch.equal(picture, image)  # nothing flat
