@@ -111,6 +111,14 @@ def test_run_does_all_and_then_nothing(data, photos: Path, tmp_path: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*.parquet")} == tables
 
 
+def test_the_filter_that_took_the_most_is_named(data, photos: Path, tmp_path: Path) -> None:
+    words = (str(tmp_path / "work"), str(photos / "photos"), "--workers", "0", "--set", "report.near=1")
+    run = data("run", *words, "--set", "select.entropy=8", "--json")
+    error = run.json["error"]
+    assert run.code == 8 and "entropy the most" in error["message"], error
+    assert "--set select.entropy=none" in error["hint"]
+
+
 LATE = (  # what a later stage of `run` refuses, before the first one has read or written anything
     ("bucket.upscale=9", "upscale"), ("bucket.upscal=2", "bucket has no such setting"),
     ("pack.format=gif", "gif"), ("select.photos.entropy=x", "'x' is not"), ("select.other.entropy=3", "no source"),

@@ -8,8 +8,10 @@ from backend.errors import PartialBatchError, counted, human_bytes
 from lens_cli.work.train.data.call import Call, run_todo, span, tell_reasons
 from train.data import pack_stages
 from train.data.buckets import TOO_SMALL, BucketConfig
+from train.data.filters import FILTERS
 from train.data.report import totals
 from train.data.scan import planned
+from train.data.select import Funnel, funnel
 from train.data.settings import section, write_section
 from train.data.tars.pack import PackConfig
 
@@ -22,14 +24,21 @@ CAPTIONS = (
 )
 
 
-def _nothing_packed(without: Counter[str]) -> PartialBatchError:
+def _nothing_packed(without: Counter[str], dropped: Funnel) -> PartialBatchError:
     """The error for a work folder of which no picture reaches the tars: its commonest reason and what to do."""
     total = without.total()
     if not total:
+        hint = "lens train data report WORK shows which"
+        if not dropped.first:
+            return PartialBatchError("no picture is left to pack: the stages before dropped all of them", hint=hint)
+        name = max(dropped.first, key=lambda name: dropped.first[name])
+        if limits := FILTERS[name].limits:
+            off = " ".join(f"select.{limit}=none" for limit in limits)
+            hint += f"; without that filter: lens train data run WORK --set {off}"
         return PartialBatchError(
-            "no picture is left to pack: the stages before dropped all of them",
-            hint="lens train data report WORK shows which; without a filter: lens train data run WORK --set "
-            "select.area=none",
+            f"no picture is left to pack: the filters took {dropped.pictures - dropped.kept:,} of {dropped.pictures:,}, "
+            f"{name} the most, {dropped.first[name]:,}",
+            hint=hint,
         )
     reason, count = without.most_common(1)[0]
     hint = CAPTIONS if "caption" in reason else "smaller pictures: --set bucket.bases=512 or bucket.upscale=1.34"
@@ -87,7 +96,7 @@ class PackCommand:
         call.talk.say(f"pack: {counted(found.pictures, 'picture')} in {tars}, {human_bytes(size)}")
         tell_reasons(call, found.without, "not packed: ")
         if not found.pictures:
-            raise _nothing_packed(found.without)
+            raise _nothing_packed(found.without, funnel(call.work, self.shards))
         call.talk.data(folder)
         told = {"pictures": found.pictures, "tars": len(found.tars), "bytes": size, "without": found.without}
         call.talk.result({"path": str(folder), **told})
