@@ -31,13 +31,14 @@ def _nothing_packed(without: Counter[str], dropped: Funnel) -> PartialBatchError
         hint = "lens train data report WORK shows which"
         if not dropped.first:
             return PartialBatchError("no picture is left to pack: the stages before dropped all of them", hint=hint)
+        taken = dropped.pictures - dropped.kept
         name = max(dropped.first, key=lambda name: dropped.first[name])
         if limits := FILTERS[name].limits:
             off = " ".join(f"select.{limit}=none" for limit in limits)
             hint += f"; without that filter: lens train data run WORK --set {off}"
         return PartialBatchError(
-            f"no picture is left to pack: the filters took {dropped.pictures - dropped.kept:,} of {dropped.pictures:,}, "
-            f"{name} the most, {dropped.first[name]:,}",
+            f"no picture is left to pack: of {dropped.pictures:,} the filters took {taken:,}, {name} the most "
+            f"({dropped.first[name]:,})",
             hint=hint,
         )
     reason, count = without.most_common(1)[0]
