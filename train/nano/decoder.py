@@ -29,6 +29,7 @@ from backend.checkpoints.resolve import ModelFiles, resolve_model
 from backend.checkpoints.tokenizer_files import load_tokenizer
 from backend.checkpoints.write_safetensors import write_vae
 from backend.denoising import latents
+from backend.errors import CancelledError
 from backend.loading import load_text_encoder, load_transformer, load_vae
 from backend.model.autoencoder import AutoencoderKLFlux2, encode_mean, latent_statistics
 from backend.model.decode import decode_latent
@@ -326,7 +327,10 @@ def main() -> None:
     config = DecoderConfig(
         run_dir=told.run_dir, steps=told.steps, pairs=told.pairs, learning_rate=told.learning_rate, seed=told.seed
     )
-    vae = run(config)
+    try:
+        vae = run(config)
+    except CancelledError as error:
+        raise SystemExit(f"{error}; {error.hint}") from None
     print({name: round(value, 3) for name, value in measure(vae).items()})
     path = config.run_dir / "vae.safetensors"
     write_vae(path, vae.state_dict(), resolve_model(config.model).preset.params.vae)
