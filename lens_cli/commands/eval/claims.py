@@ -18,7 +18,7 @@ def claims(
     to: Annotated[
         Path | None,
         typer.Option(
-            "--to", help="The table, Markdown, with its numbers beside it as .json.  [default: OUT/evidence.md]"
+            "--to", help="The table, Markdown, with its numbers beside it as .json \\[default: OUT/evidence.md]"
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=7, help="So many prompts of 350, of all kinds.")] = None,
