@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Plan:
     folder: Path  # of pictures whose client may name no other
     memory: int | None = None  # bytes that an idle model may hold; None: any
     leave_when_idle: bool = False  # end when nobody has wanted anything for that long
+    any_port: bool = False  # another one where that of `place` is taken, as by another user of this machine
 
 
 def make_plan(
@@ -71,6 +73,7 @@ def make_plan(
     return Plan(
         place=place, api_key=key, keep_alive=KEEP_ALIVE if kept is None else parse_time(kept), folder=folder,
         memory=None if memory is None else parse_bytes(memory, "--memory"), leave_when_idle=leave_when_idle,
+        any_port=leave_when_idle and host is None and port is None and settings.host is None,
     )  # fmt: skip
 
 
@@ -88,7 +91,7 @@ def serve(plan: Plan, settings: Settings, drawers: Sequence[Drawer], *, say: Cal
     """Serve until it is stopped. `say` is told where. Raises BusyError where another one runs or the port is taken."""
     lock, place, file = _only_one(), plan.place, server_file()
     try:
-        listener = _listen(place)
+        listener = _listen(place, plan.any_port)
         try:
             asyncio.run(_serve(plan, settings, drawers, listener, file, say))
         finally:
@@ -117,7 +120,7 @@ def _only_one() -> FileLock:
     return lock
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(place: Place, any_port: bool = False) -> socket.socket:
     """Raises BusyError for a port that is taken, UsageError for an address that is not of this machine."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)[0]
@@ -126,7 +129,10 @@ def _listen(place: Place) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
     except OSError as error:
-        kind_of = BusyError if error.errno == 98 or "in use" in str(error) else UsageError
+        taken = error.errno == errno.EADDRINUSE
+        if taken and any_port:
+            return _listen(replace(place, port=0))
+        kind_of = BusyError if taken else UsageError
         raise kind_of(f"cannot listen on {place.url}: {os_reason(error)}", hint="name another with --port") from error
     return listener
 

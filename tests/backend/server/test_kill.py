@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -164,3 +165,22 @@ def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(LensError):
             client.status()
     assert find_server(Settings()) is None and not queue_file().exists()
+
+
+def test_two_people_on_one_machine_each_have_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command starts on its own finds another port where the usual one is taken, unless one was named."""
+    import socket
+
+    monkeypatch.setenv("LENS_HOME", str(tmp_path))
+    monkeypatch.setattr("backend.server.serve.LINGER", 0.1)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        plan = make_plan(Settings(), leave_when_idle=True, keep_alive="0.1")
+        heard: list[str] = []
+        serve(replace(plan, place=replace(plan.place, port=port)), Settings(), [], say=heard.append)
+        assert heard[0].startswith("lens serves http://127.0.0.1:") and f":{port}," not in heard[0]
+        named = Settings(host=f"127.0.0.1:{port}")
+        with pytest.raises(BusyError, match="cannot listen"):
+            serve(make_plan(named, leave_when_idle=True), named, [], say=print)
