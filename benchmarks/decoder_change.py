@@ -74,9 +74,7 @@ def _latents(files: ModelFiles, chosen: tuple[NanoPrompt, ...], out: Path) -> Ca
     network = load_transformer(files, torch.float32, CPU)
     choose_attention(network, CPU)
     preset = files.preset
-    how = How(
-        steps=preset.steps, guidance=preset.guidance, at_once=1, compute="bfloat16", sampler=Sampler.euler
-    )  # fmt: skip
+    how = How(steps=preset.steps, guidance=preset.guidance, at_once=1, compute="bfloat16", sampler=Sampler.euler)
     grid = grid_of((preset.default_base, preset.default_base))
     ids = {seed_of(prompt, 0, 0): prompt.id for prompt in chosen}
 

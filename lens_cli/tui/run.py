@@ -71,7 +71,8 @@ def watch_terminal(app: LensApp) -> None:
     gone.register(sys.stdin, 0)  # of nothing but that it hung up, which needs no asking
 
     def wait() -> None:
-        gone.poll()
+        if not any(event & (select.POLLHUP | select.POLLERR) for _, event in gone.poll()):
+            return  # POLLNVAL: a system that cannot watch terminals, such as macOS
         last = threading.Timer(GRACE, os._exit, (HUNG_UP,))  # whatever the app waits for: nobody sees it
         last.daemon = True
         last.start()

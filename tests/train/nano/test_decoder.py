@@ -64,9 +64,8 @@ def test_flat_places_are_told_and_repeated() -> None:
     image = torch.full((1, 3, 80, 96), 0.5)
     image[..., 90] = -1.0  # in the last column of cells
     assert decoder.flat_places(image) == [(row, column) for row in (1, 2, 3) for column in (1, 2, 3)]
-    image[0, :, 40, 40] = (
-        0.0  # in the cell of row 2, column 2: a neighbour of all but (row, 4), which is beside the line
-    )
+    # In the cell of row 2, column 2: a neighbour of all but (row, 4), which is beside the line.
+    image[0, :, 40, 40] = 0.0
     assert decoder.flat_places(image) == []
     image[0, :, 40, 40] = 0.5
     z = torch.arange(30.0).reshape(1, 1, 5, 6).expand(1, 4, 5, 6)
