@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from backend import paths
-from backend.disk import write_atomic, write_error
+from backend.disk import read_error, write_atomic, write_error
 from backend.errors import FileError, UsageError, os_reason
 from backend.settings import CacheSettings
 
@@ -169,9 +169,9 @@ def entries(folder: Path, suffix: str) -> list[CacheFile]:
     except NotADirectoryError as error:
         if not os.path.lexists(folder):  # it would lie below a path that is a file
             return []
-        raise FileError(f"cannot read {folder}: {os_reason(error)}") from error
+        raise read_error(folder, error) from error
     except OSError as error:
-        raise FileError(f"cannot read {folder}: {os_reason(error)}") from error
+        raise read_error(folder, error) from error
     return sorted(found, key=lambda entry: (entry.used, entry.path))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from backend.checkpoints.identity import known_sha256
+from backend.disk import read_error
 from backend.errors import FileError
 from backend.inputs.files import see, see_mask
 from backend.sizes import GRID
@@ -121,7 +122,7 @@ def _unchanged(wanted: InputPicture) -> Path:
     try:
         found = known_sha256(path)
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
+        raise read_error(path, error) from error
     if found != wanted.sha256:
         raise FileError(f"{path} has changed since it was asked for", hint="run it again")
     return path

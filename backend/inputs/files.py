@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backend.disk import meant_instead
-from backend.errors import FileError, human_bytes, os_reason
+from backend.disk import meant_instead, read_error
+from backend.errors import FileError, human_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -75,7 +75,7 @@ def look_at(path: Path) -> Shape:
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     if size > FILE_BYTES:
         raise FileError(f"{path} has {human_bytes(size)}; the limit is {human_bytes(FILE_BYTES)}")
     with open_image(path) as image:

@@ -16,8 +16,8 @@ from tomlkit.exceptions import TOMLKitError
 
 from backend import fields as typed
 from backend import paths, settings
-from backend.disk import make_folder, write_atomic
-from backend.errors import FileError, UsageError, joined, os_reason
+from backend.disk import make_folder, read_error, write_atomic
+from backend.errors import UsageError, joined
 from backend.foreign import documents
 from backend.packing.schemes import quant_help
 from backend.settings import USER_ONLY, Settings
@@ -141,7 +141,7 @@ def _read(path: Path) -> tomlkit.TOMLDocument:
     except (FileNotFoundError, NotADirectoryError):
         return tomlkit.document()
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     except documents.Unreadable as error:
         raise UsageError(f"{path} {error}", hint="lens config edit") from error
     except TOMLKitError as error:  # what Python reads and this library does not

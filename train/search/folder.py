@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from backend.cache.lines import JsonLines
-from backend.disk import file_sha256, make_folder, path_below, write_atomic
+from backend.disk import file_sha256, make_folder, path_below, read_error, write_atomic
 from backend.errors import FileError, UsageError, os_reason
 from backend.foreign import documents
 from train.overrides import as_json, from_json
@@ -62,7 +62,7 @@ class CheckedLines:
             if len(whole) < len(data) and not read_only:
                 os.truncate(path, len(whole))
         except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+            raise read_error(path, error) from error
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             self.rows.append(self._checked(line, number))
         self._lines = JsonLines(path)
@@ -237,7 +237,7 @@ def _read_config(path: Path) -> tuple[SearchConfig, dict[str, Any]]:
         said: Any = documents.parse_json(documents.read_bytes(at))
         version, whole = said["version"], said.pop("sha256")
     except OSError as error:
-        raise FileError(f"cannot read {at}: {os_reason(error)}") from error
+        raise read_error(at, error) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{at} is damaged", hint="restore it") from None
     if version != VERSION:
@@ -256,7 +256,7 @@ def _read_requests(path: Path, frozen: Mapping[str, Any]) -> tuple[Request, ...]
             raise FileError(f"{at} was changed after the search began", hint="restore it")
         lines = at.read_text("utf-8").splitlines()
     except OSError as error:
-        raise FileError(f"cannot read {at}: {os_reason(error)}") from error
+        raise read_error(at, error) from error
     try:
         return tuple(parse_request(line) for line in lines)
     except ValueError as error:  # the bytes are what was written, so another version wrote them

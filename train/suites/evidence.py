@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from backend.disk import os_reason, write_atomic
+from backend.disk import read_error, write_atomic
 from backend.errors import FileError
 from backend.foreign import documents
 from train.suites.claims import CLAIMS, UNMEASURED, Finding, page, recorded_finding, verdict_of
@@ -42,7 +42,7 @@ def read_rows(path: Path) -> dict[str, Row]:
         rows = {claim.id: whole["claims"][claim.id] for claim in CLAIMS if claim.id in whole["claims"]}
         return {name: Row(finding=_finding(name, row), arms=dict(row["arms"])) for name, row in rows.items()}
     except OSError as error:
-        raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+        raise read_error(path, error) from error
     except (ValueError, TypeError, KeyError) as error:
         raise FileError(f"{path} is damaged: {error}", hint="delete it, or write the table elsewhere: --to") from error
 

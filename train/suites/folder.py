@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from backend.cache.lines import JsonLines
-from backend.disk import make_folder, path_below, write_atomic
-from backend.errors import FileError, UsageError, os_reason
+from backend.disk import make_folder, path_below, read_error, write_atomic
+from backend.errors import FileError, UsageError
 from backend.foreign import documents
 from train.suites.prompts import SuitePrompt
 
@@ -122,7 +122,7 @@ class RunFolder:
         try:
             found = documents.parse_json(documents.read_bytes(path, 1 << 20))
         except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+            raise read_error(path, error) from error
         except documents.Unreadable:
             raise FileError(f"{path} is damaged: it is no JSON", hint="draw into another --out") from None
         if not isinstance(found, dict) or not isinstance(cast("dict[str, Any]", found).get("suite"), str):

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from backend.disk import path_below
+from backend.disk import path_below, read_error
 from backend.errors import FileError, UsageError, first_line, os_reason
 from backend.foreign.documents import parse_json
 from train.data.tars.pack import read_members
@@ -234,7 +234,7 @@ class TarReader:
         try:
             block = os.pread(self._handle(path), nbytes, offset)
         except OSError as error:
-            raise FileError(f"cannot read {path}: {os_reason(error)}") from error
+            raise read_error(path, error) from error
         if hashlib.sha256(block).digest()[:8] != int(bucket.digest[number]).to_bytes(8, "big"):
             raise FileError(f"{path} is not what was packed: the sample at byte {offset:,} changed", hint=_again(path))
         try:

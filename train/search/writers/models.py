@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from backend.chat.address import Label, make_address
 from backend.chat.client import Client, NotUnderstood
 from backend.chat.replies import ChatReply, Message
-from backend.disk import write_atomic
-from backend.errors import FileError, ReplyError, UsageError, os_reason
+from backend.disk import read_error, write_atomic
+from backend.errors import FileError, ReplyError, UsageError
 from prompts import search_text
 from train.search.config import LocalWriter, WriterEndpoint
 from train.search.writers.task import PersonAsked, Proposal, Task
@@ -179,4 +179,4 @@ class PersonWriter:
         except UnicodeDecodeError:
             raise FileError(f"{self.path} is not UTF-8 text", hint="save it as UTF-8") from None
         except OSError as error:
-            raise FileError(f"cannot read {self.path}: {os_reason(error)}") from error
+            raise read_error(self.path, error) from error
