@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -235,6 +236,8 @@ def as_lens_error(error: BaseException) -> LensError:
             return UsageError(f"{command} needs a command")
         if (unknown := _unknown_command(error, context)) is not None:
             return unknown
+        if (unread := _unread_number(error, command)) is not None:
+            return unread
         # "Value error, " is pydantic's, which reads the values for Typer.
         return UsageError(error.format_message().replace("Value error, ", ""), hint=f"{command} --help")
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -249,6 +252,22 @@ def as_lens_error(error: BaseException) -> LensError:
     return LensError(
         f"internal error: {type(error).__name__}: {error}", hint="this is a bug; LENS_DEBUG=1 shows where it happened"
     )
+
+
+def _unread_number(error: typer.TyperException, command: str) -> UsageError | None:
+    """The error for a value that is no number, in our words instead of pydantic's, which reads the values for Typer."""
+    param, errors = getattr(error, "param", None), getattr(error.__cause__, "errors", None)
+    if param is None or errors is None:
+        return None
+    found = errors()[0]
+    kind = {"int": "whole number", "float": "number"}.get(found["type"].split("_")[0])
+    if kind is None:
+        return None
+    flag = param.opts[0]
+    hint = f"{command} --help"
+    if command == "lens gen" and re.search(r",|\.\.", str(found["input"])):
+        hint = f"several values against each other: lens grid PROMPT --x {flag.lstrip('-')}={found['input']}"
+    return UsageError(f"{flag} {found['input']!r} is not a {kind}", hint=hint)
 
 
 def _unknown_command(error: typer.TyperException, context: Any) -> UsageError | None:

@@ -50,6 +50,23 @@ def test_a_wrong_choice_is_said_in_plain_words(
     assert "'ddim' is not one of 'euler', 'dpmpp_2m'" in said and "Value error" not in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--steps", "x"), "--steps 'x' is not a whole number\nhint: lens gen --help"),
+        (("--steps", "1.5"), "--steps '1.5' is not a whole number\nhint: lens gen --help"),
+        (("-n", "many"), "--num 'many' is not a whole number\n"),
+        (("--guidance", "1,3"), "--guidance '1,3' is not a number\nhint: several values against each other: lens grid "
+         "PROMPT --x guidance=1,3"),
+        (("--cfg", "1..3"), "--guidance '1..3' is not a number\n"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_said_in_plain_words(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert f"error: {said}" in real_inside(monkeypatch, capfd, "gen", "a fish", *words).err
+
+
 def commands(inside: dict[str, Any], above: str = "lens") -> Iterator[tuple[str, Any]]:
     """(its words, Typer's command) of every command and group."""
     for name, command in inside.items():
