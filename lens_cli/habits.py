@@ -28,6 +28,15 @@ COMMANDS = {
     "log": "lens history",
     "logs": "lens history",
     "gallery": "lens history, or lens tui",
+    **dict.fromkeys(("search", "find"), 'lens history -q "red fish"'),
+    **dict.fromkeys(("queue", "jobs", "status"), "lens ps"),
+    "cancel": "lens stop JOB",
+    **dict.fromkeys(("upscale", "enlarge"), 'lens gen "a blue fish" --init PICTURE --hires 2x'),
+    "batch": "lens gen --prompts FILE",
+    "loras": "lens help lora",
+    "styles": "lens help styles",
+    "prompts": "lens help prompts",
+    "settings": "lens config show --all",
 }
 # Sub-commands by what they are called elsewhere, below each group.
 INSIDE: dict[str, dict[str, str]] = {
