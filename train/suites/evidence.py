@@ -53,7 +53,7 @@ def _finding(name: str, row: Mapping[str, Any]) -> Finding:
     low, high = (float(end) for end in row["interval"])
     return Finding(
         claim=claim, verdict=verdict_of(claim, (low, high)), before=float(row["before"]), after=float(row["after"]),
-        difference=float(row["difference"]), interval=(low, high), prompts=int(row["prompts"]),
+        difference=float(row["difference"]), interval=(low, high), pairs=int(row["pairs"]),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def write_rows(path: Path, rows: Mapping[str, Row]) -> None:
     write_atomic(path, json.dumps({"format": FORMAT, "claims": claims}, indent=1).encode())
 
 
-_KEPT = ("before", "after", "difference", "interval", "prompts")
+_KEPT = ("before", "after", "difference", "interval", "pairs")
 
 
 def still_true(rows: Mapping[str, Row], arms: Arms) -> dict[str, Row]:

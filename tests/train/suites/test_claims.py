@@ -43,7 +43,7 @@ def test_an_interval_decides(claim: str, interval: tuple[float, float], verdict:
 
 def test_findings_of_known_answers() -> None:
     gained, none = finding(BY_ID["rl"], *reports(10, 30)), finding(BY_ID["rl"], *reports(20, 21))
-    assert gained.verdict == SHOWN and gained.difference == pytest.approx(0.5) and gained.prompts == 40
+    assert gained.verdict == SHOWN and gained.difference == pytest.approx(0.5) and gained.pairs == 40
     assert none.verdict == NOT_SHOWN and (none.before, none.after) == (0.5, 0.525)
     assert finding(BY_ID["rl"], *reports(30, 10)).verdict == OPPOSITE
     assert finding(BY_ID["turbo"], *reports(40, 40)).interval[0] > -0.06  # type: ignore[index]
@@ -71,6 +71,7 @@ def test_the_table_has_every_claim_once_and_the_papers_numbers() -> None:
         "0.930 → 0.914",
         "0.832 → 0.869",
         "0.868 → 0.926",
+        "three pictures of each prompt, drawn with an earlier decoder",
     ):
         assert number in text, number
     assert all(arm.role in ROLES and (arm.prompt is None or arm.prompt in ROLES) for arm in arms_of(CLAIMS))
