@@ -14,6 +14,7 @@ from backend.errors import UsageError
 from backend.picture.outputs import OutputPlan
 from backend.types import ImageFormat, Sampler
 from backend.wish import Wish
+from tests.properties import steady
 
 BASE = Wish(steps=8, negative_prompt="fog", ar="1:1", wildcard_seed=3)
 
@@ -76,6 +77,7 @@ def test_keys_tell_what_is_asked_apart_from_how_many_and_where() -> None:
     assert keys("a", Wish(steps=3)) != first[:1] and keys("a", Wish(steps=2, model="lens")) != first[:1]
 
 
+@steady()
 @given(st.lists(st.integers(0, 3), max_size=6), st.lists(st.integers(0, 3), max_size=6))
 def test_what_remains(seeds: list[int], done: list[int]) -> None:
     left = remaining(seeds, done, drawn=False)

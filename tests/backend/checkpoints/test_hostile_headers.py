@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.checkpoints.config_files import read_json, text_encoder_params, transformer_params, vae_params
@@ -20,6 +20,7 @@ from backend.checkpoints.headers import read_header
 from backend.checkpoints.layouts import diffusers
 from backend.errors import CheckpointError
 from backend.params import VAEParams
+from tests.properties import steady
 
 TENSOR = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
@@ -89,7 +90,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=2_000, max_examples=60)
+@steady(60)
 @given(st.fixed_dictionaries({}, optional={key: VALUES for key in ("dtype", "shape", "data_offsets")}) | VALUES, VALUES)
 def test_any_entry_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, told: Any, metadata: Any) -> None:
     path = safetensors(tmp_path_factory.mktemp("fuzz"), json.dumps({"a": told, "__metadata__": metadata}))
@@ -111,7 +112,7 @@ def test_the_config_below_is_a_good_one() -> None:
     assert text_encoder_params(CONFIG, "x").num_hidden_layers == 4
 
 
-@settings(deadline=2_000, max_examples=150)
+@steady(150)
 @given(st.sampled_from([*CONFIG, "lens_template", "layer_types"]), VALUES)
 def test_any_value_of_a_text_encoder_s_config_is_read_or_refused(key: str, value: Any) -> None:
     try:
@@ -120,7 +121,7 @@ def test_any_value_of_a_text_encoder_s_config_is_read_or_refused(key: str, value
         assert len(str(error)) < 400
 
 
-@settings(deadline=2_000, max_examples=100)
+@steady(100)
 @given(st.dictionaries(st.sampled_from(list(vars(VAEParams()))), VALUES, max_size=3))
 def test_any_config_of_the_others_is_read_or_refused(config: dict[str, Any]) -> None:
     for read in (vae_params, transformer_params):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.foreign.documents import Unreadable, parse_json, parse_toml, read_bytes, read_text
+from tests.properties import steady
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 JSON = st.recursive(
@@ -25,11 +26,13 @@ JSON = st.recursive(
 )
 
 
+@steady()
 @given(JSON)
 def test_json_is_what_was_written(value: object) -> None:
     assert parse_json(json.dumps(value)) == value
 
 
+@steady()
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]",:0123456789eE.-+ NaIfinty\\u', max_size=200).map(str.encode))
 def test_any_bytes_are_a_document_or_unreadable(data: bytes) -> None:
     try:
