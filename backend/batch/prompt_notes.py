@@ -32,7 +32,12 @@ def prompt_notes(request: GenerationRequest, files: ModelFiles) -> list[str]:
     if (weight := _WEIGHT.search(asked)) is not None:
         found.append(f"{shown(weight[0])} weighs nothing here: it is read as plain words")
     asked = _FLAG.sub(" ", asked)
-    if (letters := _LETTERS.search(QUOTED.sub(" ", asked))) is not None and read_vocabulary(folder) is not None:
+    known = read_vocabulary(folder)
+    size = f"{request.width}x{request.height}"
+    if known is not None and known.letters_at and size not in known.letters_at and QUOTED.search(asked):
+        good = " or ".join(sorted(known.letters_at))
+        found.append(f"{name} has learnt letters at {good}: few words come out right at {size}")
+    if known is not None and (letters := _LETTERS.search(QUOTED.sub(" ", asked))) is not None:
         found.append(f'letters to draw go into quotation marks: "{letters[1]}"')
         asked = asked.replace(letters[1], " ")
     if (strange := unknown_words(asked, folder)) is not None:

@@ -29,6 +29,7 @@ class Vocabulary:
     lists: dict[str, tuple[str, ...]]  # what a person is shown: "things", "colours", "backgrounds", …
     words: frozenset[str]  # every word of its captions, in small letters
     notes: dict[str, str]  # to a list: what of it the model does seldom
+    letters_at: frozenset[str] = frozenset()  # "256x256": sizes at which words come out as asked; empty: any
 
 
 def read_vocabulary(folder: Path) -> Vocabulary | None:
@@ -38,7 +39,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         data = documents.parse_json(documents.read_bytes(path, _BYTES_LIMIT))
         lists = {str(name): tuple(map(str, words)) for name, words in data["lists"].items()}
         notes = {str(name): str(note) for name, note in data.get("notes", {}).items()}
-        return Vocabulary(lists=lists, words=frozenset(map(str, data["words"])), notes=notes)
+        sizes = frozenset(map(str, data.get("letters_at", ())))
+        return Vocabulary(lists=lists, words=frozenset(map(str, data["words"])), notes=notes, letters_at=sizes)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

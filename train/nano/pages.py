@@ -102,7 +102,8 @@ def page(found: dict[str, list[tuple[str, str, Image.Image]]]) -> str:
         "words; a prompt with others gets a line that names them. Every picture below is by the model itself, seed "
         f"{SEED}, base {BASE}; none was chosen. `lens models show nano` prints the same lists.\n",
         "What works best: one or two things, a colour for each, a plain pale background. Base 256 is what it was "
-        "trained at longest; at 128 things get lost, at 384 they double.\n",
+        "trained at longest; at 128 things get lost, at 384 they double. Words on signs need a picture of 256x256: at "
+        "other sizes few come out right.\n",
     ]
     for category, pictures in found.items():
         examples = " · ".join(f"`{prompt}`" for _, prompt, _ in pictures[:2])

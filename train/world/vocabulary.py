@@ -29,7 +29,12 @@ from train.world.scenes import (
 )
 from train.world.things import KINDS
 
-NOTES = {"styles": "all but the first arrive seldom: nine of ten pictures of its training were flat"}
+NOTES = {
+    "styles": "all but the first arrive seldom: nine of ten pictures of its training were flat",
+    "things": "the words on a sign come out in pictures of 256x256, at other sizes seldom",
+}
+# Of ten words each, right: 9 at 256x256; 3 at 288x224, 2 at 224x304, 1 at 352x176, 320x256 and 336x176, 0 at 304x224.
+LETTERS_AT = ("256x256",)
 SCENES = 2_000  # of each of the two ways to draw them: the last new word comes within the first half (tested)
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _QUOTED = re.compile(r"\"[^\"]*\"")
@@ -60,7 +65,7 @@ def vocabulary() -> dict[str, object]:
         "sizes": [*SIZES],
         "styles": [scene_text.style_name(style) for style in STYLES],
     }
-    return {"lists": lists, "notes": NOTES, "words": sorted(caption_words())}
+    return {"lists": lists, "notes": NOTES, "letters_at": LETTERS_AT, "words": sorted(caption_words())}
 
 
 def write_vocabulary(folder: Path) -> Path:
