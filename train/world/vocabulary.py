@@ -33,7 +33,8 @@ NOTES = {
     "styles": "all but the first arrive seldom: nine of ten pictures of its training were flat",
     "things": "the words on a sign come out in pictures of 256x256, at other sizes seldom",
 }
-# Of ten words each, right: 9 at 256x256; 3 at 288x224, 2 at 224x304, 1 at 352x176, 320x256 and 336x176, 0 at 304x224.
+# Of 50 words, right: 43 at 256x256; 21 at 224x224, 7 at 320x256, 3 at 336x176, 2 at 320x320. Of ten: 3 at 288x224, 2 at
+# 224x304, 1 at 352x176, 0 at 304x224.
 LETTERS_AT = ("256x256",)
 SCENES = 2_000  # of each of the two ways to draw them: the last new word comes within the first half (tested)
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
